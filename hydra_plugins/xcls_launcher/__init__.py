@@ -1,0 +1,1 @@
+"""Launchers of the suite; Hydra finds plugins under `hydra_plugins` alone."""

@@ -1,0 +1,70 @@
+"""Turns what runs left behind into tables, a verdict, plots and a page. See conf/report.yaml, README.md. No torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors, and `refuse` below words them
+
+import hydra  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.errors import HydraException  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+
+from xcls.report.settings import FamilyClaims, Settings  # noqa: E402
+from xcls.schema import UserError, flatten, nearest  # noqa: E402
+
+KEYS = [
+    *flatten(asdict(Settings())),
+    "claims",
+    *(f"claims.families.performer.{name}" for name in asdict(FamilyClaims())),
+]
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="report")
+def main(cfg: DictConfig) -> None:
+    """Writes the report and prints its table. Ends the process with 2 for a bad input."""
+    try:
+        if isinstance(cfg.runs, str):  # runs=multirun/quick
+            cfg.runs = [cfg.runs]
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), cfg))
+        keys = [override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task]
+        typed = [key.partition(".")[2] for key in keys if key.split(".")[0] == "claims"]
+        from xcls.report.write import write_report  # matplotlib, only now
+
+        print(write_report(settings, typed=typed, root=Path.cwd()), end="")
+    except (UserError, OmegaConfBaseException) as fault:  # here, or Hydra adds a line of its own
+        sys.exit(refuse(fault))
+
+
+def refuse(error: Exception) -> int:
+    """Prints one message for a bad input and gives the exit code 2."""
+    print(f"report.py: {error if isinstance(error, UserError) else word(error)}", file=sys.stderr)
+    return 2
+
+
+def word(error: Exception) -> str:
+    """An error of Hydra or OmegaConf in one message: the key, what is wrong, the nearest valid key."""
+    text, cause = str(error).strip(), error.__cause__ or error
+    first = text.splitlines()[0]
+    override = re.search(r"Could not override '([^']+)'", text)
+    key = override.group(1) if override else str(getattr(cause, "full_key", None) or getattr(cause, "key", None) or "")
+    if override or re.search(r"not in '|not in struct", str(cause)):
+        return f"{key}: unknown key.{nearest(key, KEYS)}"
+    if any(sign in text for sign in ("mismatched input", "LexerNoViableAlt", "no viable", "token recognition")):
+        return f"{first}\nA list is written without blanks, in quotes: 'runs=[multirun/a,multirun/b]'."
+    return f"{key}: {first}" if key else first
+
+
+if __name__ == "__main__":
+    if any(word in ("-m", "--multirun") for word in sys.argv[1:]):
+        sys.exit(refuse(UserError("a report is one run: name all folders in one list, 'runs=[a,b]', without -m.")))
+    try:
+        main()
+    except (UserError, HydraException, OmegaConfBaseException) as fault:
+        sys.exit(refuse(fault))

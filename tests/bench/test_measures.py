@@ -1,0 +1,204 @@
+"""Formulas against PyTorch's counter, errors against known ones, trials that leave nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from xcls.attention.performer import Performer
+from xcls.attention.reformer import Reformer
+from xcls.attention.sdpa import Sdpa
+from xcls.bench.cases import Case, build
+from xcls.bench.error import attend, exact, random_inputs, relative_error
+from xcls.bench.formulas import Shape, Work, core_work, work
+from xcls.bench.machine import copy_rate, counted, matmul_rate
+from xcls.bench.trained import catch, load_encoder, trained_inputs
+from xcls.schema import UserError
+from xcls.train.checkpoint import write_checkpoint
+
+NODES = {
+    "sdpa": {"_target_": "xcls.attention.sdpa.Sdpa"},
+    "sdpa_fused": {"_target_": "xcls.attention.sdpa_fused.SdpaFused"},
+    "performer": {"_target_": "xcls.attention.performer.Performer", "num_features": 16},
+}
+NONE = {"_target_": "xcls.position.none.NoPosition"}
+
+
+def case(name: str, part: str, **changes: Any) -> Case:
+    values = {
+        "mechanism": name, "origin": "xcls", "part": part, "node": NODES[name], "position": "none", "position_node": NONE,
+        "seq_len": 16, "batch": 2, "dtype": "fp32", "device": "cpu", "width": 16, "num_heads": 2, "num_layers": 1,
+    }  # fmt: skip
+    return Case(**{**values, **changes})
+
+
+@pytest.mark.parametrize("part", ["core", "module"])
+@pytest.mark.parametrize("name", list(NODES))
+def test_formulas_agree_with_the_counter(name: str, part: str) -> None:
+    trial = build(case(name, part))
+    found = work(part, trial.attention, Shape(batch=2, heads=2, length=16, head_dim=8, itemsize=4))
+    assert counted(trial.forward) == found["inference"].flops
+    assert counted(trial.training) == found["training"].flops
+
+
+def test_lsh_counts_products_of_whole_chunks_beside_hashing() -> None:
+    attention = Reformer(num_heads=2, head_dim=8, layer=0, seed=0, num_hashes=3, bucket_size=4)
+    found = core_work(attention, Shape(batch=2, heads=2, length=16, head_dim=8, itemsize=4))
+    vectors = 2 * 2 * 16 * 8
+    hashing, attending = 2 * 3 * vectors * 2, 4 * 3 * vectors * 8  # 4 buckets: 2 columns; a window of 2 chunks of 4
+    assert found["inference"].flops == hashing + attending
+    assert found["training"].flops == hashing + 3 * attending
+
+
+def test_a_mechanism_may_bring_its_own_formula_and_a_subclass_has_its_parents() -> None:
+    class Own(nn.Module):
+        def operations(self, shape: Shape) -> tuple[tuple[float, float], tuple[float, float]]:
+            return (float(shape.pairs), 1.0), (2.0 * shape.pairs, 2.0)
+
+    class Child(Sdpa):
+        """A modification."""
+
+    shape = Shape(batch=1, heads=2, length=8, head_dim=4, itemsize=4)
+    assert core_work(Own(), shape) == {"inference": Work(128.0, 1.0), "training": Work(256.0, 2.0)}
+    assert core_work(nn.Identity(), shape) is None
+    child = core_work(Child(num_heads=2, head_dim=4, layer=0, seed=0), shape)
+    assert child == core_work(Sdpa(num_heads=2, head_dim=4, layer=0, seed=0), shape)
+
+
+def test_the_bound_is_the_slower_of_arithmetic_and_memory() -> None:
+    assert Work(10.0, 1.0).bound(2.0, 1.0) == 5.0 and Work(1.0, 10.0).bound(2.0, 1.0) == 10.0
+
+
+def test_rates_of_the_machine_are_those_of_real_work() -> None:
+    assert 1e6 < matmul_rate("fp32", "cpu", seconds=0.01, side=64) < 1e16
+    assert 1e6 < copy_rate("cpu", seconds=0.01, size=2**16) < 1e14
+
+
+@pytest.mark.parametrize("part", ["core", "module", "step"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_trial_leaves_no_gradient_behind(part: str, dtype: str) -> None:
+    trial = build(case("performer", part, dtype=dtype))
+    before = [p.detach().clone() for p in trial.model.parameters()]
+    for measure in ("inference", "forward", "training"):
+        trial.prepare(measure)
+        getattr(trial, measure)()
+        assert trial.model.training == (measure != "inference")
+    assert all(p.grad is None for p in trial.model.parameters())
+    moved = any(not torch.equal(p, old) for p, old in zip(trial.model.parameters(), before))
+    assert moved == (part == "step")
+
+
+def test_every_mechanism_gets_the_same_inputs() -> None:
+    first, second = (build(case(name, "core")).leaves for name in ("sdpa", "sdpa_fused"))
+    assert all(torch.equal(a, b) for a, b in zip(first, second)) and len(first) == len(second)
+
+
+def test_exact_attention_is_softmax_attention() -> None:
+    q, k, v = random_inputs((1, 2, 700, 8), 0, dtype=torch.float32, device="cpu")  # more rows than one block
+    assert_close(exact(q, k, v), nn.functional.scaled_dot_product_attention(q, k, v))
+    assert relative_error(2 * v, v) == pytest.approx(1.0)
+
+
+def test_shared_exact_attention_is_lsh_whose_chunks_cover_everything() -> None:
+    q, k, v = random_inputs((1, 2, 12, 8), 1, dtype=torch.float32, device="cpu")
+    attention = Reformer(num_heads=2, head_dim=8, layer=0, seed=0, bucket_size=16)
+    assert_close(attend(attention, q, k, v, {}), exact(q, k, v, shared=True), rtol=1e-4, atol=1e-5)
+
+
+def test_more_features_have_a_smaller_error() -> None:
+    q, k, v = random_inputs((1, 2, 64, 8), 0, dtype=torch.float32, device="cpu")
+    q, k = 0.5 * q, 0.5 * k  # at the full scale the features' variance, exp(|q + k|^2), hides the trend
+    errors = [
+        relative_error(attend(Performer(num_heads=2, head_dim=8, layer=0, seed=0, num_features=m), q, k, v, {}), exact(q, k, v))
+        for m in (16, 4096)
+    ]
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.fixture
+def trained_run(tmp_path: Path) -> Path:
+    """A run's checkpoint: one layer with relative positions, and a data set of four texts."""
+    from xcls.data.tokenizer import ByteTokenizer
+    from xcls.position.relative import Relative
+
+    csv = tmp_path / "texts.csv"
+    rows = "\n".join(f"{word * 9},{number % 2}" for number, word in enumerate(["good film ", "bad film ", "a book ", "no book "]))
+    csv.write_text("text,label\n" + rows + "\n")
+    config = {
+        "seed": 0, "seq_len": 32, "attention._target_": "xcls.attention.sdpa.Sdpa", "attention.name": "sdpa",
+        "position._target_": "xcls.position.relative.Relative", "position.name": "relative", "position.window": 4,
+        "size.num_layers": 2, "size.width": 16, "size.num_heads": 2, "size.feed_forward": 32, "size.norm": "pre",
+        "size.activation": "gelu", "size.dropout": 0.1, "dataset.source._target_": f"{__name__}.Texts",
+        "dataset.path": str(csv), "dataset.text": "text", "dataset.label": "label",
+    }  # fmt: skip
+    from xcls.model.encoder import Encoder
+
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 16, "num_heads": 2, "head_dim": 8, "num_layers": 2, "seq_len": 32}
+    tokenizer = ByteTokenizer()
+    encoder = Encoder(
+        vocab_size=300, seq_len=32, num_layers=2, embed_dim=16, num_heads=2, feed_forward=32, norm="pre", activation="gelu",
+        dropout=0.1, position=Relative(**sizes, window=4),
+        make_attention=lambda layer: Sdpa(num_heads=2, head_dim=8, layer=layer, seed=0),
+    )  # fmt: skip
+    model = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    write_checkpoint(tmp_path / "ckpt_last.pt", {"model": model, "config": config, "tokenizer": tokenizer.to_json()})
+    return tmp_path
+
+
+class Texts:
+    """A source with the rows of a CSV file."""
+
+    def __init__(self, *, path: str, text: str, label: str) -> None:
+        self.lines = Path(path).read_text().splitlines()[1:]
+
+    def load(self) -> Any:
+        from types import SimpleNamespace
+
+        class Rows(list):
+            def __getitem__(self, which: slice) -> dict[str, list[str]]:
+                return {"text": [line.split(",")[0] for line in self.__iter__()][which]}
+
+        return SimpleNamespace(train=Rows(self.lines))
+
+
+def test_trained_queries_and_keys_are_those_of_the_layers(trained_run: Path) -> None:
+    layers, config = trained_inputs(trained_run, "cpu")
+    assert config["size"]["width"] == 16
+    assert [tuple(layer.q.shape) for layer in layers] == [(4, 2, 32, 8)] * 2
+    attention = Sdpa(num_heads=2, head_dim=8, layer=0, seed=0)
+    for layer in layers:
+        out = attend(attention, layer.q, layer.k, layer.v, {"relative_bias": layer.bias})
+        assert_close(out, exact(layer.q, layer.k, layer.v, bias=layer.bias), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(layers[0].q, layers[1].q)
+
+
+def test_rotations_are_applied_to_what_is_caught() -> None:
+    from xcls.model.encoder import Encoder
+    from xcls.position.rope import Rotary
+
+    sizes = {"embed_dim": 16, "num_heads": 2, "head_dim": 8, "num_layers": 1, "seq_len": 8}
+    position = Rotary(**sizes)
+    encoder = Encoder(
+        vocab_size=20, seq_len=8, num_layers=1, embed_dim=16, num_heads=2, feed_forward=16, norm="pre", activation="gelu",
+        dropout=0.0, position=position,
+        make_attention=lambda layer: Reformer(num_heads=2, head_dim=8, layer=layer, seed=0, bucket_size=4),
+    ).eval()  # fmt: skip
+    unrotated = []
+    hook = encoder.blocks[0].attention.q_proj.register_forward_hook(lambda m, i, out: unrotated.append(out))
+    (layer,) = catch(encoder, torch.randint(5, 20, (1, 8)))
+    hook.remove()
+    q = unrotated[0].unflatten(2, (2, -1)).transpose(1, 2)
+    assert layer.tied and torch.equal(layer.q, position.rotation(8, q.device)(q))
+
+
+def test_a_checkpoint_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint of a run"):
+        trained_inputs(tmp_path, "cpu")
+    with pytest.raises(KeyError):
+        load_encoder({"config": {}})

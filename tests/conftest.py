@@ -1,0 +1,65 @@
+"""A project of its own for tests that run the real commands: the code linked, the outputs apart, a tiny data set."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    "dataset=files", "dataset.path=rows.csv", "seq_len=24", "size.num_layers=1", "size.width=16", "size.num_heads=2", "size.feed_forward=32",
+    "tokenizer.vocab_size=120", "pretraining.max_steps=3", "finetuning.max_steps=4", "finetuning.batch_size=8", "pretraining.batch_size=8",
+    "hardware.dtype=fp32", "hardware.threads=1", "wandb=disabled", "baseline.tuned=false",
+]
+
+
+@dataclass
+class Project:
+    """A folder in which run.py and report.py work as in a clone."""
+
+    folder: Path
+
+    def run(self, *words: str, script: str = "run.py", small: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end."""
+        return subprocess.run(self.command(*words, script=script, small=small), cwd=self.folder, env=self.environment,
+                              capture_output=True, text=True, timeout=timeout)
+
+    def command(self, *words: str, script: str = "run.py", small: bool = True) -> list[str]:
+        """The command line of `run`."""
+        return [sys.executable, str(self.folder / script), *(SMALL if small and script == "run.py" else []), *words]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """No GPU, one thread, no bars, a cache of its own."""
+        return {**os.environ, "XCLS_CACHE": str(self.folder / "cache"), "XCLS_PROGRESS": "0", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+    def files(self) -> set[str]:
+        """What the commands have made, caches aside."""
+        made = {p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file() and not p.is_symlink()}
+        return {name for name in made if not name.startswith(("conf/", "xcls/", "hydra_plugins/", "cache/")) and "__pycache__" not in name}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A fresh project with `rows.csv`: 120 rows of two classes that differ in their words."""
+    for name in ("conf", "xcls", "hydra_plugins"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("run.py", "report.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    draw = random.Random(0)
+    words = {"good": ["fine", "great", "lovely", "bright"], "bad": ["poor", "dull", "awful", "grim"]}
+    with open(tmp_path / "rows.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for row in range(120):
+            label = ("good", "bad")[row % 2]
+            writer.writerow([f"row {row} " + " ".join(draw.choices(words[label] + ["film", "plot"], k=draw.randint(3, 20))), label])
+    return Project(tmp_path)

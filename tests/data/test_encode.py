@@ -1,0 +1,65 @@
+"""Truncation, caching and what is reported about tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from xcls.data import encode as module
+from xcls.data.encode import encode, encode_cached
+from xcls.data.tokenizer import ByteTokenizer, make_tokenizer
+from xcls.schema import Tokenizer, UserError
+
+BYTES = ByteTokenizer()
+
+
+def letters(row: np.ndarray) -> str:
+    assert row[0] == 2 and row[-1] == 3
+    return BYTES.decode(row)
+
+
+@pytest.mark.parametrize(
+    ("truncate", "expected"), [("head", "abcdefgh"), ("tail", "stuvwxyz"), ("head_tail", "abuvwxyz")]
+)
+def test_long_documents_are_cut_as_told(truncate: str, expected: str) -> None:
+    made = encode(["short", "abcdefghijklmnopqrstuvwxyz", "exactly8", ""], BYTES, seq_len=10, truncate=truncate)
+    assert [letters(made[row]) for row in range(4)] == ["short", expected, "exactly8", ""]
+    assert made.lengths.tolist() == [7, 10, 10, 2] and made.cut == 1
+    report = made.report()
+    assert report["documents_cut"] == 1 and report["tokens_cut_share"] == pytest.approx(18 / 39)
+
+
+def test_refuse_names_the_longest_document_and_the_remedy() -> None:
+    with pytest.raises(UserError, match=r"1 of 2 documents .* seq_len=10.*row 1, has 14 tokens.*dataset.truncate"):
+        encode(["short", "twelve chars"], BYTES, seq_len=10, truncate="refuse")
+    assert encode(["short"], BYTES, seq_len=10, truncate="refuse").cut == 0
+
+
+@pytest.mark.parametrize(("seq_len", "expected"), [(1, [2]), (2, [2, 3]), (3, [2, 102, 3])])
+def test_the_shortest_lengths_work(seq_len: int, expected: list[int]) -> None:
+    made = encode(["abc", "a"], BYTES, seq_len=seq_len)
+    assert made[0].tolist() == expected and made[1].tolist() == expected
+
+
+def test_no_documents_give_no_rows() -> None:
+    made = encode([], BYTES, seq_len=8)
+    assert len(made) == 0 and made.report()["tokens"] == 0
+
+
+def test_tokens_are_made_once_and_read_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["one text", "another"]
+    first = encode_cached(texts, BYTES, seq_len=16)
+    different = encode_cached(texts, BYTES, seq_len=5)
+    monkeypatch.setattr(module, "encode", lambda *_, **__: pytest.fail("made again"))
+    again = encode_cached(texts, BYTES, seq_len=16)
+    np.testing.assert_array_equal(first.ids, again.ids)
+    assert isinstance(again.ids, np.memmap) and again.report() == first.report()
+    assert different.lengths.tolist() == [5, 5]
+
+
+def test_unknown_words_are_measured_and_warned_about() -> None:
+    words = make_tokenizer(Tokenizer(kind="words", min_frequency=2), ["a b c", "a b c d"])
+    made = encode(["a b x", "a a y"], words, seq_len=8)
+    assert made.unk == pytest.approx(2 / 6)
+    assert "33.3%" in made.warnings("train")[0] and "tokenizer.extend" in made.warnings("train")[0]
+    assert encode(["a b"], words, seq_len=8).warnings("train") == []

@@ -1,0 +1,249 @@
+"""Tokenizers: trained the same every time, loaded, extended by what saves most, safe against text that looks odd."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as Library
+from tokenizers import models, trainers
+
+from xcls.data import tokenizer as module
+from xcls.data.extend import choose_subwords, split_word
+from xcls.data.tokenizer import (
+    SPECIAL_TOKENS,
+    UNK,
+    ByteTokenizer,
+    LibraryTokenizer,
+    TextTokenizer,
+    check_tokenizer,
+    from_json,
+    make_tokenizer,
+)
+from xcls.data.vocabulary import train_wordpiece
+from xcls.schema import Tokenizer, UserError
+
+SYLLABLES = ["ka", "ro", "mi", "ten", "sol", "ver", "ba", "lu", "qui", "é", "ß", "¨", "°", "中"]
+
+
+def corpus(seed: int = 0, documents: int = 300) -> list[str]:
+    draw = random.Random(seed)
+    words = ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 4))) for _ in range(400)]
+    return [" ".join(draw.choices(words, k=30)) + draw.choice([".", "!", " (x)", "?"]) for _ in range(documents)]
+
+
+def vocabulary(tokenizer: TextTokenizer) -> list[str]:
+    vocab = tokenizer.library.get_vocab()
+    return sorted(vocab, key=vocab.get)
+
+
+def tokens(tokenizer: TextTokenizer, text: str) -> list[str]:
+    names = vocabulary(tokenizer)
+    return [names[i] for i in tokenizer.encode([text])[0]]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "words", "bytes"])
+def test_special_tokens_are_the_first_five_and_no_text_becomes_one(kind: str) -> None:
+    texts = corpus() + ["[MASK] [PAD] [CLS] [SEP] [UNK]"] * 5
+    made = make_tokenizer(Tokenizer(kind=kind, vocab_size=300, lowercase=False), texts)
+    if kind != "bytes":
+        assert vocabulary(made)[:5] == list(SPECIAL_TOKENS)
+    ids, _ = made.encode(["[MASK] and [PAD] and [CLS][SEP]"])
+    assert not np.isin(ids, [0, 2, 3, 4]).any()
+    assert ids.max() < made.vocab_size == len(made.continues)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "words", "bytes"])
+def test_a_tokenizer_is_a_string_in_a_checkpoint(kind: str) -> None:
+    made = make_tokenizer(Tokenizer(kind=kind, vocab_size=300), corpus())
+    for again in (from_json(made.to_json()), pickle.loads(pickle.dumps(made))):
+        for part, same in zip(made.encode(corpus(1)), again.encode(corpus(1))):
+            np.testing.assert_array_equal(part, same)
+        assert again.digest == made.digest and again.kind == kind
+
+
+def test_offsets_delimit_the_documents() -> None:
+    made = make_tokenizer(Tokenizer(vocab_size=300), corpus())
+    ids, offsets = made.encode(["karo", "", "mi ten."])
+    alone = [made.encode([text])[0].tolist() for text in ("karo", "", "mi ten.")]
+    assert [ids[a:b].tolist() for a, b in zip(offsets, offsets[1:])] == alone
+    assert ids.dtype == np.int32 and offsets.tolist()[0] == 0
+
+
+def test_training_gives_the_same_vocabulary_in_every_process() -> None:
+    """The library's own trainer does not: it numbers characters in the order of a randomly seeded hash table."""
+    code = (
+        "import sys, hashlib; sys.path.insert(0, 'tests/data'); from test_tokenizer import corpus; "
+        "from xcls.data.vocabulary import train_wordpiece as t; "
+        "print(hashlib.sha256(t(corpus(), vocab_size=400, lowercase=True, min_frequency=2).encode()).hexdigest())"
+    )
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    }
+    found |= {
+        __import__("hashlib")
+        .sha256(train_wordpiece(corpus(), vocab_size=400, lowercase=True, min_frequency=2).encode())
+        .hexdigest()
+        + "\n"
+        for _ in range(3)
+    }
+    assert len(found) == 1
+
+
+def test_training_finds_what_the_library_finds() -> None:
+    """The fixed order of characters changes ids alone: the library's own set of tokens has the same words in it."""
+    ours = set(vocabulary(make_tokenizer(Tokenizer(vocab_size=400), corpus())))
+    library = Library(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    blank = make_tokenizer(Tokenizer(vocab_size=400), corpus()).library
+    library.normalizer, library.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
+    library.train_from_iterator(
+        corpus(),
+        trainers.WordPieceTrainer(
+            vocab_size=400, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        ),
+    )
+    theirs = set(library.get_vocab())
+    assert len(ours & theirs) > 0.95 * len(theirs)
+
+
+def test_vocab_size_is_kept_and_rare_characters_are_unknown() -> None:
+    texts = corpus() + ["".join(map(chr, range(0x4E00, 0x4E00 + 600)))]
+    made = make_tokenizer(Tokenizer(vocab_size=200, min_frequency=1), texts)
+    assert made.vocab_size == 200
+    assert made.encode([chr(0x4E00 + 599)])[0].tolist() == [UNK]
+    assert made.unk_share(corpus()) < 0.01 < made.unk_share(texts)
+
+
+def test_continuing_pieces_are_known() -> None:
+    made = make_tokenizer(Tokenizer(vocab_size=300), corpus())
+    for name, continues in zip(vocabulary(made), made.continues):
+        assert continues == (name.startswith("##") and len(name) > 2)
+    assert 0 < made.continues.sum() < made.vocab_size
+    space = 5 + ord(" ")
+    assert not ByteTokenizer().continues[space] and ByteTokenizer().continues[5 + ord("a")]
+
+
+def test_a_long_document_is_tokenised_in_pieces_without_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_tokenizer(Tokenizer(vocab_size=300), corpus())
+    text = " ".join(corpus())
+    whole = made.encode([text, "karo", "x" * 200])
+    monkeypatch.setattr(module, "PIECE", 50)
+    for part, same in zip(whole, made.encode([text, "karo", "x" * 200])):
+        np.testing.assert_array_equal(part, same)
+
+
+def test_odd_characters_do_no_harm() -> None:
+    for kind in ("wordpiece", "words", "bytes"):
+        odd = ["\ud800 half a pair", "nul \0 byte", "\u202e right to left", "", " \n "]
+        made = make_tokenizer(Tokenizer(kind=kind, vocab_size=300, min_frequency=1), corpus() + odd)
+        ids, offsets = made.encode(odd)
+        assert offsets[-1] == len(ids) > 0
+
+
+def test_loading_moves_the_special_tokens_to_the_front(tmp_path: Path) -> None:
+    file = tmp_path / "vocab.txt"
+    file.write_text("[PAD]\n[unused1]\nka\n##ro\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nmi\n")
+    made = make_tokenizer(Tokenizer(path=str(file)), [])
+    assert vocabulary(made) == [*SPECIAL_TOKENS, "[unused1]", "ka", "##ro", "mi"]
+    assert tokens(made, "Karo mi zz") == ["ka", "##ro", "mi", "[UNK]"]
+
+
+def test_a_tokenizer_json_is_loaded(tmp_path: Path) -> None:
+    library = Library(models.WordPiece({"<pad>": 0, "mi": 1, "[UNK]": 2, "ka": 3, "##ro": 4}, unk_token="[UNK]"))
+    library.add_special_tokens(["<pad>", "[UNK]"])
+    trained = make_tokenizer(Tokenizer(vocab_size=300), corpus()).library
+    library.normalizer, library.pre_tokenizer = trained.normalizer, trained.pre_tokenizer
+    library.save(str(tmp_path / "tokenizer.json"))
+    made = make_tokenizer(Tokenizer(path=str(tmp_path / "tokenizer.json")), [])
+    assert vocabulary(made) == [*SPECIAL_TOKENS, "<pad>", "mi", "ka", "##ro"]
+    assert tokens(made, "karo zz mi") == ["ka", "##ro", "[UNK]", "mi"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "message"),
+    [
+        ("vocab.txt", "", "wordpiece", "no tokens"),
+        ("tokenizer.json", "{", "wordpiece", "not a tokenizer.json"),
+        ("tokenizer.json", json.dumps({"model": {"type": "BPE", "vocab": {}}}), "wordpiece", "holds a BPE model"),
+        ("vocab.txt", b"\xff\xfe", "words", "cannot be read as text"),
+        ("missing", None, "wordpiece", "no such file"),
+        ("vocab.txt", "a", "bytes", "256 bytes"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_used_is_refused(
+    tmp_path: Path, name: str, content, kind: str, message: str
+) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        make_tokenizer(Tokenizer(kind=kind, path=str(file)), ["a"])
+
+
+def test_settings_are_checked_before_any_text_is_there() -> None:
+    check_tokenizer(Tokenizer())
+    with pytest.raises(UserError, match="extend do not apply"):
+        check_tokenizer(Tokenizer(kind="bytes", extend=5))
+
+
+def test_extending_saves_tokens_and_keeps_old_ids(tmp_path: Path) -> None:
+    general = make_tokenizer(Tokenizer(vocab_size=150), corpus(0))
+    file = tmp_path / "general.json"
+    file.write_text(general.state)
+    domain = corpus(9)
+    before = len(general.encode(domain)[0])
+    counts = []
+    for count in (10, 40):
+        made = make_tokenizer(Tokenizer(path=str(file), extend=count), domain)
+        assert vocabulary(made)[:150] == vocabulary(general) and made.vocab_size == 150 + count
+        counts.append(len(made.encode(domain)[0]))
+    assert counts[1] < counts[0] < before
+
+
+def test_extension_counts_its_savings_as_the_library_splits(tmp_path: Path) -> None:
+    made = make_tokenizer(Tokenizer(vocab_size=200), corpus())
+    known = set(vocabulary(made))
+    for word in {
+        word for text in corpus(4) for word in text.replace(".", " ").split() if word.isalpha() and word.isascii()
+    }:
+        assert (split_word(word, known) or ["[UNK]"]) == tokens(made, word)
+
+
+def test_the_subword_that_saves_most_comes_first() -> None:
+    vocabulary = ["a", "b", "c", "##a", "##b", "##c"]
+    words = {"abc": 10, "bc": 30, "cab": 1, "xyz": 9}
+    # bc saves 30 in "bc"; abc saves 20; the unknown xyz counts as three tokens a time and saves 18.
+    assert choose_subwords(words, vocabulary, count=3, min_frequency=2) == ["bc", "abc", "xyz"]
+    assert choose_subwords(words, vocabulary, count=9, min_frequency=10) == ["bc", "abc"]
+
+
+def test_words_are_extended_by_the_most_frequent_unknown_ones(tmp_path: Path) -> None:
+    file = tmp_path / "vocab.txt"
+    file.write_text("a\nb\n")
+    made = make_tokenizer(Tokenizer(kind="words", path=str(file), extend=1), ["a x x", "y x y", "b"])
+    assert vocabulary(made) == [*SPECIAL_TOKENS, "a", "b", "x"]
+
+
+def test_the_tokenizer_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_tokenizer(Tokenizer(vocab_size=200), corpus())
+    monkeypatch.setattr(module, "_state", lambda *_: pytest.fail("made again"))
+    assert make_tokenizer(Tokenizer(vocab_size=200), corpus()).digest == first.digest
+    with pytest.raises(pytest.fail.Exception):
+        make_tokenizer(Tokenizer(vocab_size=201), corpus())
+
+
+def test_words_keep_brackets() -> None:
+    made = make_tokenizer(Tokenizer(kind="words", min_frequency=1, lowercase=False), ["[MAX 2 9 [MIN 4 7 ] 0 ]"])
+    assert "[UNK]" not in tokens(made, "[MIN 4 [MAX 9 2 ] ]") and isinstance(made, LibraryTokenizer)

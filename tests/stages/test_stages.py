@@ -1,0 +1,197 @@
+"""The stages one after another, as a user runs them: pretrain, fine-tune, evaluate, predict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.samples import (
+    CPU, HARDWARE, SEQ_LEN, TinyTokenizer, make_classifier, make_data, make_journal, make_language_data, make_mlm, make_training,
+)  # fmt: skip
+from xcls.data.tokenizer import ByteTokenizer
+from xcls.record import read_record
+from xcls.schema import Masking, UserError, Wandb
+from xcls.stages.evaluate import evaluate
+from xcls.stages.finetune import finetune
+from xcls.stages.predict import predict
+from xcls.stages.pretrain import pretrain
+from xcls.train.checkpoint import load_for_use, read_checkpoint
+from xcls.train.metrics import scores
+
+VOCAB = ByteTokenizer().vocab_size
+
+
+def run_finetune(folder: Path, *, parent: dict[str, Any] | None = None, classes: int = 3, attention: str = "performer",
+                 tokenizer: Any = None, wandb: str = "disabled", **changes: Any) -> Any:
+    data = make_data()
+    data.classes = ["a", "b", "c", "d"][:classes]
+    tokenizer = tokenizer or TinyTokenizer()
+    model = make_classifier(attention, classes=classes, dropout=0.1, vocab_size=tokenizer.vocab_size)
+    journal = make_journal(folder, wandb=wandb)
+    with journal:
+        finetune(model=model, data=data, tokenizer=tokenizer, training=make_training(**changes), hardware=HARDWARE,
+                 precision=CPU, seed=0, journal=journal, resume=False, parent=parent)
+    return journal.record
+
+
+def run_pretrain(folder: Path, **changes: Any) -> Any:
+    journal = make_journal(folder, mode="pretrain")
+    with journal:
+        pretrain(model=make_mlm("performer", seed=7), data=make_language_data(), tokenizer=TinyTokenizer(), masking=Masking(),
+                 training=make_training(select_by="val_loss", **changes), hardware=HARDWARE, precision=CPU, seed=0,
+                 journal=journal, resume=False)
+    return journal.record
+
+
+def run_evaluate(folder: Path, *, split: str, wandb: str = "disabled") -> dict[str, Any]:
+    checkpoint = load_for_use(folder, "best")
+    return evaluate(model=make_classifier("performer", seed=9), checkpoint=checkpoint, rows=make_data().split(split),
+                    split=split, folder=folder, eval_batch_size=6, hardware=HARDWARE, precision=CPU, wandb=Wandb(mode=wandb))
+
+
+def test_pretraining_lowers_the_validation_loss(tmp_path: Path) -> None:
+    record = run_pretrain(tmp_path, epochs=12.0, lr=1e-2, eval_every_steps=15)
+    losses = pd.read_csv(tmp_path / "metrics.csv")["val_loss"]
+    assert losses.iloc[-1] < losses.iloc[0] - 0.2
+    assert record.metrics["validation"] == {"val_loss": losses.min()}
+    payload = read_checkpoint(tmp_path / "ckpt_best.pt")
+    assert payload["stage"] == "pretrain" and json.loads(payload["tokenizer"]) == {"kind": "bytes"}
+
+
+def test_finetuning_starts_from_the_encoder_with_a_new_head(tmp_path: Path) -> None:
+    run_pretrain(tmp_path / "pre", max_steps=2)
+    parent = load_for_use(tmp_path / "pre", "best")
+    record = run_finetune(tmp_path / "ft", parent=parent, max_steps=1, lr=1e-12)
+    assert [text for text in record.warnings if "head" in text] == [
+        "The classification head is new: r was pretrained by MLM and has none."
+    ]
+    weights = read_checkpoint(tmp_path / "ft" / "ckpt_last.pt")["model"]
+    encoder = {name: tensor for name, tensor in parent["model"].items() if name.startswith("encoder.")}
+    assert set(encoder) == {name for name in weights if name.startswith("encoder.")}
+    for name, tensor in encoder.items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-9, rtol=0)
+    scratch = make_classifier("performer", dropout=0.1).state_dict()
+    assert not torch.equal(scratch["encoder.token_embedding.weight"], weights["encoder.token_embedding.weight"])
+
+
+def test_a_fitting_head_is_kept_and_another_is_new(tmp_path: Path) -> None:
+    run_finetune(tmp_path / "one", max_steps=3)
+    parent = load_for_use(tmp_path / "one", "best")
+    kept = run_finetune(tmp_path / "two", parent=parent, max_steps=1, lr=1e-12)
+    weight = read_checkpoint(tmp_path / "two" / "ckpt_last.pt")["model"]["head.linear.weight"]
+    torch.testing.assert_close(weight, parent["model"]["head.linear.weight"], atol=1e-9, rtol=0)
+    assert kept.warnings == []
+    other = run_finetune(tmp_path / "three", parent=parent, classes=4, max_steps=1)
+    assert other.warnings == ["The classification head is new: that of r has the shape (3, 16), this one (4, 16)."]
+    renamed = {**parent, "classes": ["x", "y", "z"]}
+    assert "its classes were" in run_finetune(tmp_path / "four", parent=renamed, max_steps=1).warnings[0]
+
+
+def test_the_final_evaluation_and_its_files(tmp_path: Path) -> None:
+    record = run_finetune(tmp_path, epochs=6.0)
+    frame = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert list(frame.columns) == ["split", "id", "label", "prediction", "p_a", "p_b", "p_c"]
+    data = make_data()
+    for split in ("validation", "test"):
+        part = frame[frame["split"] == split]
+        rows = data.split(split)
+        assert list(part["id"]) == rows.ids
+        assert list(part["label"]) == [data.classes[label] for label in rows.labels]
+        assert scores(rows.labels, part[["p_a", "p_b", "p_c"]].to_numpy()) == record.metrics[split]
+    best = pd.read_csv(tmp_path / "metrics.csv", float_precision="round_trip").set_index("step").loc[record.best_step]
+    assert best["macro_f1"] == record.metrics["validation"]["macro_f1"]
+    assert best["val_loss"] == record.metrics["validation"]["loss"]
+    head = load_file(tmp_path / "head.safetensors")
+    weights = read_checkpoint(tmp_path / "ckpt_best.pt")["model"]
+    assert {f"head.{name}" for name in head} == {name for name in weights if name.startswith("head.")}
+    assert torch.equal(head["linear.weight"], weights["head.linear.weight"])
+    assert record.costs["inference_examples_per_s"] > 0
+    per_example = record.costs["inference_ms_per_example"] * record.costs["inference_examples_per_s"]
+    assert per_example == pytest.approx(1000)
+    events = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    assert sum('"event": "test"' in line for line in events) == 1
+    assert set(read_record(tmp_path).files) == {"metrics.csv", "predictions.parquet"}
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_eval_gives_the_same_numbers_and_leaves_the_rest_alone(split: str, tmp_path: Path) -> None:
+    before = run_finetune(tmp_path)
+    found = run_evaluate(tmp_path, split=split)
+    record = read_record(tmp_path)
+    assert found == before.metrics[split] == record.metrics[f"eval.{split}"] == record.metrics[split]
+    assert (record.status, record.costs, record.files) == ("completed", before.costs, before.files)
+
+
+def test_eval_logs_to_the_same_wandb_id(tmp_path: Path) -> None:
+    record = run_finetune(tmp_path, max_steps=1, wandb="offline")
+    run_evaluate(tmp_path, split="test", wandb="offline")
+    segments = list((tmp_path / "wandb").glob(f"offline-run-*-{record.wandb_id}"))
+    assert record.wandb_id is not None and len(segments) >= 1
+    assert read_record(tmp_path).wandb_id == record.wandb_id
+
+
+DOCUMENTS = ["first one", "", "a much longer document, cut to the limit", "last"]
+
+
+def run_predict(folder: Path, source: Path, output: Path, text: list[str] | None = None) -> int:
+    tokenizer = ByteTokenizer()
+    if not (folder / "ckpt_best.pt").exists():
+        run_finetune(folder, max_steps=2, tokenizer=tokenizer)
+    model = make_classifier("performer", vocab_size=VOCAB, seed=11)
+    return predict(model=model, checkpoint=load_for_use(folder, "best"), source=source, output=output, text=text or ["text"],
+                   seq_len=SEQ_LEN, truncate="head", eval_batch_size=2, hardware=HARDWARE, precision=CPU)
+
+
+def test_predict_keeps_the_order_whatever_the_format(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(DOCUMENTS) + "\n", encoding="utf-8")
+    pd.DataFrame({"text": DOCUMENTS, "n": range(4)}).to_csv(tmp_path / "in.csv", index=False)
+    lines = [json.dumps({"text": document}) for document in DOCUMENTS]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    found = {}
+    for kind in ("txt", "csv", "jsonl"):
+        assert run_predict(tmp_path / "run", tmp_path / f"in.{kind}", tmp_path / f"{kind}.csv") == 4
+        found[kind] = pd.read_csv(tmp_path / f"{kind}.csv", float_precision="round_trip")
+    assert list(found["txt"]["row"]) == ["line 1", "line 2", "line 3", "line 4"]
+    assert list(found["csv"]["row"]) == ["line 2", "line 3", "line 4", "line 5"]
+    columns = ["prediction", "p_a", "p_b", "p_c"]
+    for kind in ("csv", "jsonl"):
+        pd.testing.assert_frame_equal(found[kind][columns], found["txt"][columns])
+    np.testing.assert_allclose(found["txt"][columns[1:]].sum(axis=1), 1.0)
+    assert found["txt"]["p_a"].nunique() == 4
+    one = tmp_path / "one.txt"
+    one.write_text(DOCUMENTS[3] + "\n", encoding="utf-8")
+    run_predict(tmp_path / "run", one, tmp_path / "one.csv")
+    alone = pd.read_csv(tmp_path / "one.csv")
+    np.testing.assert_allclose(alone["p_a"][0], found["txt"]["p_a"][3], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "output", "message"),
+    [
+        ("none.txt", None, "out.csv", "no such file"),
+        ("empty.txt", b"", "out.csv", "the file is empty"),
+        ("empty.csv", b"", "out.csv", "the file is empty"),
+        ("x.csv", b"review\nfine\n", "out.csv", "no column 'text'"),
+        ("x.jsonl", b"{broken\n", "out.csv", "line 1: not JSON"),
+        ("x.txt", b"caf\xe9\n", "out.csv", "not utf-8"),
+        ("x.pdf", b"%PDF", "out.csv", "not known"),
+        ("x.txt", b"fine\n", "missing/out.csv", "is not there"),
+        ("x.txt", b"fine\n", "out.xlsx", "a .csv file is needed"),
+        ("x.csv", b"text\nfine\n", "x.csv", "the input itself"),
+    ],
+)
+def test_bad_input_is_one_message(name: str, content: bytes | None, output: str, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        run_predict(tmp_path / "run", tmp_path / name, tmp_path / output)
+    assert not (tmp_path / "out.csv").exists()
+    if content is not None:
+        assert (tmp_path / name).read_bytes() == content

@@ -1,0 +1,164 @@
+"""The commands a user types, run for real on a tiny data set."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.conftest import Project
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "record.json").read_text())
+
+
+def ran(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    assert result.returncode == 0, result.stderr[-3000:] + result.stdout[-1000:]
+    return result
+
+
+def test_pretrain_finetune_eval_predict(project: Project) -> None:
+    ran(project.run("mode=init", "exp=base", "attention=performer"))
+    file = project.folder / "pretrain" / "base" / "config.yaml"
+    values = yaml.safe_load(file.read_text())
+    assert values["choices.attention"] == "performer" and values["attention.name"] == "performer_favor"
+    file.write_text(file.read_text().replace("pretraining.lr: 0.001", "pretraining.lr: 0.002"))
+
+    ran(project.run("mode=pretrain", "exp=base", small=False))  # the file alone decides, the edit included
+    made = record(project.folder / "pretrain" / "base")
+    assert made["status"] == "completed" and made["step"] == 3
+    assert made["config"]["pretraining.lr"] == 0.002 and made["config"]["attention.name"] == "performer_favor"
+
+    result = ran(project.run("mode=finetune", "exp=ft", "pretrain=base", "finetuning.max_steps=4", "wandb=disabled", small=False))
+    assert "classification head is new" in result.stderr
+    folder = project.folder / "finetune" / "ft"
+    tuned = record(folder)
+    assert tuned["config"]["attention.name"] == "performer_favor" and tuned["choices"]["attention"] == "performer"
+    assert tuned["pretrain"]["folder"] == "pretrain/base" and tuned["pretrain"]["hash"] == made["hash"]
+    resolved = yaml.safe_load((folder / "resolved_config.yaml").read_text())
+    assert resolved["resolved.pretrain.folder"] == "pretrain/base" and not any(isinstance(v, dict) for v in resolved.values())
+    for name in ("ckpt_best.pt", "ckpt_last.pt", "metrics.csv", "events.jsonl", "predictions.parquet", "head.safetensors", "reproduce.sh"):
+        assert (folder / name).is_file(), name
+
+    ran(project.run("mode=eval", "exp=ft", small=False))
+    assert record(folder)["metrics"]["eval.test"] == record(folder)["metrics"]["test"]
+
+    (project.folder / "in.txt").write_text("a fine film\nawful\n")
+    ran(project.run("mode=predict", "exp=ft", "input=in.txt", "output=out.csv", small=False))
+    table = pd.read_csv(project.folder / "out.csv")
+    assert len(table) == 2 and set(table["prediction"]) <= {"good", "bad"}
+    assert (table[["p_bad", "p_good"]].sum(axis=1) - 1).abs().max() < 1e-5
+
+
+def test_finetuning_refuses_another_architecture(project: Project) -> None:
+    ran(project.run("mode=pretrain", "exp=base"))
+    before = project.files()
+    result = project.run("mode=finetune", "exp=ft", "pretrain=base", "attention=performer", "seq_len=24", "wandb=disabled", small=False)
+    assert result.returncode == 2 and "attention" in result.stderr and "seq_len" not in result.stderr.split("Fine-tuning")[0]
+    result = project.run("mode=finetune", "exp=ft", "pretrain=base", "size.width=32", small=False)
+    assert result.returncode == 2 and "size.width=32: base was trained with size.width=16" in result.stderr
+    assert project.files() == before
+
+
+def test_a_sweep_runs_once_with_its_baseline_and_reports(project: Project) -> None:
+    axes = ("-m", "attention=sdpa,reformer", "seed=0,1", "pretrain=auto", "exp=sw")
+    ran(project.run(*axes))
+    records = {p.parent: json.loads(p.read_text()) for p in project.folder.glob("multirun/sw/*/*/record.json")}
+    assert sorted(r["mode"] for r in records.values()) == ["baseline"] + ["finetune"] * 4
+    assert {r["status"] for r in records.values()} == {"completed"}
+    parents = [json.loads(p.read_text()) for p in project.folder.glob("pretrain/*/record.json")]
+    assert sorted(p["choices"]["attention"] for p in parents) == ["reformer", "sdpa"]  # one each, shared by the seeds
+    assert {r["pretrain"]["hash"] for r in records.values() if r["pretrain"]} == {p["hash"] for p in parents}
+    stamps = {folder: (folder / "record.json").stat().st_mtime_ns for folder in records}
+    ran(project.run(*axes))
+    assert stamps == {folder: (folder / "record.json").stat().st_mtime_ns for folder in records}
+    result = ran(project.run("runs=[multirun/sw]", "out=rep", script="report.py"))
+    assert "TF-IDF" in result.stdout and "reformer" in result.stdout
+    assert len(pd.read_csv(project.folder / "rep" / "results.csv").query("mode == 'finetune'")) == 4
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(project: Project) -> None:
+    words = ("mode=finetune", "finetuning.max_steps=600", "finetuning.eval_every_steps=200")
+    ran(project.run(*words, "exp=whole"))
+    job = subprocess.Popen(project.command(*words, "exp=cut"), cwd=project.folder, env=project.environment, stderr=subprocess.PIPE)
+    events = project.folder / "finetune" / "cut" / "events.jsonl"
+    for _ in range(600):
+        if events.is_file() and '"step": 30' in events.read_text():
+            break
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    job.communicate(timeout=60)
+    cut = project.folder / "finetune" / "cut"
+    assert job.returncode == 130
+    assert record(cut)["status"] == "interrupted" and 0 < record(cut)["step"] < 600
+    refused = project.run(*words, "exp=cut")
+    assert refused.returncode == 2 and "resume=true" in refused.stderr
+    ran(project.run(*words, "exp=cut", "resume=true"))
+    whole = project.folder / "finetune" / "whole"
+    kept = ["step", "epoch", "train_loss", "val_loss", "macro_f1", "lr"]
+    pd.testing.assert_frame_equal(pd.read_csv(cut / "metrics.csv")[kept], pd.read_csv(whole / "metrics.csv")[kept], check_exact=True)
+    pd.testing.assert_frame_equal(pd.read_parquet(cut / "predictions.parquet"), pd.read_parquet(whole / "predictions.parquet"), check_exact=True)
+
+
+REFUSED = [
+    ("atention=sdpa", "Did you mean 'attention'"),
+    ("attention=sdpaa", "Did you mean 'sdpa'"),
+    ("attention=performer attention.num_featurs=3", "Did you mean 'attention.num_features'"),
+    ("attention=performer attention.num_features=many", "attention.num_features=many: int is needed"),
+    ("finetuning.lrr=1", "Did you mean 'finetuning.lr'"),
+    ("+nope=1", "nope: unknown key"),
+    ("seed=abc", "seed: Value 'abc'"),
+    ("seed=0,1", "needs -m"),
+    ("-m seed=0, 1", "without blanks"),
+    ("seq_len=0", "seq_len=0: a value from 1 to 16384 is needed. (from the command line)"),
+    ("seq_len=20000", "from 1 to 16384"),
+    ("size.num_heads=3", "must divide the width"),
+    ("exp=../../x", "plain name"),
+    ("exp=/abs", "plain name"),
+    ("~seed", "cannot be taken away"),
+    ("position=null", "run.py: "),
+    ("dataset.path=nope.csv", "nope.csv"),
+    ("dataset.text=body", "body"),
+    ("dataset.label=kind", "kind"),
+    ("pretrain=base", "no run of that name"),
+    ("mode=eval exp=ft", "no such run"),
+    ("experiment=quik", "Did you mean 'quick'"),
+    ("head.num_classes=5", "head.num_classes=5"),
+    ("template=nope.yaml", "nope.yaml"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[words for words, _ in REFUSED])
+def test_bad_input_is_refused_before_anything_is_written(project: Project, words: str, message: str) -> None:
+    before = project.files()
+    small = ["dataset=files", "wandb=disabled"] + ([] if "dataset.path" in words else ["dataset.path=rows.csv"])
+    result = project.run(*words.split(), *small, small=False)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr and "Traceback" not in result.stderr and "Error executing" not in result.stderr
+    assert project.files() - before <= {"multirun/multirun.yaml"}
+
+
+def test_an_exp_that_has_run_is_refused(project: Project) -> None:
+    ran(project.run("mode=baseline", "exp=b"))
+    again = project.run("mode=baseline", "exp=b")
+    assert again.returncode == 2 and "has already run" in again.stderr
+    assert ran(project.run("mode=baseline", "exp=b", "resume=true")).stdout.count("nothing to do") == 1
+
+
+def test_a_file_over_the_defaults_and_the_command_line_over_the_file(project: Project) -> None:
+    (project.folder / "my.yaml").write_text("attention.name: sdpa\nseed: 7\npretraining:\n  lr: 0.5\nchoices.attention: sdpa\n")
+    ran(project.run("mode=init", "exp=a", "template=my.yaml"))
+    values = yaml.safe_load((project.folder / "pretrain" / "a" / "config.yaml").read_text())
+    assert (values["seed"], values["pretraining.lr"]) == (7, 0.5)
+    ran(project.run("mode=init", "exp=b", "template=my.yaml", "seed=8"))
+    assert yaml.safe_load((project.folder / "pretrain" / "b" / "config.yaml").read_text())["seed"] == 8
+    (project.folder / "my.yaml").write_text("sede: 7\n")
+    result = project.run("mode=init", "exp=c", "template=my.yaml")
+    assert result.returncode == 2 and "sede: unknown key. Did you mean 'seed'" in result.stderr and "my.yaml" in result.stderr

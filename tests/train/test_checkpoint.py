@@ -1,0 +1,175 @@
+"""Checkpoints: whole or absent, checked, safe, bounded."""
+
+from __future__ import annotations
+
+import errno
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.samples import TinyTokenizer, make_classifier, make_data, make_journal, make_training, CPU, HARDWARE
+from xcls.schema import UserError
+from xcls.stages.finetune import finetune
+from xcls.train.checkpoint import (
+    Checkpoints, DamagedCheckpoint, find_checkpoint, load_for_use, read_checkpoint, write_checkpoint,
+)  # fmt: skip
+
+PAYLOAD = {"weights": torch.arange(1000.0), "step": 7}
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt_step00000007.pt"
+    write_checkpoint(path, PAYLOAD)
+    found = read_checkpoint(path)
+    assert torch.equal(found["weights"], PAYLOAD["weights"]) and found["step"] == 7 and found["format"] == 1
+    assert torch.equal(torch.load(path, weights_only=True)["weights"], PAYLOAD["weights"])  # an ordinary torch file
+    assert zipfile.ZipFile(path).testzip() is None
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("where", [10, 1500, -100, -30, -1])
+def test_one_changed_byte_is_noticed(where: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    write_checkpoint(path, PAYLOAD)
+    content = bytearray(path.read_bytes())
+    content[where] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedCheckpoint, match="x.pt is damaged"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_file_cut_short_is_noticed(share: float, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    write_checkpoint(path, PAYLOAD)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DamagedCheckpoint):
+        read_checkpoint(path)
+
+
+def test_a_stranger_s_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path}/owned",)
+
+    write_checkpoint(tmp_path / "x.pt", {"model": Evil()})
+    with pytest.raises(DamagedCheckpoint, match="cannot be read"):
+        read_checkpoint(tmp_path / "x.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_newer_format_says_why_not(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "x.pt", {"format": 2})
+    with pytest.raises(UserError, match="format 2; this version of xcls reads up to 1"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+def test_a_full_disk_leaves_the_older_ones_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(folder=tmp_path, keep=2)
+    checkpoints.save(1, PAYLOAD, best=True)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(2, PAYLOAD, best=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt_best.pt", "ckpt_last.pt", "ckpt_step00000001.pt"]
+    assert checkpoints.newest(print)["step"] == 7
+
+
+def test_a_kill_between_any_two_calls_leaves_something_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call that changes the folder, in turn, is the last one made."""
+
+    class Killed(BaseException):
+        pass
+
+    names = ("replace", "link", "unlink", "fsync")
+    for fatal in range(40):
+        folder = tmp_path / str(fatal)
+        folder.mkdir()
+        checkpoints = Checkpoints(folder=folder, keep=1)
+        checkpoints.save(1, {"at": 1}, best=True)
+        made = [0]
+        with monkeypatch.context() as patch:
+            for name in names:
+
+                def dying(*given: Any, real: Any = getattr(os, name)) -> Any:
+                    if made[0] >= fatal:
+                        raise Killed
+                    made[0] += 1
+                    return real(*given)
+
+                patch.setattr(os, name, dying)
+            try:
+                checkpoints.save(2, {"at": 2}, best=True)
+                finished = True
+            except Killed:
+                finished = False
+        assert Checkpoints(folder=folder, keep=1).newest(pytest.fail)["at"] in (1, 2)
+        assert read_checkpoint(folder / "ckpt_best.pt")["at"] in (1, 2)
+        assert not list(folder.glob(".*"))
+        if finished:
+            assert fatal >= 4
+            return
+    pytest.fail("a save never came to its end")
+
+
+def test_damaged_ones_are_named_and_set_aside(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(folder=tmp_path, keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"at": step}, best=step == 1)
+    for step in (2, 3):
+        (tmp_path / f"ckpt_step{step:08d}.pt").write_bytes(b"rubbish")
+    said: list[str] = []
+    assert checkpoints.newest(said.append)["at"] == 1
+    assert [text.split()[0].rsplit("/", 1)[1] for text in said] == ["ckpt_step00000003.pt", "ckpt_step00000002.pt"]
+    assert Checkpoints(folder=tmp_path, keep=1).steps() == [tmp_path / "ckpt_step00000001.pt"]
+
+
+def test_no_hard_links_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Any, target: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    Checkpoints(folder=tmp_path, keep=1).save(1, {"at": 1}, best=True)
+    assert read_checkpoint(tmp_path / "ckpt_best.pt")["at"] == read_checkpoint(tmp_path / "ckpt_last.pt")["at"] == 1
+
+
+def test_checkpoints_are_found_by_name(tmp_path: Path) -> None:
+    Checkpoints(folder=tmp_path, keep=1).save(5, {"at": 5}, best=True)
+    for name in ("best", "last", "ckpt_step00000005.pt", str(tmp_path / "ckpt_best.pt")):
+        assert load_for_use(tmp_path, name)["at"] == 5
+    with pytest.raises(UserError, match="checkpoint=bset.*There: ckpt_best.pt, ckpt_last.pt, ckpt_step00000005.pt"):
+        find_checkpoint(tmp_path, "bset")
+    (tmp_path / "ckpt_best.pt").write_bytes(b"x" * 500)
+    with pytest.raises(UserError, match="damaged"):
+        load_for_use(tmp_path, "best")
+
+
+def only_plain(value: Any, path: str = "") -> list[str]:
+    """Where `value` holds something else than tensors and plain types."""
+    if isinstance(value, dict):
+        return [bad for key, item in value.items() for bad in only_plain(key) + only_plain(item, f"{path}.{key}")]
+    if type(value) in (list, tuple):
+        return [bad for item in value for bad in only_plain(item, path + "[]")]
+    plain = type(value) in (int, float, str, bool, type(None)) or isinstance(value, torch.Tensor)
+    return [] if plain else [f"{path}: {type(value)}"]
+
+
+def test_a_run_s_checkpoint_is_complete_and_plain(tmp_path: Path) -> None:
+    journal = make_journal(tmp_path)
+    with journal:
+        finetune(model=make_classifier(), data=make_data(), tokenizer=TinyTokenizer(), training=make_training(max_steps=2),
+                 hardware=HARDWARE, precision=CPU, seed=0, journal=journal, resume=False)
+    payload = read_checkpoint(tmp_path / "ckpt_last.pt")
+    wanted = {"format", "model", "optimizer", "scheduler", "scaler", "tokenizer", "random", "data", "config", "wandb_id",
+              "progress", "rows", "classes", "hash", "stage"}
+    assert wanted <= set(payload)
+    assert only_plain({**payload, "model": dict(payload["model"])}) == []
+    assert payload["data"] == {"epoch": 0, "step_in_epoch": 2, "seed": 0}

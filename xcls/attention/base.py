@@ -1,0 +1,157 @@
+"""What every attention mechanism has in common: the contract, and the helpers for masks and clipped distances.
+
+Letters: B batch, H heads, N tokens, D head width, W window of the relative bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Attention(nn.Module):
+    """One attention mechanism of one layer: hyperparameters and random buffers, no trained weights.
+
+    `ties_qk`: the mechanism has one projection for queries and keys; the caller then passes k = q.
+    `wants_unrotated`: the caller passes q and k before the rotary embedding, and the rotation as `rotate`.
+    """
+
+    ties_qk: bool = False
+    wants_unrotated: bool = False
+
+    def __init__(self, *, num_heads: int, head_dim: int, layer: int, seed: int) -> None:
+        """Keep the shape facts; subclasses add their hyperparameters."""
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.layer = layer
+        self.seed = seed
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        relative_bias: Tensor | None = None,
+        rotate: Callable[[Tensor], Tensor] | None = None,
+        context: dict | None = None,
+    ) -> Tensor:
+        """Attend: q, k, v [B, H, N, D] -> [B, H, N, D].
+
+        key_padding_mask: bool [B, N], True = a pad, which nobody attends to; its own output row is zero.
+        attn_mask: bool [N, N] or [B, 1|H, N, N], True = query i (rows) may not attend to key j (columns).
+        relative_bias: [H, 2W+1], adds relative_bias[h, clip(j - i, -W, W) + W] to the logit of i and j.
+        rotate: the rotary embedding [B, H, N, D] -> [B, H, N, D], given only where `wants_unrotated`.
+        context: a dict that lives for one forward pass of the encoder, for what one layer leaves to the next.
+        """
+        raise NotImplementedError
+
+    def oracle(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        relative_bias: Tensor | None = None,
+        rotate: Callable[[Tensor], Tensor] | None = None,
+        context: dict | None = None,
+    ) -> Tensor:
+        """The same result from the whole N x N kernel, slow and readable: [B, H, N, D] -> [B, H, N, D]."""
+        raise NotImplementedError
+
+    def redraw(self, generator: torch.Generator) -> None:
+        """Draw the random buffers anew from `generator`; nothing to do where there are none."""
+
+
+def mix(seed: int, layer: int) -> int:
+    """A well-spread 63-bit seed for one layer, so that layers and neighbouring seeds share no random stream.
+
+    The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+    """
+    mask = (1 << 64) - 1
+    z = (seed * 0x9E3779B97F4A7C15 + layer + 1) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) >> 1
+
+
+def full_dtype(x: Tensor) -> torch.dtype:
+    """The dtype for hashing, feature maps, softmax and normalisers: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a matrix product of x comes out here: that of autocast where it is on, else x's own."""
+    return (x.new_empty(1, 0) @ x.new_empty(0, 1)).dtype
+
+
+def zero_padding(x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """x [B, H, N, D] with zeros in padded rows. Filled, not multiplied: NaN and Inf go too, and so do gradients."""
+    return x if key_padding_mask is None else x.masked_fill(key_padding_mask[:, None, :, None], 0.0)
+
+
+def check_attn_mask(attn_mask: Tensor | None) -> Tensor | None:
+    """attn_mask [N, N] or [B, 1|H, N, N] as [1|B, 1|H, N, N]. Raises on another rank and on a mask that is not bool."""
+    if attn_mask is None:
+        return None
+    if attn_mask.dtype != torch.bool:
+        raise TypeError(f"attn_mask must be bool (True = may not be attended), not {attn_mask.dtype}")
+    if attn_mask.dim() not in (2, 4):
+        raise ValueError(f"attn_mask must be [N, N] or [B, 1|H, N, N], not {list(attn_mask.shape)}")
+    return attn_mask if attn_mask.dim() == 4 else attn_mask[None, None]
+
+
+def blocked_pairs(key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
+    """Both masks as one, bool [1|B, 1|H, 1|rows, N], True = may not be attended; None if there is none.
+
+    attn_mask is [1|B, 1|H, rows, N] here, whole or a block of its rows.
+    """
+    if key_padding_mask is None:
+        return attn_mask
+    pads = key_padding_mask[:, None, None, :]
+    return pads if attn_mask is None else pads | attn_mask
+
+
+def is_causal(attn_mask: Tensor) -> bool:
+    """Whether attn_mask [..., N, N] is exactly the causal one: every j > i blocked, everything else free."""
+    length = attn_mask.shape[-1]
+    if attn_mask[..., -1, :].any() or not attn_mask[..., 0, 1:].all():  # two rows tell most others apart
+        return False
+    position = torch.arange(length, device=attn_mask.device)
+    return bool((attn_mask == (position > position[:, None])).all())
+
+
+def distance_matrix(bias: Tensor, *, rows: int, columns: int, offset: int = 0) -> Tensor:
+    """The clipped relative bias as a matrix: [H, 2W+1] -> [H, rows, columns], with
+    out[h, i, j] = bias[h, clip(j - i + offset, -W, W) + W].
+
+    A gather per entry would make the gradient a scatter of rows x columns values. One diagonal vector, repeated
+    and read with rows one entry shorter, shifts by one in each row instead, and its gradient is a plain sum.
+    """
+    window = bias.shape[-1] // 2
+    size = columns + rows
+    distance = torch.arange(size, device=bias.device)
+    distance = torch.where(distance < columns, distance, distance - size) + offset  # 0 .. columns-1, -rows .. -1
+    diagonals = bias.index_select(1, distance.clamp(-window, window) + window)  # [H, size]
+    repeated = diagonals[:, None, :].expand(-1, rows, -1).reshape(-1, rows * size)
+    return repeated[:, : rows * (size - 1)].view(-1, rows, size - 1)[:, :, :columns]
+
+
+def by_query_blocks(attend: Callable[[Tensor, int], Tensor], q: Tensor, block_size: int) -> Tensor:
+    """attend(block of q [B, H, block, D], its first row) for all blocks of rows, joined to [B, H, N, D].
+
+    Each block is computed again in the backward pass, so that nothing of size N x N outlives its block.
+    """
+    outputs, start = [], 0
+    for block in q.split(block_size, dim=2):
+        outputs.append(checkpoint(attend, block, start, use_reentrant=False, preserve_rng_state=False))
+        start += block.shape[2]
+    return torch.cat(outputs, dim=2)

@@ -1,0 +1,68 @@
+"""How far a mechanism is from the exact attention that it approximates, on random and on trained queries and keys.
+
+Letters: B batch, H heads, N tokens, D head width, W window of the relative bias.
+"""
+
+from __future__ import annotations
+
+from statistics import mean, pstdev
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xcls.attention.base import distance_matrix
+
+ROWS = 512  # queries at a time
+DRAWS, DRAWS_LONG, LONG = 5, 3, 4096  # so many draws, or fewer above so many tokens
+SOFTMAX, SHARED = "softmax", "shared-QK softmax"
+
+
+@torch.no_grad()
+def exact(q: Tensor, k: Tensor, v: Tensor, *, shared: bool = False, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D) + bias) v in fp32: q, k, v [B, H, N, D] -> [B, H, N, D].
+
+    `shared`: Reformer's attention without hashing (Kitaev et al. 2020, section 2): keys are q / |q|, and a token
+    attends to itself only where there is no other.
+    """
+    q, v, length = q.float(), v.float(), q.shape[2]
+    k = torch.nn.functional.normalize(q, dim=-1) if shared else k.float() * q.shape[-1] ** -0.5
+    parts = []
+    for start in range(0, length, ROWS):
+        block = q[:, :, start : start + ROWS]
+        scores = block @ k.transpose(-1, -2)
+        if bias is not None:
+            scores += distance_matrix(bias.float(), rows=block.shape[2], columns=length, offset=-start)
+        if shared and length > 1:
+            own = torch.arange(block.shape[2], device=q.device)
+            scores[:, :, own, own + start] = -torch.inf
+        parts.append(torch.softmax(scores, dim=-1) @ v)
+    return torch.cat(parts, dim=2)
+
+
+def relative_error(out: Tensor, reference: Tensor) -> float:
+    """|out - reference| / |reference|, Frobenius norms over everything."""
+    return float((out.float() - reference).norm() / reference.norm())
+
+
+def summary(errors: list[float], reference: str) -> dict[str, Any]:
+    """Mean and standard deviation over the draws, and what the error is against."""
+    return {"error_mean": mean(errors), "error_std": pstdev(errors), "error_reference": reference, "error_draws": len(errors)}
+
+
+def draws(length: int) -> int:
+    """How many draws at N = length."""
+    return DRAWS if length <= LONG else DRAWS_LONG
+
+
+def random_inputs(shape: tuple[int, int, int, int], draw: int, *, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Standard normal q, k, v [B, H, N, D]: logits of standard deviation one."""
+    generator = torch.Generator().manual_seed(draw)
+    q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
+    return q, k, v
+
+
+@torch.no_grad()
+def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, settings: dict[str, Any]) -> Tensor:
+    """The mechanism's output, in evaluation mode: [B, H, N, D]."""
+    return attention.eval()(q, q if attention.ties_qk else k, v, **settings)

@@ -1,0 +1,139 @@
+"""How many operations and bytes a mechanism must spend, by formula: what the measured times are held against.
+
+Operations are those of matrix products, two for a multiplication and addition, as PyTorch's counter has them; bytes
+are what has to pass between memory and cores when everything that is not part of the definition stays in the cache.
+Letters: B batch, H heads, N tokens, D head width, E model width, M random features, R rounds, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+from torch import nn
+
+from xcls.attention.performer import Performer
+from xcls.attention.reformer import Reformer
+from xcls.attention.sdpa import Sdpa
+from xcls.attention.sdpa_fused import SdpaFused
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations and bytes of one call."""
+
+    flops: float
+    bytes: float
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
+
+    def bound(self, flops_per_s: float, bytes_per_s: float) -> float:
+        """The seconds below which no machine with these two rates can do it (the roofline of Williams et al. 2009)."""
+        return max(self.flops / flops_per_s, self.bytes / bytes_per_s)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one call; `itemsize` in bytes."""
+
+    batch: int
+    heads: int
+    length: int
+    head_dim: int
+    itemsize: int
+
+    @property
+    def vectors(self) -> int:
+        """B x H x N x D: the numbers in q."""
+        return self.batch * self.heads * self.length * self.head_dim
+
+    @property
+    def pairs(self) -> int:
+        """B x H x N x N."""
+        return self.batch * self.heads * self.length**2
+
+
+def _sdpa(attention: Sdpa, shape: Shape) -> tuple[Work, Work]:
+    """Q K^T and P V, 2 N^2 D each; four more products backward, and the two once more where blocks are recomputed.
+
+    The scores are written, read, and written and read again as probabilities: that is what explicit means.
+    """
+    product = 2.0 * shape.pairs * shape.head_dim
+    moved = float(shape.itemsize) * (4 * shape.vectors + 4 * shape.pairs)
+    products = 6 if shape.pairs <= attention.block_above else 8
+    return Work(2 * product, moved), Work(products * product, moved * products / 2)
+
+
+def _sdpa_fused(attention: SdpaFused, shape: Shape) -> tuple[Work, Work]:
+    """The same without the scores in memory, which the backward pass computes again: seven products."""
+    product, moved = 2.0 * shape.pairs * shape.head_dim, 4.0 * shape.itemsize * shape.vectors
+    return Work(2 * product, moved), Work(7 * product, 3 * moved)
+
+
+def _performer(attention: Performer, shape: Shape) -> tuple[Work, Work]:
+    """Q W^T and K W^T, 2 N D M each, then phi(K)^T [V 1] and phi(Q) of it; the directions W need no gradient."""
+    features = 2 * 2.0 * shape.vectors * attention.num_features
+    products = features * (shape.head_dim + 1) / shape.head_dim
+    moved = 4.0 * shape.itemsize * shape.vectors
+    return Work(features + products, moved), Work(2 * features + 3 * products, 3 * moved)
+
+
+def _reformer(attention: Reformer, shape: Shape) -> tuple[Work, Work]:
+    """In each round x R for the hashes, and two products of each query with the K tokens of its window.
+
+    Bytes: x for the hashes, then in each round the sorted q and v and the round's output; the outputs are read once
+    more where there are several. Hashing has no backward pass.
+    """
+    rounds, columns = attention.rotations.shape[0], attention.rotations.shape[-1]
+    columns = min(columns, -(-shape.length // (2 * attention.bucket_size)))
+    window = attention.bucket_size * (attention.chunks_before + 1 + attention.chunks_after)
+    hashes = Work(2.0 * rounds * shape.vectors * columns, float(shape.itemsize) * shape.vectors)
+    passes = 3 * rounds + (rounds + 1 if rounds > 1 else 0)
+    attend = Work(2 * 2.0 * rounds * shape.vectors * window, float(shape.itemsize) * passes * shape.vectors)
+    return hashes + attend, hashes + attend + attend + attend
+
+
+FORMULAS: dict[type[nn.Module], Callable[[nn.Module, Shape], tuple[Work, Work]]] = {
+    Sdpa: _sdpa,
+    SdpaFused: _sdpa_fused,
+    Performer: _performer,
+    Reformer: _reformer,
+}
+
+
+def core_work(attention: nn.Module, shape: Shape) -> dict[str, Work] | None:
+    """Work of inference and of training (forward and backward) of a mechanism without projections.
+
+    A mechanism may bring its own formula as a method `operations(shape) -> (inference, training)`, each (flops, bytes).
+    A subclass has its parent's formula. None where there is no formula.
+    """
+    own = getattr(attention, "operations", None)
+    if own is not None:
+        inference, training = (Work(*pair) for pair in own(shape))
+        return {"inference": inference, "training": training}
+    formula = next((FORMULAS[kind] for kind in type(attention).__mro__ if kind in FORMULAS), None)
+    if formula is None:
+        return None
+    inference, training = formula(attention, shape)
+    return {"inference": inference, "training": training}
+
+
+def module_work(attention: nn.Module, shape: Shape) -> dict[str, Work] | None:
+    """The same with projections: q, k (none where it is tied), v and output, 2 N E^2 each, thrice that in training."""
+    core = core_work(attention, shape)
+    if core is None:
+        return None
+    width, tokens = shape.heads * shape.head_dim, shape.batch * shape.length
+    count = 3 if attention.ties_qk else 4
+    projection = Work(2.0 * tokens * width**2, float(shape.itemsize) * (2 * tokens * width + width**2))
+    once = Work(count * projection.flops, count * projection.bytes)
+    return {"inference": core["inference"] + once, "training": core["training"] + once + once + once}
+
+
+BY_PART: dict[str, Callable[[nn.Module, Shape], dict[str, Work] | None]] = {"module": module_work, "core": core_work}
+
+
+def work(part: str, attention: nn.Module, shape: Shape) -> dict[str, Work] | None:
+    """By formula, for a part of the bench; None where there is no formula (a whole step, another package)."""
+    return BY_PART[part](attention, shape) if part in BY_PART else None

@@ -1,0 +1,240 @@
+"""The process that measures: reads one job as JSON from standard input, writes events as lines of JSON.
+
+A process of its own keeps one mechanism's memory, crash or death by the out-of-memory killer from the others and from
+the bench. `process.py` is the other end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+from xcls.bench.cases import MEASURES, OURS, Case, build, make_attention
+from xcls.bench.error import SHARED, SOFTMAX, attend, draws, exact, random_inputs, relative_error, summary
+from xcls.bench.formulas import Shape, work
+from xcls.bench.machine import copy_rate, counted, matmul_rate, synchronizer
+from xcls.bench.make import make
+from xcls.bench.timing import Series, interleave
+from xcls.bench.trained import trained_inputs
+from xcls.train.amp import DTYPES
+from xcls.train.cost import MemoryGauge
+
+Emit = Callable[[str, dict[str, Any]], None]
+WARM_LENGTH = 128  # tokens of the call that loads libraries before memory is measured
+GRAPHS = 1024  # torch.compile: how many versions of one function may live beside each other before it gives up
+
+
+def cause_of(error: BaseException) -> str:
+    """The error in one line."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()[:300]}" if lines else type(error).__name__
+
+
+def resized(case: Case, length: int) -> Case:
+    """The case with one sequence of so many tokens."""
+    return Case(**{**vars(case), "seq_len": length, "batch": 1})
+
+
+def trim() -> None:
+    """Gives freed memory back to the system (glibc), so that it does not hide what is measured next."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
+
+
+def measure_memory(job: dict[str, Any], emit: Emit) -> None:
+    """Peak memory of inference and of training of one case, MiB, above what the warmed-up process holds already.
+
+    On CPU the growth of peak RSS; on CUDA the allocator's peak. Inputs and weights count, but for compiled cases on
+    CPU: those are compiled at full size first, since the compiler needs more memory than they do.
+    """
+    case = Case(**job["cases"][0])
+    emit("begin", {"case": 0})
+    measured = ("inference", "training")
+    trial = build(case if case.compile else resized(case, min(case.seq_len, WARM_LENGTH)))
+    if case.compile:
+        trial.compile()
+    for measure in measured:
+        trial.prepare(measure)
+        getattr(trial, measure)()
+    if not case.compile:
+        del trial
+    trim()
+    gauge, found = MemoryGauge(torch.device(case.device)), {}
+    trial = trial if case.compile else build(case)
+    for measure in measured:
+        trial.prepare(measure)
+        for _ in range(2):
+            getattr(trial, measure)()
+        synchronizer(case.device)()
+        gauge.pause()
+        peak = gauge.peaks["max_gpu_mem_MiB"] if case.device == "cuda" else gauge.peaks["rss_growth_MiB"]
+        found[f"{measure}_MiB"] = peak
+        gauge.resume()
+    emit("memory", {"case": 0, **found})
+
+
+def describe_work(case: Case, attention: torch.nn.Module) -> dict[str, Any]:
+    """Operations and bytes of the case by formula; nothing where there is no formula."""
+    itemsize = torch.empty(0, dtype=DTYPES[case.dtype]).element_size()
+    shape = Shape(case.batch, case.num_heads, case.seq_len, case.head_dim, itemsize)
+    by_measure = work(case.part, attention, shape) if case.origin == OURS else None
+    if by_measure is None:
+        return {}
+    found: dict[str, Any] = {}
+    for measure, amount in by_measure.items():
+        found[f"{measure}_flops"], found[f"{measure}_bytes"] = amount.flops, amount.bytes
+    return found
+
+
+def measure_time(job: dict[str, Any], emit: Emit) -> None:
+    """Times all cases, which share length and dtype, interleaved; with the machine's rates, work and compile time."""
+    cases = [Case(**case) for case in job["cases"]]
+    device, dtype = cases[0].device, cases[0].dtype
+    emit("machine", {"flops_per_s": matmul_rate(dtype, device), "bytes_per_s": copy_rate(device)})
+    everything: list[Series] = []
+    places: dict[int, int] = {}
+    details: dict[int, dict[str, Any]] = {}
+    for place, case in enumerate(cases):
+        emit("begin", {"case": place})
+        try:
+            trial = build(case)
+            details[place] = describe_work(case, trial.attention)
+            for measure, call in (("inference", trial.forward), ("training", trial.training)):
+                trial.prepare(measure)
+                details[place][f"{measure}_flops_counted"] = counted(call)  # which cannot follow no_grad everywhere
+            if case.compile:
+                trial.compile()
+        except Exception as error:
+            emit("failed", {"case": place, "cause": cause_of(error)})
+            continue
+        everything.append(Series(trial, MEASURES, compiled=case.compile))
+        places[id(everything[-1])] = place
+
+    def begin(series: Series) -> None:
+        emit("begin", {"case": places[id(series)], "round": series.rounds + 1})
+
+    def failed(series: Series, error: Exception) -> None:
+        series.cause, series.trial = cause_of(error), None
+        emit("failed", {"case": places[id(series)], "cause": series.cause})
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+    wait = synchronizer(device)
+    interleave(everything, rounds=job["rounds"], seconds=job["seconds"], wait=wait, begin=begin, failed=failed)
+    for series in everything:
+        if series.cause is None:
+            place = places[id(series)]
+            compiled = series.compile_seconds() if cases[place].compile else None
+            emit("timed", {"case": place, "times": series.times, "compile_s": compiled, **details[place]})
+
+
+def measure_error(job: dict[str, Any], emit: Emit) -> None:
+    """Relative error of each case's core against exact attention on random inputs, over several draws of everything."""
+    cases = [Case(**case) for case in job["cases"]]
+    first = cases[0]
+    shape = (1, first.num_heads, first.seq_len, first.head_dim)
+    errors: dict[int, list[float]] = {place: [] for place in range(len(cases))}
+    tied: dict[int, bool] = {}
+    for draw in range(draws(first.seq_len)):
+        q, k, v = random_inputs(shape, draw, dtype=DTYPES[first.dtype], device=first.device)
+        references: dict[bool, torch.Tensor] = {}
+        for place, case in enumerate(cases):
+            if place not in errors:
+                continue
+            emit("begin", {"case": place, "round": draw + 1})
+            try:
+                torch.manual_seed(draw)
+                attention = make_attention(Case(**{**vars(case), "seed": draw})).to(case.device)
+                tied[place] = attention.ties_qk
+                if tied[place] not in references:
+                    references[tied[place]] = exact(q, k, v, shared=tied[place])
+                with case.autocast():
+                    out = attend(attention, q, k, v, {})
+                errors[place].append(relative_error(out, references[tied[place]]))
+            except Exception as error:
+                del errors[place]
+                emit("no_error", {"case": place, "cause": cause_of(error)})
+    for place, found in errors.items():
+        emit("error", {"case": place, **summary(found, SHARED if tied[place] else SOFTMAX)})
+
+
+def measure_trained(job: dict[str, Any], emit: Emit) -> None:
+    """The same on the q, k, v of a trained run's layers: mean and deviation over layers, fp32.
+
+    A mechanism that ties q and k has no meaning on the two of a run that does not: such a case is left out.
+    """
+    layers, config = trained_inputs(Path(job["folder"]), job["device"])
+    about = {
+        "seq_len": layers[0].q.shape[2], "batch": layers[0].q.shape[0], "position": config["position"]["name"],
+        "trained_attention": config["attention"]["name"],
+    }  # fmt: skip
+    heads, head_dim = layers[0].q.shape[1], layers[0].q.shape[3]
+    for place, node in enumerate(job["nodes"]):
+        emit("begin", {"case": place})
+        try:
+            errors = []
+            for layer in layers:
+                sizes = {"num_heads": heads, "head_dim": head_dim, "layer": layer.layer, "seed": 0}
+                attention = make(node, sizes).to(layer.q.device)
+                if attention.ties_qk and not layer.tied:
+                    raise ValueError("it ties q and k, and the run does not")
+                out = attend(attention, layer.q, layer.k, layer.v, {"relative_bias": layer.bias, "context": {}})
+                reference = exact(layer.q, layer.k, layer.v, shared=attention.ties_qk, bias=layer.bias)
+                errors.append(relative_error(out, reference))
+            found = summary(errors, SHARED if attention.ties_qk else SOFTMAX)
+            emit("error", {"case": place, **about, **found, "error_by_layer": " ".join(f"{e:.4f}" for e in errors)})
+        except Exception as error:
+            emit("no_error", {"case": place, **about, "cause": cause_of(error)})
+
+
+TASKS = {"memory": measure_memory, "time": measure_time, "error": measure_error, "trained": measure_trained}
+
+
+def prepare_process(job: dict[str, Any]) -> None:
+    """The same settings for every mechanism: threads, the limits of torch.compile, first in line for the OOM killer."""
+    if job.get("threads"):
+        torch.set_num_threads(job["threads"])
+    try:
+        Path("/proc/self/oom_score_adj").write_text("900", encoding="ascii")
+    except OSError:
+        pass
+    if any(case["compile"] for case in job.get("cases", [])):
+        import torch._dynamo as dynamo
+
+        for name in ("recompile_limit", "cache_size_limit", "accumulated_recompile_limit", "accumulated_cache_size_limit"):
+            if hasattr(dynamo.config, name):
+                setattr(dynamo.config, name, GRAPHS)
+
+
+def main() -> int:
+    """Does the job on standard input. Returns 0 when it came to its end; causes of cases that failed are events."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")  # what libraries print goes to standard error
+    os.dup2(2, 1)
+
+    def emit(event: str, details: dict[str, Any]) -> None:
+        out.write(json.dumps({"event": event, **details}) + "\n")
+        out.flush()
+
+    try:
+        job = json.load(sys.stdin)
+        prepare_process(job)
+        TASKS[job["task"]](job, emit)
+    except Exception as error:
+        traceback.print_exc()
+        emit("stopped", {"cause": cause_of(error)})
+        return 1
+    emit("end", {})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The only place where configuration becomes objects: from a checked `Config` to sources, tokenizers, models and stages."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from xcls.data.source import Source, data_fingerprint
+from xcls.data.splits import Prepared, prepare
+from xcls.data.tokenizer import check_tokenizer, given_vocabulary
+from xcls.identity import run_folder, run_hash, run_name
+from xcls.model.encoder import Encoder
+from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClassifier
+from xcls.record import Record
+from xcls.schema import Config, UserError, flatten
+from xcls.stages.folder import read_or_refuse
+from xcls.train.precision import Precision, resolve
+
+
+def node(value: dict[str, Any]) -> dict[str, Any]:
+    """A config node without its `name`, which is for people and reports and no constructor argument."""
+    return {key: item for key, item in value.items() if key != "name"}
+
+
+def make_source(config: Config) -> Source:
+    """The data set's source object. Raises UserError."""
+    data = config.dataset
+    try:
+        return instantiate(data.source, path=data.path, text=data.text, label=data.label, _convert_="all")
+    except InstantiationException as error:
+        raise error.__cause__ if isinstance(error.__cause__, UserError) else UserError(f"dataset.source: {error}") from error
+
+
+def make_encoder(config: Config, *, vocab_size: int) -> Encoder:
+    """The encoder of this architecture, new. The mechanisms' random features follow from the seed and the layer."""
+    size, seq_len = config.size, config.seq_len
+    heads = {"num_heads": size.num_heads, "head_dim": size.width // size.num_heads}
+    position = instantiate(node(config.position), embed_dim=size.width, num_layers=size.num_layers, seq_len=seq_len, **heads)
+    return Encoder(
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        num_layers=size.num_layers,
+        embed_dim=size.width,
+        num_heads=size.num_heads,
+        feed_forward=size.feed_forward,
+        norm=size.norm,
+        activation=size.activation,
+        dropout=size.dropout,
+        position=position,
+        make_attention=lambda layer: instantiate(node(config.attention), layer=layer, seed=config.seed, **heads),
+        gradient_checkpointing=config.hardware.gradient_checkpointing,
+    )
+
+
+def make_language_model(config: Config, *, vocab_size: int) -> MaskedLanguageModel:
+    """Encoder and MLM head, new."""
+    head = MLMHead(embed_dim=config.size.width, vocab_size=vocab_size)
+    return MaskedLanguageModel(encoder=make_encoder(config, vocab_size=vocab_size), head=head)
+
+
+def make_classifier(config: Config, *, vocab_size: int, classes: list[str]) -> TextClassifier:
+    """Encoder and classification head, new. Raises UserError where head.num_classes is not that of the data."""
+    head = config.head
+    if head.num_classes is not None and head.num_classes != len(classes):
+        raise UserError(
+            f"head.num_classes={head.num_classes}: {config.dataset.name} has {len(classes)} classes "
+            f"({', '.join(classes[:8])}). Leave it null, or name another data set."
+        )
+    classifier = Classifier(embed_dim=config.size.width, num_classes=len(classes), pooling=head.pooling, dropout=head.dropout)
+    return TextClassifier(encoder=make_encoder(config, vocab_size=vocab_size), head=classifier)
+
+
+@dataclass
+class Plan:
+    """One run before it begins: its configuration and everything that follows from it without loading data."""
+
+    config: Config
+    choices: dict[str, str]
+    parent: Path | None
+    command: list[str]
+    root: Path
+
+    @cached_property
+    def source(self) -> Source:
+        """Where the text comes from."""
+        return make_source(self.config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the data are: equal for equal rows."""
+        return data_fingerprint(self.source, self.config.dataset.extra)
+
+    @cached_property
+    def precision(self) -> Precision:
+        """Device and dtype, `auto` resolved."""
+        return resolve(self.config.hardware)
+
+    @cached_property
+    def parent_hash(self) -> str | None:
+        """The hash of the pretraining run, made or still to be made; None from scratch."""
+        if self.config.mode != "finetune" or self.config.pretrain is None:
+            return None
+        if self.config.pretrain == "auto":
+            return self.pretraining.digest
+        assert self.parent is not None
+        record = read_or_refuse(self.parent)
+        return f"{record.hash}:{self.config.checkpoint}"
+
+    def variant(self, *, mode: str, seed: int) -> Plan:
+        """The plan of another run on the same data: a baseline, or the pretraining that this one starts from."""
+        config = copy.deepcopy(self.config)
+        config.mode, config.seed, config.exp, config.pretrain, config.sweep = mode, seed, None, None, None
+        return Plan(config, {**self.choices, "mode": mode}, None, [], self.root)
+
+    @cached_property
+    def pretraining(self) -> Plan:
+        """The plan of the pretraining run that `pretrain=auto` stands for."""
+        plan = self.variant(mode="pretrain", seed=self.config.pretrain_seed)
+        plan.config.exp = plan.name.replace("/", "-")
+        return plan
+
+    @property
+    def as_dict(self) -> dict[str, Any]:
+        """The configuration as plain nested dicts."""
+        return asdict(self.config)
+
+    @cached_property
+    def digest(self) -> str:
+        """The run's hash."""
+        check_tokenizer(self.config.tokenizer)
+        given = given_vocabulary(self.config.tokenizer) if self.parent is None else None
+        return run_hash(self.as_dict, data=self.fingerprint, dtype=self.precision.dtype, vocabulary=given, parent=self.parent_hash)
+
+    @property
+    def name(self) -> str:
+        """The run's name: `<dataset>/<mode>-<attention>-…`."""
+        return run_name(self.as_dict, self.choices, self.digest)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives."""
+        return run_folder(self.as_dict, self.choices, self.digest, sweep=self.config.sweep, root=self.root)
+
+    def data(self) -> Prepared:
+        """The splits, read and checked. Raises UserError for data that cannot be trained on."""
+        return prepare(self.source, self.config.dataset)
+
+    def record(self, prepared: Prepared) -> Record:
+        """The record of this run before its first step."""
+        report = {key: value for key, value in prepared.report.items() if key != "warnings"}
+        return Record(
+            run=self.name,
+            mode=self.config.mode,
+            status="running",
+            hash=self.digest,
+            seed=self.config.seed,
+            seq_len=self.config.seq_len,
+            exp=self.config.sweep or self.config.exp,
+            study=self.config.study,
+            choices=self.choices,
+            config=flatten(asdict(self.config)),
+            data={
+                "name": self.config.dataset.name,
+                "fingerprint": self.fingerprint,
+                "train_rows_hash": hashlib.sha256("\n".join(prepared.train["id"]).encode()).hexdigest(),
+                **report,
+            },
+            device={"shared": False},
+            command=self.command,
+        )

@@ -1,0 +1,155 @@
+"""Batches as functions of (seed, epoch): which examples go together, and the tensors made of them.
+
+Nothing here has a state, so a resumed run or another number of workers makes the same batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from xcls.data.draws import permutation
+from xcls.data.encode import Encoded
+from xcls.data.masking import mask_tokens
+from xcls.schema import Masking
+
+POOL = 50  # batches whose examples are sorted by length together
+_ORDER, _GROUPS = 1, 2  # what a permutation is drawn for
+
+
+def batches(
+    lengths: np.ndarray, *, batch_size: int, seed: int, epoch: int, group_by_length: bool = True
+) -> list[np.ndarray]:
+    """The batches of a pass, each int64 [<= batch_size] of positions; every position occurs once.
+
+    Grouped by length: shuffled pools of 50 batches are sorted by length and cut up, and the batches shuffled, so that
+    padding is little and the order still random. One batch may be smaller; it stands where the shuffle puts it.
+    """
+    order = permutation(len(lengths), [seed, epoch, _ORDER])
+    if not group_by_length:
+        return _cut(order, batch_size)
+    made: list[np.ndarray] = []
+    for pool in _cut(order, POOL * batch_size):
+        made += _cut(pool[np.argsort(-np.asarray(lengths)[pool], kind="stable")], batch_size)
+    return [made[i] for i in permutation(len(made), [seed, epoch, _GROUPS])]
+
+
+def evaluation_batches(lengths: np.ndarray, *, batch_size: int) -> list[np.ndarray]:
+    """Every position once, the longest first (so that what does not fit shows at once)."""
+    return _cut(np.argsort(-np.asarray(lengths), kind="stable"), batch_size)
+
+
+def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def pad(rows: Sequence[np.ndarray], *, length: int | None = None, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(ids int64 [B, N], real bool [B, N]) of token ids [n_i].
+
+    N is the longest row's length, or `length` (static padding), rounded up to a `multiple`.
+    """
+    counts = np.array([len(row) for row in rows], np.int64)
+    longest = max(int(counts.max(initial=1)), 1) if length is None else length
+    longest = -(-longest // multiple) * multiple
+    real = np.arange(longest)[None] < counts[:, None]
+    ids = np.zeros((len(rows), longest), np.int64)
+    ids[real] = np.concatenate(rows) if len(rows) else 0
+    return ids, real
+
+
+def micro_batches(
+    batch: dict[str, torch.Tensor], size: int | None, *, multiple: int = 1
+) -> list[dict[str, torch.Tensor]]:
+    """Splits a batch into parts of at most `size` rows (None: one part), each trimmed to its own longest row
+    (rounded up to a `multiple`). Tensors that are no [B, N] keep their width."""
+    count, width = batch["input_ids"].shape
+    parts = []
+    for start in range(0, count, size or max(count, 1)):
+        part = {name: tensor[start : start + (size or count)] for name, tensor in batch.items()}
+        longest = max(int(part["attention_mask"].sum(1).max()), 1)
+        longest = min(-(-longest // multiple) * multiple, width)
+        parts.append(
+            {
+                name: tensor[:, :longest].contiguous() if tensor.ndim == 2 and tensor.shape[1] == width else tensor
+                for name, tensor in part.items()
+            }
+        )
+    return parts
+
+
+class Batches(Protocol):
+    """Something that makes the batch of some examples in some epoch."""
+
+    def build(self, indices: np.ndarray, epoch: int) -> dict[str, torch.Tensor]:
+        """`input_ids` int64 [B, N], `attention_mask` bool [B, N] (True = real), `labels` int64, `index` int64 [B]."""
+
+
+@dataclass
+class ClassBatches:
+    """Batches to classify: `labels` [B]. `multiple` rounds N up; `static` pads to a fixed N instead of the longest."""
+
+    encoded: Encoded
+    labels: np.ndarray
+    multiple: int = 1
+    static: int | None = None
+
+    def build(self, indices: np.ndarray, epoch: int = 0) -> dict[str, torch.Tensor]:
+        """The batch of these rows; the epoch plays no part."""
+        ids, real = pad([self.encoded[row] for row in indices], length=self.static, multiple=self.multiple)
+        return _tensors(ids, real, np.asarray(self.labels, np.int64)[indices], indices)
+
+
+@dataclass
+class MaskedBatches:
+    """Batches for MLM: `labels` [B, N] hold the id of each chosen token and -100 elsewhere."""
+
+    encoded: Encoded
+    masking: Masking
+    seed: int
+    vocab_size: int
+    continues: np.ndarray | None = None
+    multiple: int = 1
+    static: int | None = None
+
+    def build(self, indices: np.ndarray, epoch: int) -> dict[str, torch.Tensor]:
+        """The batch of these rows, with the masks of this epoch."""
+        ids, real = pad([self.encoded[row] for row in indices], length=self.static, multiple=self.multiple)
+        ids, labels = mask_tokens(
+            ids,
+            index=indices,
+            seed=self.seed,
+            epoch=epoch,
+            masking=self.masking,
+            vocab_size=self.vocab_size,
+            continues=self.continues,
+        )
+        return _tensors(ids, real, labels, indices)
+
+
+def _tensors(ids: np.ndarray, real: np.ndarray, labels: np.ndarray, index: np.ndarray) -> dict[str, torch.Tensor]:
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(real),
+        "labels": torch.from_numpy(labels),
+        "index": torch.from_numpy(np.array(index, np.int64)),
+    }
+
+
+class Pass(Dataset):
+    """One pass over the data, from batch number `start`, for `DataLoader(Pass(…), batch_size=None, num_workers=…)`."""
+
+    def __init__(self, *, maker: Batches, plan: list[np.ndarray], epoch: int, start: int = 0) -> None:
+        self.maker, self.plan, self.epoch, self.start = maker, plan, epoch, start
+
+    def __len__(self) -> int:
+        return max(len(self.plan) - self.start, 0)
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        """The batch `step` batches after `start`."""
+        if not 0 <= step < len(self):
+            raise IndexError(step)
+        return self.maker.build(self.plan[self.start + step], self.epoch)

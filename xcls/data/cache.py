@@ -1,0 +1,77 @@
+"""The cache folder, and builds that several jobs share: whoever comes first builds, the others wait and read.
+
+Everything here can be deleted at any time; it is made again when it is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+from xcls.schema import UserError
+
+
+def cache_folder() -> Path:
+    """`$XCLS_CACHE`, else `~/.cache/xcls`."""
+    return Path(os.environ.get("XCLS_CACHE") or Path.home() / ".cache" / "xcls").expanduser()
+
+
+def digest(parts: Any) -> str:
+    """sha256 in hex of plain values (str, int, bool, None, lists and dicts of them), the same on every machine."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def build_once(path: Path, build: Callable[[Path], None], *, what: str) -> Path:
+    """Makes `path` (a file or a folder) by `build(temporary path)` unless it is there, under a lock between processes.
+
+    The result appears by one rename, so nobody sees half of it, and the lock of a process that died is free.
+    Raises UserError when the folder cannot be written.
+    """
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(path.with_name(path.name + ".lock"), what):
+            if not path.exists():
+                _build(path, build)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot keep {what} there ({error.strerror or error}). Free some space or set XCLS_CACHE "
+            "to a folder that can be written."
+        ) from error
+    return path
+
+
+def _build(path: Path, build: Callable[[Path], None]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        build(temporary)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _lock(path: Path, what: str) -> Iterator[None]:
+    """Holds the lock file `path`; says so when another process has it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(path))
+    try:
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        print(f"xcls: waiting for another process that makes {what}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,36 @@
+"""A folder per class with a text file per document, the layout of many public archives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence
+
+from xcls.data.readers import open_text
+from xcls.schema import UserError
+
+
+def class_names(folder: Path) -> list[str]:
+    """The sub-folders, sorted; hidden ones left out."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def class_files(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
+    """(class, file) of every text file below `folder/<class>/`, sorted."""
+    return [(name, file) for name in names for file in sorted((folder / name).rglob("*.txt"))]
+
+
+def read_class_folder(
+    folder: Path, names: Sequence[str], encoding: str = "utf-8"
+) -> tuple[list[str], list[str], list[str]]:
+    """(texts, class names, places) of the documents in `folder/<name>/**/*.txt`. UserError for an empty class."""
+    texts, found, places = [], [], []
+    for name in names:
+        files = class_files(folder, [name])
+        if not files:
+            raise UserError(f"{folder / name}: no .txt files there; each class folder needs a file per document.")
+        for _, file in files:
+            with open_text(file, encoding) as stream:
+                texts.append(stream.read().replace("\0", " "))
+            found.append(name)
+            places.append(file.relative_to(folder).as_posix())
+    return texts, found, places

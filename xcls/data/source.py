@@ -1,0 +1,185 @@
+"""What a source of text is, and what all sources share: where the files lie, how labels become numbers.
+
+A new data set is one module with a class like those beside this file, one YAML in `conf/dataset/`, and one test.
+`datasets` is imported only where rows are made, so that a fingerprint costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Sequence
+
+from xcls.data.cache import digest
+from xcls.schema import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+
+@dataclass
+class Splits:
+    """What a source gives. Each split has the columns `text` (str or None), `label` (int or None) and `id` (str).
+
+    `validation` is None where it is to be carved out of train; `unlabelled` has text for MLM alone (labels None).
+    `notes` are warnings for the run's record.
+    """
+
+    train: datasets.Dataset
+    test: datasets.Dataset
+    classes: list[str]
+    validation: datasets.Dataset | None = None
+    unlabelled: datasets.Dataset | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class Source(Protocol):
+    """A source of text. Its constructor takes, by keyword, `path`, `text`, `label` and its own options."""
+
+    def fingerprint(self) -> str:
+        """Names the content: equal strings mean equal rows. Quick, and without torch. Raises UserError."""
+
+    def load(self) -> Splits:
+        """Reads everything. Raises UserError for whatever the user can mend, with file, row and remedy."""
+
+
+def where(path: str | None, name: str) -> Path | None:
+    """`path`, else `$XCLS_DATA/<name>/` if that exists, else None (the hub). UserError if `path` is not there."""
+    if path is not None:
+        found = Path(path).expanduser()
+        if not found.exists():
+            raise UserError(f"dataset.path={path}: no such file or folder (looked at {found.absolute()}).")
+        return found
+    shelf = os.environ.get("XCLS_DATA")
+    if shelf and (Path(shelf).expanduser() / name).exists():
+        return Path(shelf).expanduser() / name
+    return None
+
+
+def files_digest(files: Sequence[Path], options: Sequence[Any] = (), *, root: Path | None = None) -> str:
+    """sha256 over the contents of `files`, in order, and over `options` that change what is made of them.
+
+    Below a folder `root` the files' relative names count as well, since they tell splits and classes.
+    """
+    contents = []
+    for file in files:
+        with open(file, "rb") as stream:
+            total = hashlib.sha256()
+            while block := stream.read(1 << 20):
+                total.update(block)
+        named = root is not None and root.is_dir()
+        contents.append([file.relative_to(root).as_posix() if named else "", total.hexdigest()])
+    return digest([contents, list(options)])
+
+
+def data_fingerprint(source: Source, extra: Sequence[str] = ()) -> str:
+    """The fingerprint of a run's data: the source's own, and the contents of the files under `extra`."""
+    from xcls.data.readers import text_files
+
+    if not extra:
+        return source.fingerprint()
+    return digest([source.fingerprint(), files_digest([file for path in extra for file in text_files(path)])])
+
+
+def as_columns(names: Any, key: str = "dataset.text") -> list[str]:
+    """One column name or a list of them, as a list. Raises UserError for anything else."""
+    columns = [names] if isinstance(names, str) else list(names or [])
+    if not columns or not all(isinstance(column, str) for column in columns):
+        raise UserError(f"{key}={names!r}: the name of a column, or a list of names, is needed.")
+    return columns
+
+
+def make_rows(*, text: list[str | None], label: list[int | None], id: list[str]) -> datasets.Dataset:
+    """A split from its columns, held in memory."""
+    import datasets
+    import pyarrow as pa
+
+    table = pa.table(
+        {
+            "text": pa.array(text, pa.large_string()),
+            "label": pa.array(label, pa.int64()),
+            "id": pa.array([writable(name) for name in id], pa.string()),
+        }
+    )
+    return datasets.Dataset(table)
+
+
+def column(rows: datasets.Dataset, name: str) -> list[Any]:
+    """A whole column as a list; `list(rows[name])` would go row by row, thirty times slower."""
+    return list(rows[name][:])
+
+
+def is_missing(value: Any) -> bool:
+    """None, NaN, or nothing but white space."""
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and not value.strip())
+    )
+
+
+def writable(text: str) -> str:
+    """The text as UTF-8 can hold it: halves of surrogate pairs (JSON may bring some) become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def join_text(parts: Sequence[Any]) -> str | None:
+    """The text of one row: its columns joined by a space, None where all are missing."""
+    kept = [str(part) for part in parts if not is_missing(part)]
+    return writable(" ".join(kept)) if kept else None
+
+
+def name_of_class(value: Any) -> str | None:
+    """The class that a label in a file names: 1, 1.0 and "1" are one class; None where the label is missing."""
+    if is_missing(value) or (isinstance(value, str) and value.strip().lower() == "nan"):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    name = writable(str(value).strip())
+    return name[:-2] if name.endswith(".0") and name[:-2].lstrip("-").isdigit() else name
+
+
+def class_order(names: set[str]) -> list[str]:
+    """Sorted: by value where all names are integers, else as text."""
+    numeric = all(name.lstrip("-").isdigit() for name in names)
+    return sorted(names, key=int) if numeric else sorted(names)
+
+
+def label_ids(
+    labels: Sequence[Any], classes: Sequence[str], *, where: str, row_names: Sequence[str]
+) -> list[int | None]:
+    """Labels to positions in `classes`. Raises UserError, naming the row, for a class that is not among them."""
+    ids = {name: position for position, name in enumerate(classes)}
+    found: list[int | None] = []
+    for value, row in zip(labels, row_names):
+        name = name_of_class(value)
+        if name is not None and name not in ids:
+            raise UserError(
+                f"{where}, {row}: the label {name!r} is in no row of the training data (classes there: "
+                f"{_some(classes)}). Take these rows out, or give training rows of this class."
+            )
+        found.append(None if name is None else ids[name])
+    return found
+
+
+def check_classes(names: set[str], rows: int, *, where: str, label: str) -> None:
+    """Raises UserError for fewer than two classes, or for a column that does not look like a label."""
+    if len(names) < 2:
+        seen = f"only the class {next(iter(names))!r}" if names else "no labels"
+        raise UserError(
+            f"{where}: {seen} in the column '{label}'; a classifier needs two classes. Set dataset.label "
+            "to the column with the classes, or add rows of another class."
+        )
+    if len(names) > 1000 or (rows > 20 and len(names) > rows // 2):
+        raise UserError(
+            f"{where}: the column '{label}' holds {len(names)} different values in {rows} rows, too many for "
+            "classes. Set dataset.label to the column with the classes."
+        )
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    """The first names, as text for a message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

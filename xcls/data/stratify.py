@@ -1,0 +1,64 @@
+"""Shares of rows that keep the proportions of the classes, drawn from a seed and the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Sequence
+
+import numpy as np
+
+from xcls.data.draws import permutation
+
+
+def text_key(text: str) -> bytes:
+    """What makes two texts the same: words and their order; neither white space nor case."""
+    return hashlib.blake2b(" ".join(text.split()).casefold().encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def first_alike(keys: Sequence[bytes]) -> np.ndarray:
+    """For each row the first row with the same key, int64 [R]."""
+    seen: dict[bytes, int] = {}
+    return np.array([seen.setdefault(key, row) for row, key in enumerate(keys)], np.int64)
+
+
+def allocate(sizes: np.ndarray, count: int) -> np.ndarray:
+    """`count` places over groups of these sizes, int64 [G], in proportion, the largest remainders first.
+
+    A group that is not empty gets at least one where `count` allows, and none gets more than it has.
+    """
+    count = min(count, int(sizes.sum()))
+    exact = sizes * (count / max(int(sizes.sum()), 1))
+    places = np.minimum(np.maximum(np.floor(exact).astype(np.int64), (sizes > 0) & (count >= len(sizes))), sizes)
+    order = np.argsort(-(exact - np.floor(exact)), kind="stable")
+    while places.sum() < count:
+        for group in order:
+            if places.sum() < count and places[group] < sizes[group]:
+                places[group] += 1
+    while places.sum() > count:
+        places[np.argmax(places)] -= 1
+    return places
+
+
+def sample(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Positions of `count` rows of int64 labels [R], stratified, in their old order: int64 [count]."""
+    classes, sizes = np.unique(labels, return_counts=True)
+    chosen = []
+    for label, places in zip(classes, allocate(sizes, count)):
+        rows = np.flatnonzero(labels == label)
+        chosen.append(rows[permutation(len(rows), [seed, int(label)])[:places]])
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+
+def carve(labels: np.ndarray, share: float, *, seed: int, alike: np.ndarray) -> np.ndarray:
+    """Which rows go into the smaller part, bool [R]: `share` of each class of labels int64 [R].
+
+    `alike` [R] (from first_alike) keeps rows with the same text on the same side. A class of two texts or more has at
+    least one on either side; a lone text stays in the larger part.
+    """
+    chosen = np.zeros(len(labels), bool)
+    firsts = np.flatnonzero(alike == np.arange(len(labels)))
+    for label in np.unique(labels[firsts]):
+        rows = firsts[labels[firsts] == label]
+        places = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        chosen[rows[permutation(len(rows), [seed, int(label)])[:places]]] = True
+    return chosen[alike]

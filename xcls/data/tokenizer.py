@@ -1,0 +1,213 @@
+"""Tokenizers behind one small interface: WordPiece and words through the library `tokenizers`, and plain bytes.
+
+[PAD] [UNK] [CLS] [SEP] [MASK] are the ids 0 to 4 in all of them, and text never turns into one: a literal "[MASK]" in a
+document is split like any other word, or unknown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Callable, Iterator, Sequence
+
+import numpy as np
+
+from xcls.data.cache import build_once, cache_folder, digest
+from xcls.data.source import writable
+from xcls.schema import Tokenizer, UserError
+
+# The library warns when a process that has tokenised in parallel forks (dataloader workers do) unless this is set.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, SEP, MASK = range(5)
+PIECE = 50_000  # characters that are tokenised at once: a document of any length takes little memory
+VERSION = 1
+
+
+class TextTokenizer(ABC):
+    """Text to ids. `kind` and `vocab_size` describe it; `continues` bool [V] marks tokens that go on with a word."""
+
+    kind: str
+    vocab_size: int
+    continues: np.ndarray
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int32 [T], offsets int64 [D + 1]) of D texts, without special tokens but [UNK]."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids, as far as it can be had back."""
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """Everything, as a string for a checkpoint; `from_json` reads it."""
+
+    @property
+    def digest(self) -> str:
+        """A hash of everything that decides the ids."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def unk_share(self, texts: Sequence[str]) -> float:
+        """The share of [UNK] among the tokens of `texts`."""
+        ids, _ = self.encode(texts)
+        return float((ids == UNK).mean()) if len(ids) else 0.0
+
+
+class ByteTokenizer(TextTokenizer):
+    """UTF-8 bytes: byte b is the id 5 + b, so nothing is unknown. Bytes other than white space go on with a word."""
+
+    kind = "bytes"
+
+    def __init__(self) -> None:
+        self.vocab_size = len(SPECIAL_TOKENS) + 256
+        self.continues = np.array(
+            [False] * len(SPECIAL_TOKENS) + [not chr(byte).isspace() for byte in range(128)] + [True] * 128
+        )
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int32 [T], offsets int64 [D + 1])."""
+        data = [text.encode("utf-8", "replace") for text in texts]
+        offsets = np.concatenate([[0], np.cumsum([len(part) for part in data])]).astype(np.int64)
+        return np.frombuffer(b"".join(data), np.uint8).astype(np.int32) + len(SPECIAL_TOKENS), offsets
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text; bytes that are no UTF-8 are shown as the replacement character."""
+        return bytes(i - len(SPECIAL_TOKENS) for i in ids if i >= len(SPECIAL_TOKENS)).decode("utf-8", "replace")
+
+    def to_json(self) -> str:
+        """The kind is all there is to keep."""
+        return json.dumps({"kind": self.kind})
+
+
+class LibraryTokenizer(TextTokenizer):
+    """A WordPiece or word-level tokenizer of the library `tokenizers`, given as its JSON."""
+
+    def __init__(self, *, kind: str, state: str) -> None:
+        import tokenizers
+
+        self.kind, self.state = kind, state
+        self.library = tokenizers.Tokenizer.from_str(state)
+        self.vocab_size = self.library.get_vocab_size()
+        tokens = sorted(self.library.get_vocab().items(), key=lambda item: item[1])
+        prefix = "##" if kind == "wordpiece" else None
+        self.continues = np.array(
+            [prefix is not None and token.startswith(prefix) and len(token) > 2 for token, _ in tokens]
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return from_json, (self.to_json(),)
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int32 [T], offsets int64 [D + 1])."""
+        pieces = [list(_pieces(text)) for text in texts]
+        flat = self.library.encode_batch_fast([piece for part in pieces for piece in part], add_special_tokens=False)
+        found = [encoding.ids for encoding in flat]
+        sizes, start = [0], 0
+        for part in pieces:
+            sizes.append(sum(map(len, found[start : start + len(part)])))
+            start += len(part)
+        ids = np.fromiter((i for part in found for i in part), np.int32, sum(sizes))
+        ids[ids < len(SPECIAL_TOKENS)] = UNK  # a word that reads like a special token is none
+        return ids, np.cumsum(sizes, dtype=np.int64)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words, separated by spaces."""
+        return self.library.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        """The kind and the library's own JSON."""
+        return json.dumps({"kind": self.kind, "tokenizer": self.state})
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cuts a long text at white space, where no token goes across; a text without any stays whole."""
+    text = writable(text)
+    while len(text) > PIECE:
+        cut = next((i for i in range(PIECE, len(text)) if text[i] in " \n\t"), len(text))
+        yield text[:cut]
+        text = text[cut:]
+    yield text
+
+
+def from_json(text: str) -> TextTokenizer:
+    """The tokenizer that `to_json` wrote."""
+    state = json.loads(text)
+    return (
+        ByteTokenizer() if "tokenizer" not in state else LibraryTokenizer(kind=state["kind"], state=state["tokenizer"])
+    )
+
+
+def check_tokenizer(settings: Tokenizer) -> None:
+    """Refuses settings that no text could satisfy, before any work. Raises UserError."""
+    if settings.kind == "bytes" and (settings.path is not None or settings.extend):
+        raise UserError(
+            "tokenizer.kind=bytes: its vocabulary is the 256 bytes; tokenizer.path and tokenizer.extend do not apply."
+        )
+    if settings.path is not None and not Path(settings.path).expanduser().is_file():
+        raise UserError(f"tokenizer.path={settings.path}: no such file; a tokenizer.json or a vocab.txt is needed.")
+
+
+def given_vocabulary(settings: Tokenizer) -> str | None:
+    """sha256 of the file at `tokenizer.path`, for whoever must tell vocabularies apart; None without one."""
+    return None if settings.path is None else hashlib.sha256(Path(settings.path).expanduser().read_bytes()).hexdigest()
+
+
+def make_tokenizer(settings: Tokenizer, texts: Sequence[str]) -> TextTokenizer:
+    """The tokenizer of `settings`: trained on `texts`, or loaded, and then extended by subwords of `texts` if asked.
+
+    Made once and kept in the cache folder under a hash of the settings, the vocabulary file and the texts; the same
+    settings and texts give the same ids on every machine. Raises UserError.
+    """
+    check_tokenizer(settings)
+    if settings.kind == "bytes":
+        return ByteTokenizer()
+    content = hashlib.blake2b(digest_size=20)
+    if settings.path is None or settings.extend:
+        for text in texts:
+            content.update(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
+    given = given_vocabulary(settings)
+    name = digest(
+        [
+            VERSION,
+            settings.kind,
+            settings.vocab_size if given is None else None,
+            settings.lowercase,
+            settings.min_frequency,
+            settings.extend,
+            given,
+            content.hexdigest(),
+        ]
+    )[:24]
+
+    def build(file: Path) -> None:
+        state = _state(settings, [writable(text) for text in texts])
+        file.write_text(LibraryTokenizer(kind=settings.kind, state=state).to_json(), "utf-8")
+
+    file = build_once(cache_folder() / "tokenizers" / f"{name}.json", build, what="the tokenizer")
+    return from_json(file.read_text("utf-8"))
+
+
+def _state(settings: Tokenizer, texts: Sequence[str]) -> str:
+    """The library's JSON for `settings`."""
+    from xcls.data import vocabulary
+
+    if settings.path is None:
+        train: dict[str, Callable[..., str]] = {
+            "wordpiece": vocabulary.train_wordpiece,
+            "words": vocabulary.train_words,
+        }
+        state = train[settings.kind](
+            texts, vocab_size=settings.vocab_size, lowercase=settings.lowercase, min_frequency=settings.min_frequency
+        )
+    else:
+        state = vocabulary.load(Path(settings.path).expanduser(), kind=settings.kind, lowercase=settings.lowercase)
+    if settings.extend:
+        from xcls.data.extend import extend
+
+        state = extend(state, texts, kind=settings.kind, count=settings.extend, min_frequency=settings.min_frequency)
+    return state

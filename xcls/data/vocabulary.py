@@ -1,0 +1,175 @@
+"""Vocabularies: trained on a corpus or loaded from a file, as the JSON of the library `tokenizers`.
+
+The special tokens are entries of the vocabulary alone, no "added tokens" of the library: it would find those in text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from xcls.data.tokenizer import SPECIAL_TOKENS
+from xcls.schema import UserError
+
+MOST_CHARACTERS = 1000  # of the corpus that get tokens of their own; words with rarer ones become [UNK]
+MODELS = {"wordpiece": "WordPiece", "words": "WordLevel"}
+
+
+def train_wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool, min_frequency: int) -> str:
+    """A WordPiece vocabulary by the library's trainer (merging pairs by frequency), with BERT's normaliser and split.
+
+    The trainer numbers "##x" characters in the order of a hash table that differs from run to run, and breaks ties by
+    these numbers. They are handed to it in a fixed order, as if they were special tokens, and so the result is the same
+    every time. Rare characters are taken out first for the same reason.
+    """
+    blank = _library(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), lowercase)
+    counts, rare = _characters(texts, blank, most=min(MOST_CHARACTERS, max(vocab_size // 4, 1)))
+    alphabet = sorted(counts)
+    inner = [f"##{character}" for character in alphabet if len(words_of(blank, f"a{character}")) == 1]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(vocab_size, len(SPECIAL_TOKENS) + len(inner) + len(alphabet)),
+        min_frequency=min_frequency,
+        special_tokens=[*SPECIAL_TOKENS, *inner],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    shown = tqdm(texts, desc="training the vocabulary", unit="text", mininterval=1.0, disable=len(texts) < 5000)
+    blank.train_from_iterator((text.translate(rare) if rare else text for text in shown), trainer, length=len(texts))
+    return wordpiece_state(ordered(blank.get_vocab()), lowercase)
+
+
+def train_words(texts: Sequence[str], *, vocab_size: int, lowercase: bool, min_frequency: int) -> str:
+    """The most frequent words, split at white space alone; ties in alphabetical order."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update((text.lower() if lowercase else text).split())
+    frequent = [word for word, count in counts.items() if count >= min_frequency and word not in SPECIAL_TOKENS]
+    frequent.sort(key=lambda word: (-counts[word], word))
+    return words_state([*SPECIAL_TOKENS, *frequent[: vocab_size - len(SPECIAL_TOKENS)]], lowercase)
+
+
+def wordpiece_state(tokens: Sequence[str], lowercase: bool) -> str:
+    """The JSON of a WordPiece tokenizer (Devlin et al. 2019: greedy, longest first); ids are positions in `tokens`."""
+    library = _library(models.WordPiece(_numbered(tokens), unk_token="[UNK]", max_input_chars_per_word=100), lowercase)
+    library.decoder = decoders.WordPiece(prefix="##")
+    return library.to_str()
+
+
+def words_state(tokens: Sequence[str], lowercase: bool) -> str:
+    """The JSON of a word-level tokenizer with these tokens, ids by position."""
+    library = Tokenizer(models.WordLevel(_numbered(tokens), unk_token="[UNK]"))
+    if lowercase:
+        library.normalizer = normalizers.Lowercase()
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return library.to_str()
+
+
+def load(path: Path, *, kind: str, lowercase: bool) -> str:
+    """A vocabulary from `vocab.txt` (a token a line, as BERT's) or `tokenizer.json` of the library, as JSON.
+
+    The five special tokens move to the ids 0 to 4, the others keep their order. Raises UserError for other kinds.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"tokenizer.path={path}: cannot be read as text ({error}).") from error
+    if path.suffix == ".json":
+        return _load_json(path, text, kind)
+    tokens = list(dict.fromkeys(line.rstrip("\r") for line in text.split("\n") if line.strip()))
+    ordered = _specials_first(path, tokens)
+    return wordpiece_state(ordered, lowercase) if kind == "wordpiece" else words_state(ordered, lowercase)
+
+
+def _load_json(path: Path, text: str, kind: str) -> str:
+    try:
+        state: dict[str, Any] = json.loads(text)
+        model, vocab = state["model"], state["model"]["vocab"]
+        found = model.get("type") or "WordPiece"
+        if found != MODELS[kind]:
+            raise UserError(
+                f"tokenizer.path={path}: holds a {found} model, where tokenizer.kind={kind} needs {MODELS[kind]}."
+            )
+        tokens = ordered(vocab)
+        added = [entry["content"] for entry in state.get("added_tokens", []) if entry["content"] not in vocab]
+        model.update(vocab=_numbered(_specials_first(path, tokens + added)), unk_token="[UNK]")
+        state.update(model=model, added_tokens=[], post_processor=None, truncation=None, padding=None)
+        return Tokenizer.from_str(json.dumps(state)).to_str()
+    except UserError:
+        raise
+    except Exception as error:  # the library raises plain Exception for what it cannot read
+        raise UserError(
+            f"tokenizer.path={path}: not a tokenizer.json of the library 'tokenizers' ({error})."
+        ) from error
+
+
+def _specials_first(path: Path, tokens: Sequence[str]) -> list[str]:
+    ordinary = [token for token in tokens if token not in SPECIAL_TOKENS]
+    if not ordinary:
+        raise UserError(f"tokenizer.path={path}: no tokens there.")
+    return [*SPECIAL_TOKENS, *ordinary]
+
+
+def _library(model: models.Model, lowercase: bool) -> Tokenizer:
+    """A tokenizer with BERT's normaliser (accents go with the capitals) and BERT's split at space and punctuation."""
+    library = Tokenizer(model)
+    library.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return library
+
+
+def words_of(library: Tokenizer, text: str) -> list[str]:
+    """The words that the library splits `text` into before looking at a vocabulary."""
+    normal = library.normalizer.normalize_str(text) if library.normalizer else text
+    return [word for word, _ in library.pre_tokenizer.pre_tokenize_str(normal)] if library.pre_tokenizer else [normal]
+
+
+def count_words(library: Tokenizer, texts: Sequence[str]) -> Counter[str]:
+    """How often each word occurs. Stretches between white space are counted first, and each kind of them split once."""
+    stretches: Counter[str] = Counter()
+    for text in texts:
+        stretches.update(text.split())
+    words: Counter[str] = Counter()
+    for stretch, count in stretches.items():
+        for word in words_of(library, stretch):
+            words[word] += count
+    return words
+
+
+def _characters(texts: Sequence[str], library: Tokenizer, most: int) -> tuple[dict[str, int], dict[int, None]]:
+    """(counts of the `most` frequent characters once normalised; a table for str.translate that deletes the others)."""
+    raw = np.zeros(0x110000, np.int64)
+    for batch in _joined(texts):
+        counts = np.bincount(np.frombuffer(batch.encode("utf-32-le", "replace"), np.uint32))
+        raw[: len(counts)] += counts
+    counts_of: Counter[str] = Counter()
+    sources: dict[int, list[str]] = {}
+    for point in np.flatnonzero(raw).tolist():
+        sources[point] = (
+            [c for word in words_of(library, chr(point)) for c in word] if not 0xD800 <= point < 0xE000 else []
+        )
+        for character in sources[point]:
+            counts_of[character] += int(raw[point])
+    kept = dict(sorted(counts_of.items(), key=lambda item: (-item[1], item[0]))[:most])
+    rare = {point: None for point, made in sources.items() if any(character not in kept for character in made)}
+    return kept, rare
+
+
+def _joined(texts: Sequence[str], size: int = 2000) -> Iterator[str]:
+    for start in range(0, len(texts), size):
+        yield "".join(texts[start : start + size])
+
+
+def _numbered(tokens: Sequence[str]) -> dict[str, int]:
+    return {token: position for position, token in enumerate(tokens)}
+
+
+def ordered(vocab: dict[str, int]) -> list[str]:
+    """The tokens by id."""
+    return sorted(vocab, key=lambda token: vocab[token])

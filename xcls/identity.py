@@ -1,0 +1,72 @@
+"""Which run is this: its hash, its name, its folder. Plain functions of the configuration, shared by all who need them.
+
+The hash covers what shapes the result and nothing else, so the same command from any folder or machine finds its run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+STAGE_OF_MODE = {"pretrain": "pretraining", "finetune": "finetuning"}
+ARCHITECTURE = ("attention", "position", "size", "tokenizer", "seq_len")
+# Of a stage's settings: when something is measured or saved, and how many rows go through at once outside training.
+NOT_SHAPING = ("checkpoint_every_steps", "checkpoint_every_epochs", "checkpoint_every_minutes", "keep", "eval_batch_size")
+
+
+def shaping(config: dict[str, Any], *, data: str, dtype: str, vocabulary: str | None, parent: str | None) -> dict[str, Any]:
+    """The part of a resolved configuration (nested dict) that shapes the result of its mode.
+
+    `data` is the data fingerprint, `dtype` the resolved one, `vocabulary` the checksum of a vocabulary file that is
+    loaded, `parent` the hash of the pretraining run; None where there is none.
+    """
+    mode = config["mode"]
+    dataset = {key: value for key, value in config["dataset"].items() if key not in ("path", "extra", "source", "truncate")}
+    part: dict[str, Any] = {"mode": mode, "seed": config["seed"], "data": data, "dataset": dataset}
+    if mode == "baseline":
+        return {**part, "baseline": config["baseline"]}
+    part.update({key: config[key] for key in ARCHITECTURE})
+    part["tokenizer"] = {key: value for key, value in config["tokenizer"].items() if key != "path"}
+    part["vocabulary"] = vocabulary
+    part["truncate"] = config["dataset"]["truncate"]
+    stage = config[STAGE_OF_MODE[mode]]
+    part["training"] = {key: value for key, value in stage.items() if key not in NOT_SHAPING}
+    part["dtype"] = dtype
+    if mode == "pretrain":
+        part["masking"] = config["masking"]
+    else:
+        part.update(head=config["head"], pretrain=parent)
+    return part
+
+
+def run_hash(
+    config: dict[str, Any], *, data: str, dtype: str, vocabulary: str | None = None, parent: str | None = None
+) -> str:
+    """sha256 in hex of `shaping(…)`."""
+    part = shaping(config, data=data, dtype=dtype, vocabulary=vocabulary, parent=parent)
+    return hashlib.sha256(json.dumps(part, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def run_name(config: dict[str, Any], choices: dict[str, str], digest: str) -> str:
+    """`<dataset>/<mode>-<attention>-<position>-<size>-n<seq_len>-s<seed>-<6 hex>`, or the baseline's short form."""
+    if config["mode"] == "baseline":
+        return f"{choices['dataset']}/tfidf_logreg-s{config['seed']}-{digest[:6]}"
+    return (
+        f"{choices['dataset']}/{config['mode']}-{choices['attention']}-{choices['position']}-{choices['size']}"
+        f"-n{config['seq_len']}-s{config['seed']}-{digest[:6]}"
+    )
+
+
+def run_folder(config: dict[str, Any], choices: dict[str, str], digest: str, *, sweep: str | None, root: Path) -> Path:
+    """Where a run lives: `multirun/<sweep>/<run name>` in a sweep, else `pretrain/<exp>` or `finetune/<exp>`.
+
+    A baseline and a single run without `exp` have a run name only: `multirun/baselines/…`, `<mode>/<flat run name>`.
+    """
+    name = run_name(config, choices, digest)
+    if sweep is not None:
+        return root / "multirun" / sweep / name
+    if config["mode"] == "baseline":
+        return root / "multirun" / (config["exp"] or "baselines") / name
+    return root / config["mode"] / (config["exp"] or name.replace("/", "-"))

@@ -1,0 +1,95 @@
+"""One block of the encoder: attention and feed-forward, each with a norm and a residual."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xcls.model.dropout import Dropout
+from xcls.model.multihead import MultiHeadAttention, Rotate
+
+if TYPE_CHECKING:
+    from xcls.attention.base import Attention
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them (Hendrycks & Gimpel 2016)."""
+
+    def __init__(self, *, embed_dim: int, feed_forward: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(embed_dim, feed_forward)
+        self.down = nn.Linear(feed_forward, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, E] -> [B, N, E]."""
+        return self.down(F.gelu(self.up(x)))
+
+
+class GatedFeedForward(nn.Module):
+    """GeGLU (Shazeer 2020, section 2): the hidden width is 2/3 of `feed_forward`, so the parameter count stays the same."""
+
+    def __init__(self, *, embed_dim: int, feed_forward: int) -> None:
+        super().__init__()
+        hidden = max(1, round(feed_forward * 2 / 3))
+        self.gate = nn.Linear(embed_dim, hidden)
+        self.up = nn.Linear(embed_dim, hidden)
+        self.down = nn.Linear(hidden, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, E] -> [B, N, E]."""
+        return self.down(F.gelu(self.gate(x)) * self.up(x))
+
+
+FEED_FORWARDS = {"gelu": FeedForward, "geglu": GatedFeedForward}
+
+
+class Block(nn.Module):
+    """Attention and feed-forward with residuals; the norm before each (`pre`) or after each residual (`post`, as BERT)."""
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_heads: int,
+        feed_forward: int,
+        norm: str,
+        activation: str,
+        dropout: float,
+        attention: Attention,
+    ) -> None:
+        super().__init__()
+        if norm not in ("pre", "post") or activation not in FEED_FORWARDS:
+            raise ValueError(f"norm={norm}, activation={activation}: pre or post, {' or '.join(FEED_FORWARDS)} are known")
+        self.pre_norm = norm == "pre"
+        self.attention = MultiHeadAttention(embed_dim=embed_dim, num_heads=num_heads, attention=attention)
+        self.feed_forward = FEED_FORWARDS[activation](embed_dim=embed_dim, feed_forward=feed_forward)
+        self.attention_norm = nn.LayerNorm(embed_dim)
+        self.feed_forward_norm = nn.LayerNorm(embed_dim)
+        self.dropout = Dropout(rate=dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        relative_bias: Tensor | None = None,
+        rotate: Rotate | None = None,
+        context: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """x [B, N, E] -> [B, N, E]; the other arguments are those of `MultiHeadAttention.forward`."""
+        attended = self.attention(
+            self.attention_norm(x) if self.pre_norm else x,
+            key_padding_mask=key_padding_mask,
+            attn_mask=attn_mask,
+            relative_bias=relative_bias,
+            rotate=rotate,
+            context=context,
+        )
+        x = x + self.dropout(attended)
+        if self.pre_norm:
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = self.attention_norm(x)
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))

@@ -1,0 +1,120 @@
+"""The encoder: token ids to one vector per token, with any attention and any position encoding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from xcls.model.block import Block
+from xcls.model.dropout import Dropout
+from xcls.model.weights import initialise
+from xcls.schema import UserError
+
+if TYPE_CHECKING:
+    from xcls.attention.base import Attention
+    from xcls.position.base import Position
+
+
+class Encoder(nn.Module):
+    """Embeddings, then blocks. `make_attention(layer)` is called once per layer, so that layers share no instance.
+
+    `gradient_checkpointing` recomputes each block in the backward pass (Chen et al. 2016): less memory, more time, the
+    same gradients.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        seq_len: int,
+        num_layers: int,
+        embed_dim: int,
+        num_heads: int,
+        feed_forward: int,
+        norm: str,
+        activation: str,
+        dropout: float,
+        position: Position,
+        make_attention: Callable[[int], Attention],
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.seq_len = seq_len
+        self.embed_dim = embed_dim
+        self.gradient_checkpointing = gradient_checkpointing
+        self.token_embedding = nn.Embedding(vocab_size, embed_dim)
+        self.embedding_norm = nn.LayerNorm(embed_dim)
+        self.dropout = Dropout(rate=dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim=embed_dim,
+                num_heads=num_heads,
+                feed_forward=feed_forward,
+                norm=norm,
+                activation=activation,
+                dropout=dropout,
+                attention=make_attention(layer),
+            )
+            for layer in range(num_layers)
+        )
+        self.final_norm = nn.LayerNorm(embed_dim) if norm == "pre" else nn.Identity()
+        initialise(self)
+        self.position = position  # after initialise: a position encoding fills its own parameters
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        """input_ids [B, N], attention_mask [B, N] (True = real token) -> [B, N, E].
+
+        `attn_mask` ([N, N] or [B, 1|H, N, N], True = may not be attended) goes to every layer. Rows of padding are
+        finite and reach no other row. Raises UserError when N is greater than `seq_len`.
+        """
+        length = input_ids.shape[1]
+        if length > self.seq_len:
+            raise UserError(
+                f"A sequence of {length} tokens is longer than the limit of {self.seq_len}. "
+                f"Set seq_len={length} or more, or let the texts be truncated."
+            )
+        padding = None  # a batch without padding keeps the fast paths of attention
+        if attention_mask is not None and not bool(attention_mask.all()):
+            padding = ~attention_mask
+        x = self.position.embed(self.token_embedding(input_ids))
+        if padding is not None:  # whatever [PAD]'s embedding holds, NaN included, ends here
+            x = x.masked_fill(padding.unsqueeze(-1), 0.0)
+        x = self.dropout(self.embedding_norm(x))
+        rotate = self.position.rotation(length, x.device)
+        context: dict[str, Any] = {}
+        for layer, block in enumerate(self.blocks):
+            shared = {
+                "key_padding_mask": padding,
+                "attn_mask": attn_mask,
+                "relative_bias": self.position.bias(layer),
+                "rotate": rotate,
+            }
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = _recomputed(block, x, shared, context)
+            else:
+                x = block(x, context=context, **shared)
+        return self.final_norm(x)
+
+    def redraw(self, generator: torch.Generator) -> None:
+        """Draws new random features or rotations for every layer, in order, from one CPU generator."""
+        for block in self.blocks:
+            block.attention.attention.redraw(generator)
+
+
+def _recomputed(block: Block, x: Tensor, shared: dict[str, Any], context: dict[str, Any]) -> Tensor:
+    """`block` under gradient checkpointing, x [B, N, E] -> [B, N, E].
+
+    The recomputation begins from what the context held before this layer: later layers have written to it since.
+    """
+    before = dict(context)
+
+    def run(hidden: Tensor) -> Tensor:
+        inner = dict(before)
+        out = block(hidden, context=inner, **shared)
+        context.update(inner)
+        return out
+
+    return checkpoint(run, x, use_reentrant=False)

@@ -1,0 +1,9 @@
+"""No position encoding: attention sees a bag of tokens. The control for all the others."""
+
+from __future__ import annotations
+
+from xcls.position.base import Position
+
+
+class NoPosition(Position):
+    """Leaves embeddings, queries, keys and logits as they are."""

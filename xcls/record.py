@@ -1,0 +1,130 @@
+"""What a run leaves behind: `record.json`, the door the report comes in by, and `events.jsonl`.
+
+Standard library only. A record is written at the start, at every evaluation and at the end, on failure too, always by
+write-then-rename, so that a reader meets a whole one at any instant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+STATUSES = ("running", "completed", "failed", "interrupted")
+
+
+@dataclass
+class Record:
+    """One run. Times are seconds, memory MiB, scores shares in 0..1."""
+
+    run: str  # the run's name: its folder relative to the sweep's or stage's folder
+    mode: str  # pretrain, finetune, baseline, bench
+    status: str  # one of STATUSES
+    hash: str  # sha256 of what shapes the result (identity.py), whole
+    seed: int
+    seq_len: int
+    cause: str | None = None  # why it failed or was interrupted
+    exp: str | None = None
+    study: str | None = None
+    choices: dict[str, str] = field(default_factory=dict)  # group -> chosen file: attention, position, size, dataset…
+    config: dict[str, Any] = field(default_factory=dict)  # flat and fully resolved
+    data: dict[str, Any] = field(default_factory=dict)  # name, fingerprint, rows per split, classes, counts, shares
+    pretrain: dict[str, Any] | None = None  # folder, hash, checkpoint, step of the run this one started from
+    step: int = 0
+    steps: int = 0  # planned
+    epoch: float = 0.0
+    best_step: int | None = None
+    metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)  # 'validation', 'test', 'eval.<split>'
+    costs: dict[str, float | None] = field(default_factory=dict)  # time_per_step, time_per_epoch, tokens_per_s, …
+    params: dict[str, int] = field(default_factory=dict)  # total, trainable, embeddings, attention
+    device: dict[str, Any] = field(default_factory=dict)  # kind, name, dtype, compile, micro_batch, threads, shared
+    versions: dict[str, str | None] = field(default_factory=dict)
+    commit: str | None = None
+    wandb_id: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)  # name -> sha256, for metrics.csv and predictions.parquet
+    command: list[str] = field(default_factory=list)  # the overrides that compose this run again
+    started: float = 0.0  # seconds since the epoch
+    ended: float | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: NaN and Inf become None, paths and the like strings."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if hasattr(value, "item"):  # a numpy or torch scalar
+        return plain(value.item())
+    return str(value)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes `text` beside `path`, syncs it and renames it: a reader sees the old file or the new one, whole."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_record(record: Record, folder: Path) -> None:
+    """Writes `folder/record.json`."""
+    text = json.dumps(plain(asdict(record)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(Path(folder) / "record.json", text)
+
+
+def read_record(folder: Path) -> Record:
+    """Reads `folder/record.json`. Raises ValueError (unreadable, a newer schema, a missing field) with the path."""
+    path = Path(folder) / "record.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("not a JSON object")
+        if int(raw.get("schema_version", 0)) > SCHEMA_VERSION:
+            raise ValueError(f"schema_version {raw['schema_version']} is newer than {SCHEMA_VERSION}")
+        known = {item.name for item in fields(Record)}
+        record = Record(**{key: value for key, value in raw.items() if key in known})
+        if record.status not in STATUSES:
+            raise ValueError(f"status '{record.status}' is unknown")
+        return record
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Events:
+    """`events.jsonl`: everything that happened, one JSON object a line, appended and flushed at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder) / "events.jsonl"
+
+    def add(self, event: str, details: dict[str, Any] | None = None) -> None:
+        """Appends one event (start, step, eval, checkpoint, warning, resume, failure, end) with the time."""
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **plain(details or {})}, ensure_ascii=False)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")

@@ -1,0 +1,1 @@
+"""The report: records in, tables, a verdict, plots and one page out. No torch."""

@@ -1,0 +1,262 @@
+"""The tables a person reads (on stdout, in report.md and on the page), and the answer in plain sentences."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from xcls.report.aggregate import Board, Group, Stat
+from xcls.report.collect import Found
+from xcls.report.labels import BASELINE
+from xcls.report.measures import memory_measure
+from xcls.report.verdict import (
+    FAIL,
+    MISSING,
+    PASS,
+    Judge,
+    Measured,
+    Verdict,
+    difference_pp,
+    find_reference,
+    ratio,
+    strictest,
+)
+
+NONE = "–"
+MEANING = (
+    "time and memory ratio: mean of the group / mean of the reference. macro-F1 loss: reference − group; gain: group − "
+    "baseline; spread: best seed − worst; all in percentage points. margin: distance to the threshold, positive where "
+    "it holds. "
+    "WNF-1 cost needs one of the two ratios, and the loss."
+)
+Table = tuple[list[str], list[list[str]]]
+
+
+def markdown(table: Table) -> str:
+    """A table as Markdown, its columns aligned."""
+    header, rows = table
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def score(stat: Stat) -> str:
+    """`0.912 ± 0.003`: mean and sample standard deviation."""
+    if stat.mean is None:
+        return NONE
+    return f"{stat.mean:.3f}" + ("" if stat.sd is None else f" ± {stat.sd:.3f}")
+
+
+def signed(value: float | None) -> str:
+    """`+5.02` percentage points."""
+    return NONE if value is None else f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
+
+
+def amount(value: float | None) -> str:
+    """A number with three significant digits, or whole from 1,000 on."""
+    if value is None:
+        return NONE
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _beside(group: Group, other: Group | None, name: str) -> str:
+    """The mean of a cost, and in brackets its ratio to the reference."""
+    mean = group.stat(name).mean
+    share = ratio(group, other, name) if other is not None and other is not group else None
+    mark = "*" if group.shared and mean is not None else ""
+    return amount(mean) + mark + (f" ({share:.2f}×)" if share is not None else "")
+
+
+def comparison(board: Board, judge: Judge, reference: str) -> Table:
+    """One board: the mechanisms in the order of their rank, then the baselines; costs beside those of the reference."""
+    header = [
+        "mechanism", "n", "macro-F1 validation", "macro-F1 test", "vs baseline, pp", "time/epoch, s", "tokens/s",
+        "memory, MiB", "PASS_WNF", "PASS_WNF_TEST",
+    ]  # fmt: skip
+    baseline = strictest(board.baselines)
+    rows = []
+    for group in board.groups:
+        other, _ = find_reference(group, board, reference)
+        rows.append([
+            group.label, str(len(group.runs)), score(group.stat("macro_f1")), score(group.stat("test_macro_f1")),
+            signed(difference_pp(group, baseline, "validation") if baseline else None),
+            _beside(group, other, "time_per_epoch"), amount(group.stat("tokens_per_s").mean),
+            _beside(group, other, memory_measure(group.device.get("kind"))),
+            *(judge.verdict(group, board, reference, split).state for split in ("validation", "test")),
+        ])  # fmt: skip
+    for group in board.baselines:
+        rows += _baseline_rows(group)
+    return header, rows
+
+
+def _baseline_rows(group: Group) -> list[list[str]]:
+    """The baseline as the claims use it, and the one tuned on validation, where it was fitted."""
+    seconds = amount(group.stat("train_seconds").mean)
+    default, test = group.stat("macro_f1"), group.stat("test_macro_f1")
+    rows = [
+        [group.label, str(len(group.runs)), score(default), score(test), NONE, f"{seconds} in all", NONE, NONE, "", ""]
+    ]
+    tuned, on_test = group.stat("tuned_macro_f1"), group.stat("tuned_test_macro_f1")
+    if tuned.mean is not None and default.mean is not None:
+        gap = signed((tuned.mean - default.mean) * 100)
+        rows.append(
+            [f"{group.label}, tuned", str(tuned.n), score(tuned), score(on_test), gap, NONE, NONE, NONE, "", ""]
+        )
+    return rows
+
+
+def footnotes(board: Board, reference: str) -> list[str]:
+    """What one must know to read the comparison."""
+    notes = [
+        "n: completed seeds; ±: sample standard deviation over them. In brackets: the ratio to the "
+        f"{reference} group equal in everything but attention."
+    ]
+    kinds = {group.device.get("kind") for group in board.groups}
+    if kinds - {"cuda"}:
+        notes.append("Memory on CPU: growth of peak RSS from before the first step.")
+    if any(group.shared for group in board.groups):
+        notes.append("*: another job ran on the same device; no cost claim is made from it.")
+    if len({repr(group.device) for group in board.groups if group.runs}) > 1:
+        notes.append(
+            "The runs are from different devices or settings of the device: their costs do not compare across these."
+        )
+    return notes
+
+
+def claims_table(board: Board, judge: Judge, reference: str, split: str) -> Table:
+    """Every claim about the groups of a board with value, threshold and margin."""
+    header = ["mechanism", "claim", "verdict", "measured", "value", "threshold", "margin", "reason"]
+    rows = []
+    for group in board.groups:
+        verdict = judge.verdict(group, board, reference, split)
+        if not verdict.claims:
+            rows.append([group.label, NONE, MISSING, "", "", "", "", verdict.reason])
+        for claim in verdict.claims:
+            for number in claim.measured:
+                rows.append([
+                    group.label, claim.code, claim.state, number.name, _exact(number.value),
+                    _bound(number), signed(number.margin), claim.reason or number.reason,
+                ])  # fmt: skip
+    return header, rows
+
+
+def _exact(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
+
+
+def unfinished(found: Found) -> Table:
+    """Every run that did not complete, with its cause and folder; then the records that cannot be read."""
+    rows = [
+        [run.record.run, run.record.status, run.record.cause or "", run.place]
+        for run in found.runs
+        if run.record.status != "completed"
+    ]
+    rows += [["", "unreadable", item.reason, item.place] for item in found.unreadable]
+    return ["run", "status", "cause", "folder"], rows
+
+
+def answer(board: Board, judge: Judge, reference: str) -> list[str]:
+    """The board in plain sentences: what each mechanism saves, at which loss, does it pass; then the baseline."""
+    if not board.groups:
+        return ["No encoder was fine-tuned on these rows yet, only the baseline was fitted."]
+    sentences = []
+    for group in board.groups:
+        verdict = judge.verdict(group, board, reference, "validation")
+        if verdict.claims and verdict.reference_group is not group and group.runs:
+            sentences.append(_of_mechanism(group, verdict))
+        if len(sentences) == 4:
+            break
+    if not sentences:
+        sentences.append(f"No mechanism can be compared with {reference} yet: see the reasons in the table of claims.")
+    return [*sentences, *_of_baseline(board)]
+
+
+def _of_mechanism(group: Group, verdict: Verdict) -> str:
+    other = verdict.reference_group
+    end = {
+        PASS: "It passes.",
+        FAIL: f"It fails: {_where(verdict, FAIL)}.",
+        MISSING: f"No verdict: {_where(verdict, MISSING)}.",
+    }
+    n = f"n = {len(group.runs)}"
+    if other is None:
+        return f"{group.label} ({n}): {end[verdict.state]}"
+    name = memory_measure(group.device.get("kind"))
+    parts = [
+        _more_or_less(ratio(group, other, "time_per_epoch"), "time per epoch"),
+        _more_or_less(ratio(group, other, name), "memory"),
+    ]
+    loss = difference_pp(group, other, "validation")
+    told = " and ".join(part for part in parts if part) or "an unknown amount of time and memory"
+    at = "" if loss is None else f" at {signed(loss)} pp macro-F1"
+    return f"{group.label} takes {told}{at} against {other.label} ({n}). {end[verdict.state]}"
+
+
+def _more_or_less(share: float | None, what: str) -> str:
+    if share is None:
+        return ""
+    percent = round(abs(1 - share) * 100)
+    return f"as much {what}" if percent == 0 else f"{percent} % {'less' if share < 1 else 'more'} {what}"
+
+
+def _where(verdict: Verdict, state: str) -> str:
+    """The claims in this state, with what decided them."""
+    told = []
+    for claim in verdict.claims:
+        if claim.state == state:
+            bad = [_told(number) for number in claim.measured if number.state == state]
+            told.append(f"{claim.code} ({claim.reason or '; '.join(bad)})")
+    if state == MISSING and len({claim.reason for claim in verdict.claims}) == 1:
+        return verdict.claims[0].reason
+    return ", ".join(told)
+
+
+def _told(number: Measured) -> str:
+    return f"{number.name} {_exact(number.value)}, {_bound(number)} is claimed"
+
+
+def _bound(number: Measured) -> str:
+    return f"{'≤' if number.relation == '<=' else '≥'} {number.threshold:g}"
+
+
+def _of_baseline(board: Board) -> list[str]:
+    baseline = strictest(board.baselines)
+    scored = [(group.stat("macro_f1").mean, group) for group in board.groups if group.stat("macro_f1").mean is not None]
+    if baseline is None or not scored:
+        return []
+    best, group = max(scored, key=lambda item: (item[0], item[1].label))
+    mean, seconds = baseline.stat("macro_f1").mean, baseline.stat("train_seconds").mean
+    took = "" if seconds is None else f" in {amount(seconds)} s"
+    gap = difference_pp(group, baseline, "validation")
+    side = "above" if (gap or 0) >= 0 else "below"
+    return [
+        f"{BASELINE} reaches {mean:.3f} macro-F1 on the same rows{took}; the best encoder, {group.label}, "
+        f"{best:.3f}: {abs(gap or 0):.2f} pp {side} it."
+    ]
+
+
+def stdout(
+    boards: Sequence[Board], judge: Judge, reference: str, found: Found, studies: Sequence[str], most: int = 40
+) -> str:
+    """The short Markdown that `report.py` prints; at most `most` rows of a table, the rest is in groups.csv."""
+    blocks = list(studies)
+    for board in boards:
+        header, rows = comparison(board, judge, reference)
+        ends = len(board.groups)
+        if len(rows) > most:
+            rows = [
+                *rows[: min(most, ends)],
+                [f"… {ends - most} more in groups.csv", *[""] * (len(header) - 1)],
+                *rows[ends:],
+            ]
+        blocks += [
+            f"## {board.name}",
+            "\n".join(f"- {line}" for line in answer(board, judge, reference)),
+            markdown((header, rows)),
+        ]
+        blocks.append("\n".join(footnotes(board, reference)))
+    failed = unfinished(found)
+    if failed[1]:
+        blocks += ["## Not completed (in no mean, in no ranking)", markdown(failed)]
+    return "\n\n".join(blocks) + "\n"

@@ -1,0 +1,73 @@
+"""What is measured of a run, under which name, in which unit, and which way is better."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from xcls.record import Record
+
+CPU_MEMORY, GPU_MEMORY = "rss_growth_MiB", "max_gpu_mem_MiB"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a record: `place` is the field (`metrics.validation`, `costs`, `params`), `key` the entry in it."""
+
+    name: str
+    place: str
+    key: str
+    unit: str = ""
+    low_is_better: bool = False
+
+    def of(self, record: Record) -> float | None:
+        """The value in `record`, or None where it is missing or not a finite number."""
+        node: Any = record
+        for part in self.place.split(".", 1):
+            node = node.get(part) if isinstance(node, dict) else getattr(node, part)
+            if node is None:
+                return None
+        return number(node.get(self.key))
+
+
+def number(value: Any) -> float | None:
+    """`value` as a finite float, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc")
+MEASURES = {
+    measure.name: measure
+    for measure in (
+        *(Measure(score, "metrics.validation", score) for score in SCORES),
+        Measure("val_loss", "metrics.validation", "val_loss", low_is_better=True),
+        *(Measure(f"test_{score}", "metrics.test", score) for score in SCORES),
+        Measure("tuned_macro_f1", "metrics.tuned.validation", "macro_f1"),  # of a baseline
+        Measure("tuned_test_macro_f1", "metrics.tuned.test", "macro_f1"),
+        Measure("time_per_epoch", "costs", "time_per_epoch", "s", True),
+        Measure("time_per_step", "costs", "time_per_step", "s", True),
+        Measure("tokens_per_s", "costs", "tokens_per_s", "1/s"),
+        Measure("padded_tokens_per_s", "costs", "padded_tokens_per_s", "1/s"),
+        Measure(GPU_MEMORY, "costs", GPU_MEMORY, "MiB", True),
+        Measure("max_rss_MiB", "costs", "max_rss_MiB", "MiB", True),
+        Measure(CPU_MEMORY, "costs", CPU_MEMORY, "MiB", True),
+        Measure("train_seconds", "costs", "train_seconds", "s", True),
+        Measure("inference_ms_per_example", "costs", "inference_ms_per_example", "ms", True),
+        Measure("inference_examples_per_s", "costs", "inference_examples_per_s", "1/s"),
+        Measure("params", "params", "total", low_is_better=True),
+        Measure("params_trainable", "params", "trainable", low_is_better=True),
+    )
+}
+
+
+def is_cost(name: str) -> bool:
+    """Whether a measure depends on the device and so compares only within one."""
+    return MEASURES[name].place == "costs"
+
+
+def memory_measure(device_kind: Any) -> str:
+    """The measure of the memory claim: on CUDA the peak allocated, on CPU the growth of peak RSS over training."""
+    return GPU_MEMORY if device_kind == "cuda" else CPU_MEMORY

@@ -1,0 +1,276 @@
+"""WNF-1 and WNF-2 as written: each claim with values, thresholds and margins; PASS, FAIL or MISSING and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from xcls.report.aggregate import Board, Group
+from xcls.report.identify import without_attention
+from xcls.report.measures import memory_measure
+from xcls.report.settings import Claims, FamilyClaims
+
+PASS, FAIL, MISSING = "PASS", "FAIL", "MISSING"
+SPLITS = {"validation": "macro_f1", "test": "test_macro_f1"}
+DIGITS = 9  # 0.85 - 0.80 is not 0.05 in binary: values are compared at nine digits, far below any that is reported
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of a claim. `margin` is positive on the passing side; value None means it could not be measured."""
+
+    name: str
+    value: float | None
+    relation: str  # '<=' or '>='
+    threshold: float
+    reason: str = ""
+
+    @property
+    def margin(self) -> float | None:
+        """The distance to the threshold, positive where the claim holds."""
+        if self.value is None:
+            return None
+        return round((self.threshold - self.value) * (1 if self.relation == "<=" else -1), DIGITS)
+
+    @property
+    def state(self) -> str:
+        """PASS, also exactly at the threshold; FAIL; MISSING without a value."""
+        return MISSING if self.margin is None else PASS if self.margin >= 0 else FAIL
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim about one group, on one split, against one reference."""
+
+    code: str  # 'WNF-1 cost', 'WNF-2 quality', 'WNF-2 stability'
+    state: str
+    measured: tuple[Measured, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All claims about a group. `state` is FAIL if one fails, else MISSING if one is missing, else PASS."""
+
+    group: Group
+    reference: str
+    split: str
+    claims: tuple[Claim, ...]
+    reason: str = ""  # why there is no claim to judge
+    reference_group: Group | None = None
+    baseline: Group | None = None
+
+    @property
+    def state(self) -> str:
+        """What stands in the column PASS_WNF."""
+        return every([claim.state for claim in self.claims]) if self.claims else MISSING
+
+
+@dataclass
+class Judge:
+    """Judges the groups of a board. `claims_for` gives the thresholds of a group and what is wrong with them, or ''."""
+
+    claims_for: Callable[[Group], tuple[Claims, str]]
+    _made: dict[tuple[str, str, str], Verdict] = field(default_factory=dict)
+
+    def verdict(self, group: Group, board: Board, reference: str, split: str) -> Verdict:
+        """The verdict on `group` against the mechanism named `reference`, on `split` (validation or test)."""
+        place = (group.id, reference, split)
+        if place not in self._made:
+            self._made[place] = self._judge(group, board, reference, split)
+        return self._made[place]
+
+    def _judge(self, group: Group, board: Board, reference: str, split: str) -> Verdict:
+        claims, fault = self.claims_for(group)
+        family = claims.family(group.attention)
+        other, no_reference = find_reference(group, board, reference)
+        baseline = strictest(board.baselines)
+        if fault:
+            return Verdict(group, reference, split, (), fault, other, baseline)
+        if family is None:
+            return Verdict(group, reference, split, (), "no claim is made for it", other, baseline)
+        case = Case(group, other, no_reference, baseline, board, claims, split)
+        made = [case.cost(family), case.quality(family), case.stability(family)]
+        return Verdict(group, reference, split, tuple(c for c in made if c is not None), "", other, baseline)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a group's claims are judged by."""
+
+    group: Group
+    other: Group | None
+    no_reference: str
+    baseline: Group | None
+    board: Board
+    claims: Claims
+    split: str
+
+    def cost(self, family: FamilyClaims) -> Claim | None:
+        """WNF-1: the time or the memory is low enough, and the macro-F1 is not too far below the reference."""
+        if family.max_time_ratio is None and family.max_memory_ratio is None:
+            return None
+        memory = memory_measure(self.group.device.get("kind"))
+        saving = []
+        if family.max_time_ratio is not None:
+            saving.append(self._ratio("time_per_epoch", family.max_time_ratio))
+        if family.max_memory_ratio is not None:
+            saving.append(self._ratio(memory, family.max_memory_ratio))
+        loss = [] if family.max_loss_pp is None else [self._loss(family.max_loss_pp)]
+        state = every([some([m.state for m in saving]), *(m.state for m in loss)])
+        return self._claim("WNF-1 cost", state, [*saving, *loss], self._hindrance(cost=True))
+
+    def quality(self, family: FamilyClaims) -> Claim | None:
+        """WNF-2: far enough above the baseline, and not too far below the reference."""
+        if family.min_gain_pp is None:
+            return None
+        measured = [self._gain(family.min_gain_pp)]
+        if family.max_loss_pp is not None:
+            measured.append(self._loss(family.max_loss_pp))
+        return self._claim("WNF-2 quality", every([m.state for m in measured]), measured, self._hindrance())
+
+    def stability(self, family: FamilyClaims) -> Claim | None:
+        """WNF-2: enough seeds, no NaN, no lack of memory, and the seeds close together."""
+        if family.max_spread_pp is None:
+            return None
+        stat = self.group.stat(SPLITS[self.split])
+        spread = None if stat.high is None or stat.low is None else (stat.high - stat.low) * 100
+        gap = "" if stat.n == len(self.group.runs) else "a run has no macro-F1"
+        measured = [
+            Measured("macro-F1 spread (pp)", None if gap else _rounded(spread), "<=", family.max_spread_pp, gap)
+        ]
+        broken = self.group.broken
+        if broken and self.group.record.seq_len == self.claims.seq_len:
+            causes = "; ".join(f"seed {run.record.seed}: {run.record.cause}" for run in broken)
+            return Claim("WNF-2 stability", FAIL, tuple(measured), causes)
+        return self._claim("WNF-2 stability", measured[0].state, measured, self._hindrance())
+
+    def _claim(self, code: str, state: str, measured: list[Measured], hindrance: str) -> Claim:
+        if hindrance:
+            return Claim(code, MISSING, tuple(measured), hindrance)
+        missing = "; ".join(dict.fromkeys(m.reason for m in measured if m.state == MISSING and m.reason))
+        return Claim(code, state, tuple(measured), missing if state == MISSING else "")
+
+    def _hindrance(self, cost: bool = False) -> str:
+        """Why the claims do not apply to this group, or ''."""
+        if self.group.record.seq_len != self.claims.seq_len:
+            return f"seq_len is {self.group.record.seq_len}; the claims are made at {self.claims.seq_len}"
+        need = self.claims.min_seeds
+        if len(self.group.seeds) < need:
+            return f"{len(self.group.seeds)} of {need} seeds have completed"
+        if cost and self.other is not None:
+            if len(self.other.seeds) < need:
+                return f"{len(self.other.seeds)} of {need} seeds of {self.other.label} have completed"
+            if self.group.shared or self.other.shared:
+                return f"another job ran on the device of {(self.group if self.group.shared else self.other).label}"
+        return ""
+
+    def _ratio(self, name: str, threshold: float) -> Measured:
+        title = "time ratio" if name == "time_per_epoch" else "memory ratio"
+        value, reason = None, self.no_reference
+        if self.other is not None:
+            value = ratio(self.group, self.other, name)
+            reason = "" if value is not None else f"{name} was not measured"
+        return Measured(title, _rounded(value), "<=", threshold, reason)
+
+    def _loss(self, threshold: float) -> Measured:
+        title, other, need = "macro-F1 loss (pp)", self.other, self.claims.min_seeds
+        if other is None:
+            return Measured(title, None, "<=", threshold, self.no_reference)
+        if len(other.seeds) < need:
+            return Measured(
+                title, None, "<=", threshold, f"{len(other.seeds)} of {need} seeds of {other.label} have completed"
+            )
+        value = difference_pp(other, self.group, self.split)
+        return Measured(title, value, "<=", threshold, "" if value is not None else f"no {self.split} macro-F1")
+
+    def _gain(self, threshold: float) -> Measured:
+        value, reason = None, no_baseline(self.board)
+        if self.baseline is not None:
+            value = difference_pp(self.group, self.baseline, self.split)
+            reason = "" if value is not None else f"no {self.split} macro-F1"
+        return Measured("macro-F1 gain (pp)", value, ">=", threshold, reason)
+
+
+def every(states: list[str]) -> str:
+    """FAIL if one is FAIL, else MISSING if one is MISSING, else PASS."""
+    return FAIL if FAIL in states else MISSING if MISSING in states else PASS
+
+
+def some(states: list[str]) -> str:
+    """PASS if one is PASS, else MISSING if one is MISSING, else FAIL."""
+    return PASS if PASS in states else MISSING if MISSING in states else FAIL
+
+
+def ratio(group: Group, other: Group, name: str) -> float | None:
+    """The mean of `group` over the mean of `other`; None where one is missing or the divisor is not positive."""
+    above, below = group.stat(name).mean, other.stat(name).mean
+    return None if above is None or below is None or below <= 0 else above / below
+
+
+def difference_pp(group: Group, other: Group, split: str) -> float | None:
+    """Mean macro-F1 of `group` minus that of `other`, in percentage points."""
+    mine, theirs = group.stat(SPLITS[split]).mean, other.stat(SPLITS[split]).mean
+    return None if mine is None or theirs is None else _rounded((mine - theirs) * 100)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS)
+
+
+def strictest(baselines: list[Group]) -> Group | None:
+    """The baseline the claims are measured against: of several on the same rows the one that scores highest."""
+    scored = [(group.stat("macro_f1").mean, group.id, group) for group in baselines if group.runs]
+    scored = [item for item in scored if item[0] is not None]
+    return max(scored, key=lambda item: item[:2])[2] if scored else None
+
+
+def no_baseline(board: Board) -> str:
+    """Why a board has no baseline, or ''."""
+    if strictest(board.baselines) is not None:
+        return ""
+    if any(group.key["rows"] is None for group in board.groups):
+        return "the record does not say on which rows it was trained"
+    causes = [run.record.cause or run.record.status for group in board.baselines for run in group.others]
+    return f"the baseline did not complete: {causes[0]}" if causes else "no baseline was trained on these rows"
+
+
+def find_reference(group: Group, board: Board, name: str) -> tuple[Group | None, str]:
+    """The group of mechanism `name` that equals `group` in everything but `attention.*`, or None and the reason.
+
+    Of several (SDPA with different settings of its own) it is the one that shares most settings with `group`.
+    """
+    if group.attention == name and group.runs:
+        return group, ""
+    named = board.of_mechanism.get(name, [])
+    twins = [other for other in named if other.twin == group.twin]
+    same = [other for other in twins if other.device == group.device]
+    if len(same) == 1:
+        return same[0], ""
+    if not same:
+        if twins:
+            differ = sorted({k for other in twins for k in group.device if other.device.get(k) != group.device.get(k)})
+            return None, f"the {name} runs alike have another {', '.join(differ)}"
+        return None, _unlike(group, named, name)
+    shared = [sum(_own(other).get(key) == value for key, value in _own(group).items()) for other in same]
+    if shared.count(max(shared)) == 1:
+        return same[shared.index(max(shared))], ""
+    return None, f"{len(same)} {name} groups are alike in everything but attention"
+
+
+def _unlike(group: Group, named: list[Group], name: str) -> str:
+    """Why none of the groups of mechanism `name` can be the reference: what the closest one has otherwise."""
+    if not named:
+        return f"no completed {name} run on these rows"
+    mine = without_attention(group.key)
+    differ = []
+    for other in named:
+        theirs = without_attention(other.key)
+        differ.append(sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k)))
+    closest = min(differ, key=lambda keys: (len(keys), keys))
+    more = f" and {len(closest) - 3} more" if len(closest) > 3 else ""
+    return f"no {name} run alike in everything but attention; the closest differs in {', '.join(closest[:3])}{more}"
+
+
+def _own(group: Group) -> dict[str, Any]:
+    return {key: value for key, value in group.key.items() if key.startswith("attention.")}

@@ -1,0 +1,314 @@
+"""What a configuration is: one typed dataclass per node, their limits, and the error a user sees.
+
+Standard library only, so that `run.py` can refuse a bad configuration before anything heavy is imported. The nodes
+`attention`, `position` and `dataset.source` are typed by the signature of their `_target_` instead (signature.py), so
+that a new mechanism needs no line here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Dict, List, Optional, Union
+
+MAX_SEQ_LEN = 16_384
+MODES = ("init", "pretrain", "finetune", "eval", "predict", "baseline", "bench")
+
+
+class UserError(Exception):
+    """Bad input: the message says what, where and what to do. `run.py` prints it and exits with 2, no traceback."""
+
+
+def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """`' Did you mean 'x'?'` for the closest of `known`, or an empty string when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def one_of(*choices: str, default: Any = MISSING) -> Any:
+    """A field that takes one of these strings."""
+    return field(default=choices[0] if default is MISSING else default, metadata={"choices": choices})
+
+
+def between(default: Any, low: float | None = None, high: float | None = None) -> Any:
+    """A numeric field with inclusive limits; None is allowed where the annotation is Optional."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass
+class Size:
+    """The encoder's width and depth (the BERT miniatures), and the form of its blocks."""
+
+    name: str = "tiny"
+    num_layers: int = between(2, 1, 128)
+    width: int = between(128, 8, 16_384)
+    num_heads: int = between(2, 1, 512)
+    feed_forward: int = between(512, 8, 65_536)
+    norm: str = one_of("pre", "post")
+    activation: str = one_of("gelu", "geglu")
+    dropout: float = between(0.1, 0.0, 0.95)
+
+
+@dataclass
+class Dataset:
+    """Where the text comes from and how its splits are cut. `source` is typed by its `_target_`."""
+
+    name: str = "pydocs"
+    source: Any = None
+    path: Optional[str] = None
+    text: Any = "text"
+    label: Optional[str] = "label"
+    limit: Optional[int] = between(None, 2)
+    extra: List[str] = field(default_factory=list)
+    validation: float = between(0.1, 0.001, 0.9)
+    split_seed: int = between(0, 0)
+    missing: str = one_of("skip", "refuse")
+    leak: str = one_of("warn", "drop")
+    truncate: str = one_of("head", "tail", "head_tail", "refuse")
+
+
+@dataclass
+class Tokenizer:
+    """The vocabulary: trained on the corpus, loaded from `path`, or extended by `extend` domain subwords."""
+
+    name: str = "wordpiece"
+    kind: str = one_of("wordpiece", "bytes", "words")
+    vocab_size: int = between(8192, 6, 1_000_000)
+    lowercase: bool = True
+    min_frequency: int = between(2, 1)
+    path: Optional[str] = None
+    extend: int = between(0, 0, 100_000)
+
+
+@dataclass
+class Masking:
+    """Masked language modelling by the rules of BERT (Devlin et al. 2019, 3.1) or RoBERTa (`fresh`)."""
+
+    probability: float = between(0.15, 0.001, 0.95)
+    mask_share: float = between(0.8, 0.0, 1.0)
+    random_share: float = between(0.1, 0.0, 1.0)
+    fresh: bool = True
+    whole_word: bool = False
+
+
+@dataclass
+class Head:
+    """The classifier on top of the encoder. `num_classes=null` takes the number of classes of the data."""
+
+    num_classes: Optional[int] = between(None, 2, 100_000)
+    pooling: str = one_of("mean", "cls", "max")
+    dropout: float = between(0.1, 0.0, 0.95)
+
+
+@dataclass
+class Training:
+    """One stage of training. `max_steps` wins over `epochs`; a step is one update with the effective batch."""
+
+    batch_size: int = between(32, 1, 65_536)
+    epochs: float = between(3.0, 0.0, 100_000)
+    max_steps: Optional[int] = between(None, 1)
+    lr: float = between(5e-4, 0.0, 10.0)
+    optimizer: str = one_of("adamw", "lion", "adafactor")
+    weight_decay: float = between(0.01, 0.0, 10.0)
+    beta1: float = between(0.9, 0.0, 0.9999)
+    beta2: float = between(0.98, 0.0, 0.99999)
+    schedule: str = one_of("linear", "cosine", "constant")
+    warmup: float = between(0.06, 0.0, 1.0)
+    clip_norm: float = between(1.0, 0.0)
+    group_by_length: bool = True
+    eval_every_steps: Optional[int] = between(None, 1)
+    eval_every_epochs: Optional[float] = between(1.0, 0.001)
+    eval_batch_size: int = between(64, 1, 65_536)
+    checkpoint_every_steps: Optional[int] = between(None, 1)
+    checkpoint_every_epochs: Optional[float] = between(1.0, 0.001)
+    checkpoint_every_minutes: Optional[float] = between(10.0, 0.01)
+    keep: int = between(2, 1)
+    select_by: str = one_of("macro_f1", "accuracy", "weighted_f1", "auroc", "val_loss")
+    patience: Optional[int] = between(None, 1)
+    redraw_every_steps: Optional[int] = between(None, 1)
+
+
+@dataclass
+class Baseline:
+    """TF-IDF + logistic regression. `tuned` also tries n-grams and C on validation; the claims use the defaults."""
+
+    tuned: bool = True
+    max_iter: int = between(1000, 10)
+
+
+@dataclass
+class Bench:
+    """mode=bench: which mechanisms are measured, at which lengths and dtypes, and how often.
+
+    `attentions` are files of conf/attention, each with changes if need be (`"reformer:num_hashes=4"`); `references`
+    are those of them that the others are compared with. `seconds` is the time for one length and dtype.
+    """
+
+    name: str = "attention"
+    what: str = one_of("attention", "step")
+    attentions: List[str] = field(default_factory=lambda: ["sdpa", "sdpa_fused", "performer", "reformer"])
+    references: List[str] = field(default_factory=lambda: ["sdpa", "sdpa_fused"])
+    positions: List[str] = field(default_factory=lambda: ["none"])
+    others: bool = True
+    seq_lens: List[int] = field(default_factory=lambda: [512, 2048])
+    dtypes: List[str] = field(default_factory=lambda: ["fp32", "bf16"])
+    tokens_per_step: int = between(8192, 1)
+    width: int = between(256, 8)
+    num_heads: int = between(4, 1)
+    num_layers: int = between(4, 1)
+    rounds: int = between(7, 1, 1000)
+    seconds: float = between(60.0, 0.1)
+    memory: bool = True
+    error: bool = True
+    trained: Optional[str] = None
+    compile: bool = False
+    allocator: str = one_of("inherit", "retain")
+
+
+@dataclass
+class Hardware:
+    """How the machine is used. May change speed, not meaning (dtype alone is part of a run's identity)."""
+
+    name: str = "auto"
+    device: str = one_of("auto", "cpu", "cuda")
+    dtype: str = one_of("auto", "fp32", "bf16", "fp16")
+    micro_batch: Optional[int] = between(None, 1)
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    workers: int = between(0, 0, 256)
+    threads: Optional[int] = between(None, 1, 1024)
+
+
+@dataclass
+class Wandb:
+    """Weights & Biases. Offline by default: `wandb sync <folder>` sends it later."""
+
+    mode: str = one_of("offline", "online", "disabled")
+    project: str = "xcls"
+    entity: Optional[str] = None
+    artifacts: str = one_of("none", "best", "all")
+
+
+@dataclass
+class Config:
+    """The whole configuration of one run. Keys and groups are those of the folder `conf/`."""
+
+    mode: str = one_of(*MODES, default="finetune")
+    exp: Optional[str] = None
+    seed: int = between(0, 0, 2**31 - 1)
+    seq_len: int = between(512, 1, MAX_SEQ_LEN)
+    pretrain: Optional[str] = None
+    pretrain_seed: int = between(0, 0, 2**31 - 1)
+    checkpoint: str = "best"
+    resume: bool = False
+    retry_failed: bool = False
+    template: Optional[str] = None
+    split: str = one_of("test", "validation")
+    input: Optional[str] = None
+    output: Optional[str] = None
+    sweep: Optional[str] = None
+    study: Optional[str] = None
+    attention: Any = None
+    position: Any = None
+    size: Size = field(default_factory=Size)
+    dataset: Dataset = field(default_factory=Dataset)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    masking: Masking = field(default_factory=Masking)
+    head: Head = field(default_factory=Head)
+    pretraining: Training = field(default_factory=Training)
+    finetuning: Training = field(default_factory=Training)
+    baseline: Baseline = field(default_factory=Baseline)
+    bench: Bench = field(default_factory=Bench)
+    hardware: Hardware = field(default_factory=Hardware)
+    wandb: Wandb = field(default_factory=Wandb)
+    claims: Dict[str, Any] = field(default_factory=dict)
+
+
+def limits(node: Any, prefix: str = "") -> list[str]:
+    """Every value of `node` (a dataclass of this module) that its field's choices or limits refuse, as messages."""
+    wrong = []
+    for item in fields(node):
+        key, value = prefix + item.name, getattr(node, item.name)
+        if is_dataclass(value):
+            wrong += limits(value, key + ".")
+        elif "choices" in item.metadata and value not in item.metadata["choices"]:
+            choices = item.metadata["choices"]
+            wrong.append(f"{key}={value}: one of {', '.join(choices)} is needed.{nearest(str(value), choices)}")
+        elif "low" in item.metadata and value is not None:
+            low, high = item.metadata["low"], item.metadata["high"]
+            if not ((low is None or value >= low) and (high is None or value <= high)):  # also refuses nan
+                span = f"at least {low}" if high is None else f"from {low} to {high}"
+                wrong.append(f"{key}={value}: a value {span} is needed.")
+    return wrong
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+
+
+def check_name(key: str, value: str) -> None:
+    """Refuses a name that is not one plain folder name (no path, no leading dot, no blanks)."""
+    if not NAME.fullmatch(value) or value.endswith("."):
+        raise UserError(
+            f"{key}={value}: a plain name is needed (letters, digits, '.', '_', '+', '-', at most 100, the first a "
+            "letter or digit, no path). It becomes the name of a folder."
+        )
+
+
+def check(config: Config) -> None:
+    """Refuses an impossible configuration. Raises UserError with one line per fault.
+
+    What needs the data (columns, classes) or the disk (does `exp` exist) is checked by those who read it.
+    """
+    wrong = limits(config)
+    size = config.size
+    if size.num_heads and size.width % size.num_heads:
+        fitting = [h for h in range(1, min(size.width, 64) + 1) if size.width % h == 0]
+        wrong.append(
+            f"size.num_heads={size.num_heads}: the heads must divide the width {size.width}; "
+            f"possible: {', '.join(map(str, fitting))}."
+        )
+    if config.masking.mask_share + config.masking.random_share > 1.0 + 1e-9:
+        wrong.append("masking.mask_share + masking.random_share: at most 1 together (the rest stays unchanged).")
+    for stage in ("pretraining", "finetuning"):
+        training = getattr(config, stage)
+        if training.max_steps is None and training.epochs <= 0:
+            wrong.append(f"{stage}.epochs={training.epochs}: more than 0 is needed, or set {stage}.max_steps.")
+    if config.pretraining.select_by != "val_loss":
+        wrong.append(f"pretraining.select_by={config.pretraining.select_by}: pretraining selects by val_loss alone.")
+    if wrong:
+        raise UserError("\n".join(wrong))
+    if config.exp is not None:
+        check_name("exp", config.exp)
+
+
+Flat = Dict[str, Union[str, int, float, bool, None, List[Any]]]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Flat:
+    """`{'a': {'b': 1}}` to `{'a.b': 1}`; lists stay values, an empty dict leaves nothing."""
+    flat: Flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`; keys that are nested already are taken as they are."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        node = tree
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{key}: '{parent}' is a value elsewhere in the same file and cannot hold '{leaf}'.")
+        if isinstance(value, dict):
+            value = unflatten(value)
+            if isinstance(node.get(leaf), dict):
+                value = {**node[leaf], **value}
+        node[leaf] = value
+    return tree

@@ -1,0 +1,134 @@
+"""The type of an untyped node (attention, position, dataset.source) is the signature of its `_target_`.
+
+Signatures are read with `ast`, without importing the target, so that a misspelt key is refused in milliseconds and
+`run.py` needs no torch for it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xcls.schema import UserError, nearest
+
+PLAIN = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": (list, tuple), "dict": dict}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One keyword of a constructor: its annotation as written, and whether it must be given."""
+
+    name: str
+    annotation: ast.expr | None
+    required: bool
+
+    @property
+    def type_text(self) -> str:
+        """The annotation as the author wrote it."""
+        return "anything" if self.annotation is None else ast.unparse(self.annotation)
+
+
+def _source_of(module: str) -> Path | None:
+    """The file of a module, found without importing the module itself."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
+
+
+def _definition(tree: ast.Module, name: str) -> ast.ClassDef | ast.FunctionDef | None:
+    found = [n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == name]
+    return found[-1] if found else None
+
+
+def _where_imported(tree: ast.Module, name: str) -> tuple[str, str] | None:
+    """(module, original name) of a name that the module imports with `from … import …`."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return node.module, alias.name
+    return None
+
+
+def parameters(target: str) -> dict[str, Parameter] | None:
+    """The keywords that `target` (`package.module.Class`) takes; None when there is no such thing."""
+    module, _, name = target.rpartition(".")
+    path = _source_of(module) if module else None
+    if path is None:
+        return None
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    node = _definition(tree, name)
+    if node is None:
+        origin = _where_imported(tree, name)
+        return parameters(".".join(origin)) if origin else None
+    if isinstance(node, ast.ClassDef):
+        inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        if not inits:
+            bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+            return parameters(f"{module}.{bases[0]}") if bases else {}
+        node = inits[0]
+    spec = node.args
+    keywords = list(zip(spec.kwonlyargs, (default is None for default in spec.kw_defaults)))
+    positional = [arg for arg in spec.posonlyargs + spec.args if arg.arg != "self"]
+    first_default = len(positional) - len(spec.defaults)
+    keywords += [(arg, place < first_default) for place, arg in enumerate(positional)]
+    return {arg.arg: Parameter(arg.arg, arg.annotation, required) for arg, required in keywords}
+
+
+def fits(value: Any, annotation: ast.expr | None) -> bool:
+    """Whether `value` is of the annotated type; an annotation that is not plain accepts everything."""
+    if annotation is None:
+        return True
+    if isinstance(annotation, ast.Constant) and annotation.value is None:
+        return value is None
+    if isinstance(annotation, ast.BinOp):  # X | Y
+        return fits(value, annotation.left) or fits(value, annotation.right)
+    if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
+        name = annotation.value.id
+        if name == "Literal":
+            return value in _choices(annotation)
+        if name == "Optional":
+            return value is None or fits(value, annotation.slice)
+        annotation = annotation.value
+    if isinstance(annotation, ast.Name) and annotation.id in PLAIN:
+        if isinstance(value, bool) and annotation.id != "bool":
+            return False
+        return isinstance(value, PLAIN[annotation.id])
+    return True
+
+
+def _choices(annotation: ast.Subscript) -> tuple[Any, ...]:
+    content = ast.literal_eval(annotation.slice)
+    return content if isinstance(content, tuple) else (content,)
+
+
+def check_node(key: str, node: Any, given: tuple[str, ...] = ("name",)) -> None:
+    """Refuses a node whose keys are not the keywords of its `_target_`, or whose values are not of their types.
+
+    `given`: names in `node` that are not for the constructor, or that the builder itself passes.
+    Raises UserError naming the key, what is wrong and the nearest valid one.
+    """
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise UserError(f"{key}: a node with a `_target_` is needed (a file of conf/{key.split('.')[0]}/), not {node!r}.")
+    known = parameters(node["_target_"])
+    if known is None:
+        raise UserError(f"{key}._target_={node['_target_']}: there is no such class or function.")
+    wrong = []
+    for name, value in node.items():
+        if name == "_target_" or name in given:
+            continue
+        if name not in known:
+            free = [n for n in known if n not in given]
+            wrong.append(f"{key}.{name}: unknown key.{nearest(name, free)} {node['_target_']} takes: {', '.join(free)}.")
+        elif not fits(value, known[name].annotation):
+            wrong.append(f"{key}.{name}={value}: {known[name].type_text} is needed.")
+    missing = [n for n, p in known.items() if p.required and n not in node and n not in given]
+    if missing:
+        wrong.append(f"{key}: {', '.join(missing)} must be set ({node['_target_']} has no default for it).")
+    if wrong:
+        raise UserError("\n".join(wrong))

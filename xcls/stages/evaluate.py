@@ -1,0 +1,57 @@
+"""mode=eval: a finished run's checkpoint once more, on validation or test; the numbers go into the run's own record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from xcls.model.heads import TextClassifier
+from xcls.record import Events, read_record, write_record
+from xcls.schema import Hardware, Wandb
+from xcls.stages.finetune import score_split
+from xcls.stages.texts import Labelled
+from xcls.train.amp import Amp
+from xcls.train.metrics import Scores, scores, softmax
+from xcls.train.precision import Precision
+from xcls.train.scoring import no_poll
+from xcls.train.tracking import Tracker
+
+
+def evaluate(
+    *,
+    model: TextClassifier,
+    checkpoint: dict[str, Any],
+    rows: Labelled,
+    split: str,
+    folder: Path,
+    eval_batch_size: int,
+    hardware: Hardware,
+    precision: Precision,
+    wandb: Wandb,
+) -> Scores:
+    """Scores the checkpoint (`load_for_use`) of the run in `folder` on `rows` and adds `eval.<split>` to its record.
+
+    With the run's own dtype and `eval_batch_size` the numbers equal those of its final evaluation. They are logged
+    under the run's W&B id as well. The run's status stays what it was.
+    """
+    amp = Amp(precision=precision, hardware=hardware)
+    model.to(amp.device)
+    model.load_state_dict(checkpoint["model"])
+    result = score_split(model, rows, size=eval_batch_size, amp=amp, poll=no_poll)
+    found = scores(rows.labels, softmax(result.logits))
+    record, events = read_record(folder), Events(folder)
+    record.metrics[f"eval.{split}"] = found
+    step = checkpoint["progress"]["step"]
+
+    def warn(message: str) -> None:
+        events.add("warning", {"message": message})
+
+    tracker = Tracker(settings=wandb, folder=folder, warn=warn)
+    if record.wandb_id is not None:
+        tags = [f"{group}={choice}" for group, choice in record.choices.items()]
+        tracker.start(name=record.run, group=record.exp, tags=tags, config=record.config, run_id=record.wandb_id)
+        tracker.log({"step": step, **{f"eval.{split}/{name}": value for name, value in found.items()}})
+        tracker.finish(0)
+    events.add("evaluation", {"split": split, "checkpoint_step": step, **found})
+    write_record(record, folder)
+    return found

@@ -1,0 +1,139 @@
+"""mode=finetune: a classifier on a pretrained encoder, or from scratch, with one final evaluation on test."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional as F
+
+from xcls.data.batching import ClassBatches
+from xcls.data.tokenizer import TextTokenizer
+from xcls.model.heads import TextClassifier
+from xcls.record import Record
+from xcls.schema import Hardware, Training
+from xcls.stages.predictions import predictions_frame, write_predictions
+from xcls.stages.setting import carried, interrupted_run, place
+from xcls.stages.texts import ClassificationData, Labelled, note_data
+from xcls.train.amp import Amp
+from xcls.train.checkpoint import load_for_use, write_bytes
+from xcls.train.journal import Journal
+from xcls.train.loop import Loop
+from xcls.train.metrics import Scores, scores, softmax
+from xcls.train.precision import Precision
+from xcls.train.randomness import seed_everything
+from xcls.train.scoring import Inference, classify
+from xcls.train.signals import StopSignals
+from xcls.train.stream import Batch, Stream
+
+
+def classification_loss(model: TextClassifier, batch: Batch) -> Tensor:
+    """The sum of the cross-entropies of the examples, scalar fp32."""
+    logits = model(batch["input_ids"], batch["attention_mask"])
+    return F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
+
+
+def start_from(model: TextClassifier, parent: dict[str, Any], classes: list[str], journal: Journal) -> None:
+    """Loads the encoder of a parent's checkpoint, and its head where it is a classifier of the same shape.
+
+    A head that stays new is one warning: from MLM there is none, else both shapes are named.
+    """
+    weights = parent["model"]
+    encoder = {name[len("encoder."):]: tensor for name, tensor in weights.items() if name.startswith("encoder.")}
+    model.encoder.load_state_dict(encoder)
+    if parent["stage"] == "pretrain":
+        journal.warn(f"The classification head is new: {parent['run']} was pretrained by MLM and has none.")
+        return
+    head = {name[len("head."):]: tensor for name, tensor in weights.items() if name.startswith("head.")}
+    theirs, ours = tuple(head["linear.weight"].shape), tuple(model.head.linear.weight.shape)
+    if theirs != ours:
+        journal.warn(f"The classification head is new: that of {parent['run']} has the shape {theirs}, this one {ours}.")
+        return
+    model.head.load_state_dict(head)
+    if parent["classes"] != classes:
+        journal.warn(f"The head of {parent['run']} is kept, but its classes were {parent['classes']}, now {classes}.")
+
+
+def score_split(model: TextClassifier, rows: Labelled, *, size: int, amp: Amp, poll: Callable[[], None]) -> Inference:
+    """Logits of one split, `size` rows at once."""
+    maker = ClassBatches(encoded=rows.encoded, labels=rows.labels)
+    return classify(model, maker, rows.encoded.lengths, batch_size=size, amp=amp, poll=poll)
+
+
+def finetune(
+    *,
+    model: TextClassifier,
+    data: ClassificationData,
+    tokenizer: TextTokenizer,
+    training: Training,
+    hardware: Hardware,
+    precision: Precision,
+    seed: int,
+    journal: Journal,
+    resume: bool,
+    parent: dict[str, Any] | None = None,
+) -> Record:
+    """Trains `model`, then evaluates its best checkpoint once on test. Call it within `with journal:`.
+
+    `parent` is the checkpoint to start from (`load_for_use`), None for a start from scratch; the model must have its
+    architecture and `tokenizer` be its tokenizer. Raises Interrupted, BadNumbers, OutOfMemory, UserError.
+    """
+    seed_everything(seed)
+    amp = place(model, hardware=hardware, precision=precision, journal=journal)
+    note_data(journal, data)
+    payload = interrupted_run(journal, resume=resume, keep=training.keep)
+    if payload is None and parent is not None:
+        start_from(model, parent, data.classes, journal)
+    stream = Stream(
+        maker=ClassBatches(encoded=data.train.encoded, labels=data.train.labels),
+        lengths=data.train.encoded.lengths,
+        batch_size=training.batch_size,
+        seed=seed,
+        group_by_length=training.group_by_length,
+        ids=data.train.ids,
+    )
+
+    def evaluate(poll: Callable[[], None]) -> Scores:
+        result = score_split(model, data.validation, size=training.eval_batch_size, amp=amp, poll=poll)
+        found = scores(data.validation.labels, softmax(result.logits))
+        return {"val_loss": found.pop("loss"), **found}
+
+    loop = Loop(
+        model=model,
+        loss=classification_loss,
+        stream=stream,
+        evaluate=evaluate,
+        training=training,
+        seed=seed,
+        amp=amp,
+        hardware=hardware,
+        journal=journal,
+        extras=carried(journal, stage="finetune", tokenizer=tokenizer.to_json(), classes=data.classes),
+    )
+    loop.run(payload)
+    _final(model, data, size=training.eval_batch_size, amp=amp, journal=journal)
+    return journal.record
+
+
+def _final(model: TextClassifier, data: ClassificationData, *, size: int, amp: Amp, journal: Journal) -> None:
+    """The best checkpoint on validation and, once, on test: scores, predictions, head, speed of inference."""
+    best = load_for_use(journal.folder, "best")
+    model.load_state_dict(best["model"])
+    frames = []
+    record = journal.record
+    with StopSignals() as stop:
+        for name in ("validation", "test"):
+            rows = data.split(name)
+            result = score_split(model, rows, size=size, amp=amp, poll=stop.check)
+            probabilities = softmax(result.logits)
+            record.metrics[name] = scores(rows.labels, probabilities)
+            frames.append(predictions_frame(name, rows, probabilities, data.classes))
+            if name == "test":
+                record.costs.update(result.costs())
+    write_predictions(journal.folder / "predictions.parquet", frames)
+    write_bytes(journal.folder / "head.safetensors", save({k: v.cpu().contiguous() for k, v in model.head.state_dict().items()}))
+    journal.event("test", {"checkpoint_step": best["progress"]["step"], **record.metrics["test"]})
+    journal.tracker.log({"step": record.step, **{f"test/{name}": value for name, value in record.metrics["test"].items()}})
+    journal.save()
+    journal.finish_artifacts()

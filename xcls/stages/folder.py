@@ -1,0 +1,52 @@
+"""May this run begin in its folder, go on there, or is it done? Decided before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from xcls.record import Record, read_record
+from xcls.schema import UserError
+
+DONE, RESUME, FRESH = "done", "resume", "fresh"
+
+
+def read_or_refuse(folder: Path) -> Record:
+    """The record in `folder`. Raises UserError where there is none, or one that cannot be read."""
+    try:
+        return read_record(folder)
+    except ValueError as error:
+        raise UserError(f"{error}\nMove the folder {folder} away and start again.") from error
+
+
+def decide(folder: Path, digest: str, *, resume: bool, sweep: bool, retry_failed: bool) -> tuple[str, Record | None]:
+    """What to do with `folder` for the run of hash `digest`: DONE, RESUME or FRESH, and the record found there.
+
+    In a sweep resume is implied, and a failed run stays failed unless `retry_failed`. Raises UserError where an `exp`
+    has already run, or where the folder holds a run of another configuration.
+    """
+    if not (folder / "record.json").is_file():
+        return FRESH, None
+    record = read_or_refuse(folder)
+    if record.hash != digest:
+        raise UserError(
+            f"{folder} holds a run of another configuration (hash {record.hash[:6]}, this one {digest[:6]}).\n"
+            "Choose another exp=…, or move that folder away. Its settings: resolved_config.yaml."
+        )
+    if record.status == "completed":
+        if resume or sweep:
+            return DONE, record
+        raise UserError(f"{folder} has already run (completed). Choose another exp=… or seed=…, or read it: record.json.")
+    if record.status == "failed" and sweep and not retry_failed:
+        return DONE, record
+    if not (resume or sweep):
+        raise UserError(f"{folder} has already begun ({record.status}). Go on with resume=true, or choose another exp=….")
+    return (RESUME if any(folder.glob("ckpt_*.pt")) else FRESH), record
+
+
+def clear(folder: Path) -> None:
+    """Removes what an unfinished run without a checkpoint left; its `config.yaml` stays, it is the user's."""
+    for path in folder.iterdir():
+        if path.name in ("config.yaml", ".lock"):
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

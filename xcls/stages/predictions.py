@@ -1,0 +1,32 @@
+"""predictions.parquet: what a run said about every example of validation and test."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from xcls.stages.texts import Labelled
+from xcls.train.checkpoint import write_bytes
+
+
+def probability_columns(probabilities: np.ndarray, classes: list[str]) -> dict[str, np.ndarray]:
+    """One column `p_<class>` per class, of probabilities [rows, C]."""
+    return {f"p_{name}": probabilities[:, number] for number, name in enumerate(classes)}
+
+
+def predictions_frame(split: str, rows: Labelled, probabilities: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    """Columns split, id, label, prediction (names of classes), p_<class> of probabilities [rows, C]."""
+    names = np.asarray(classes, dtype=object)
+    chosen = names[probabilities.argmax(axis=1)]
+    columns = {"split": split, "id": rows.ids, "label": names[rows.labels], "prediction": chosen}
+    return pd.DataFrame({**columns, **probability_columns(probabilities, classes)})
+
+
+def write_predictions(path: Path, frames: list[pd.DataFrame]) -> None:
+    """Writes the frames as one parquet file, whole or not at all."""
+    buffer = io.BytesIO()
+    pd.concat(frames, ignore_index=True).to_parquet(buffer, index=False)
+    write_bytes(path, buffer.getvalue())

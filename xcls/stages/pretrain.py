@@ -1,0 +1,81 @@
+"""mode=pretrain: masked language modelling on the training text, validated on masks that never change."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from torch import Tensor
+
+from xcls.data.batching import MaskedBatches
+from xcls.data.tokenizer import TextTokenizer
+from xcls.model.heads import MaskedLanguageModel
+from xcls.record import Record
+from xcls.schema import Hardware, Masking, Training
+from xcls.stages.setting import carried, interrupted_run, place
+from xcls.stages.texts import LanguageData, note_data
+from xcls.train.journal import Journal
+from xcls.train.loop import Loop, Scores
+from xcls.train.precision import Precision
+from xcls.train.randomness import seed_everything
+from xcls.train.scoring import masked_loss
+from xcls.train.stream import Batch, Stream
+
+VALIDATION_SEED = 0  # the validation masks of every run are the same, whatever its seed
+
+
+def mlm_loss(model: MaskedLanguageModel, batch: Batch) -> Tensor:
+    """The sum of the losses of the chosen tokens, scalar fp32."""
+    return model(batch["input_ids"], batch["attention_mask"], batch["labels"])[0]
+
+
+def pretrain(
+    *,
+    model: MaskedLanguageModel,
+    data: LanguageData,
+    tokenizer: TextTokenizer,
+    masking: Masking,
+    training: Training,
+    hardware: Hardware,
+    precision: Precision,
+    seed: int,
+    journal: Journal,
+    resume: bool,
+) -> Record:
+    """Trains `model` and leaves checkpoints with encoder, head and tokenizer. Call it within `with journal:`.
+
+    Selection is by validation loss. Raises Interrupted, BadNumbers, OutOfMemory, UserError.
+    """
+    seed_everything(seed)
+    amp = place(model, hardware=hardware, precision=precision, journal=journal)
+    note_data(journal, data)
+    common = {"vocab_size": tokenizer.vocab_size, "continues": tokenizer.continues}
+    maker = MaskedBatches(encoded=data.train, masking=masking, seed=seed, **common)
+    held_out = MaskedBatches(encoded=data.validation, masking=masking, seed=VALIDATION_SEED, **common)
+    stream = Stream(
+        maker=maker,
+        lengths=data.train.lengths,
+        batch_size=training.batch_size,
+        seed=seed,
+        group_by_length=training.group_by_length,
+    )
+
+    def evaluate(poll: Callable[[], None]) -> Scores:
+        size = training.eval_batch_size
+        return {"val_loss": masked_loss(model, held_out, data.validation.lengths, batch_size=size, amp=amp, poll=poll)}
+
+    payload = interrupted_run(journal, resume=resume, keep=training.keep)
+    loop = Loop(
+        model=model,
+        loss=mlm_loss,
+        stream=stream,
+        evaluate=evaluate,
+        training=training,
+        seed=seed,
+        amp=amp,
+        hardware=hardware,
+        journal=journal,
+        extras=carried(journal, stage="pretrain", tokenizer=tokenizer.to_json(), classes=None),
+    )
+    loop.run(payload)
+    journal.finish_artifacts()
+    return journal.record

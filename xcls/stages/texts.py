@@ -1,0 +1,82 @@
+"""Prepared text as the stages train on it: token ids with labels and stable ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xcls.data.encode import Encoded, encode_cached
+from xcls.data.splits import Prepared
+from xcls.data.tokenizer import TextTokenizer
+from xcls.train.journal import Journal
+
+
+@dataclass
+class Labelled:
+    """One split: token ids of D documents, labels int64 [D], stable ids."""
+
+    encoded: Encoded
+    labels: np.ndarray
+    ids: list[str]
+
+
+@dataclass
+class ClassificationData:
+    """The splits of a classification; `warnings` and `report` (documents, tokens, shares per split) are for the record."""
+
+    train: Labelled
+    validation: Labelled
+    test: Labelled
+    classes: list[str]
+    warnings: list[str] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def split(self, name: str) -> Labelled:
+        """train, validation or test."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
+
+
+@dataclass
+class LanguageData:
+    """Text for masked language modelling: training text, and the validation split's text."""
+
+    train: Encoded
+    validation: Encoded
+    warnings: list[str] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def classification_data(
+    prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int, truncate: str
+) -> ClassificationData:
+    """Encodes the three splits. Raises UserError where a document is too long and `truncate` is `refuse`."""
+    splits, warnings, report = {}, [], {}
+    for name in ("train", "validation", "test"):
+        rows = getattr(prepared, name)
+        encoded = encode_cached(list(rows["text"]), tokenizer, seq_len=seq_len, truncate=truncate, what=name)
+        splits[name] = Labelled(encoded=encoded, labels=np.asarray(rows["label"], np.int64), ids=list(rows["id"]))
+        warnings += encoded.warnings(name)
+        report[name] = encoded.report()
+    return ClassificationData(**splits, classes=list(prepared.classes), warnings=warnings, report=report)
+
+
+def language_data(prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int, truncate: str) -> LanguageData:
+    """Encodes the text for MLM and the validation split. Raises UserError as `classification_data` does."""
+    validation_texts = list(prepared.validation["text"])
+    train = encode_cached(prepared.mlm_texts, tokenizer, seq_len=seq_len, truncate=truncate, what="text for MLM")
+    validation = encode_cached(validation_texts, tokenizer, seq_len=seq_len, truncate=truncate, what="validation")
+    return LanguageData(
+        train=train,
+        validation=validation,
+        warnings=train.warnings("text for MLM") + validation.warnings("validation"),
+        report={"mlm": train.report(), "validation": validation.report()},
+    )
+
+
+def note_data(journal: Journal, data: ClassificationData | LanguageData) -> None:
+    """Puts the data's report and warnings into the run's record."""
+    journal.record.data["tokens"] = data.report
+    for message in data.warnings:
+        journal.warn(message)

@@ -1,0 +1,308 @@
+"""From a plan to an exit code: what each mode checks, prepares, runs and leaves behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+from filelock import FileLock, Timeout
+
+from xcls.build import Plan, make_classifier, make_language_model
+from xcls.data.tokenizer import TextTokenizer, from_json, make_tokenizer
+from xcls.identity import run_folder
+from xcls.record import Record, read_record
+from xcls.report.reproduce import script_for
+from xcls.run_files import pretraining_values, resolved_values, write_values
+from xcls.schema import Config, UserError
+from xcls.stages.folder import DONE, RESUME, clear, decide, read_or_refuse
+from xcls.train.checkpoint import load_for_use
+from xcls.train.journal import Journal, one_line
+from xcls.train.randomness import seed_everything
+from xcls.train.signals import Interrupted
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+
+
+def start(config: Config, choices: dict[str, str], folder: Path | None, *, command: list[str], root: Path) -> int:
+    """Runs `config.mode` and gives the exit code. `folder`: the run that fine-tuning, eval or predict reads.
+
+    Raises UserError for bad input, before anything is written.
+    """
+    plan = Plan(config, choices, folder, command, root)
+    return MODES[config.mode](plan)
+
+
+def _init(plan: Plan) -> int:
+    """Writes `pretrain/<exp>/config.yaml`, ready to edit."""
+    if not plan.config.exp:
+        raise UserError("exp: mode=init needs the name of the folder to make: exp=<name>.")
+    path = plan.root / "pretrain" / plan.config.exp / "config.yaml"
+    if path.exists():
+        raise UserError(f"{path} is there already. Edit it, remove it, or choose another exp=….")
+    plan.source.fingerprint()  # a path that is not there shows now
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_values(path, pretraining_values(plan.config, plan.choices),
+                 f"Edit, then: python run.py mode=pretrain exp={plan.config.exp}")
+    print(f"{path.relative_to(plan.root)} is ready to edit. Then: python run.py mode=pretrain exp={plan.config.exp}")
+    return OK
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the run's folder against a second process; a dead owner holds nothing. Raises UserError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(folder / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder} is being run by another process. Wait for it, or choose another exp=….") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(plan: Plan) -> int:
+    """mode=pretrain, finetune, baseline: decides, checks the data, runs the stage, tells how it ended."""
+    config = plan.config
+    how = {"resume": config.resume, "sweep": config.sweep is not None, "retry_failed": config.retry_failed}
+    state, record = decide(plan.folder, plan.digest, **how)
+    if state == DONE:
+        assert record is not None
+        print(f"{_shown(plan)}: nothing to do, it is {record.status}" + (f" ({record.cause})" if record.cause else ""))
+        return OK if record.status == "completed" else FAILED
+    prepared = plan.data()
+    if config.mode == "finetune":
+        make_classifier(config, vocab_size=8, classes=prepared.classes)  # the head fits the data, or we stop here
+        if config.sweep is not None:
+            _baseline_first(plan)
+        if config.pretrain == "auto":
+            plan.parent = _pretraining_first(plan)
+    with _locked(plan.folder):
+        state, record = decide(plan.folder, plan.digest, **how)  # another process may have been here meanwhile
+        if state == DONE:
+            return OK
+        if state != RESUME:
+            clear(plan.folder)
+            record = None
+        return _run_stage(plan, prepared, record)
+
+
+def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
+    """Runs the stage in its folder, with the journal open. `before`: the record of the run to go on with."""
+    config, folder = plan.config, plan.folder
+    record = plan.record(prepared)
+    if before is not None:
+        record.started, record.wandb_id, record.warnings = before.started, before.wandb_id, list(before.warnings)
+    journal = Journal(folder=folder, record=record, wandb=config.wandb)
+    try:
+        with journal:
+            parent = _parent(plan, record)
+            tokenizer = _tokenizer(plan, prepared, parent)
+            _write_files(plan, record)
+            for message in prepared.report["warnings"]:
+                journal.warn(message)
+            seed_everything(config.seed)  # before the model is made: its first weights follow from the seed
+            STAGES[config.mode](plan, prepared, tokenizer, parent, journal, before is not None)
+        code = OK
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"{_shown(plan)}: interrupted at step {record.step} ({one_line(stop)}); the same command with resume=true goes on.",
+              file=sys.stderr)
+        code = INTERRUPTED
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever ends a run is its cause, in the record, with the traceback in logs/
+        print(f"{_shown(plan)}: failed: {one_line(error)}\n  traceback: {folder / 'logs' / 'traceback.txt'}", file=sys.stderr)
+        code = FAILED
+    origin = _origin(plan)
+    (folder / "reproduce.sh").write_text(script_for(record, origin), encoding="utf-8")
+    (folder / "reproduce.sh").chmod(0o755)
+    if code == OK:
+        print(_summary(plan, record))
+    return code
+
+
+def _parent(plan: Plan, record: Record) -> dict[str, Any] | None:
+    """The checkpoint that fine-tuning starts from, noted in the record; None from scratch."""
+    if plan.config.mode != "finetune" or plan.parent is None:
+        return None
+    checkpoint = load_for_use(plan.parent, plan.config.checkpoint)
+    folder = Path(os.path.relpath(plan.parent, plan.root)).as_posix()
+    record.pretrain = {"folder": folder, "hash": checkpoint["hash"], "checkpoint": plan.config.checkpoint,
+                       "step": checkpoint["progress"]["step"], "stage": checkpoint["stage"]}
+    return checkpoint
+
+
+def _tokenizer(plan: Plan, prepared: Any, parent: dict[str, Any] | None) -> TextTokenizer | None:
+    """The parent's tokenizer, else one made for this text; a baseline needs none."""
+    if plan.config.mode == "baseline":
+        return None
+    return from_json(parent["tokenizer"]) if parent else make_tokenizer(plan.config.tokenizer, prepared.mlm_texts)
+
+
+def _write_files(plan: Plan, record: Record) -> None:
+    """The configuration as the user may edit it (pretraining) and as it was resolved."""
+    config_file = plan.folder / "config.yaml"
+    if plan.config.mode == "pretrain" and not config_file.exists():
+        write_values(config_file, pretraining_values(plan.config, plan.choices), "What this run was composed of.")
+    values = resolved_values(plan.config, plan.choices, plan.precision, record)
+    write_values(plan.folder / "resolved_config.yaml", values, "This run, flat and fully resolved.")
+
+
+def _origin(plan: Plan) -> Record | None:
+    """The record of the run this one started from."""
+    try:
+        return read_record(plan.parent) if plan.parent is not None else None
+    except ValueError:
+        return None
+
+
+def _pretrain_stage(plan: Plan, prepared: Any, tokenizer: Any, parent: Any, journal: Journal, resume: bool) -> None:
+    from xcls.stages.pretrain import pretrain
+    from xcls.stages.texts import language_data
+
+    config = plan.config
+    data = language_data(prepared, tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
+    pretrain(
+        model=make_language_model(config, vocab_size=tokenizer.vocab_size),
+        data=data, tokenizer=tokenizer, masking=config.masking, training=config.pretraining, hardware=config.hardware,
+        precision=plan.precision, seed=config.seed, journal=journal, resume=resume,
+    )
+
+
+def _finetune_stage(plan: Plan, prepared: Any, tokenizer: Any, parent: Any, journal: Journal, resume: bool) -> None:
+    from xcls.stages.finetune import finetune
+    from xcls.stages.texts import classification_data
+
+    config = plan.config
+    data = classification_data(prepared, tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
+    finetune(
+        model=make_classifier(config, vocab_size=tokenizer.vocab_size, classes=prepared.classes),
+        data=data, tokenizer=tokenizer, training=config.finetuning, hardware=config.hardware, precision=plan.precision,
+        seed=config.seed, journal=journal, resume=resume, parent=parent,
+    )
+
+
+def _baseline_stage(plan: Plan, prepared: Any, tokenizer: Any, parent: Any, journal: Journal, resume: bool) -> None:
+    from xcls.stages.baseline import baseline
+
+    baseline(prepared=prepared, plan=plan.config.baseline, journal=journal)
+
+
+def _process(overrides: list[str], root: Path) -> int:
+    """Runs run.py in a process of its own (its memory is not ours) and gives its exit code."""
+    return subprocess.run([sys.executable, str(root / "run.py"), *overrides], check=False).returncode
+
+
+def _baseline_first(plan: Plan) -> None:
+    """Trains the baseline of these data in this sweep unless it is there; a failure is a warning, not our end."""
+    other = plan.variant(mode="baseline", seed=0)
+    folder = run_folder(other.as_dict, other.choices, other.digest, sweep=plan.config.sweep, root=plan.root)
+    if (folder / "record.json").is_file() and read_or_refuse(folder).status == "completed":
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder / ".making")):
+        values = pretraining_values(other.config, other.choices)
+        write_values(folder / "config.yaml", values, "The data of this baseline.")
+        code = _process(["mode=baseline", f"template={folder / 'config.yaml'}", f"sweep={plan.config.sweep}"], plan.root)
+    if code != OK:
+        print(f"WARNING: the baseline of {plan.config.dataset.name} did not complete: {folder}", file=sys.stderr)
+
+
+def _pretraining_first(plan: Plan) -> Path:
+    """The folder of the pretraining run that `pretrain=auto` stands for; makes it, once, where it is missing.
+
+    Raises RuntimeError where it did not complete.
+    """
+    wanted = plan.pretraining
+    for path in [*plan.root.glob("pretrain/*/record.json"), *plan.root.glob("multirun/*/*/pretrain-*/record.json")]:
+        try:
+            record = read_record(path.parent)
+        except ValueError:
+            continue
+        if record.hash == wanted.digest and record.status == "completed":
+            return path.parent
+    folder = wanted.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder / ".making")):
+        if not (folder / "record.json").is_file() or read_or_refuse(folder).status != "completed":
+            write_values(folder / "config.yaml", pretraining_values(wanted.config, wanted.choices), "Made by pretrain=auto.")
+            code = _process(["mode=pretrain", f"exp={folder.name}", "resume=true"], plan.root)
+            if code == INTERRUPTED:
+                raise KeyboardInterrupt
+            if code != OK:
+                raise UserError(f"{folder}: the pretraining run that pretrain=auto needs did not complete (exit code {code}).")
+    return folder
+
+
+def _evaluate(plan: Plan) -> int:
+    """mode=eval: the named checkpoint on `split`, into the run's own record."""
+    from xcls.stages.evaluate import evaluate
+    from xcls.stages.texts import classification_data
+
+    folder, config = plan.parent, plan.config
+    assert folder is not None
+    record = read_or_refuse(folder)
+    if record.data.get("fingerprint") != plan.fingerprint:
+        raise UserError(f"The data are not those of {folder}: fingerprint {plan.fingerprint[:12]}, its own "
+                        f"{str(record.data.get('fingerprint'))[:12]}. Set dataset.path to the data it was trained on.")
+    checkpoint = load_for_use(folder, config.checkpoint)
+    tokenizer = from_json(checkpoint["tokenizer"])
+    data = classification_data(plan.data(), tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
+    model = make_classifier(config, vocab_size=tokenizer.vocab_size, classes=checkpoint["classes"])
+    scores = evaluate(
+        model=model, checkpoint=checkpoint, rows=data.split(config.split), split=config.split, folder=folder,
+        eval_batch_size=config.finetuning.eval_batch_size, hardware=config.hardware, precision=plan.precision, wandb=config.wandb,
+    )
+    print(f"{folder.name}, {config.checkpoint} checkpoint, {config.split}: " + ", ".join(
+        f"{name} {value:.4f}" for name, value in scores.items() if value is not None))
+    return OK
+
+
+def _predict(plan: Plan) -> int:
+    """mode=predict: classes and probabilities for the documents of a file."""
+    from xcls.data.source import as_columns
+    from xcls.stages.predict import predict
+
+    folder, config = plan.parent, plan.config
+    assert folder is not None
+    if not config.input:
+        raise UserError("input: name the file with the documents: input=reviews.txt (one a line), .csv or .jsonl.")
+    source = Path(config.input)
+    output = Path(config.output) if config.output else source.with_name(source.stem + ".predictions.csv")
+    checkpoint = load_for_use(folder, config.checkpoint)
+    tokenizer = from_json(checkpoint["tokenizer"])
+    count = predict(
+        model=make_classifier(config, vocab_size=tokenizer.vocab_size, classes=checkpoint["classes"]), checkpoint=checkpoint,
+        source=source, output=output, text=as_columns(config.dataset.text), seq_len=config.seq_len, truncate=config.dataset.truncate,
+        eval_batch_size=config.finetuning.eval_batch_size, hardware=config.hardware, precision=plan.precision,
+    )
+    print(f"{count} documents: {output}")
+    return OK
+
+
+def _shown(plan: Plan) -> str:
+    """The run's folder as a user types it."""
+    return Path(os.path.relpath(plan.folder, plan.root)).as_posix()
+
+
+def _summary(plan: Plan, record: Record) -> str:
+    """One line about a completed run."""
+    parts = []
+    for split in ("validation", "test"):
+        scores = record.metrics.get(split) or {}
+        found = [f"{name} {scores[name]:.4f}" for name in ("macro_f1", "accuracy", "val_loss") if scores.get(name) is not None]
+        parts += [f"{split} {', '.join(found)}"] if found else []
+    speed = record.costs.get("tokens_per_s")
+    parts += [f"{speed:,.0f} tokens/s"] if speed else []
+    return f"{_shown(plan)}: completed. " + "; ".join(parts)
+
+
+STAGES: dict[str, Callable[..., None]] = {"pretrain": _pretrain_stage, "finetune": _finetune_stage, "baseline": _baseline_stage}
+MODES: dict[str, Callable[[Plan], int]] = {
+    "init": _init, "pretrain": _train, "finetune": _train, "baseline": _train, "eval": _evaluate, "predict": _predict,
+}

@@ -1,0 +1,55 @@
+"""Mixed precision with torch: the device, autocast and loss scaling of a resolved `Precision`."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from xcls.schema import Hardware, UserError
+from xcls.train.precision import Precision
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Amp:
+    """Where and how tensors are computed. Weights and the optimizer stay in fp32; matrix products run in the dtype."""
+
+    def __init__(self, *, precision: Precision, hardware: Hardware) -> None:
+        """Raises UserError when torch has no GPU for `cuda`. Sets the number of threads that `hardware` names."""
+        if precision.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("hardware.device=cuda: torch finds no GPU here. Set hardware=cpu, or install torch with CUDA.")
+        if hardware.threads is not None:
+            torch.set_num_threads(hardware.threads)
+        self.precision = precision
+        self.device = torch.device(precision.device)
+        self.scaler = _scaler(precision)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The autocast context of the dtype; nothing for fp32."""
+        if self.precision.dtype == "fp32":
+            return nullcontext()
+        return torch.autocast(self.precision.device, dtype=DTYPES[self.precision.dtype])
+
+
+def _scaler(precision: Precision) -> torch.cuda.amp.GradScaler | None:
+    """Loss scaling for fp16 (Micikevicius et al. 2018); None where the dtype needs none."""
+    if precision.dtype != "fp16":
+        return None
+    modern = getattr(torch.amp, "GradScaler", None)  # torch >= 2.3; before, only for CUDA
+    if modern is not None:
+        return modern(precision.device)
+    if precision.device == "cuda":
+        return torch.cuda.amp.GradScaler()
+    raise UserError(f"hardware.dtype=fp16 on a CPU needs torch 2.3 or newer (this is {torch.__version__}). Set bf16 or fp32.")
+
+
+def to_device(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    """`tensor` on `device`, without waiting for the copy; None stays None."""
+    return None if tensor is None else tensor.to(device, non_blocking=True)
+
+
+def compile_blocks(model: torch.nn.Module) -> None:
+    """Compiles each block of `model.encoder` in place (parameters keep their names), for lengths that vary."""
+    for block in model.encoder.blocks:
+        block.compile(dynamic=True)

@@ -1,0 +1,171 @@
+"""The run's folder while it runs: record, metrics, events, logs, tracking, and how it ended."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from xcls.record import Events, Record, plain, sha256, write_atomic, write_record
+from xcls.schema import Wandb
+from xcls.train.signals import Interrupted
+from xcls.train.tracking import Tracker
+
+COLUMNS = (
+    "step", "epoch", "train_loss", "val_loss", "accuracy", "macro_f1", "weighted_f1", "auroc", "lr", "time_per_step",
+    "time_per_epoch", "tokens_per_s", "padded_tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB",
+)  # fmt: skip
+CHECKED = ("metrics.csv", "predictions.parquet")
+Row = dict[str, Any]
+
+
+class Journal:
+    """Writes down one run. As a context manager it also settles how the run ended: completed, failed or interrupted.
+
+    `record` comes with what is known before anything runs (run, mode, hash, choices, config, command, …) and is filled
+    in. Every change of it is on disk before the method returns.
+    """
+
+    def __init__(self, *, folder: Path, record: Record, wandb: Wandb) -> None:
+        self.folder = Path(folder)
+        self.record = record
+        self.rows: list[Row] = []
+        self.events = Events(self.folder)
+        self.log = logging.getLogger(f"xcls.run.{id(self)}")
+        self.tracker = Tracker(settings=wandb, folder=self.folder, warn=self.warn)
+        self.artifacts = wandb.artifacts
+
+    def __enter__(self) -> Journal:
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        self._open_log()
+        self.record.status, self.record.cause, self.record.ended = "running", None, None
+        self.record.started = self.record.started or time.time()
+        self.save()
+        self.event("start", {"run": self.record.run, "hash": self.record.hash})
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        status = "completed"
+        if error is not None:
+            stopped = isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit))
+            status = "interrupted" if stopped else "failed"
+            self.record.cause = one_line(error)
+            details = {"cause": self.record.cause, **getattr(error, "details", {})}
+            self._quietly(lambda: self.event("failure" if status == "failed" else "interrupted", details))
+            self._quietly(lambda: self._write_trace(error))
+        self.tracker.finish(0 if status == "completed" else 1)
+        self.record.status, self.record.ended = status, time.time()
+        self._quietly(self.save)
+        self._quietly(lambda: self.event("end", {"status": status, "step": self.record.step}))
+        self._close_log()
+
+    def save(self) -> None:
+        """Writes record.json, with the checksums of the files it names."""
+        present = [name for name in CHECKED if (self.folder / name).is_file()]
+        self.record.files = {name: sha256(self.folder / name) for name in present}
+        write_record(self.record, self.folder)
+
+    def event(self, name: str, details: dict[str, Any] | None = None) -> None:
+        """Appends one event to events.jsonl and a line to the log."""
+        self.events.add(name, details)
+        self.log.info("%s %s", name, " ".join(f"{key}={_short(value)}" for key, value in (details or {}).items()))
+
+    def warn(self, message: str) -> None:
+        """A warning: to stderr, the log, the events and the record, the same text once."""
+        if message not in self.record.warnings:
+            self.record.warnings.append(message)
+            self.events.add("warning", {"message": message})
+            self.log.warning(message)
+
+    def begin(self, *, rows: list[Row], wandb_id: str | None) -> None:
+        """Starts tracking and metrics.csv: empty, or on resume with the checkpoint's rows and W&B id.
+
+        Rows newer than the checkpoint leave metrics.csv; they stay in events.jsonl, before the `resume` event.
+        """
+        self.rows = [dict(row) for row in rows]
+        record = self.record
+        record.wandb_id = self.tracker.start(
+            name=record.run,
+            group=record.exp,
+            tags=[f"{group}={choice}" for group, choice in record.choices.items()],
+            config={**record.config, "hash": record.hash},
+            run_id=wandb_id or record.wandb_id,
+        )
+        self._write_rows()
+        self.save()
+
+    def add_row(self, row: Row) -> None:
+        """One evaluation: a row of metrics.csv, an event, a line for W&B, and the record."""
+        self.rows.append(plain({name: row.get(name) for name in COLUMNS}))
+        self._write_rows()
+        self.save()
+        self.event("eval", self.rows[-1])
+        self.tracker.log(self.rows[-1])
+
+    def finish_artifacts(self) -> None:
+        """Hands files to W&B as `wandb.artifacts` says: none, the best checkpoint, or all that a report needs."""
+        names = {"none": [], "best": ["ckpt_best.pt"], "all": ["ckpt_best.pt", "ckpt_last.pt", "head.safetensors", *CHECKED]}
+        files = [self.folder / name for name in names[self.artifacts]]
+        if files:
+            self.tracker.keep(files, f"run-{self.record.hash[:12]}")
+
+    def _write_rows(self) -> None:
+        """metrics.csv, whole: floats with all their digits, an empty cell where there is no number."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in self.rows:
+            writer.writerow(["" if row[name] is None else row[name] for name in COLUMNS])
+        write_atomic(self.folder / "metrics.csv", text.getvalue())
+
+    def _open_log(self) -> None:
+        """logs/run.log gets everything, stderr the warnings."""
+        self.log.setLevel(logging.INFO)
+        self.log.propagate = False
+        to_file = logging.FileHandler(self.folder / "logs" / "run.log", encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        to_stderr = logging.StreamHandler(sys.stderr)
+        to_stderr.setLevel(logging.WARNING)
+        to_stderr.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        self.log.handlers = [to_file, to_stderr]
+
+    def _close_log(self) -> None:
+        for handler in self.log.handlers:
+            handler.close()
+        self.log.handlers = []
+
+    def _write_trace(self, error: BaseException) -> None:
+        """The whole traceback, for those who mend it."""
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        with open(self.folder / "logs" / "traceback.txt", "a", encoding="utf-8") as file:
+            file.write("".join(lines) + "\n")
+
+    def _quietly(self, action: Any) -> None:
+        """Runs `action`; a full disk must not hide the error that is being written down."""
+        try:
+            action()
+        except OSError as error:
+            print(f"WARNING: {self.folder}: {error}", file=sys.stderr)
+
+
+def one_line(error: BaseException) -> str:
+    """`Type: message` on one line; the type is left out where it says nothing to a user."""
+    message = " ".join(str(error).split())
+    name = type(error).__name__
+    if isinstance(error, Interrupted) and message:
+        return message
+    return f"{name}: {message}" if message else name
+
+
+def _short(value: Any) -> str:
+    """A value as the log shows it."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    text = str(value)
+    return text if len(text) <= 200 else text[:197] + "..."

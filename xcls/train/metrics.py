@@ -1,0 +1,45 @@
+"""Scores of a classification: scikit-learn's, on labels and probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
+
+Scores = dict[str, "float | None"]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """logits [rows, C] -> probabilities [rows, C], in float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def auroc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """Area under the ROC curve, for more than two classes one-vs-rest and macro; None when a class has no example."""
+    classes = probabilities.shape[1]
+    if len(np.unique(labels)) < classes or classes < 2:
+        return None
+    if classes == 2:
+        return float(roc_auc_score(labels, probabilities[:, 1]))
+    targets = np.eye(classes)[labels]  # one column per class: no demand that rows sum to one to the last bit
+    return float(roc_auc_score(targets, probabilities, average="macro"))
+
+
+def scores(labels: np.ndarray, probabilities: np.ndarray) -> Scores:
+    """accuracy, macro_f1, weighted_f1, auroc and loss (nats) of labels [rows] and probabilities [rows, C], shares in 0..1.
+
+    F1 is averaged over all C classes of the data, so that a class the model never names counts as 0. Where a probability
+    is not finite nothing can be scored, and every value is None.
+    """
+    names = ("accuracy", "macro_f1", "weighted_f1", "auroc", "loss")
+    if not len(labels) or not np.isfinite(probabilities).all():
+        return {name: None for name in names}
+    classes = list(range(probabilities.shape[1]))
+    predicted = probabilities.argmax(axis=1)
+    return {
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "macro_f1": float(f1_score(labels, predicted, labels=classes, average="macro", zero_division=0.0)),
+        "weighted_f1": float(f1_score(labels, predicted, labels=classes, average="weighted", zero_division=0.0)),
+        "auroc": auroc(labels, probabilities),
+        "loss": float(log_loss(labels, probabilities, labels=classes)),
+    }

@@ -1,0 +1,110 @@
+"""Optimizers and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from xcls.schema import Training, UserError
+
+
+class Lion(torch.optim.Optimizer):
+    """Lion (Chen et al. 2023, arXiv 2302.06675, algorithm 2): the sign of an interpolated momentum, decoupled decay.
+
+    The paper suggests a rate 3 to 10 times smaller, and a weight decay as much larger, than AdamW's.
+    """
+
+    def __init__(self, params: Iterable[Any], *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> None:
+        """One update of every parameter that has a gradient. `closure` is not supported."""
+        if closure is not None:
+            raise ValueError("Lion.step takes no closure")
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"]
+                direction = momentum.mul(beta1).add_(parameter.grad, alpha=1 - beta1).sign_()
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
+                momentum.mul_(beta2).add_(parameter.grad, alpha=1 - beta2)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: weight matrices decay; norms, biases, embeddings and position encodings do not.
+
+    An embedding row gets a gradient only when its token occurs, but would decay at every step: rare words would vanish.
+    """
+    spared = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    position = getattr(getattr(model, "encoder", None), "position", None)
+    if position is not None:
+        spared |= {id(parameter) for parameter in position.parameters()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if parameter.ndim >= 2 and id(parameter) not in spared]
+    others = [parameter for parameter in trained if parameter.ndim < 2 or id(parameter) in spared]
+    groups = ({"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimizer of `training` over `model`. Raises UserError when this torch does not have it."""
+    return OPTIMIZERS[training.optimizer](parameter_groups(model, training.weight_decay), training)
+
+
+def _adamw(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), fused where this torch can on this device."""
+    betas, eps = (training.beta1, training.beta2), 1e-8
+    try:
+        return torch.optim.AdamW(groups, lr=training.lr, betas=betas, eps=eps, fused=True)
+    except RuntimeError:  # torch < 2.4 has no fused AdamW on CPU
+        return torch.optim.AdamW(groups, lr=training.lr, betas=betas, eps=eps)
+
+
+def _lion(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
+    return Lion(groups, lr=training.lr, betas=(training.beta1, training.beta2))
+
+
+def _adafactor(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
+    """Adafactor (Shazeer & Stern 2018), PyTorch's own; its decay rates are its own too."""
+    factory = getattr(torch.optim, "Adafactor", None)
+    if factory is None:
+        raise UserError(f"optimizer=adafactor needs torch 2.5 or newer (this is {torch.__version__}). Set adamw or lion.")
+    return factory(groups, lr=training.lr)
+
+
+OPTIMIZERS = {"adamw": _adamw, "lion": _lion, "adafactor": _adafactor}
+
+
+def linear(progress: float) -> float:
+    """From 1 down to 0 along a line; `progress` is the share of the steps after warm-up, 0..1."""
+    return 1.0 - progress
+
+
+def cosine(progress: float) -> float:
+    """From 1 down to 0 along half a cosine (Loshchilov & Hutter 2017)."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def constant(progress: float) -> float:
+    """Always 1."""
+    return 1.0
+
+
+SCHEDULES = {"linear": linear, "cosine": cosine, "constant": constant}
+
+
+def rate(step: int, total: int, training: Training) -> float:
+    """The learning rate of the update number `step` (0-based) of `total`: linear warm-up, then the schedule."""
+    warmup = round(training.warmup * total)
+    if step < warmup:
+        return training.lr * (step + 1) / (warmup + 1)
+    return training.lr * SCHEDULES[training.schedule]((step - warmup) / max(1, total - warmup))

@@ -1,0 +1,47 @@
+"""The state of every random number generator, as tensors and plain types that a checkpoint can hold."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from xcls.attention.base import mix
+
+FIRST_LAYERS = 1_000_000  # below stand the layers, which draw their first features from mix(seed, layer)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def derived_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator that depends on (seed, step) alone: what it draws is the same after a resume."""
+    return torch.Generator().manual_seed(mix(seed, FIRST_LAYERS + step))
+
+
+def random_states() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's generators."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Puts back what `random_states` took. States of GPUs that are not here are left out."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, index)

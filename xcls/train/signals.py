@@ -1,0 +1,45 @@
+"""Being stopped from outside: the step under way is finished and saved first."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # Ctrl-C, a time limit, Slurm, Colab, a spot machine
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its state; `resume=true` goes on from there."""
+
+
+class StopSignals:
+    """While entered, notes the signals instead of dying of them. A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for name in NAMES:
+                number = getattr(signal, name, None)
+                if number is not None:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if name == "SIGINT" and self.requested == "SIGINT":
+            raise KeyboardInterrupt
+        self.requested = name
+
+    def check(self) -> None:
+        """Raises Interrupted where a signal has come."""
+        if self.requested is not None:
+            raise Interrupted(f"stopped by {self.requested}")
