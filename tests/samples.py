@@ -132,15 +132,17 @@ class TinyTokenizer(ByteTokenizer):
 def make_training(**changes: Any) -> Training:
     """Few steps, small batches, evaluation and checkpoint in the middle."""
     settings = {
-        "batch_size": 8, "epochs": 2.0, "lr": 3e-3, "eval_every_epochs": None, "eval_every_steps": 4, "eval_batch_size": 6,
-        "checkpoint_every_epochs": None, "checkpoint_every_steps": 3, "checkpoint_every_minutes": None, **changes,
+        "batch_size": 8, "epochs": 2.0, "lr": 3e-3, "eval_batch_size": 6, "eval_every_epochs": None,
+        "eval_every_steps": 4, "checkpoint_every_epochs": None, "checkpoint_every_steps": 3,
+        "checkpoint_every_minutes": None, **changes,
     }
     return Training(**settings)
 
 
 def make_journal(folder: Path, *, mode: str = "finetune", wandb: str = "disabled") -> Journal:
     """A journal in `folder`."""
-    record = Record(run="r", mode=mode, status="running", hash="ab" * 32, seed=0, seq_len=SEQ_LEN, choices={"size": "tiny"})
+    what = {"run": "r", "mode": mode, "status": "running", "hash": "ab" * 32, "choices": {"size": "tiny"}}
+    record = Record(**what, seed=0, seq_len=SEQ_LEN)
     return Journal(folder=folder, record=record, wandb=Wandb(mode=wandb))
 
 

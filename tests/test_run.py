@@ -36,10 +36,12 @@ def test_pretrain_finetune_eval_predict(project: Project) -> None:
     assert made["status"] == "completed" and made["step"] == 3
     assert made["config"]["pretraining.lr"] == 0.002 and made["config"]["attention.name"] == "performer_favor"
 
-    result = ran(project.run("mode=finetune", "exp=ft", "pretrain=base", "finetuning.max_steps=4", "wandb=disabled", small=False))
+    result = ran(project.run("mode=finetune", "exp=ft", "pretrain=base", "dataset.validation=0.2", "finetuning.max_steps=4",
+                             "wandb=disabled", small=False))
     assert "classification head is new" in result.stderr
     folder = project.folder / "finetune" / "ft"
     tuned = record(folder)
+    assert tuned["config"]["dataset.name"] == "files" and tuned["config"]["dataset.validation"] == 0.2  # inherited, one value over it
     assert tuned["config"]["attention.name"] == "performer_favor" and tuned["choices"]["attention"] == "performer"
     assert tuned["pretrain"]["folder"] == "pretrain/base" and tuned["pretrain"]["hash"] == made["hash"]
     resolved = yaml.safe_load((folder / "resolved_config.yaml").read_text())
@@ -82,6 +84,13 @@ def test_a_sweep_runs_once_with_its_baseline_and_reports(project: Project) -> No
     result = ran(project.run("runs=[multirun/sw]", "out=rep", script="report.py"))
     assert "TF-IDF" in result.stdout and "reformer" in result.stdout
     assert len(pd.read_csv(project.folder / "rep" / "results.csv").query("mode == 'finetune'")) == 4
+
+
+def test_a_job_that_fails_fails_alone(project: Project) -> None:
+    result = project.run("-m", "dataset.path=rows.csv,nope.csv", "exp=sw", "finetuning.max_steps=2")
+    assert result.returncode == 1 and "1 of 2 jobs did not complete" in result.stderr and "nope.csv" in result.stderr
+    records = [json.loads(p.read_text()) for p in project.folder.glob("multirun/sw/*/finetune-*/record.json")]
+    assert [r["status"] for r in records] == ["completed"]
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not(project: Project) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from xcls.data.source import Source, data_fingerprint
+from xcls.data.source import Source, column, data_fingerprint
 from xcls.data.splits import Prepared, prepare
 from xcls.data.tokenizer import check_tokenizer, given_vocabulary
 from xcls.identity import run_folder, run_hash, run_name
@@ -169,7 +169,7 @@ class Plan:
             data={
                 "name": self.config.dataset.name,
                 "fingerprint": self.fingerprint,
-                "train_rows_hash": hashlib.sha256("\n".join(prepared.train["id"]).encode()).hexdigest(),
+                "train_rows_hash": hashlib.sha256("\n".join(column(prepared.train, "id")).encode()).hexdigest(),
                 **report,
             },
             device={"shared": False},

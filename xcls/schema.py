@@ -146,7 +146,7 @@ class Bench:
     """
 
     name: str = "attention"
-    what: str = one_of("attention", "step")
+    what: str = one_of("attention", "step", "training")
     attentions: List[str] = field(default_factory=lambda: ["sdpa", "sdpa_fused", "performer", "reformer"])
     references: List[str] = field(default_factory=lambda: ["sdpa", "sdpa_fused"])
     positions: List[str] = field(default_factory=lambda: ["none"])
@@ -164,6 +164,9 @@ class Bench:
     trained: Optional[str] = None
     compile: bool = False
     allocator: str = one_of("inherit", "retain")
+    stages: List[str] = field(default_factory=lambda: ["finetune", "pretrain"])
+    steps_per_segment: int = between(10, 1, 10_000)
+    attention_dropout: float = between(0.0, 0.0, 0.95)
 
 
 @dataclass

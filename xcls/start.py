@@ -16,7 +16,7 @@ from xcls.data.tokenizer import TextTokenizer, from_json, make_tokenizer
 from xcls.identity import run_folder
 from xcls.record import Record, read_record
 from xcls.report.reproduce import script_for
-from xcls.run_files import pretraining_values, resolved_values, write_values
+from xcls.run_files import baseline_values, pretraining_values, read_yaml, resolved_values, write_values
 from xcls.schema import Config, UserError
 from xcls.stages.folder import DONE, RESUME, clear, decide, read_or_refuse
 from xcls.train.checkpoint import load_for_use
@@ -206,8 +206,7 @@ def _baseline_first(plan: Plan) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / ".making")):
-        values = pretraining_values(other.config, other.choices)
-        write_values(folder / "config.yaml", values, "The data of this baseline.")
+        write_values(folder / "config.yaml", baseline_values(other.config, other.choices), "What this baseline was made of.")
         code = _process(["mode=baseline", f"template={folder / 'config.yaml'}", f"sweep={plan.config.sweep}"], plan.root)
     if code != OK:
         print(f"WARNING: the baseline of {plan.config.dataset.name} did not complete: {folder}", file=sys.stderr)
@@ -285,6 +284,46 @@ def _predict(plan: Plan) -> int:
     return OK
 
 
+def _bench(plan: Plan) -> int:
+    """mode=bench: time, memory, operations and error of mechanisms; `multirun/bench/<name>/`."""
+    from xcls.bench.run import run_bench
+
+    settings = plan.config.bench
+    folder = plan.root / "multirun" / "bench" / (plan.config.exp or settings.name)
+    nodes = {group: {path.stem: read_yaml(path) for path in sorted((plan.root / "conf" / group).glob("*.yaml"))}
+             for group in ("attention", "position")}
+    if settings.what == "training":
+        return _bench_training(plan, nodes, folder)
+    run_bench(settings, attentions=nodes["attention"], positions=nodes["position"], device=plan.precision.device, folder=folder,
+              progress=os.environ.get("XCLS_PROGRESS") != "0", threads=plan.config.hardware.threads)
+    return OK
+
+
+def _bench_training(plan: Plan, nodes: dict[str, dict[str, Any]], folder: Path) -> int:
+    """bench=training: whole trainings on the run's own text, beside transformers'."""
+    import numpy as np
+
+    from xcls.bench.training_plan import StageText, plan_training
+    from xcls.bench.training_run import run_training_bench
+    from xcls.data.encode import encode_cached
+
+    config = plan.config
+    contenders = plan_training(config, attentions=nodes["attention"], positions=nodes["position"])
+    prepared = plan.data()
+    tokenizer = make_tokenizer(config.tokenizer, prepared.mlm_texts)
+    how, texts = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}, {}
+    if "finetune" in config.bench.stages:
+        encoded = encode_cached(list(prepared.train["text"]), tokenizer, **how, what="train")
+        texts["finetune"] = StageText(encoded, np.asarray(prepared.train["label"], np.int64), len(prepared.classes))
+    if "pretrain" in config.bench.stages:
+        texts["pretrain"] = StageText(encode_cached(prepared.mlm_texts, tokenizer, **how, what="text for MLM"))
+    run_training_bench(
+        config, contenders, texts=texts, vocab_size=tokenizer.vocab_size, continues=tokenizer.continues, device=plan.precision.device,
+        folder=folder, progress=os.environ.get("XCLS_PROGRESS") != "0", fingerprint=plan.fingerprint,
+    )
+    return OK
+
+
 def _shown(plan: Plan) -> str:
     """The run's folder as a user types it."""
     return Path(os.path.relpath(plan.folder, plan.root)).as_posix()
@@ -305,4 +344,5 @@ def _summary(plan: Plan, record: Record) -> str:
 STAGES: dict[str, Callable[..., None]] = {"pretrain": _pretrain_stage, "finetune": _finetune_stage, "baseline": _baseline_stage}
 MODES: dict[str, Callable[[Plan], int]] = {
     "init": _init, "pretrain": _train, "finetune": _train, "baseline": _train, "eval": _evaluate, "predict": _predict,
+    "bench": _bench,
 }

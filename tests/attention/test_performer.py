@@ -7,45 +7,30 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from xcls.attention.performer import Performer, draw_projection, favor, key_features, query_features
+from tests.attention.kernels import assert_unbiased, drawn, estimates, qkv, softmax_kernel
+from xcls.attention.kernel import kernel_attention
+from xcls.attention.performer import Performer, favor_map
 from xcls.attention.sdpa import sdpa
 
 
-def drawn(num_features: int, head_dim: int, seed: int, orthogonal: bool = True) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return draw_projection(num_features, head_dim, orthogonal=orthogonal, generator=generator).double()
-
-
-def qkv(length: int = 12, width: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(1, 2, length, width, dtype=torch.float64, generator=generator) for _ in range(3)]
-
-
-def kernel_estimates(q: torch.Tensor, k: torch.Tensor, num_features: int, orthogonal: bool, draws: int) -> torch.Tensor:
-    """phi(q) phi(k)^T / M [draws, 1, H, N, N] with the stabilisers, computed here, put back."""
-    scale, estimates = q.shape[-1] ** -0.25, []
-    for seed in range(draws):
-        w = drawn(num_features, q.shape[-1], seed, orthogonal)
-        phi_q, phi_k = query_features(q, w, epsilon=0.0), key_features(k, w, epsilon=0.0)
-        exponent_q = q * scale @ w.T - (q * scale).square().sum(-1, keepdim=True) / 2
-        exponent_k = k * scale @ w.T - (k * scale).square().sum(-1, keepdim=True) / 2
-        factor = (exponent_q.amax(-1, keepdim=True) + exponent_k.amax((-1, -2), keepdim=True)).exp()
-        estimates.append(phi_q @ phi_k.transpose(-1, -2) * factor / num_features)
-    return torch.stack(estimates)
+def favor(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, projection: torch.Tensor, *, epsilon: float = 1e-12,
+    norm_in_stabiliser: bool = True, **arguments,
+) -> torch.Tensor:
+    features = favor_map(projection, epsilon=epsilon, norm_in_stabiliser=norm_in_stabiliser)
+    return kernel_attention(q, k, v, features, **arguments)
 
 
 @pytest.mark.parametrize("orthogonal", [True, False])
 def test_unbiased_for_the_softmax_kernel(orthogonal: bool) -> None:
     q, k, _ = (x * 0.7 for x in qkv(4))
-    estimates = kernel_estimates(q, k, 16, orthogonal, 3000)
-    exact = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).exp()
-    error = (estimates.mean(0) - exact) / (estimates.std(0) / len(estimates) ** 0.5)
-    assert error.abs().max() < 4.5 and error.square().mean() < 2.0  # standard errors, 32 entries
+    found = estimates(lambda w: favor_map(w, epsilon=0.0), q, k, 16, 3000, orthogonal=orthogonal)
+    assert_unbiased(found, softmax_kernel(q, k))
 
 
 def test_orthogonal_features_have_less_variance() -> None:
     q, k, _ = qkv(6)
-    together, apart = (kernel_estimates(q, k, 8, orthogonal, 1500) for orthogonal in (True, False))
+    together, apart = (estimates(favor_map, q, k, 8, 1500, orthogonal=orthogonal) for orthogonal in (True, False))
     assert together.var(0).mean() < 0.9 * apart.var(0).mean()
 
 
@@ -75,7 +60,7 @@ def test_equals_features_written_out() -> None:
     w, scale, epsilon = drawn(16, 8, 0), 8**-0.25, 1e-3
     exponent_q = (q * scale) @ w.T - (q * scale).square().sum(-1, keepdim=True) / 2
     exponent_k = (k * scale) @ w.T - (k * scale).square().sum(-1, keepdim=True) / 2
-    phi_q = (exponent_q - exponent_q.amax(-1, keepdim=True)).exp() + epsilon
+    phi_q = (exponent_q - exponent_q.amax(-1, keepdim=True)).exp()
     phi_k = (exponent_k - exponent_k.amax((-1, -2), keepdim=True)).exp() + epsilon
     weights = phi_q @ phi_k.transpose(-1, -2)
     expected = weights / weights.sum(-1, keepdim=True) @ v
@@ -109,8 +94,9 @@ def test_the_stabiliser_sees_real_keys_alone(norm_in_stabiliser: bool) -> None:
     k = -w.expand(1, 1, 3, 8) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1)  # all exponents below the 0 of a zeroed pad
     pads = torch.tensor([[False, False, True]])
     arguments = {"epsilon": 0.1, "norm_in_stabiliser": norm_in_stabiliser}
-    alone = key_features(k[:, :, :2], w, **arguments)
-    padded = key_features(k.masked_fill(pads[:, None, :, None], 0.0), w, key_padding_mask=pads, **arguments)
+    features = favor_map(w, **arguments)
+    alone = features.keys(k[:, :, :2])
+    padded = features.keys(k.masked_fill(pads[:, None, :, None], 0.0), pads)
     torch.testing.assert_close(padded[:, :, :2], alone)
     assert not padded[:, :, 2].any()
 
@@ -125,7 +111,7 @@ def test_no_path_is_quadratic(largest: Callable, causal: bool, window: int) -> N
 
     def run() -> torch.Tensor:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("xcls.attention.performer.is_causal", lambda mask: True)  # comparing masks is quadratic
+            patch.setattr("xcls.attention.kernel.is_causal", lambda mask: True)  # comparing masks is quadratic
             return favor(q, k, v, drawn(8, 4, 0), attn_mask=mask, relative_bias=bias, chunk_size=16)
 
     assert largest(run) <= 2 * length * 3 * 20  # heads x tokens x the band of three chunks, or M (D + 1) / C

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from xcls.attention.reformer import Reformer, lsh_attention
+from xcls.attention.reformer import Reformer, UnitKeys, lsh_attention
 from xcls.attention.reformer_sort import lsh_buckets
 
 FACTS = {"num_heads": 2, "head_dim": 4, "layer": 0, "seed": 1}
@@ -154,3 +154,36 @@ def test_nothing_is_quadratic(largest: Callable) -> None:
     reformer = Reformer(**FACTS, num_hashes=2, bucket_size=8)
     entries = largest(lambda: reformer(qk, qk, v, relative_bias=bias))
     assert entries <= 2 * 2 * (length + 64) * max(2 * 8, reformer.rotations.shape[-1])
+
+
+@pytest.mark.parametrize("real", [24, 19])
+def test_equals_transformers_given_its_hashes_on_rows_that_its_wrap_around_does_not_touch(real: int) -> None:
+    reason = "transformers (the extra `bench`) is not installed"
+    other = pytest.importorskip("transformers.models.reformer.modeling_reformer", reason=reason)
+    from transformers import ReformerConfig
+
+    torch.manual_seed(2)
+    config = ReformerConfig(
+        hidden_size=8, num_attention_heads=2, attention_head_size=4, lsh_attn_chunk_length=4, num_hashes=1,
+        num_buckets=6, lsh_attention_probs_dropout_prob=0.0, is_decoder=False, axial_pos_embds=False,
+    )  # fmt: skip
+    layer = other.LSHSelfAttention(config).double()
+    x = torch.randn(2, 24, 8, dtype=torch.float64)
+    pads = torch.arange(24).expand(2, -1) >= real
+    buckets = torch.randint(0, 6, (2, 2, 1, 24)).masked_fill(pads[:, None, None], 6)
+    theirs = layer(x, attention_mask=~pads, buckets=buckets).hidden_states.view(2, 24, 2, 4).transpose(1, 2)
+    qk, v = (project(x).view(2, 24, 2, 4).transpose(1, 2) for project in (layer.query_key, layer.value))
+    ours = lsh_attention(qk, v, buckets, key_padding_mask=pads, bucket_size=4)
+    rank = (buckets.squeeze(2) * 24 + torch.arange(24)).argsort(dim=-1).argsort(dim=-1)  # [B, H, N]
+    rows = (rank >= 4) & (rank < real)  # its first chunk looks back at its last
+    assert rows.sum() == 4 * (real - 4)
+    # It adds 1e-6 to the mean square of a key, and -1e5 stands for itself: the scale of the logits shows, these do not.
+    torch.testing.assert_close(ours[rows], theirs[rows], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(ours[rows], lsh_attention(qk / 2, v, buckets, bucket_size=4)[rows], atol=1e-2)
+
+
+def test_unit_keys_are_unit_and_their_gradient_is_that_of_the_function() -> None:
+    x = inputs(3)[0].flatten(0, 2).requires_grad_()
+    torch.testing.assert_close(UnitKeys.apply(x), torch.nn.functional.normalize(x, dim=-1))
+    assert torch.autograd.gradcheck(UnitKeys.apply, (x,))
+    assert not UnitKeys.apply(torch.zeros(2, 4)).any()

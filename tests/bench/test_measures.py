@@ -14,7 +14,7 @@ from xcls.attention.performer import Performer
 from xcls.attention.reformer import Reformer
 from xcls.attention.sdpa import Sdpa
 from xcls.bench.cases import Case, build
-from xcls.bench.error import attend, exact, random_inputs, relative_error
+from xcls.bench.error import attend, errors_of, exact, random_inputs, relative_error
 from xcls.bench.formulas import Shape, Work, core_work, work
 from xcls.bench.machine import copy_rate, counted, matmul_rate
 from xcls.bench.trained import catch, load_encoder, trained_inputs
@@ -31,9 +31,20 @@ NONE = {"_target_": "xcls.position.none.NoPosition"}
 
 def case(name: str, part: str, **changes: Any) -> Case:
     values = {
-        "mechanism": name, "origin": "xcls", "part": part, "node": NODES[name], "position": "none", "position_node": NONE,
-        "seq_len": 16, "batch": 2, "dtype": "fp32", "device": "cpu", "width": 16, "num_heads": 2, "num_layers": 1,
-    }  # fmt: skip
+        "mechanism": name,
+        "origin": "xcls",
+        "part": part,
+        "node": NODES[name],
+        "position": "none",
+        "position_node": NONE,
+        "seq_len": 16,
+        "batch": 2,
+        "dtype": "fp32",
+        "device": "cpu",
+        "width": 16,
+        "num_heads": 2,
+        "num_layers": 1,
+    }
     return Case(**{**values, **changes})
 
 
@@ -114,7 +125,9 @@ def test_more_features_have_a_smaller_error() -> None:
     q, k, v = random_inputs((1, 2, 64, 8), 0, dtype=torch.float32, device="cpu")
     q, k = 0.5 * q, 0.5 * k  # at the full scale the features' variance, exp(|q + k|^2), hides the trend
     errors = [
-        relative_error(attend(Performer(num_heads=2, head_dim=8, layer=0, seed=0, num_features=m), q, k, v, {}), exact(q, k, v))
+        relative_error(
+            attend(Performer(num_heads=2, head_dim=8, layer=0, seed=0, num_features=m), q, k, v, {}), exact(q, k, v)
+        )
         for m in (16, 4096)
     ]
     assert errors[1] < 0.5 * errors[0]
@@ -127,25 +140,48 @@ def trained_run(tmp_path: Path) -> Path:
     from xcls.position.relative import Relative
 
     csv = tmp_path / "texts.csv"
-    rows = "\n".join(f"{word * 9},{number % 2}" for number, word in enumerate(["good film ", "bad film ", "a book ", "no book "]))
+    rows = "\n".join(
+        f"{word * 9},{number % 2}" for number, word in enumerate(["good film ", "bad film ", "a book ", "no book "])
+    )
     csv.write_text("text,label\n" + rows + "\n")
     config = {
-        "seed": 0, "seq_len": 32, "attention._target_": "xcls.attention.sdpa.Sdpa", "attention.name": "sdpa",
-        "position._target_": "xcls.position.relative.Relative", "position.name": "relative", "position.window": 4,
-        "size.num_layers": 2, "size.width": 16, "size.num_heads": 2, "size.feed_forward": 32, "size.norm": "pre",
-        "size.activation": "gelu", "size.dropout": 0.1, "dataset.source._target_": f"{__name__}.Texts",
-        "dataset.path": str(csv), "dataset.text": "text", "dataset.label": "label",
-    }  # fmt: skip
+        "seed": 0,
+        "seq_len": 32,
+        "attention._target_": "xcls.attention.sdpa.Sdpa",
+        "attention.name": "sdpa",
+        "position._target_": "xcls.position.relative.Relative",
+        "position.name": "relative",
+        "position.window": 4,
+        "size.num_layers": 2,
+        "size.width": 16,
+        "size.num_heads": 2,
+        "size.feed_forward": 32,
+        "size.norm": "pre",
+        "size.activation": "gelu",
+        "size.dropout": 0.1,
+        "dataset.source._target_": f"{__name__}.Texts",
+        "dataset.path": str(csv),
+        "dataset.text": "text",
+        "dataset.label": "label",
+    }
     from xcls.model.encoder import Encoder
 
     torch.manual_seed(0)
     sizes = {"embed_dim": 16, "num_heads": 2, "head_dim": 8, "num_layers": 2, "seq_len": 32}
     tokenizer = ByteTokenizer()
     encoder = Encoder(
-        vocab_size=300, seq_len=32, num_layers=2, embed_dim=16, num_heads=2, feed_forward=32, norm="pre", activation="gelu",
-        dropout=0.1, position=Relative(**sizes, window=4),
+        vocab_size=300,
+        seq_len=32,
+        num_layers=2,
+        embed_dim=16,
+        num_heads=2,
+        feed_forward=32,
+        norm="pre",
+        activation="gelu",
+        dropout=0.1,
+        position=Relative(**sizes, window=4),
         make_attention=lambda layer: Sdpa(num_heads=2, head_dim=8, layer=layer, seed=0),
-    )  # fmt: skip
+    )
     model = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     write_checkpoint(tmp_path / "ckpt_last.pt", {"model": model, "config": config, "tokenizer": tokenizer.to_json()})
     return tmp_path
@@ -185,10 +221,18 @@ def test_rotations_are_applied_to_what_is_caught() -> None:
     sizes = {"embed_dim": 16, "num_heads": 2, "head_dim": 8, "num_layers": 1, "seq_len": 8}
     position = Rotary(**sizes)
     encoder = Encoder(
-        vocab_size=20, seq_len=8, num_layers=1, embed_dim=16, num_heads=2, feed_forward=16, norm="pre", activation="gelu",
-        dropout=0.0, position=position,
+        vocab_size=20,
+        seq_len=8,
+        num_layers=1,
+        embed_dim=16,
+        num_heads=2,
+        feed_forward=16,
+        norm="pre",
+        activation="gelu",
+        dropout=0.0,
+        position=position,
         make_attention=lambda layer: Reformer(num_heads=2, head_dim=8, layer=layer, seed=0, bucket_size=4),
-    ).eval()  # fmt: skip
+    ).eval()
     unrotated = []
     hook = encoder.blocks[0].attention.q_proj.register_forward_hook(lambda m, i, out: unrotated.append(out))
     (layer,) = catch(encoder, torch.randint(5, 20, (1, 8)))
@@ -202,3 +246,10 @@ def test_a_checkpoint_without_a_run_is_refused(tmp_path: Path) -> None:
         trained_inputs(tmp_path, "cpu")
     with pytest.raises(KeyError):
         load_encoder({"config": {}})
+
+
+def test_the_mean_of_the_values_is_the_yardstick_of_an_error() -> None:
+    v = torch.randn(1, 2, 8, 4)
+    mean = v.mean(dim=2, keepdim=True).expand_as(v)
+    assert errors_of(v, mean, v) == (pytest.approx(relative_error(v, mean)), 0.0)
+    assert errors_of(v, v, v)[0] == 0.0 < errors_of(v, v, v)[1]

@@ -28,7 +28,9 @@ def plan_of(settings: Bench) -> Any:
 def test_every_file_of_the_group_is_a_plan(path: Path) -> None:
     settings = Bench(**yaml.safe_load(path.read_text()))
     plan = plan_of(settings)
-    assert [(cell.seq_len, cell.dtype) for cell in plan.cells] == [(n, d) for n in settings.seq_lens for d in settings.dtypes]
+    assert [(cell.seq_len, cell.dtype) for cell in plan.cells] == [
+        (n, d) for n in settings.seq_lens for d in settings.dtypes
+    ]
     assert {case.mechanism for case in plan.cells[0].cases} >= set(settings.attentions)
 
 
@@ -81,7 +83,10 @@ def test_rivals_have_the_same_settings() -> None:
     assert rivals(table["performer"]) == ["performer-pytorch"]
     assert rivals({**table["performer"], "num_features": 64}) == []
     assert rivals(table["reformer"]) == ["reformer-pytorch, 1 round", "transformers LSH, 1 round"]
-    assert rivals({**table["reformer"], "num_hashes": 4}) == ["reformer-pytorch, 4 rounds", "transformers LSH, 4 rounds"]
+    assert rivals({**table["reformer"], "num_hashes": 4}) == [
+        "reformer-pytorch, 4 rounds",
+        "transformers LSH, 4 rounds",
+    ]
     assert rivals(table["sdpa"]) == []
 
 

@@ -18,15 +18,31 @@ PERFORMER = {"_target_": "xcls.attention.performer.Performer", "num_features": 1
 REFORMER = {"_target_": "xcls.attention.reformer.Reformer", "num_hashes": 1, "bucket_size": 64}
 
 
-def row(mechanism: str, milliseconds: float | None, seq_len: int = 512, origin: str = "xcls", memory: float = 10.0) -> dict[str, Any]:
+def row(
+    mechanism: str, milliseconds: float | None, seq_len: int = 512, origin: str = "xcls", memory: float = 10.0
+) -> dict[str, Any]:
     made = {
-        "mechanism": mechanism, "origin": origin, "position": "none", "part": "module", "seq_len": seq_len, "dtype": "bf16",
-        "batch": 2, "device": "cpu", "compile": False, "status": "completed", "cause": None,
-    }  # fmt: skip
+        "mechanism": mechanism,
+        "origin": origin,
+        "position": "none",
+        "part": "module",
+        "seq_len": seq_len,
+        "dtype": "bf16",
+        "batch": 2,
+        "device": "cpu",
+        "compile": False,
+        "status": "completed",
+        "cause": None,
+    }
     if milliseconds is not None:
         seconds = milliseconds / 1000
         times = {m: [seconds, 0.5 * seconds, 2 * seconds] for m in ("inference", "forward", "training")}
-        flops = {"training_flops": 1e6, "training_bytes": 2e6, "training_flops_counted": 1.5e6, "inference_flops_counted": 7e5}
+        flops = {
+            "training_flops": 1e6,
+            "training_bytes": 2e6,
+            "training_flops_counted": 1.5e6,
+            "inference_flops_counted": 7e5,
+        }
         add_times(made, {"times": times, "compile_s": None, **flops}, MACHINE)
         add_memory(made, {"inference_MiB": memory / 2, "training_MiB": memory})
     return made
@@ -43,11 +59,14 @@ def test_times_are_medians_with_extremes_and_held_against_the_machine() -> None:
 
 def test_ratios_are_to_references_and_to_the_quickest_rival() -> None:
     rows = [
-        row("sdpa", 8.0), row("sdpa_fused", 4.0), row("reformer", 2.0, memory=6.0), row("sdpa", 100.0, seq_len=64),
+        row("sdpa", 8.0),
+        row("sdpa_fused", 4.0),
+        row("reformer", 2.0, memory=6.0),
+        row("sdpa", 100.0, seq_len=64),
         row("reformer-pytorch, 1 round", 10.0, origin="reformer-pytorch"),
         row("transformers LSH, 1 round", 5.0, origin="transformers", memory=12.0),
         row("reformer-pytorch, 4 rounds", 1.0, origin="reformer-pytorch"),
-    ]  # fmt: skip
+    ]
     compare(rows, REFERENCES, {"reformer": REFORMER, "sdpa": {}, "sdpa_fused": {}})
     assert (rows[2]["training_ms_vs_sdpa"], rows[2]["training_ms_vs_sdpa_fused"]) == (0.25, 0.5)
     assert rows[2]["rival"] == "transformers LSH, 1 round"
@@ -73,7 +92,9 @@ def test_crossovers_are_interpolated_and_hold_to_the_end(ratios: list[float], ex
         rows += [row("sdpa", 1.0, length), row("performer", ratio, length)]
     compare(rows, ["sdpa"], {})
     (found,) = crossovers(rows, ["sdpa"])
-    assert found["mechanism"] == "performer" and found["from"] == (None if expected is None else pytest.approx(expected))
+    assert found["mechanism"] == "performer" and found["from"] == (
+        None if expected is None else pytest.approx(expected)
+    )
 
 
 def test_the_csv_has_every_column_and_keeps_what_failed() -> None:
@@ -92,7 +113,8 @@ def test_a_table_drops_empty_columns_and_keeps_its_bars() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "–"), (0, "0"), (0.12345, "0.123"), (12.345, "12.3"), (12345.6, "12,346"), (0.000012, "1.2e-05")]
+    ("value", "text"),
+    [(None, "–"), (0, "0"), (0.12345, "0.123"), (12.345, "12.3"), (12345.6, "12,346"), (0.000012, "1.2e-05")],
 )
 def test_numbers_are_short(value: float | None, text: str) -> None:
     assert number(value) == text

@@ -49,9 +49,18 @@ def broken_mechanisms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bench(folder: Path, **changes: Any) -> list[dict[str, str]]:
     settings: dict[str, Any] = {
-        "attentions": list(ATTENTIONS), "references": ["sdpa"], "others": False, "seq_lens": [16], "dtypes": ["fp32"],
-        "tokens_per_step": 32, "width": 16, "num_heads": 2, "num_layers": 1, "rounds": 3, "seconds": 5.0,
-    }  # fmt: skip
+        "attentions": list(ATTENTIONS),
+        "references": ["sdpa"],
+        "others": False,
+        "seq_lens": [16],
+        "dtypes": ["fp32"],
+        "tokens_per_step": 32,
+        "width": 16,
+        "num_heads": 2,
+        "num_layers": 1,
+        "rounds": 3,
+        "seconds": 5.0,
+    }
     given = {"attentions": ATTENTIONS, "positions": POSITIONS, "device": "cpu", "folder": folder, "progress": False}
     assert run_bench(Bench(**{**settings, **changes}), **given, threads=1) == folder
     return list(csv.DictReader((folder / "results.csv").open()))
@@ -59,7 +68,9 @@ def bench(folder: Path, **changes: Any) -> list[dict[str, str]]:
 
 def test_failures_are_rows_and_the_others_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = bench(tmp_path / "out")
-    assert [(row["mechanism"], row["part"]) for row in rows] == [(name, part) for part in ("module", "core") for name in ATTENTIONS]
+    assert [(row["mechanism"], row["part"]) for row in rows] == [
+        (name, part) for part in ("module", "core") for name in ATTENTIONS
+    ]
     causes = {row["mechanism"]: row["cause"] for row in rows}
     assert causes["broken"] == "RuntimeError: no such kernel" and "SIGKILL" in causes["killer"]
     for row in rows:
@@ -68,7 +79,9 @@ def test_failures_are_rows_and_the_others_are_measured(tmp_path: Path, capsys: p
         assert (row["training_ms"] != "") == good and (float(row["training_ms"] or 1) > 0)
         assert (row["training_MiB"] != "") == (good and row["part"] == "module")
         assert (row["error_mean"] != "") == (good and row["part"] == "core")
-    assert float(rows[0]["training_ms_vs_sdpa"]) == 1.0 and float(rows[4]["error_mean"]) < 1e-5 < float(rows[5]["error_mean"])
+    assert float(rows[0]["training_ms_vs_sdpa"]) == 1.0 and float(rows[4]["error_mean"]) < 1e-5 < float(
+        rows[5]["error_mean"]
+    )
     shown = capsys.readouterr().out
     assert "| performer" in shown and "## Failed" in shown
     about = json.loads((tmp_path / "out" / "bench.json").read_text())

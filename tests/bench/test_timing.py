@@ -37,7 +37,9 @@ class Fake:
         self.clock.now += self.seconds
 
 
-def run(rounds: int, seconds: float, make: Callable[[Clock, list[str]], list[Fake]]) -> tuple[list[Series], list[str], list[str]]:
+def run(
+    rounds: int, seconds: float, make: Callable[[Clock, list[str]], list[Fake]]
+) -> tuple[list[Series], list[str], list[str]]:
     clock, log, faults = Clock(), [], []
     everything = [Series(fake, ("training",)) for fake in make(clock, log)]
 
@@ -45,7 +47,9 @@ def run(rounds: int, seconds: float, make: Callable[[Clock, list[str]], list[Fak
         series.cause = str(error)
         faults.append(str(error))
 
-    interleave(everything, rounds=rounds, seconds=seconds, wait=lambda: None, begin=lambda s: None, failed=failed, clock=clock)
+    interleave(
+        everything, rounds=rounds, seconds=seconds, wait=lambda: None, begin=lambda s: None, failed=failed, clock=clock
+    )
     return everything, log, faults
 
 
@@ -81,6 +85,14 @@ def test_the_first_call_stands_apart_as_compile_time() -> None:
             super().training()
 
     series = Series(Compiled("c", 0.5, clock, []), ("training",), compiled=True)
-    interleave([series], rounds=3, seconds=100.0, wait=lambda: None, begin=lambda s: None, failed=lambda s, e: None, clock=clock)
+    interleave(
+        [series],
+        rounds=3,
+        seconds=100.0,
+        wait=lambda: None,
+        begin=lambda s: None,
+        failed=lambda s, e: None,
+        clock=clock,
+    )
     assert series.compile_seconds() == pytest.approx(9.5)
     assert series.times["training"] == [0.5] * 3

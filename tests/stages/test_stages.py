@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.samples import (
-    CPU, HARDWARE, SEQ_LEN, TinyTokenizer, make_classifier, make_data, make_journal, make_language_data, make_mlm, make_training,
+    CPU, HARDWARE, SEQ_LEN, TinyTokenizer, make_classifier, make_data, make_journal, make_language_data, make_mlm,
+    make_training,
 )  # fmt: skip
 from xcls.data.tokenizer import ByteTokenizer
 from xcls.record import read_record
@@ -44,16 +45,17 @@ def run_finetune(folder: Path, *, parent: dict[str, Any] | None = None, classes:
 def run_pretrain(folder: Path, **changes: Any) -> Any:
     journal = make_journal(folder, mode="pretrain")
     with journal:
-        pretrain(model=make_mlm("performer", seed=7), data=make_language_data(), tokenizer=TinyTokenizer(), masking=Masking(),
-                 training=make_training(select_by="val_loss", **changes), hardware=HARDWARE, precision=CPU, seed=0,
-                 journal=journal, resume=False)
+        pretrain(model=make_mlm("performer", seed=7), data=make_language_data(), tokenizer=TinyTokenizer(),
+                 masking=Masking(), training=make_training(select_by="val_loss", **changes), hardware=HARDWARE,
+                 precision=CPU, seed=0, journal=journal, resume=False)
     return journal.record
 
 
 def run_evaluate(folder: Path, *, split: str, wandb: str = "disabled") -> dict[str, Any]:
     checkpoint = load_for_use(folder, "best")
     return evaluate(model=make_classifier("performer", seed=9), checkpoint=checkpoint, rows=make_data().split(split),
-                    split=split, folder=folder, eval_batch_size=6, hardware=HARDWARE, precision=CPU, wandb=Wandb(mode=wandb))
+                    split=split, folder=folder, eval_batch_size=6, hardware=HARDWARE, precision=CPU,
+                    wandb=Wandb(mode=wandb))
 
 
 def test_pretraining_lowers_the_validation_loss(tmp_path: Path) -> None:
@@ -145,8 +147,9 @@ def run_predict(folder: Path, source: Path, output: Path, text: list[str] | None
     if not (folder / "ckpt_best.pt").exists():
         run_finetune(folder, max_steps=2, tokenizer=tokenizer)
     model = make_classifier("performer", vocab_size=VOCAB, seed=11)
-    return predict(model=model, checkpoint=load_for_use(folder, "best"), source=source, output=output, text=text or ["text"],
-                   seq_len=SEQ_LEN, truncate="head", eval_batch_size=2, hardware=HARDWARE, precision=CPU)
+    return predict(model=model, checkpoint=load_for_use(folder, "best"), source=source, output=output,
+                   text=text or ["text"], seq_len=SEQ_LEN, truncate="head", eval_batch_size=2, hardware=HARDWARE,
+                   precision=CPU)
 
 
 def test_predict_keeps_the_order_whatever_the_format(tmp_path: Path) -> None:

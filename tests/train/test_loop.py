@@ -20,6 +20,7 @@ from xcls.record import read_record
 from xcls.schema import Hardware, Masking, UserError
 from xcls.stages.finetune import finetune
 from xcls.stages.pretrain import pretrain
+from xcls.train import checkpoint
 from xcls.train.checkpoint import read_checkpoint
 from xcls.train.faults import BadNumbers, OutOfMemory
 from xcls.train.loop import Loop
@@ -35,12 +36,13 @@ def run_finetune(folder: Path, *, resume: bool = False, hardware: Hardware = HAR
     model = model if model is not None else make_classifier("performer", dropout=0.1)
     with journal:
         return finetune(
-            model=model, data=make_data(), tokenizer=TinyTokenizer(), training=make_training(**changes), hardware=hardware,
-            precision=precision, seed=0, journal=journal, resume=resume,
+            model=model, data=make_data(), tokenizer=TinyTokenizer(), training=make_training(**changes),
+            hardware=hardware, precision=precision, seed=0, journal=journal, resume=resume,
         )  # fmt: skip
 
 
-def run_pretrain(folder: Path, *, resume: bool = False, hardware: Hardware = HARDWARE, model: Any = None, **changes: Any) -> Any:
+def run_pretrain(folder: Path, *, resume: bool = False, hardware: Hardware = HARDWARE, model: Any = None,
+                 **changes: Any) -> Any:
     journal = make_journal(folder, mode="pretrain")
     model = model if model is not None else make_mlm("reformer", dropout=0.1)
     with journal:
@@ -174,6 +176,24 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(tmp_path: Path, m
         file.write(b"damage")
     record = run_finetune(tmp_path / "parts", resume=True)
     assert any("ckpt_step00000007.pt is damaged" in warning for warning in record.warnings)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("fatal", ["ckpt_best.pt", "ckpt_last.pt"])
+def test_a_kill_before_a_checkpoint_is_named(fatal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_finetune(tmp_path / "whole")
+    name_it = checkpoint._same_file
+
+    def dying(source: Path, target: Path) -> None:
+        if target.name == fatal and source.name == "ckpt_step00000008.pt":
+            raise SystemError("power cut")
+        name_it(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        patch.setattr(checkpoint, "_same_file", dying)
+        run_finetune(tmp_path / "parts")
+    assert (tmp_path / "parts" / "ckpt_step00000008.pt").exists()
+    run_finetune(tmp_path / "parts", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -29,7 +29,9 @@ from xcls.train.precision import Precision, resolve
         (Hardware(device="cuda", dtype="bf16"), None, set(), ("cuda", "bf16")),
     ],
 )
-def test_auto(hardware: Hardware, capability: Any, flags: set[str], expected: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto(
+    hardware: Hardware, capability: Any, flags: set[str], expected: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(precision, "gpu_capability", lambda: capability)
     monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
     assert resolve(hardware) == Precision(device=expected[0], dtype=expected[1])
@@ -53,7 +55,9 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         (None, "2.5.0", "No devices were found", None),
     ],
 )
-def test_gpu_capability(visible: Any, version: str, answer: str, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_capability(
+    visible: Any, version: str, answer: str, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

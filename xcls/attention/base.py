@@ -17,10 +17,12 @@ class Attention(nn.Module):
 
     `ties_qk`: the mechanism has one projection for queries and keys; the caller then passes k = q.
     `wants_unrotated`: the caller passes q and k before the rotary embedding, and the rotation as `rotate`.
+    `reads_qk`: false where q and k are not looked at; the caller then builds no projections for them and passes v.
     """
 
     ties_qk: bool = False
     wants_unrotated: bool = False
+    reads_qk: bool = True
 
     def __init__(self, *, num_heads: int, head_dim: int, layer: int, seed: int) -> None:
         """Keep the shape facts; subclasses add their hyperparameters."""

@@ -3,8 +3,7 @@
 Kitaev, Kaiser and Levskaya 2020, "Reformer: The Efficient Transformer", sections 2 and 3 and appendix A.
 Queries and keys are one projection. A round hashes it to buckets, sorts by (bucket, position) and cuts the sorted
 sequence into chunks; a token's candidates are the real tokens of its chunk and of the named neighbouring chunks.
-Letters: B batch, H heads, N tokens, D head width, R rounds, C tokens of a chunk, K = C x chunks that a query sees,
-T all chunks of all sequences, G = B x H sequences, W window of the relative bias.
+Letters: B batch, H heads, N tokens, D head width, R rounds, C tokens of a chunk, rows = B N H.
 """
 
 from __future__ import annotations
@@ -13,20 +12,43 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from xcls.attention.base import Attention, check_attn_mask, full_dtype, mix, zero_padding
+from xcls.attention.base import Attention, check_attn_mask, full_dtype, mix, product_dtype, zero_padding
+from xcls.attention.cluster_fast import attend_clusters
+from xcls.attention.cluster_layout import as_rows, from_rows, lay_out
 from xcls.attention.reformer_oracle import dense_lsh
-from xcls.attention.reformer_sort import Layout, ToSlots, ToTokens, chunk_layout, lsh_buckets
+from xcls.attention.reformer_sort import lsh_buckets, sorted_rows
 
-ITSELF = -1e30  # a token's logit for itself: it counts only where every other one is BLOCKED
-BLOCKED = -1e38  # finite, so that a row of nothing else is no NaN; such rows end as zeros
+PART = 2**12  # rows at a time: small buffers stay in the cache, and cost no page faults
 
 
-def unit_keys(x: Tensor) -> Tensor:
-    """x / |x|, computed in fp32 at least: [B, H, N, D] -> same shape and dtype. Finite at zero, gradients too."""
-    wide = x.to(full_dtype(x))
-    scale = (wide.square().mean(dim=-1, keepdim=True) + 1e-12).rsqrt() * x.shape[-1] ** -0.5
-    return (wide * scale).to(x.dtype)
+class UnitKeys(torch.autograd.Function):
+    """x / |x|, computed in fp32 at least: [rows, D] -> same shape and dtype. Finite at zero, gradients too."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        """[rows, D] -> [rows, D]."""
+        keys, scale = torch.empty_like(x), torch.empty(len(x), 1, dtype=full_dtype(x), device=x.device)
+        for part, key, factor in zip(x.split(PART), keys.split(PART), scale.split(PART)):
+            part = part.to(scale.dtype)
+            square = torch.linalg.vecdot(part, part)[:, None]
+            torch.rsqrt(square / x.shape[-1] + 1e-12, out=factor).mul_(x.shape[-1] ** -0.5)
+            key.copy_(part * factor)
+        ctx.save_for_backward(keys, scale)
+        return keys
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        """The part of the gradient across the key, over |x|: [rows, D] -> [rows, D]."""
+        keys, scale = ctx.saved_tensors
+        out = torch.empty_like(keys)
+        for g, key, factor, part in zip(*(x.split(PART) for x in (grad, keys, scale, out))):
+            g, key = g.to(scale.dtype), key.to(scale.dtype)
+            along = torch.linalg.vecdot(g, key)[:, None]
+            part.copy_(torch.addcmul(g, key, along, value=-1).mul_(factor))
+        return out
 
 
 def lsh_attention(
@@ -34,145 +56,58 @@ def lsh_attention(
     v: Tensor,
     buckets: Tensor,
     *,
+    codes: Tensor | None = None,
+    agreement: float = 0.0,
     key_padding_mask: Tensor | None = None,
     attn_mask: Tensor | None = None,
     relative_bias: Tensor | None = None,
     bucket_size: int = 64,
     chunks_before: int = 1,
     chunks_after: int = 0,
+    attend: Callable[..., Tensor] = attend_clusters,
 ) -> Tensor:
     """Softmax over the union of the rounds' candidates: qk and v [B, H, N, D], buckets [B, H, R, N] -> [B, H, N, D].
 
-    Logits are q.k with k = q / |q|, as in the authors' code (no further 1 / sqrt(D): |q| is about sqrt(D) by itself).
-    A key met in n rounds has log n taken off in each, so the rounds, merged by their normalisers, give each key its
-    weight once. Masks and bias as in `Attention.forward`. A token attends to itself only where nothing else is
-    allowed. Pads sort behind all real tokens, and no chunk wraps around.
+    Logits are q.k with k = q / |q|, as in the authors' code and in transformers (no further 1 / sqrt(D): |q| is about
+    sqrt(D) by itself; reformer-pytorch does divide once more). A key met in several rounds counts once. Masks and
+    bias as in `Attention.forward`. A token attends to itself only where nothing else is allowed. Pads sort behind all
+    real tokens, and no chunk wraps around. codes [B, H, N, F]: adds agreement x code.code to the logits of a pair.
+    `attend`: `attend_clusters`, or `plain_clusters`, its readable version.
     """
-    batch, heads, length, width = qk.shape
-    attn_mask = check_attn_mask(attn_mask)
-    qk, v = zero_padding(qk, key_padding_mask), zero_padding(v, key_padding_mask)
-    layout = chunk_layout(
-        buckets,
+    batch, heads, length, _ = qk.shape
+    order = sorted_rows(buckets, key_padding_mask)
+    layout = lay_out(
+        order,
+        order,
+        (batch, heads, length),
         key_padding_mask=key_padding_mask,
-        bucket_size=bucket_size,
-        chunks_before=chunks_before,
-        chunks_after=chunks_after,
+        size=bucket_size,
+        before=chunks_before,
+        after=chunks_after,
     )
-    window = Window(layout, bucket_size, chunks_before, chunks_after, (batch, heads, length))
-    tokens = torch.cat((qk, unit_keys(qk), v), dim=-1).view(-1, 3 * width)  # [G N, 3D]: one gather moves all three
-    rounds = len(layout.take)
-    outs, norms = [], []
-    for number in range(rounds):
-        slots = ToSlots.apply(tokens, layout.take[number], layout.give[number])
-        q, k, values = slots.split(width, dim=1)
-        logits = window.queries(q) @ window.keys(k).transpose(1, 2)  # [T, C, K]
-        logits = window.restricted(logits, number, attn_mask, relative_bias)
-        weights = torch.softmax(logits, dim=-1)
-        if rounds > 1:
-            norms.append(window.to_tokens(torch.logsumexp(logits, dim=-1, keepdim=True), number))
-        outs.append(window.to_tokens(weights.to(v.dtype) @ window.keys(values), number))
-    out = outs[0]
-    if rounds > 1:
-        share = torch.softmax(torch.stack(norms), dim=0)  # [R, B, H, N, 1]
-        out = sum(part * weight for part, weight in zip(outs, share))
-    if attn_mask is not None:
-        out = out.masked_fill(window.nothing_allowed(attn_mask), 0.0)
-    return zero_padding(out, key_padding_mask).to(v.dtype)
-
-
-class Window:
-    """Chunks and their candidates in the long list of slots, and what keeps a pair of them apart."""
-
-    def __init__(
-        self, layout: Layout, bucket_size: int, chunks_before: int, chunks_after: int, shape: tuple[int, int, int]
-    ) -> None:
-        """shape: (B, H, N)."""
-        self.layout = layout
-        self.size = bucket_size
-        self.before = chunks_before
-        self.after = chunks_after
-        self.span = (chunks_before + 1 + chunks_after) * bucket_size  # K
-        self.shape = shape
-        self.first = chunks_before * bucket_size
-        self.last = self.first + shape[0] * shape[1] * layout.chunks * bucket_size
-
-    def queries(self, slots: Tensor) -> Tensor:
-        """Each chunk's own slots: [slots, F] or [slots] -> [T, C, F] or [T, C]."""
-        return slots[self.first : self.last].view(-1, self.size, *slots.shape[1:])
-
-    def keys(self, slots: Tensor) -> Tensor:
-        """Each chunk's candidates, a view: [slots, F] or [slots] -> [T, K, F] or [T, K]."""
-        windows = slots.unfold(0, self.span, self.size)
-        return windows.transpose(1, 2) if slots.dim() == 2 else windows
-
-    def to_tokens(self, chunks: Tensor, number: int) -> Tensor:
-        """What the chunks of one round computed, back at its tokens: [T, C, F] -> [B, H, N, F]."""
-        tokens = ToTokens.apply(chunks.flatten(0, 1), self.layout.give[number] - self.first)
-        return tokens.view(*self.shape, -1)
-
-    def restricted(self, logits: Tensor, number: int, attn_mask: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Logits [T, C, K] of one round, in fp32 at least, with everything added that is not q.k."""
-        dtype = full_dtype(logits)
-        empty = torch.zeros(self.layout.real.shape, dtype=dtype, device=logits.device)
-        empty = self.keys(empty.masked_fill_(~self.layout.real, BLOCKED))
-        logits = logits + empty[:, None]
-        own = torch.zeros(self.size, self.span, dtype=dtype, device=logits.device)
-        logits += own.diagonal_scatter(own.new_full((self.size,), ITSELF), self.first)
-        if len(self.layout.take) > 1:
-            logits -= self._log_count(number).to(dtype)
-        if bias is not None:
-            logits = logits + self._bias(number, bias)
-        if attn_mask is not None:
-            logits = logits.masked_fill(self._blocked(number, attn_mask), BLOCKED)
-        return logits
-
-    def nothing_allowed(self, attn_mask: Tensor) -> Tensor:
-        """bool [B, H, N, 1]: tokens that may attend to no candidate of any round, themselves included."""
-        nothing = torch.ones((*self.shape, 1), dtype=torch.bool, device=attn_mask.device)
-        for number in range(len(self.layout.take)):
-            closed = self._blocked(number, attn_mask) | ~self.keys(self.layout.real)[:, None]
-            nothing &= self.to_tokens(closed.all(dim=-1, keepdim=True), number)
-        return nothing
-
-    def _log_count(self, number: int) -> Tensor:
-        """log of the number of rounds in which a pair of this round meets: [T, C, K]."""
-        count: Tensor | float = 0.0
-        for chunk_of in self.layout.chunk_of:
-            slots = chunk_of.index_select(0, self.layout.take[number])
-            apart = self.keys(slots)[:, None] - self.queries(slots)[:, :, None]
-            count = count + ((apart >= -self.before) & (apart <= self.after))
-        return count.clamp(min=1.0).log()  # empty slots may have none
-
-    def _positions(self, number: int) -> tuple[Tensor, Tensor]:
-        """Positions in the sequence of a round's queries [T, C, 1] and keys [T, 1, K]."""
-        position = self.layout.take[number] % self.shape[2]
-        return self.queries(position)[:, :, None], self.keys(position)[:, None]
-
-    def _sequence(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Example and head of each chunk, [T, 1, 1] each."""
-        batch, heads, _ = self.shape
-        sequence = torch.arange(batch * heads, device=device).repeat_interleave(self.layout.chunks)[:, None, None]
-        return sequence // heads, sequence % heads
-
-    def _bias(self, number: int, bias: Tensor) -> Tensor:
-        """bias [H, 2W+1] at the clipped distances of a round's pairs: [T, C, K]."""
-        window = bias.shape[-1] // 2
-        query, key = self._positions(number)
-        _, head = self._sequence(bias.device)
-        entry = (key - query).clamp_(-window, window) + (window + head * bias.shape[-1])
-        return bias.reshape(-1).index_select(0, entry.flatten()).view(entry.shape)
-
-    def _blocked(self, number: int, attn_mask: Tensor) -> Tensor:
-        """attn_mask [1|B, 1|H, N, N] at a round's pairs: bool [T, C, K]."""
-        query, key = self._positions(number)
-        example, head = self._sequence(attn_mask.device)
-        return attn_mask[example % attn_mask.shape[0], head % attn_mask.shape[1], query, key]
+    queries, values = (as_rows(zero_padding(x, key_padding_mask)) for x in (qk, v))
+    queries = queries.to(product_dtype(queries))
+    keys = UnitKeys.apply(queries)
+    if codes is not None:
+        more = as_rows(zero_padding(codes, key_padding_mask)).to(queries.dtype)
+        queries, keys = torch.cat((queries, agreement * more), dim=-1), torch.cat((keys, more), dim=-1)
+    out = attend(
+        queries,
+        keys,
+        values,
+        layout,
+        attn_mask=check_attn_mask(attn_mask),
+        bias=relative_bias,
+        shun_itself=True,
+    )
+    return zero_padding(from_rows(out, batch, heads), key_padding_mask)
 
 
 class Reformer(Attention):
     """LSH attention with fixed random rotations per layer, round and head; see `lsh_attention`."""
 
     ties_qk = True
+    agreement = 0.0  # what the codes of a modification weigh in the logits
 
     def __init__(
         self,
@@ -209,21 +144,40 @@ class Reformer(Attention):
         """New rotations from `generator` (a CPU one)."""
         self.rotations.copy_(torch.randn(self.rotations.shape, generator=generator))
 
-    def hashed(
-        self, qk: Tensor, key_padding_mask: Tensor | None, rotate: Callable[[Tensor], Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Rotate and hash, in the configured order: qk [B, H, N, D] -> (rotated qk, buckets [B, H, R, N])."""
-        turned = qk if rotate is None else rotate(qk)
-        source = zero_padding(turned if self.hash_rotated else qk, key_padding_mask).detach()
-        dtype = full_dtype(source)
-        with torch.autocast(qk.device.type, enabled=False):
-            buckets = lsh_buckets(
-                source.to(dtype),
-                self.rotations.to(dtype),
-                bucket_size=self.bucket_size,
-                key_padding_mask=key_padding_mask,
-            )
-        return turned, buckets
+    def buckets(self, x: Tensor, key_padding_mask: Tensor | None, context: dict | None) -> Tensor:
+        """Hash x [B, H, N, D], zeros in pads, in fp32 at least -> [B, H, R, N]. Modifications replace this."""
+        return lsh_buckets(
+            x, self.rotations.to(full_dtype(x)), bucket_size=self.bucket_size, key_padding_mask=key_padding_mask
+        )
+
+    def codes(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor | None:
+        """What `lsh_attention` takes as codes: x as for `buckets` -> [B, H, N, F], or None."""
+        return None
+
+    def arguments(
+        self,
+        q: Tensor,
+        *,
+        key_padding_mask: Tensor | None,
+        rotate: Callable[[Tensor], Tensor] | None,
+        context: dict | None,
+    ) -> dict:
+        """Rotate and hash, in the configured order: q [B, H, N, D] -> what `lsh_attention` takes besides v and masks."""
+        turned = q if rotate is None else rotate(q)
+        with torch.autocast(q.device.type, enabled=False):
+            source = zero_padding(turned if self.hash_rotated else q, key_padding_mask)
+            buckets = self.buckets(source.detach(), key_padding_mask, context)
+            codes = self.codes(source, key_padding_mask)
+        return {
+            "qk": turned,
+            "buckets": buckets,
+            "codes": codes,
+            "agreement": self.agreement,
+            "key_padding_mask": key_padding_mask,
+            "bucket_size": self.bucket_size,
+            "chunks_before": self.chunks_before,
+            "chunks_after": self.chunks_after,
+        }
 
     def forward(
         self,
@@ -238,18 +192,8 @@ class Reformer(Attention):
         context: dict | None = None,
     ) -> Tensor:
         """q (k is the same, and is not read), v [B, H, N, D] -> [B, H, N, D]; arguments as in `Attention.forward`."""
-        qk, buckets = self.hashed(q, key_padding_mask, rotate)
-        return lsh_attention(
-            qk,
-            v,
-            buckets,
-            key_padding_mask=key_padding_mask,
-            attn_mask=attn_mask,
-            relative_bias=relative_bias,
-            bucket_size=self.bucket_size,
-            chunks_before=self.chunks_before,
-            chunks_after=self.chunks_after,
-        )
+        hashed = self.arguments(q, key_padding_mask=key_padding_mask, rotate=rotate, context=context)
+        return lsh_attention(v=v, attn_mask=attn_mask, relative_bias=relative_bias, **hashed)
 
     def oracle(
         self,
@@ -264,15 +208,5 @@ class Reformer(Attention):
         context: dict | None = None,
     ) -> Tensor:
         """A dense softmax over the union of candidates, with the same hashes: [B, H, N, D] -> [B, H, N, D]."""
-        qk, buckets = self.hashed(q, key_padding_mask, rotate)
-        return dense_lsh(
-            qk,
-            v,
-            buckets,
-            key_padding_mask=key_padding_mask,
-            attn_mask=attn_mask,
-            relative_bias=relative_bias,
-            bucket_size=self.bucket_size,
-            chunks_before=self.chunks_before,
-            chunks_after=self.chunks_after,
-        )
+        hashed = self.arguments(q, key_padding_mask=key_padding_mask, rotate=rotate, context=context)
+        return dense_lsh(v=v, attn_mask=attn_mask, relative_bias=relative_bias, **hashed)

@@ -13,12 +13,12 @@ from torch import Tensor
 from xcls.attention.base import (
     Attention,
     blocked_pairs,
-    by_query_blocks,
     check_attn_mask,
     distance_matrix,
     product_dtype,
     zero_padding,
 )
+from xcls.attention.sdpa_blocks import AttendRows, Rows
 
 
 def softmax_rows(
@@ -65,17 +65,31 @@ def sdpa(
     attn_mask = check_attn_mask(attn_mask)
     q, k, v = (zero_padding(x, key_padding_mask) for x in (q, k, v))
 
-    def rows(block: Tensor, start: int) -> Tensor:
-        size = block.shape[2]
-        mask = None if attn_mask is None else attn_mask[:, :, start : start + size]
-        bias = None
+    if batch * heads * length * length > block_above:
+        out = in_blocks(q, k, v, key_padding_mask, attn_mask, relative_bias, block_size)
+    else:
+        blocked, bias = blocked_pairs(key_padding_mask, attn_mask), None
         if relative_bias is not None:
-            bias = distance_matrix(relative_bias, rows=size, columns=length, offset=-start)
-        return softmax_rows(block, k, v, blocked=blocked_pairs(key_padding_mask, mask), bias=bias)
-
-    whole = batch * heads * length * length <= block_above
-    out = rows(q, 0) if whole else by_query_blocks(rows, q, block_size)
+            bias = distance_matrix(relative_bias, rows=length, columns=length)
+        out = softmax_rows(q, k, v, blocked=blocked, bias=bias)
     return zero_padding(out, key_padding_mask)
+
+
+def in_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    relative_bias: Tensor | None,
+    block_size: int,
+) -> Tensor:
+    """`softmax_rows` for all rows, a block at a time: q, k, v [B, H, N, D], attn_mask [1|B, 1|H, N, N]."""
+    dtype = product_dtype(q)
+    headroom = 16.0 if dtype == torch.float16 else 1.0
+    rows = Rows(key_padding_mask, attn_mask, headroom, block_size)
+    q = q * (q.shape[-1] ** -0.5 / headroom)
+    return AttendRows.apply(q.to(dtype), k.to(dtype), v.to(dtype), relative_bias, rows).to(v.dtype)
 
 
 class Sdpa(Attention):

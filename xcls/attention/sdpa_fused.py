@@ -14,13 +14,12 @@ from torch import Tensor
 from xcls.attention.base import (
     Attention,
     blocked_pairs,
-    by_query_blocks,
     check_attn_mask,
     distance_matrix,
     is_causal,
     zero_padding,
 )
-from xcls.attention.sdpa import dense_softmax
+from xcls.attention.sdpa import dense_softmax, in_blocks
 
 
 def fused_without_bias(q: Tensor, k: Tensor, v: Tensor, pads: Tensor | None, attn_mask: Tensor | None) -> Tensor:
@@ -38,9 +37,9 @@ def fused_without_bias(q: Tensor, k: Tensor, v: Tensor, pads: Tensor | None, att
     return F.scaled_dot_product_attention(q, k, v, attn_mask=free).masked_fill(nothing, 0.0)
 
 
-def fused_rows(q: Tensor, k: Tensor, v: Tensor, *, blocked: Tensor | None, bias: Tensor) -> Tensor:
-    """The kernel with a bias as its additive mask: q [B, H, rows, D], k and v [B, H, N, D], bias [H, rows, N]."""
-    mask = bias.to(q.dtype)[None]  # [1, H, rows, N]
+def fused_with_bias(q: Tensor, k: Tensor, v: Tensor, *, blocked: Tensor | None, bias: Tensor) -> Tensor:
+    """The kernel with a bias as its additive mask: q, k, v [B, H, N, D], bias [H, N, N]."""
+    mask = bias.to(q.dtype)[None]  # [1, H, N, N]
     if blocked is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     nothing = blocked.all(dim=-1, keepdim=True)
@@ -62,7 +61,8 @@ def sdpa_fused(
     """Exact attention by PyTorch's fused kernels: q, k, v [B, H, N, D] -> [B, H, N, D].
 
     Masks and bias as in `Attention.forward`. The kernels keep no scores, but a relative bias is an additive mask of
-    [H, N, N]: where B x H x N x N is above `block_above` it is built for `block_size` query rows at a time.
+    [H, N, N], and a trained one makes PyTorch leave them. Where B x H x N x N is above `block_above` that would not
+    fit: then it is `sdpa`'s explicit softmax, for `block_size` query rows at a time.
     """
     batch, heads, length, _ = q.shape
     attn_mask = check_attn_mask(attn_mask)
@@ -70,14 +70,11 @@ def sdpa_fused(
     if relative_bias is None:
         return zero_padding(fused_without_bias(q, k, v, key_padding_mask, attn_mask), key_padding_mask)
 
-    def rows(block: Tensor, start: int) -> Tensor:
-        size = block.shape[2]
-        mask = None if attn_mask is None else attn_mask[:, :, start : start + size]
-        bias = distance_matrix(relative_bias, rows=size, columns=length, offset=-start)
-        return fused_rows(block, k, v, blocked=blocked_pairs(key_padding_mask, mask), bias=bias)
-
-    whole = batch * heads * length * length <= block_above
-    out = rows(q, 0) if whole else by_query_blocks(rows, q, block_size)
+    if batch * heads * length * length > block_above:
+        out = in_blocks(q, k, v, key_padding_mask, attn_mask, relative_bias, block_size)
+    else:
+        bias = distance_matrix(relative_bias, rows=length, columns=length)
+        out = fused_with_bias(q, k, v, blocked=blocked_pairs(key_padding_mask, attn_mask), bias=bias)
     return zero_padding(out, key_padding_mask)
 
 

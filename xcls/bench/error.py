@@ -45,9 +45,24 @@ def relative_error(out: Tensor, reference: Tensor) -> float:
     return float((out.float() - reference).norm() / reference.norm())
 
 
-def summary(errors: list[float], reference: str) -> dict[str, Any]:
-    """Mean and standard deviation over the draws, and what the error is against."""
-    return {"error_mean": mean(errors), "error_std": pstdev(errors), "error_reference": reference, "error_draws": len(errors)}
+def errors_of(out: Tensor, reference: Tensor, v: Tensor) -> tuple[float, float]:
+    """The relative errors of a mechanism's output and of the plain mean of the values, all [B, H, N, D].
+
+    The second is what attending to nothing in particular costs: an error above it is worse than none at all.
+    """
+    return relative_error(out, reference), relative_error(v.mean(dim=2, keepdim=True).expand_as(v), reference)
+
+
+def summary(pairs: list[tuple[float, float]], reference: str) -> dict[str, Any]:
+    """Mean and standard deviation over what `errors_of` gave for each draw or layer, and what the error is against."""
+    errors = [error for error, _ in pairs]
+    return {
+        "error_mean": mean(errors),
+        "error_std": pstdev(errors),
+        "error_of_mean": mean(of_mean for _, of_mean in pairs),
+        "error_reference": reference,
+        "error_draws": len(errors),
+    }
 
 
 def draws(length: int) -> int:
@@ -55,7 +70,9 @@ def draws(length: int) -> int:
     return DRAWS if length <= LONG else DRAWS_LONG
 
 
-def random_inputs(shape: tuple[int, int, int, int], draw: int, *, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def random_inputs(
+    shape: tuple[int, int, int, int], draw: int, *, dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """Standard normal q, k, v [B, H, N, D]: logits of standard deviation one."""
     generator = torch.Generator().manual_seed(draw)
     q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))

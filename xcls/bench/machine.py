@@ -62,17 +62,34 @@ def _product(query: tuple[int, ...], key: tuple[int, ...]) -> int:
 
 
 def _fused_forward(
-    query: Any, key: Any, value: Any, dropout: Any = 0.0, causal: Any = False, *, attn_mask: Any = None, scale: Any = None,
+    query: Any,
+    key: Any,
+    value: Any,
+    dropout: Any = 0.0,
+    causal: Any = False,
+    *,
+    attn_mask: Any = None,
+    scale: Any = None,
     out_shape: Any = None,
-) -> int:  # fmt: skip
+) -> int:
     """Q K^T and P V."""
     return 2 * _product(query, key)
 
 
 def _fused_backward(
-    grad: Any, query: Any, key: Any, value: Any, out: Any, logsumexp: Any, dropout: Any = 0.0, causal: Any = False, *,
-    attn_mask: Any = None, scale: Any = None, out_shape: Any = None,
-) -> int:  # fmt: skip
+    grad: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    out: Any,
+    logsumexp: Any,
+    dropout: Any = 0.0,
+    causal: Any = False,
+    *,
+    attn_mask: Any = None,
+    scale: Any = None,
+    out_shape: Any = None,
+) -> int:
     """The scores once more, and four products for the gradients."""
     return 5 * _product(query, key)
 

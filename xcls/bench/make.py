@@ -31,12 +31,14 @@ def choose(group: str, entry: str, nodes: dict[str, dict[str, Any]]) -> dict[str
     name, _, changes = entry.partition(":")
     key = f"bench.{group}s"
     if name not in nodes:
-        raise UserError(f"{key}: {name}: no such file in conf/{group}.{nearest(name, list(nodes))} There is: {', '.join(nodes)}.")
+        raise UserError(
+            f"{key}: {name}: no such file in conf/{group}.{nearest(name, list(nodes))} There is: {', '.join(nodes)}."
+        )
     node = dict(nodes[name])
     for change in filter(None, changes.split(",")):
         setting, equals, value = change.partition("=")
         if not equals:
-            raise UserError(f"{key}: {entry}: write changes as name=value, separated by commas: \"{name}:setting=1\".")
+            raise UserError(f'{key}: {entry}: write changes as name=value, separated by commas: "{name}:setting=1".')
         node[setting.strip()] = yaml.safe_load(value)
     try:
         check_node(group, node, BUILDER_GIVES[group])

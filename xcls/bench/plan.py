@@ -45,7 +45,11 @@ def refuse_impossible(settings: Bench) -> None:
             wrong.append(f"bench.{key}: at least one is needed.")
         if len(set(values)) < len(values):
             wrong.append(f"bench.{key}={values}: each may be named once.")
-    wrong += [f"bench.seq_lens: {n}: from 1 to {MAX_SEQ_LEN} is needed." for n in settings.seq_lens if not 1 <= n <= MAX_SEQ_LEN]
+    wrong += [
+        f"bench.seq_lens: {n}: from 1 to {MAX_SEQ_LEN} is needed."
+        for n in settings.seq_lens
+        if not 1 <= n <= MAX_SEQ_LEN
+    ]
     for dtype in settings.dtypes:
         if dtype not in DTYPES:
             wrong.append(f"bench.dtypes: {dtype}: one of {', '.join(DTYPES)} is needed.{nearest(dtype, list(DTYPES))}")
@@ -59,7 +63,7 @@ def refuse_impossible(settings: Bench) -> None:
 
 
 def foreign_cases(settings: Bench) -> tuple[list[tuple[str, str, str, dict[str, Any]]], list[str]]:
-    """(name, package, part, node) of the other implementations that are installed, and a line about those that are not."""
+    """(name, package, part, node) of each other implementation that is installed, and a line about the missing ones."""
     if not settings.others or settings.what != "attention":
         return [], []
     found, missing = [], []
@@ -76,7 +80,7 @@ def foreign_cases(settings: Bench) -> tuple[list[tuple[str, str, str, dict[str, 
 def make_plan(
     settings: Bench, *, attentions: dict[str, dict[str, Any]], positions: dict[str, dict[str, Any]], device: str
 ) -> Plan:
-    """The cells of the bench, in order. `attentions` and `positions`: every file of conf/, by name. Raises UserError."""
+    """The cells of the bench, in order. attentions, positions: every file of conf/, by name. Raises UserError."""
     refuse_impossible(settings)
     nodes = {entry: choose("attention", entry, attentions) for entry in settings.attentions}
     places = {entry: choose("position", entry, positions) for entry in settings.positions}
@@ -98,14 +102,30 @@ def make_plan(
                 "compile": settings.compile,
             }
             cases = [
-                Case(mechanism=name, origin=OURS, part=part, node=node, position=place, position_node=places[place], **common)
+                Case(
+                    mechanism=name,
+                    origin=OURS,
+                    part=part,
+                    node=node,
+                    position=place,
+                    position_node=places[place],
+                    **common,
+                )
                 for part in PARTS[settings.what]
                 for place in places
                 for name, node in nodes.items()
             ]
             nowhere = {"_target_": "xcls.position.none.NoPosition"}
             cases += [
-                Case(mechanism=name, origin=package, part=part, node=node, position="none", position_node=nowhere, **common)
+                Case(
+                    mechanism=name,
+                    origin=package,
+                    part=part,
+                    node=node,
+                    position="none",
+                    position_node=nowhere,
+                    **common,
+                )
                 for name, package, part, node in foreign
             ]
             cells.append(Cell(seq_len, dtype, cases))

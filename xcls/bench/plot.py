@@ -13,7 +13,8 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from xcls.bench.results import Row  # noqa: E402
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#000000", "#7A5195")  # Okabe & Ito, darkened
+# Okabe & Ito, darkened
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#000000", "#7A5195")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
 LINES = ("-", "--", "-.", ":")
 MEASURES = {"training": "forward and backward", "inference": "inference"}
@@ -47,7 +48,9 @@ def crossover_plot(rows: Sequence[Row], part: str, title: str) -> bytes | None:
                     "linestyle": LINES[place % len(LINES)],
                 }
                 label = f"{mechanism}, {position}" if several else mechanism
-                axes.plot([x for x, _ in points], [y for _, y in points], linewidth=1.3, markersize=5.5, label=label, **style)
+                axes.plot(
+                    [x for x, _ in points], [y for _, y in points], linewidth=1.3, markersize=5.5, label=label, **style
+                )
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             lengths = sorted({row["seq_len"] for row in rows})

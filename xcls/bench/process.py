@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -59,11 +60,9 @@ def measure(job: dict[str, Any], variables: dict[str, str], hear: Callable[[dict
         pipe = subprocess.PIPE
         worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=variables, text=True)
         try:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code and last words tell why
                 worker.stdin.write(json.dumps(job))
                 worker.stdin.close()
-            except BrokenPipeError:
-                pass  # it died at once: its exit code and last words tell why
             for line in worker.stdout:
                 event = json.loads(line)
                 outcome.events.append(event)

@@ -1,4 +1,4 @@
-"""From events to rows: a row for each mechanism, position, part, length and dtype, with ratios to references and rivals."""
+"""From events to rows: one for each mechanism, position, part, length and dtype, with its ratios."""
 
 from __future__ import annotations
 
@@ -19,12 +19,22 @@ COMPLETED, FAILED = "completed", "failed"
 
 def columns(references: Sequence[str]) -> list[str]:
     """The columns of results.csv, in order."""
-    first = ["mechanism", "origin", "position", "part", "seq_len", "dtype", "batch", "device", "compile", "status", "cause", "rounds"]
+    first = ["mechanism", "origin", "position", "part", "seq_len", "dtype", "batch", "device", "compile"]
+    first += ["status", "cause", "rounds"]
     times = [f"{measure}_{word}" for measure in MEASURES for word in ("ms", "min_ms", "max_ms")]
     measured = [*(f"{measure}_ms" for measure in MEASURES), "inference_MiB", "training_MiB"]
     ratios = [f"{name}_vs_{reference}" for reference in (*references, "rival") for name in measured]
-    work = [f"{m}_{w}" for m in ("inference", "training") for w in ("flops", "bytes", "flops_counted", "tflops_per_s", "share_of_peak", "bound_ms", "times_bound")]  # fmt: skip
-    error = ["error_mean", "error_std", "error_draws", "error_reference", "error_by_layer", "trained_attention"]
+    words = ["flops", "bytes", "flops_counted", "tflops_per_s", "share_of_peak", "bound_ms", "times_bound"]
+    work = [f"{measure}_{word}" for measure in ("inference", "training") for word in words]
+    error = [
+        "error_mean",
+        "error_std",
+        "error_of_mean",
+        "error_draws",
+        "error_reference",
+        "error_by_layer",
+        "trained_attention",
+    ]
     return [*first, *times, "inference_MiB", "training_MiB", "compile_s", "rival", *ratios, *work, *error]
 
 
@@ -109,7 +119,9 @@ def crossovers(rows: list[Row], references: Sequence[str]) -> list[Row]:
             points = sorted((row["seq_len"], row[key]) for row in group if row.get(key) is not None)
             if mechanism not in references and len(points) > 1:
                 about = {"mechanism": mechanism, "position": position, "part": part, "dtype": dtype}
-                found.append({**about, "reference": reference, "from": _falls_below_one(points), "longest": points[-1][0]})
+                found.append(
+                    {**about, "reference": reference, "from": _falls_below_one(points), "longest": points[-1][0]}
+                )
     return found
 
 

@@ -18,7 +18,19 @@ from xcls.bench.others import others
 from xcls.bench.plan import MEMORY_PARTS, Cell, Plan, make_plan
 from xcls.bench.plot import crossover_plot
 from xcls.bench.process import Outcome, allocator_settings, environment, measure
-from xcls.bench.results import FAILED, Row, add_error, add_memory, add_times, compare, crossovers, fail, row_of, to_csv
+from xcls.bench.results import (
+    COMPLETED,
+    FAILED,
+    Row,
+    add_error,
+    add_memory,
+    add_times,
+    compare,
+    crossovers,
+    fail,
+    row_of,
+    to_csv,
+)
 from xcls.bench.table import TITLES, report
 from xcls.record import plain, write_atomic
 from xcls.schema import Bench
@@ -29,8 +41,11 @@ from xcls.train.versions import commit, describe_device, versions
 class Measuring:
     """A bench under way: its rows, and the processes that fill them."""
 
-    def __init__(self, *, settings: Bench, plan: Plan, device: str, folder: Path, threads: int | None, bar: tqdm) -> None:
-        self.settings, self.plan, self.device, self.folder, self.threads, self.bar = settings, plan, device, folder, threads, bar
+    def __init__(
+        self, *, settings: Bench, plan: Plan, device: str, folder: Path, threads: int | None, bar: tqdm
+    ) -> None:
+        self.settings, self.plan, self.bar = settings, plan, bar
+        self.device, self.folder, self.threads = device, folder, threads
         self.variables = environment(settings.allocator)
         self.rows: list[Row] = []
         self.machine: dict[str, dict[str, float]] = {}  # dtype -> rates
@@ -50,12 +65,17 @@ class Measuring:
     def trained(self) -> None:
         """The error on the queries and keys of a trained run's layers, a row for each mechanism."""
         names = list(self.plan.nodes)
-        job = {"folder": self.settings.trained, "device": self.device, "nodes": [self.plan.nodes[name] for name in names]}
+        job = {
+            "folder": self.settings.trained,
+            "device": self.device,
+            "nodes": [self.plan.nodes[name] for name in names],
+        }
         outcome = self._ask("trained", job, names, "trained q, k")
         told = {event["case"]: event for event in (*outcome.of("error"), *outcome.of("no_error"))}
         for place, name in enumerate(names):
-            row = {"mechanism": name, "origin": OURS, "part": "trained", "dtype": "fp32", "device": self.device, "status": "completed"}
-            row.update(dict.fromkeys(("position", "seq_len", "batch")))
+            row = dict.fromkeys(("position", "seq_len", "batch"))
+            row |= {"mechanism": name, "origin": OURS, "part": "trained", "dtype": "fp32", "device": self.device}
+            row["status"] = COMPLETED
             event = told.get(place, {"cause": outcome.cause})
             add_error(row, event)
             if event.get("cause"):
@@ -68,8 +88,7 @@ class Measuring:
         def hear(event: dict[str, Any]) -> None:
             if event["event"] == "begin":
                 count = f", round {event['round']}" if "round" in event else ""
-                self.bar.set_postfix_str(f"{where}: {task} of {names[event['case']]}{count}", refresh=False)
-                self.bar.update(0)
+                self.bar.set_postfix_str(f"{where}: {task} of {names[event['case']]}{count}")
 
         return measure({"task": task, "threads": self.threads, **job}, self.variables, hear)
 
@@ -117,7 +136,9 @@ class Measuring:
         places = [
             place
             for place, (case, row) in enumerate(zip(cell.cases, rows))
-            if case.part == "core" and row["status"] != FAILED and (case.position == once if case.origin == OURS else not _ties(case))
+            if case.part == "core"
+            and row["status"] != FAILED
+            and (case.position == once if case.origin == OURS else not _ties(case))
         ]
         if places:
             outcome = self._cases("error", [cell.cases[place] for place in places], {})

@@ -51,7 +51,10 @@ def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     widths = [max(len(line[place]) for line in cells) for place in range(len(kept))]
 
     def joined(line: list[str]) -> str:
-        return "| " + " | ".join(word.ljust(w) if p == 0 else word.rjust(w) for p, (word, w) in enumerate(zip(line, widths))) + " |"
+        words = [
+            word.rjust(width) if place else word.ljust(width) for place, (word, width) in enumerate(zip(line, widths))
+        ]
+        return f"| {' | '.join(words)} |"
 
     rule = "|" + "|".join("-" * (w + 1) + ("-" if p == 0 else ":") for p, w in enumerate(widths)) + "|"
     return "\n".join([joined(cells[0]), rule, *map(joined, cells[1:])])
@@ -64,16 +67,19 @@ def _text(key: str) -> Callable[[Row], str]:
 def _where(several: bool) -> list[Column]:
     """The columns that name a row."""
     position = [("position", _text("position"))] if several else []
-    return [("mechanism", _text("mechanism")), *position, ("tokens", _text("seq_len")), ("batch", _text("batch")), ("dtype", _text("dtype"))]
+    sizes = [("tokens", _text("seq_len")), ("batch", _text("batch")), ("dtype", _text("dtype"))]
+    return [("mechanism", _text("mechanism")), *position, *sizes]
 
 
 def cost_columns(references: Sequence[str]) -> list[Column]:
     """Time and memory, and their ratios."""
-    found: list[Column] = [("inference, ms", _value("inference_ms")), ("forward, ms", _value("forward_ms")), ("training, ms (min…max)", _spread)]
+    found: list[Column] = [("inference, ms", _value("inference_ms")), ("forward, ms", _value("forward_ms"))]
+    found += [("training, ms (min…max)", _spread)]
     found += [(f"training × {name}", _value(f"training_ms_vs_{name}")) for name in references]
     found += [("× rival", _value("training_ms_vs_rival")), ("memory, MiB", _value("training_MiB"))]
     found += [(f"memory × {name}", _value(f"training_MiB_vs_{name}")) for name in references]
-    return [*found, ("memory × rival", _value("training_MiB_vs_rival")), ("rival", _text("rival")), ("rounds", _text("rounds")), ("compile, s", _value("compile_s"))]
+    found += [("memory × rival", _value("training_MiB_vs_rival")), ("rival", _text("rival"))]
+    return [*found, ("rounds", _text("rounds")), ("compile, s", _value("compile_s"))]
 
 
 WORK_COLUMNS: list[Column] = [
@@ -87,12 +93,15 @@ WORK_COLUMNS: list[Column] = [
 ]
 ERROR_COLUMNS: list[Column] = [
     ("relative error", _error),
+    ("of the mean of values", _value("error_of_mean")),
     ("draws or layers", _text("error_draws")),
     ("against", _text("error_reference")),
     ("by layer", _text("error_by_layer")),
     ("run's attention", _text("trained_attention")),
     ("left out", _text("cause")),
 ]
+
+
 def _crossover_columns(several: bool) -> list[Column]:
     """Who overtakes whom, where."""
     names = [column for column in _where(several) if column[0] in ("mechanism", "position", "dtype")]
@@ -105,7 +114,9 @@ def _from(row: Row) -> str:
     return "every length" if row["from"] == 0 else f"about {number(row['from'])}"
 
 
-def report(rows: Sequence[Row], crossings: Sequence[Row], references: Sequence[str], machine: dict[str, dict[str, float]]) -> str:
+def report(
+    rows: Sequence[Row], crossings: Sequence[Row], references: Sequence[str], machine: dict[str, dict[str, float]]
+) -> str:
     """All tables: cost and work by part, error, crossovers, failures."""
     blocks = []
     several = len({row["position"] for row in rows}) > 1
@@ -123,7 +134,9 @@ def report(rows: Sequence[Row], crossings: Sequence[Row], references: Sequence[s
         )
     group = [row for row in rows if row.get("error_mean") is not None and row["part"] != "trained"]
     if group:
-        blocks.append("## Error on random queries and keys\n\n" + markdown([*_where(several), *ERROR_COLUMNS[:3]], group))
+        blocks.append(
+            "## Error on random queries and keys\n\n" + markdown([*_where(several), *ERROR_COLUMNS[:4]], group)
+        )
     group = [row for row in rows if row["part"] == "trained"]
     if group:
         blocks.append(f"## {TITLES['trained']}\n\n" + markdown([*_where(True), *ERROR_COLUMNS], group))
@@ -131,6 +144,11 @@ def report(rows: Sequence[Row], crossings: Sequence[Row], references: Sequence[s
         blocks.append("## Crossover of training time\n\n" + markdown(_crossover_columns(several), crossings))
     lost = [row for row in rows if row["status"] == FAILED and row["part"] != "trained"]
     if lost:
-        columns = [("failed", _text("mechanism")), ("part", _text("part")), *_where(True)[1:], ("cause", _text("cause"))]
+        columns = [
+            ("failed", _text("mechanism")),
+            ("part", _text("part")),
+            *_where(True)[1:],
+            ("cause", _text("cause")),
+        ]
         blocks.append("## Failed\n\n" + markdown(columns, lost))
     return "\n\n".join(blocks) + "\n"

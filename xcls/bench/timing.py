@@ -1,4 +1,4 @@
-"""Interleaved timing: in one process, in rounds A B C … A B C …, so that a slow moment of the machine hits all alike."""
+"""Interleaved timing: one process, rounds A B C … A B C …, so that a slow moment of the machine hits all alike."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ def checkpoint_of(folder: Path) -> Path:
         try:
             return find_checkpoint(folder, "last")
         except UserError as error:
-            raise UserError(f"bench.trained={folder}: no checkpoint of a run there. Name the folder of a trained run.") from error
+            raise UserError(
+                f"bench.trained={folder}: no checkpoint of a run there. Name the folder of a trained run."
+            ) from error
 
 
 def load_encoder(payload: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:

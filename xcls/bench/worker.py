@@ -6,6 +6,7 @@ the bench. `process.py` is the other end.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -16,8 +17,8 @@ from typing import Any, Callable
 
 import torch
 
-from xcls.bench.cases import MEASURES, OURS, Case, build, make_attention
-from xcls.bench.error import SHARED, SOFTMAX, attend, draws, exact, random_inputs, relative_error, summary
+from xcls.bench.cases import MEASURES, OURS, Case, build, make_attention, make_position
+from xcls.bench.error import SHARED, SOFTMAX, attend, draws, errors_of, exact, random_inputs, summary
 from xcls.bench.formulas import Shape, work
 from xcls.bench.machine import copy_rate, counted, matmul_rate, synchronizer
 from xcls.bench.make import make
@@ -44,10 +45,8 @@ def resized(case: Case, length: int) -> Case:
 
 def trim() -> None:
     """Gives freed memory back to the system (glibc), so that it does not hide what is measured next."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass
 
 
 def measure_memory(job: dict[str, Any], emit: Emit) -> None:
@@ -83,10 +82,11 @@ def measure_memory(job: dict[str, Any], emit: Emit) -> None:
 
 
 def describe_work(case: Case, attention: torch.nn.Module) -> dict[str, Any]:
-    """Operations and bytes of the case by formula; nothing where there is no formula."""
+    """Operations and bytes of the case by formula; nothing where there is none, as with a relative bias."""
     itemsize = torch.empty(0, dtype=DTYPES[case.dtype]).element_size()
     shape = Shape(case.batch, case.num_heads, case.seq_len, case.head_dim, itemsize)
-    by_measure = work(case.part, attention, shape) if case.origin == OURS else None
+    plain = case.origin == OURS and make_position(case).bias(0) is None
+    by_measure = work(case.part, attention, shape) if plain else None
     if by_measure is None:
         return {}
     found: dict[str, Any] = {}
@@ -142,7 +142,7 @@ def measure_error(job: dict[str, Any], emit: Emit) -> None:
     cases = [Case(**case) for case in job["cases"]]
     first = cases[0]
     shape = (1, first.num_heads, first.seq_len, first.head_dim)
-    errors: dict[int, list[float]] = {place: [] for place in range(len(cases))}
+    errors: dict[int, list[tuple[float, float]]] = {place: [] for place in range(len(cases))}
     tied: dict[int, bool] = {}
     for draw in range(draws(first.seq_len)):
         q, k, v = random_inputs(shape, draw, dtype=DTYPES[first.dtype], device=first.device)
@@ -159,7 +159,7 @@ def measure_error(job: dict[str, Any], emit: Emit) -> None:
                     references[tied[place]] = exact(q, k, v, shared=tied[place])
                 with case.autocast():
                     out = attend(attention, q, k, v, {})
-                errors[place].append(relative_error(out, references[tied[place]]))
+                errors[place].append(errors_of(out, references[tied[place]], v))
             except Exception as error:
                 del errors[place]
                 emit("no_error", {"case": place, "cause": cause_of(error)})
@@ -189,9 +189,9 @@ def measure_trained(job: dict[str, Any], emit: Emit) -> None:
                     raise ValueError("it ties q and k, and the run does not")
                 out = attend(attention, layer.q, layer.k, layer.v, {"relative_bias": layer.bias, "context": {}})
                 reference = exact(layer.q, layer.k, layer.v, shared=attention.ties_qk, bias=layer.bias)
-                errors.append(relative_error(out, reference))
+                errors.append(errors_of(out, reference, layer.v))
             found = summary(errors, SHARED if attention.ties_qk else SOFTMAX)
-            emit("error", {"case": place, **about, **found, "error_by_layer": " ".join(f"{e:.4f}" for e in errors)})
+            emit("error", {"case": place, **about, **found, "error_by_layer": " ".join(f"{e:.4f}" for e, _ in errors)})
         except Exception as error:
             emit("no_error", {"case": place, **about, "cause": cause_of(error)})
 
@@ -203,16 +203,15 @@ def prepare_process(job: dict[str, Any]) -> None:
     """The same settings for every mechanism: threads, the limits of torch.compile, first in line for the OOM killer."""
     if job.get("threads"):
         torch.set_num_threads(job["threads"])
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("900", encoding="ascii")
-    except OSError:
-        pass
     if any(case["compile"] for case in job.get("cases", [])):
         import torch._dynamo as dynamo
 
-        for name in ("recompile_limit", "cache_size_limit", "accumulated_recompile_limit", "accumulated_cache_size_limit"):
-            if hasattr(dynamo.config, name):
-                setattr(dynamo.config, name, GRAPHS)
+        for limit in ("recompile_limit", "cache_size_limit"):  # the new name and the old one
+            for name in (limit, f"accumulated_{limit}"):
+                if hasattr(dynamo.config, name):
+                    setattr(dynamo.config, name, GRAPHS)
 
 
 def main() -> int:

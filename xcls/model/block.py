@@ -28,7 +28,7 @@ class FeedForward(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """GeGLU (Shazeer 2020, section 2): the hidden width is 2/3 of `feed_forward`, so the parameter count stays the same."""
+    """GeGLU (Shazeer 2020, section 2): its width is 2/3 of `feed_forward`, so the parameter count stays the same."""
 
     def __init__(self, *, embed_dim: int, feed_forward: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ FEED_FORWARDS = {"gelu": FeedForward, "geglu": GatedFeedForward}
 
 
 class Block(nn.Module):
-    """Attention and feed-forward with residuals; the norm before each (`pre`) or after each residual (`post`, as BERT)."""
+    """Attention and feed-forward with residuals, the norm before each (`pre`) or after each residual (`post`, BERT)."""
 
     def __init__(
         self,
@@ -61,7 +61,8 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         if norm not in ("pre", "post") or activation not in FEED_FORWARDS:
-            raise ValueError(f"norm={norm}, activation={activation}: pre or post, {' or '.join(FEED_FORWARDS)} are known")
+            known = " or ".join(FEED_FORWARDS)
+            raise ValueError(f"norm={norm}, activation={activation}: pre or post, {known} are known")
         self.pre_norm = norm == "pre"
         self.attention = MultiHeadAttention(embed_dim=embed_dim, num_heads=num_heads, attention=attention)
         self.feed_forward = FEED_FORWARDS[activation](embed_dim=embed_dim, feed_forward=feed_forward)

@@ -64,7 +64,9 @@ class Encoder(nn.Module):
         initialise(self)
         self.position = position  # after initialise: a position encoding fills its own parameters
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
         """input_ids [B, N], attention_mask [B, N] (True = real token) -> [B, N, E].
 
         `attn_mask` ([N, N] or [B, 1|H, N, N], True = may not be attended) goes to every layer. Rows of padding are

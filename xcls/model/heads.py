@@ -11,9 +11,11 @@ from xcls.model.dropout import Dropout
 from xcls.model.encoder import Encoder
 from xcls.model.weights import initialise
 
+ROWS = 64  # logits are made for a multiple of so many rows: ever new sizes cost kernels and fragment memory
+
 
 class MLMHead(nn.Module):
-    """Dense, GELU, norm, then the token embedding as decoder, with a bias of its own (Devlin et al. 2019; Press & Wolf 2017)."""
+    """Dense, GELU, norm, then the token embedding as decoder with a bias (Devlin et al. 2019; Press & Wolf 2017)."""
 
     def __init__(self, *, embed_dim: int, vocab_size: int) -> None:
         super().__init__()
@@ -28,7 +30,7 @@ class MLMHead(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-    """Encoder and MLM head. Logits are computed only where a token was chosen: at 15 % that is a seventh of the work."""
+    """Encoder and MLM head. Logits are computed only where a token was chosen: at 15 %, a seventh of the work."""
 
     def __init__(self, *, encoder: Encoder, head: MLMHead) -> None:
         super().__init__()
@@ -36,12 +38,14 @@ class MaskedLanguageModel(nn.Module):
         self.head = head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor) -> tuple[Tensor, int]:
-        """input_ids, attention_mask, labels [B, N] (-100 = not chosen) -> sum of the losses (nats, fp32) and their number."""
+        """input_ids, attention_mask, labels [B, N] (-100: not chosen) -> sum of losses (nats, fp32), their number."""
         hidden = self.encoder(input_ids, attention_mask).flatten(0, 1)  # [B*N, E]
-        chosen = (labels.flatten() != IGNORED).nonzero().squeeze(1)  # [K]
-        logits = self.head(hidden.index_select(0, chosen), self.encoder.token_embedding.weight)  # [K, V]
-        targets = labels.flatten().index_select(0, chosen)
-        return F.cross_entropy(logits.float(), targets, reduction="sum"), chosen.numel()
+        chosen = (labels.flatten() != IGNORED).nonzero().squeeze(1)
+        filler = -len(chosen) % ROWS
+        rows = F.pad(chosen, (0, filler))  # [K]
+        targets = F.pad(labels.flatten().index_select(0, chosen), (0, filler), value=IGNORED)
+        logits = self.head(hidden.index_select(0, rows), self.encoder.token_embedding.weight)  # [K, V]
+        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum"), len(chosen)
 
 
 def pool_cls(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -81,7 +85,7 @@ class Classifier(nn.Module):
         initialise(self)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """hidden [B, N, E], attention_mask [B, N] (True = real token) -> logits [B, C]. What padding holds is ignored."""
+        """hidden [B, N, E], attention_mask [B, N] (True = real token) -> logits [B, C]. Padding is ignored."""
         return self.linear(self.dropout(POOLINGS[self.pooling](hidden, attention_mask)))
 
 

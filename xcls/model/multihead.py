@@ -13,7 +13,7 @@ Rotate = Callable[[Tensor], Tensor]
 
 
 class MultiHeadAttention(nn.Module):
-    """Projects [B, N, E] to heads, applies the mechanism, merges the heads and projects back (Vaswani et al. 2017, 3.2.2).
+    """Projects to heads, applies the mechanism, merges the heads, projects back (Vaswani et al. 2017, 3.2.2).
 
     A mechanism that ties q and k gets no key projection, so that parameter counts are true. There is no dropout on
     attention probabilities: linear and hashed attention have no such matrix, and one recipe must fit all of them.

@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from tqdm import tqdm
 
+from xcls.data.source import column
 from xcls.data.splits import Prepared
 from xcls.schema import Baseline
 from xcls.stages.predictions import predictions_frame, write_predictions
@@ -58,17 +59,15 @@ def fit_tuned(
     validation_texts: list[str],
     score: Callable[[np.ndarray], float],
     plan: Baseline,
-    progress: bool,
+    bar: tqdm,
 ) -> Fitted:
     """Fits every setting of the small grid on train and keeps the one with the best validation `score`.
 
-    `score` maps validation probabilities [rows, C] to a number; the first of equals is kept.
+    `score` maps validation probabilities [rows, C] to a number; the first of equals is kept. `bar` moves with each fit.
     """
     began = time.perf_counter()
     best: Fitted | None = None
     best_score = -np.inf
-    grid = [(ngrams, c) for ngrams in TUNED_NGRAMS for c in TUNED_C]
-    bar = tqdm(total=len(grid), desc="tuned baseline", disable=not progress, unit="fit", leave=False)
     for ngrams in TUNED_NGRAMS:
         vectorizer = TfidfVectorizer(ngram_range=ngrams, min_df=2, sublinear_tf=True)
         features = vectorizer.fit_transform(texts)
@@ -80,7 +79,6 @@ def fit_tuned(
                 settings = {"ngrams": ngrams[1], "C": c, "min_df": 2, "sublinear_tf": True}
                 best, best_score = Fitted(settings, make_pipeline(vectorizer, classifier), 0.0), value
             bar.update()
-    bar.close()
     assert best is not None
     return Fitted(best.settings, best.pipeline, time.perf_counter() - began)
 
@@ -94,14 +92,17 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal) -> None:
     record.versions, record.commit = versions(), commit()
     record.device = {**describe_device(torch.device("cpu")), "dtype": "fp64", "shared": False}
     journal.begin(rows=[], wandb_id=None)
-    texts = {name: list(getattr(prepared, name)["text"]) for name in ("train", "validation", "test")}
-    labels = {name: np.asarray(getattr(prepared, name)["label"], np.int64) for name in texts}
-    fitted = {"": fit_default(texts["train"], labels["train"], plan=plan)}
-    if plan.tuned:
-        fitted["tuned."] = fit_tuned(
-            texts["train"], labels["train"], validation_texts=texts["validation"], plan=plan,
-            score=lambda p: scores(labels["validation"], p)["macro_f1"], progress=os.environ.get("XCLS_PROGRESS") != "0",
-        )
+    texts = {name: column(getattr(prepared, name), "text") for name in ("train", "validation", "test")}
+    labels = {name: np.asarray(column(getattr(prepared, name), "label"), np.int64) for name in texts}
+    fits = 1 + plan.tuned * len(TUNED_NGRAMS) * len(TUNED_C)
+    with tqdm(total=fits, desc="baseline", unit="fit", leave=False, disable=os.environ.get("XCLS_PROGRESS") == "0") as bar:
+        fitted = {"": fit_default(texts["train"], labels["train"], plan=plan)}
+        bar.update()
+        if plan.tuned:
+            fitted["tuned."] = fit_tuned(
+                texts["train"], labels["train"], validation_texts=texts["validation"], plan=plan, bar=bar,
+                score=lambda p: scores(labels["validation"], p)["macro_f1"],
+            )
     frames = []
     for prefix, model in fitted.items():
         for split in ("validation", "test"):
@@ -110,7 +111,7 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal) -> None:
             seconds = time.perf_counter() - began
             record.metrics[prefix + split] = scores(labels[split], probabilities)
             if not prefix:
-                rows = Labelled(encoded=None, labels=labels[split], ids=list(getattr(prepared, split)["id"]))
+                rows = Labelled(encoded=None, labels=labels[split], ids=column(getattr(prepared, split), "id"))
                 frames.append(predictions_frame(split, rows, probabilities, prepared.classes))
             if not prefix and split == "test":
                 rate = len(labels[split]) / seconds

@@ -13,7 +13,6 @@ from xcls.stages.texts import Labelled
 from xcls.train.amp import Amp
 from xcls.train.metrics import Scores, scores, softmax
 from xcls.train.precision import Precision
-from xcls.train.scoring import no_poll
 from xcls.train.tracking import Tracker
 
 
@@ -37,7 +36,7 @@ def evaluate(
     amp = Amp(precision=precision, hardware=hardware)
     model.to(amp.device)
     model.load_state_dict(checkpoint["model"])
-    result = score_split(model, rows, size=eval_batch_size, amp=amp, poll=no_poll)
+    result = score_split(model, rows, size=eval_batch_size, amp=amp)
     found = scores(rows.labels, softmax(result.logits))
     record, events = read_record(folder), Events(folder)
     record.metrics[f"eval.{split}"] = found

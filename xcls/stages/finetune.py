@@ -23,8 +23,7 @@ from xcls.train.loop import Loop
 from xcls.train.metrics import Scores, scores, softmax
 from xcls.train.precision import Precision
 from xcls.train.randomness import seed_everything
-from xcls.train.scoring import Inference, classify
-from xcls.train.signals import StopSignals
+from xcls.train.scoring import Inference, classify, no_poll
 from xcls.train.stream import Batch, Stream
 
 
@@ -40,23 +39,30 @@ def start_from(model: TextClassifier, parent: dict[str, Any], classes: list[str]
     A head that stays new is one warning: from MLM there is none, else both shapes are named.
     """
     weights = parent["model"]
-    encoder = {name[len("encoder."):]: tensor for name, tensor in weights.items() if name.startswith("encoder.")}
-    model.encoder.load_state_dict(encoder)
+    model.encoder.load_state_dict(_part(weights, "encoder."))
     if parent["stage"] == "pretrain":
         journal.warn(f"The classification head is new: {parent['run']} was pretrained by MLM and has none.")
         return
-    head = {name[len("head."):]: tensor for name, tensor in weights.items() if name.startswith("head.")}
+    head = _part(weights, "head.")
     theirs, ours = tuple(head["linear.weight"].shape), tuple(model.head.linear.weight.shape)
     if theirs != ours:
-        journal.warn(f"The classification head is new: that of {parent['run']} has the shape {theirs}, this one {ours}.")
+        shapes = f"that of {parent['run']} has the shape {theirs}, this one {ours}"
+        journal.warn(f"The classification head is new: {shapes}.")
         return
     model.head.load_state_dict(head)
     if parent["classes"] != classes:
         journal.warn(f"The head of {parent['run']} is kept, but its classes were {parent['classes']}, now {classes}.")
 
 
-def score_split(model: TextClassifier, rows: Labelled, *, size: int, amp: Amp, poll: Callable[[], None]) -> Inference:
-    """Logits of one split, `size` rows at once."""
+def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights whose names begin with `prefix`, without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def score_split(
+    model: TextClassifier, rows: Labelled, *, size: int, amp: Amp, poll: Callable[[], None] = no_poll
+) -> Inference:
+    """Logits of one split, `size` rows at once; `poll` runs between batches and may raise to stop."""
     maker = ClassBatches(encoded=rows.encoded, labels=rows.labels)
     return classify(model, maker, rows.encoded.lengths, batch_size=size, amp=amp, poll=poll)
 
@@ -122,18 +128,19 @@ def _final(model: TextClassifier, data: ClassificationData, *, size: int, amp: A
     model.load_state_dict(best["model"])
     frames = []
     record = journal.record
-    with StopSignals() as stop:
-        for name in ("validation", "test"):
-            rows = data.split(name)
-            result = score_split(model, rows, size=size, amp=amp, poll=stop.check)
-            probabilities = softmax(result.logits)
-            record.metrics[name] = scores(rows.labels, probabilities)
-            frames.append(predictions_frame(name, rows, probabilities, data.classes))
-            if name == "test":
-                record.costs.update(result.costs())
+    for name in ("validation", "test"):
+        rows = data.split(name)
+        result = score_split(model, rows, size=size, amp=amp)
+        probabilities = softmax(result.logits)
+        record.metrics[name] = scores(rows.labels, probabilities)
+        frames.append(predictions_frame(name, rows, probabilities, data.classes))
+        if name == "test":
+            record.costs.update(result.costs())
     write_predictions(journal.folder / "predictions.parquet", frames)
-    write_bytes(journal.folder / "head.safetensors", save({k: v.cpu().contiguous() for k, v in model.head.state_dict().items()}))
-    journal.event("test", {"checkpoint_step": best["progress"]["step"], **record.metrics["test"]})
-    journal.tracker.log({"step": record.step, **{f"test/{name}": value for name, value in record.metrics["test"].items()}})
+    head = {name: tensor.cpu().contiguous() for name, tensor in model.head.state_dict().items()}
+    write_bytes(journal.folder / "head.safetensors", save(head))
+    test = record.metrics["test"]
+    journal.event("test", {"checkpoint_step": best["progress"]["step"], **test})
+    journal.tracker.log({"step": record.step, **{f"test/{name}": value for name, value in test.items()}})
     journal.save()
     journal.finish_artifacts()

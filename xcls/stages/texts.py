@@ -24,7 +24,7 @@ class Labelled:
 
 @dataclass
 class ClassificationData:
-    """The splits of a classification; `warnings` and `report` (documents, tokens, shares per split) are for the record."""
+    """The splits of a classification; `warnings` and `report` (documents, tokens, shares) are for the record."""
 
     train: Labelled
     validation: Labelled

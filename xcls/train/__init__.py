@@ -1,1 +1,1 @@
-"""One training loop for both stages, and what it needs: precision, optimizers, checkpoints, metrics, costs, tracking."""
+"""One training loop for both stages, and what it needs: optimizers, checkpoints, metrics, costs, tracking."""

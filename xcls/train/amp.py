@@ -18,7 +18,8 @@ class Amp:
     def __init__(self, *, precision: Precision, hardware: Hardware) -> None:
         """Raises UserError when torch has no GPU for `cuda`. Sets the number of threads that `hardware` names."""
         if precision.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("hardware.device=cuda: torch finds no GPU here. Set hardware=cpu, or install torch with CUDA.")
+            remedy = "Set hardware=cpu, or install torch with CUDA."
+            raise UserError(f"hardware.device=cuda: torch finds no GPU here. {remedy}")
         if hardware.threads is not None:
             torch.set_num_threads(hardware.threads)
         self.precision = precision
@@ -41,7 +42,8 @@ def _scaler(precision: Precision) -> torch.cuda.amp.GradScaler | None:
         return modern(precision.device)
     if precision.device == "cuda":
         return torch.cuda.amp.GradScaler()
-    raise UserError(f"hardware.dtype=fp16 on a CPU needs torch 2.3 or newer (this is {torch.__version__}). Set bf16 or fp32.")
+    wanted = f"needs torch 2.3 or newer (this is {torch.__version__})"
+    raise UserError(f"hardware.dtype=fp16 on a CPU {wanted}. Set hardware.dtype=bf16 or fp32.")
 
 
 def to_device(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:

@@ -161,7 +161,7 @@ class Checkpoints:
 
 
 def find_checkpoint(folder: Path, name: str) -> Path:
-    """The file that `checkpoint=` names in a run's folder: best, last, or a file. Raises UserError listing those there are."""
+    """The file that `checkpoint=` names in a run's folder: best, last, or a file. Raises UserError."""
     folder = Path(folder)
     known = {"best": folder / "ckpt_best.pt", "last": folder / "ckpt_last.pt"}
     for path in (known.get(name), folder / name, Path(name)):
@@ -172,7 +172,7 @@ def find_checkpoint(folder: Path, name: str) -> Path:
 
 
 def load_for_use(folder: Path, name: str) -> dict[str, Any]:
-    """Reads the checkpoint `name` (best, last, a file) of a run to start from it or to evaluate it. Raises UserError."""
+    """Reads the checkpoint `name` (best, last, a file) of a run, to start from it or evaluate it. Raises UserError."""
     path = find_checkpoint(folder, name)
     try:
         return read_checkpoint(path)

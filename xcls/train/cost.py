@@ -53,7 +53,7 @@ class StepClock:
         self._graphs = graphs
 
     def costs(self, steps_per_epoch: int) -> dict[str, float | None]:
-        """time_per_step and time_per_epoch (seconds), tokens_per_s (real ones), padded_tokens_per_s; None before a step counts."""
+        """time_per_step, time_per_epoch (seconds), tokens_per_s (real), padded_tokens_per_s; None before any step."""
         if not self.steps or self.seconds <= 0:
             return dict.fromkeys(("time_per_step", "time_per_epoch", "tokens_per_s", "padded_tokens_per_s"))
         per_step = self.seconds / self.steps
@@ -79,8 +79,9 @@ class MemoryGauge:
     """Peak memory of training, in MiB. What evaluations and checkpoints take in between is left out.
 
     `max_rss_MiB` is the highest resident memory of the process during training, `rss_growth_MiB` how far that is above
-    the memory in use just before the process's first step. A resumed run keeps the higher of its peaks. `ru_maxrss` never falls, so
-    on Linux the kernel's high-water mark is reset instead; elsewhere the growth of `ru_maxrss` is what there is.
+    the memory in use just before the process's first step. A resumed run keeps the higher of its peaks. `ru_maxrss`
+    never falls, so on Linux the kernel's high-water mark is reset instead; elsewhere the growth of `ru_maxrss` is what
+    there is.
     """
 
     def __init__(self, device: torch.device) -> None:

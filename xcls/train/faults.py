@@ -27,12 +27,13 @@ class OutOfMemory(Exception):
 def bad_numbers(*, step: int, loss: float, norm: float, rows: list[Any], layer: str) -> BadNumbers:
     """The exception for a step whose loss or gradient norm is not finite."""
     named = ", ".join(map(str, rows[:SHOWN])) + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
-    message = f"not finite at step {step}: loss {loss}, gradient norm {norm}; first in {layer}; rows of the batch: {named}"
+    numbers = f"loss {loss}, gradient norm {norm}; first in {layer}"
+    message = f"not finite at step {step}: {numbers}; rows of the batch: {named}"
     return BadNumbers(message, {"step": step, "loss": str(loss), "norm": str(norm), "layer": layer, "rows": rows})
 
 
 def first_bad_layer(model: nn.Module, forward: Callable[[], Any]) -> str:
-    """The first module whose output is not finite when `forward` runs again, else the first parameter with such a gradient."""
+    """The first module whose output is not finite when `forward` runs again, else the first such gradient."""
     found: list[str] = []
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:

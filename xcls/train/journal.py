@@ -14,7 +14,7 @@ from typing import Any
 
 from xcls.record import Events, Record, plain, sha256, write_atomic, write_record
 from xcls.schema import Wandb
-from xcls.train.signals import Interrupted
+from xcls.train.signals import Interrupted, StopSignals
 from xcls.train.tracking import Tracker
 
 COLUMNS = (
@@ -22,14 +22,19 @@ COLUMNS = (
     "time_per_epoch", "tokens_per_s", "padded_tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB",
 )  # fmt: skip
 CHECKED = ("metrics.csv", "predictions.parquet")
+ARTIFACTS = {
+    "none": (),
+    "best": ("ckpt_best.pt",),
+    "all": ("ckpt_best.pt", "ckpt_last.pt", "head.safetensors", "resolved_config.yaml", *CHECKED),
+}
 Row = dict[str, Any]
 
 
 class Journal:
     """Writes down one run. As a context manager it also settles how the run ended: completed, failed or interrupted.
 
-    `record` comes with what is known before anything runs (run, mode, hash, choices, config, command, …) and is filled
-    in. Every change of it is on disk before the method returns.
+    `record` comes with what is known before anything runs (run, mode, hash, choices, config, command, …) and is
+    filled in. Every change of it is on disk before the method returns.
     """
 
     def __init__(self, *, folder: Path, record: Record, wandb: Wandb) -> None:
@@ -40,6 +45,7 @@ class Journal:
         self.log = logging.getLogger(f"xcls.run.{id(self)}")
         self.tracker = Tracker(settings=wandb, folder=self.folder, warn=self.warn)
         self.artifacts = wandb.artifacts
+        self.signals = StopSignals(at_once=True)  # the training loop puts its own in place, which finish the step
 
     def __enter__(self) -> Journal:
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -48,9 +54,11 @@ class Journal:
         self.record.started = self.record.started or time.time()
         self.save()
         self.event("start", {"run": self.record.run, "hash": self.record.hash})
+        self.signals.__enter__()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.signals.__exit__(kind, error, trace)
         status = "completed"
         if error is not None:
             stopped = isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit))
@@ -110,8 +118,7 @@ class Journal:
 
     def finish_artifacts(self) -> None:
         """Hands files to W&B as `wandb.artifacts` says: none, the best checkpoint, or all that a report needs."""
-        names = {"none": [], "best": ["ckpt_best.pt"], "all": ["ckpt_best.pt", "ckpt_last.pt", "head.safetensors", *CHECKED]}
-        files = [self.folder / name for name in names[self.artifacts]]
+        files = [self.folder / name for name in ARTIFACTS[self.artifacts]]
         if files:
             self.tracker.keep(files, f"run-{self.record.hash[:12]}")
 

@@ -128,7 +128,7 @@ class Loop:
     def _update(self, batch: Batch) -> tuple[float, float]:
         """Gradients of the effective batch in micro-batches, clipping, the optimizer's step.
 
-        Each term weighs 1 / (terms of the whole effective batch), so that the split into micro-batches is without meaning.
+        Each term weighs 1 / (terms of the whole effective batch), so that the split into micro-batches has no meaning.
         """
         scaler = self.amp.scaler
         terms = int((batch["labels"] != IGNORED).sum())
@@ -170,8 +170,7 @@ class Loop:
             due = self._due(training.checkpoint_every_steps, training.checkpoint_every_epochs)
             if improved or late or due or self.finished():
                 self._save(best=improved)
-            if not self.finished():
-                stop.check()
+            stop.check()
         except Interrupted:
             self._save(best=improved)
             raise
@@ -200,7 +199,8 @@ class Loop:
         value = scores[self.training.select_by]
         if value is not None and self.training.select_by == "val_loss":
             value = -value
-        improved = progress.best_step is None or (value is not None and (progress.best is None or value > progress.best))
+        better = value is not None and (progress.best is None or value > progress.best)
+        improved = better or progress.best_step is None
         if improved:
             progress.best, progress.best_step, progress.validation = value, progress.step, dict(scores)
         progress.since_best = 0 if improved else progress.since_best + 1
@@ -265,6 +265,8 @@ class Loop:
         restore_random_states(payload["random"])
         self.saved_at = self.progress.step
         self.journal.event("resume", {"step": self.progress.step, "rows": len(payload["rows"])})
+        if self.progress.best_step == self.progress.step:  # a kill may have come before it was named the best
+            self._save(best=True)
 
     def _bad(self, batch: Batch, loss: float, norm: float) -> BadNumbers:
         """The exception for this batch: its rows' ids, and the layer found by running it again."""
@@ -284,8 +286,8 @@ class Loop:
         micro = min(self.hardware.micro_batch or rows, rows)
         smaller = f"hardware.micro_batch={max(1, micro // 2)} (same results), " if micro > 1 else ""
         return (
-            f"step {self.progress.step}, effective batch {rows}, micro-batch {micro}, longest sequence {longest} tokens, "
-            f"{self.amp.precision.dtype} on {self.amp.precision.device}. "
+            f"step {self.progress.step}, effective batch {rows}, micro-batch {micro}, longest sequence {longest} "
+            f"tokens, {self.amp.precision.dtype} on {self.amp.precision.device}. "
             f"Set {smaller}hardware.gradient_checkpointing=true, or a smaller seq_len."
         )
 

@@ -26,10 +26,10 @@ def auroc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> Scores:
-    """accuracy, macro_f1, weighted_f1, auroc and loss (nats) of labels [rows] and probabilities [rows, C], shares in 0..1.
+    """accuracy, macro_f1, weighted_f1, auroc (shares) and loss (nats) of labels [rows] and probabilities [rows, C].
 
-    F1 is averaged over all C classes of the data, so that a class the model never names counts as 0. Where a probability
-    is not finite nothing can be scored, and every value is None.
+    F1 is averaged over all C classes of the data, so that a class the model never names counts as 0. Where a
+    probability is not finite nothing can be scored, and every value is None.
     """
     names = ("accuracy", "macro_f1", "weighted_f1", "auroc", "loss")
     if not len(labels) or not np.isfinite(probabilities).all():

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from xcls.schema import Training, UserError
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
 
 class Lion(torch.optim.Optimizer):
     """Lion (Chen et al. 2023, arXiv 2302.06675, algorithm 2): the sign of an interpolated momentum, decoupled decay.
@@ -17,7 +19,9 @@ class Lion(torch.optim.Optimizer):
     The paper suggests a rate 3 to 10 times smaller, and a weight decay as much larger, than AdamW's.
     """
 
-    def __init__(self, params: Iterable[Any], *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[Any], *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -61,12 +65,10 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimize
 
 
 def _adamw(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), fused where this torch can on this device."""
-    betas, eps = (training.beta1, training.beta2), 1e-8
-    try:
-        return torch.optim.AdamW(groups, lr=training.lr, betas=betas, eps=eps, fused=True)
-    except RuntimeError:  # torch < 2.4 has no fused AdamW on CPU
-        return torch.optim.AdamW(groups, lr=training.lr, betas=betas, eps=eps)
+    """AdamW (Loshchilov & Hutter 2019), fused where this torch can on the parameters' device."""
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    fused = on_gpu or TORCH >= (2, 4)  # before, not on a CPU
+    return torch.optim.AdamW(groups, lr=training.lr, betas=(training.beta1, training.beta2), fused=fused)
 
 
 def _lion(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
@@ -77,7 +79,8 @@ def _adafactor(groups: list[dict[str, Any]], training: Training) -> torch.optim.
     """Adafactor (Shazeer & Stern 2018), PyTorch's own; its decay rates are its own too."""
     factory = getattr(torch.optim, "Adafactor", None)
     if factory is None:
-        raise UserError(f"optimizer=adafactor needs torch 2.5 or newer (this is {torch.__version__}). Set adamw or lion.")
+        wanted = f"needs torch 2.5 or newer (this is {torch.__version__})"
+        raise UserError(f"optimizer=adafactor {wanted}. Set optimizer=adamw or lion.")
     return factory(groups, lr=training.lr)
 
 

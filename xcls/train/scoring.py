@@ -1,4 +1,4 @@
-"""Evaluation: a model over a whole split, in fixed batches sorted by length, put back in order. Two calls are bit-equal."""
+"""Evaluation of a whole split: fixed batches sorted by length, results put back in order. Two calls are bit-equal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def no_poll() -> None:
 
 @dataclass
 class Inference:
-    """Logits [rows, C] in fp32, in the order of the rows, and the time of the batches after the first, which warms up."""
+    """Logits [rows, C] in fp32, in the order of the rows, and the time of all batches but the first, a warm-up."""
 
     logits: np.ndarray
     seconds: float

@@ -15,9 +15,13 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """While entered, notes the signals instead of dying of them. A second Ctrl-C stops at once."""
+    """While entered, notes the signals instead of dying of them; a second Ctrl-C stops at once.
 
-    def __init__(self) -> None:
+    With `at_once` a signal raises Interrupted where it arrives: for the parts of a run that have nothing to save.
+    """
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.at_once = at_once
         self.requested: str | None = None
         self._before: dict[int, Any] = {}
 
@@ -38,6 +42,8 @@ class StopSignals:
         if name == "SIGINT" and self.requested == "SIGINT":
             raise KeyboardInterrupt
         self.requested = name
+        if self.at_once:
+            self.check()
 
     def check(self) -> None:
         """Raises Interrupted where a signal has come."""

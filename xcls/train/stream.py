@@ -76,7 +76,7 @@ def on_device(batch: Batch, size: int | None, amp: Amp) -> Iterator[dict[str, Te
 
 
 def real_and_padded(batch: Batch, size: int | None) -> tuple[int, int]:
-    """Numbers of real tokens and of computed positions of a batch on the CPU, split into micro-batches of `size` rows."""
+    """Numbers of real tokens and of computed positions of a batch on the CPU, in micro-batches of `size` rows."""
     lengths = batch["attention_mask"].sum(1)
     padded = sum(int(part.max()) * len(part) for part in lengths.split(size or len(lengths)))
     return int(lengths.sum()), padded

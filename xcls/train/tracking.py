@@ -29,7 +29,7 @@ class Tracker:
     ) -> str | None:
         """Begins a run, or goes on with `run_id`. Returns its id, None where tracking is off or failed.
 
-        Offline, going on is a new segment under the same id: `wandb sync` appends it. So the step is a field of our own.
+        Offline, going on is a new segment under the same id, which `wandb sync` appends. So the step is our own field.
         """
         if self.settings.mode == "disabled":
             return run_id
@@ -87,7 +87,7 @@ class Tracker:
             self._attempt(lambda: run.finish(exit_code=exit_code), FINISH_SECONDS)
 
     def _attempt(self, action: Callable[[], Any], seconds: float | None = None) -> Any:
-        """Runs `action`; an error, or more than `seconds`, is a warning and ends tracking. Returns its result or None."""
+        """Runs `action`; an error, or more than `seconds`, is a warning and ends tracking. Returns its result."""
         results: list[Any] = []
         errors: list[BaseException] = []
 
@@ -108,6 +108,7 @@ class Tracker:
         if errors:
             self.run = None
             reason = str(errors[0]).strip().splitlines() or [""]
-            self.warn(f"W&B: {type(errors[0]).__name__}: {reason[0][:200]}. Training goes on; all numbers are in metrics.csv.")
+            what = f"{type(errors[0]).__name__}: {reason[0][:200]}"
+            self.warn(f"W&B: {what}. Training goes on; all numbers are in metrics.csv.")
             return None
         return results[0] if results else None

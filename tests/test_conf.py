@@ -1,0 +1,82 @@
+"""Every YAML of conf/ composes, binds to the signature of its target and builds; every experiment runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from tests.conftest import ROOT, Project
+from xcls.build import make_classifier
+from xcls.schema import Config, check, flatten
+from xcls.signature import check_node, parameters
+
+GROUPS = sorted(p.name for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name not in ("hydra", "experiment"))
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> Config:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        tree = compose("config", overrides=list(overrides))
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(tree, resolve=True)))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
+def test_every_option_composes_and_is_possible(group: str, option: str) -> None:
+    config = composed(f"{group}={option}")
+    assert check(config) is None
+    if group not in ("mode",):
+        assert yaml.safe_load((ROOT / "conf" / group / f"{option}.yaml").read_text()).keys() <= set(flatten_node(config, group))
+
+
+def flatten_node(config: Config, group: str) -> dict:
+    value = getattr(config, group)
+    return value if isinstance(value, dict) else vars(value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda p: p.relative_to(ROOT / "conf").as_posix())
+def test_every_target_exists(path: Path) -> None:
+    targets = [v for k, v in flatten(yaml.safe_load(path.read_text()) or {}).items() if k.split(".")[-1] == "_target_"]
+    if path.parent.name in ("attention", "position"):
+        assert len(targets) == 1
+    for target in targets:
+        assert parameters(target) is not None, target
+
+
+@pytest.mark.parametrize("group", ["attention", "position"])
+def test_a_yaml_names_every_hyperparameter(group: str) -> None:
+    given = {"attention": {"num_heads", "head_dim", "layer", "seed"}, "position": {"embed_dim", "num_heads", "head_dim", "num_layers", "seq_len"}}[group]
+    for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
+        node = yaml.safe_load(path.read_text())
+        assert set(node) - {"_target_", "name"} == set(parameters(node["_target_"])) - given, path
+        check_node(group, node, ("name", *given))
+
+
+@pytest.mark.parametrize("attention", sorted(p.stem for p in (ROOT / "conf" / "attention").glob("*.yaml")))
+@pytest.mark.parametrize("position", sorted(p.stem for p in (ROOT / "conf" / "position").glob("*.yaml")))
+def test_every_pair_builds_and_trains_a_step(attention: str, position: str) -> None:
+    config = composed(f"attention={attention}", f"position={position}", "size.width=16", "size.num_heads=2", "size.feed_forward=16", "seq_len=16")
+    torch.manual_seed(0)
+    model = make_classifier(config, vocab_size=30, classes=["a", "b"])
+    ids, real = torch.randint(5, 30, (2, 11)), torch.ones(2, 11, dtype=torch.bool)
+    real[1, 7:] = False
+    logits = model(ids, real)
+    logits.sum().backward()
+    assert logits.shape == (2, 2) and logits.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_two_steps(project: Project, experiment: str) -> None:
+    words = [f"experiment={experiment}", "hydra.mode=RUN", "sweep=try", "seed=0", "finetuning.max_steps=2", "pretraining.max_steps=2", "dataset.limit=60"]
+    result = project.run(*words)
+    assert result.returncode == 0, result.stderr[-2000:]
+    records = [json.loads(p.read_text()) for p in project.folder.glob("multirun/try/*/*/record.json")]
+    fine = [r for r in records if r["mode"] == "finetune"]
+    assert len(fine) == 1 and fine[0]["status"] == "completed" and fine[0]["step"] == 2

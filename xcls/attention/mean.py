@@ -1,0 +1,35 @@
+"""The mean of the values over all allowed tokens: attention that looks at nothing. A control.
+
+What a mechanism gains over it is what attending gains over a bag of words. As kernel attention with one feature that is
+always 1, it takes masks in linear time where others do, and a relative bias as weights.
+Letters: B batch, H heads, N tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from xcls.attention.base import zero_padding
+from xcls.attention.kernel import FeatureMap, KernelAttention
+
+
+class One(FeatureMap):
+    """phi(x) = 1."""
+
+    def queries(self, q: Tensor) -> Tensor:
+        """[B, H, N, D] -> [B, H, N, 1]."""
+        return q.new_ones(*q.shape[:3], 1)
+
+    def keys(self, k: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        """[B, H, N, D] -> [B, H, N, 1], zero in pads."""
+        return zero_padding(self.queries(k), key_padding_mask)
+
+
+class Mean(KernelAttention):
+    """The mean of the values; the caller builds no projections for q and k, which are not read."""
+
+    reads_qk = False
+
+    def feature_map(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> One:
+        """Always the same."""
+        return One()

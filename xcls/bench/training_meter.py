@@ -1,0 +1,104 @@
+"""The clock within a training: it lets a segment of steps pass when told to, and tells what the segment took.
+
+A segment ends with a step of the optimizer, for whoever calls it: the same clock for every training.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import nullcontext
+from typing import Any, Callable, TextIO
+
+import torch
+from torch import Tensor
+
+from xcls.bench.machine import counter, matmul_rate, synchronizer
+from xcls.train.cost import MemoryGauge
+
+COUNT, WARM, TIME, PARTS, PEAK = "count", "warm", "time", "parts", "peak"  # what a training is told to do next
+DATA, FORWARD, BACKWARD, OPTIMIZER, REST = "data", "forward", "backward", "optimizer", "rest"
+Emit = Callable[[str, dict[str, Any]], None]
+
+
+class Enough(Exception):
+    """The training has been told to stop."""
+
+
+class Meter:
+    """Between segments it waits for the next word on `words` and stops the clock; within one it counts tokens.
+
+    Parts of a step are timed only in a segment of its own, since a GPU must be waited for at each of them.
+    """
+
+    def __init__(self, *, words: TextIO, emit: Emit, device: str, dtype: str) -> None:
+        self.words, self.emit, self.device, self.dtype = words, emit, device, dtype
+        self.wait_for_device = synchronizer(device)
+        self.word = WARM
+        self.start_memory()
+
+    def start_memory(self) -> None:
+        """From here on, memory counts: call it when the code is loaded, before the model is made."""
+        self.gauge = MemoryGauge(torch.device(self.device))
+
+    def begin(self) -> None:
+        """Waits for the word, then starts the clock of a segment. Raises Enough when there are no more words."""
+        while True:
+            line = self.words.readline()
+            if not line:
+                raise Enough
+            self.word = json.loads(line)["word"]
+            if self.word != PEAK:
+                break
+            self.emit("peak", {"flops_per_s": matmul_rate(self.dtype, self.device)})
+        self.real: list[Tensor | int] = []
+        self.computed = self.steps = 0
+        self.parts: dict[str, float] = {}
+        self.open: str | None = None
+        self.counting = counter() if self.word == COUNT else nullcontext()
+        self.wait_for_device()
+        self.enter(REST)
+        self.began = time.perf_counter()
+        self.counting.__enter__()
+
+    def end(self) -> None:
+        """A segment is over: tells what it took, and waits for the next."""
+        self.counting.__exit__(None, None, None)
+        self.wait_for_device()
+        seconds = time.perf_counter() - self.began
+        self.enter(None)
+        self.gauge.pause()  # keeps the peak
+        gpu, resident = self.gauge.peaks["max_gpu_mem_MiB"], self.gauge.peaks["rss_growth_MiB"]
+        self.emit("segment", {
+            "word": self.word, "seconds": seconds, "steps": self.steps, "tokens": int(sum(self.real)),
+            "computed": self.computed, "parts": self.parts, "memory_MiB": gpu if self.device == "cuda" else resident,
+            "flops": self.counting.get_total_flops() if self.word == COUNT else None,
+        })  # fmt: skip
+        self.begin()
+
+    def batch(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """Counts the real tokens and computed positions of a batch, both [B, N], without waiting for the device."""
+        self.real.append(input_ids.numel() if attention_mask is None else attention_mask.sum())
+        self.computed += input_ids.numel()
+
+    def enter(self, part: str | None) -> None:
+        """From here on, time belongs to `part`."""
+        if self.word != PARTS:
+            return
+        self.wait_for_device()
+        now = time.perf_counter()
+        if self.open is not None:
+            self.parts[self.open] = self.parts.get(self.open, 0.0) + now - self.entered
+        self.open, self.entered = part, now
+
+    def watch(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Makes a segment of every so many steps of `optimizer`, and times them."""
+
+        def after() -> None:
+            self.enter(REST)
+            self.steps += 1
+            if self.steps == steps:
+                self.end()
+
+        optimizer.register_step_pre_hook(lambda _, args, settings: self.enter(OPTIMIZER))
+        optimizer.register_step_post_hook(lambda _, args, settings: after())
