@@ -142,7 +142,8 @@ class Bench:
     """mode=bench: which mechanisms are measured, at which lengths and dtypes, and how often.
 
     `attentions` are files of conf/attention, each with changes if need be (`"reformer:num_hashes=4"`); `references`
-    are those of them that the others are compared with. `seconds` is the time for one length and dtype.
+    are those of them that the others are compared with. `seconds` is the time for one length and dtype. `stages`, `steps_per_segment` and `attention_dropout` are of
+    what=training alone, which takes sizes, text and recipes from the run's own configuration.
     """
 
     name: str = "attention"

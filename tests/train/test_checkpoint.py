@@ -58,7 +58,7 @@ def test_a_stranger_s_checkpoint_runs_no_code(tmp_path: Path) -> None:
             return os.system, (f"touch {tmp_path}/owned",)
 
     write_checkpoint(tmp_path / "x.pt", {"model": Evil()})
-    with pytest.raises(DamagedCheckpoint, match="cannot be read"):
+    with pytest.raises(DamagedCheckpoint, match="something else than tensors"):
         read_checkpoint(tmp_path / "x.pt")
     assert not (tmp_path / "owned").exists()
 

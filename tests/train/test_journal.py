@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,16 @@ def test_how_a_run_ends(error: BaseException | None, status: str, cause: str | N
     assert (lines[-1]["event"], lines[-1]["status"]) == ("end", status)
     assert (tmp_path / "logs" / "traceback.txt").exists() == (error is not None)
     assert "start" in (tmp_path / "logs" / "run.log").read_text(encoding="utf-8")
+
+
+def test_a_signal_outside_the_loop_is_swallowed_by_nobody(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted), make_journal(tmp_path):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            pytest.fail("taken for an error")
+    assert (read_record(tmp_path).status, read_record(tmp_path).cause) == ("interrupted", "stopped by SIGTERM")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_metrics_are_whole_and_checked(tmp_path: Path) -> None:

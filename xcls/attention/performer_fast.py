@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from xcls.attention.base import full_dtype
 
-CACHED = 2**18  # features of a block on a CPU: 1 MiB in fp32, so that two cores have it in their second-level caches
+CACHED = 2**20  # features of a block on a CPU: 4 MiB in fp32, which stay in the cache that cores share
 LARGE = 2**26  # elsewhere, where a block should fill the machine and not fit its cache
 NEVER = -1e30  # log t of a feature that no key has: finite, so that a row of them has a softmax
 

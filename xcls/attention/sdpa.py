@@ -20,6 +20,8 @@ from xcls.attention.base import (
 )
 from xcls.attention.sdpa_blocks import AttendRows, Rows
 
+LARGEST_BLOCK = 2**22  # scores of a block of rows: 16 MiB in fp32
+
 
 def softmax_rows(
     q: Tensor, k: Tensor, v: Tensor, *, blocked: Tensor | None = None, bias: Tensor | None = None
@@ -84,7 +86,13 @@ def in_blocks(
     relative_bias: Tensor | None,
     block_size: int,
 ) -> Tensor:
-    """`softmax_rows` for all rows, a block at a time: q, k, v [B, H, N, D], attn_mask [1|B, 1|H, N, N]."""
+    """`softmax_rows` for all rows, a block at a time: q, k, v [B, H, N, D], attn_mask [1|B, 1|H, N, N].
+
+    A block has `block_size` rows, or fewer where its scores would be a buffer that the C library hands back to the
+    system each time: page faults then cost more than the products do.
+    """
+    most = LARGEST_BLOCK if q.device.type == "cpu" else 2**27
+    block_size = min(block_size, max(16, most // (q.shape[0] * q.shape[1] * q.shape[2])))
     dtype = product_dtype(q)
     headroom = 16.0 if dtype == torch.float16 else 1.0
     rows = Rows(key_padding_mask, attn_mask, headroom, block_size)

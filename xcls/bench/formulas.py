@@ -125,7 +125,7 @@ def module_work(attention: nn.Module, shape: Shape) -> dict[str, Work] | None:
     if core is None:
         return None
     width, tokens = shape.heads * shape.head_dim, shape.batch * shape.length
-    count = 3 if attention.ties_qk else 4
+    count = 4 - attention.ties_qk - 2 * (not attention.reads_qk)
     projection = Work(2.0 * tokens * width**2, float(shape.itemsize) * (2 * tokens * width + width**2))
     once = Work(count * projection.flops, count * projection.bytes)
     return {"inference": core["inference"] + once, "training": core["training"] + once + once + once}

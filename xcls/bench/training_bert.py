@@ -124,7 +124,7 @@ def make_arguments(recipe: Recipe, grouped: bool, folder: Path) -> Any:
 
 def make_trainer(recipe: Recipe, contender: Contender, meter: Meter, folder: Path) -> Any:
     """transformers' Trainer on the meter's clock."""
-    from transformers import Trainer, TrainerCallback
+    from transformers import Trainer
 
     class TimedTrainer(Trainer):
         """Tells the meter of every batch."""

@@ -128,7 +128,7 @@ def plan_training(
             for attention in IMPLEMENTATIONS
         ]
     elif settings.others:
-        notes.append(f"Ours alone: transformers with its Trainer (accelerate) is not installed. {INSTALL} accelerate")
+        notes.append(f"Ours alone: transformers with its Trainer (accelerate) is not installed. {INSTALL}")
     contenders = {}
     for stage in settings.stages:
         grouped = getattr(config, STAGES[stage]).group_by_length
@@ -144,7 +144,7 @@ def plan_training(
 
 
 def make_recipe(config: Config, stage: str, *, device: str, dtype: str, texts: TextFiles) -> Recipe:
-    """What the run's configuration says about a stage. The process's length is the bench's: no evaluation, no end."""
+    """What the run's configuration says about a stage. How long it trains is the bench's matter."""
     settings = config.bench
     return Recipe(
         stage=stage, size=config.size, head=config.head, masking=config.masking,

@@ -136,7 +136,7 @@ def report(rows: Sequence[Row], peaks: dict[str, float]) -> str:
     done = [row for row in rows if row.get("tokens_per_s")]
     if done:
         blocks.append("## Training, data loading included\n\n" + markdown(SPEED, done))
-        note = "Padding, memory and peak as above; backward includes clipping, rest is moving, scheduling and logging."
+        note = "backward includes clipping; rest is moving to the device, checks and logging."
         blocks.append(f"### Where a step's time goes (a segment of its own)\n\n{markdown(TIMES, done)}\n\n{note}")
     for dtype, peak in peaks.items():
         blocks.append(

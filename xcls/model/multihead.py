@@ -15,8 +15,9 @@ Rotate = Callable[[Tensor], Tensor]
 class MultiHeadAttention(nn.Module):
     """Projects to heads, applies the mechanism, merges the heads, projects back (Vaswani et al. 2017, 3.2.2).
 
-    A mechanism that ties q and k gets no key projection, so that parameter counts are true. There is no dropout on
-    attention probabilities: linear and hashed attention have no such matrix, and one recipe must fit all of them.
+    A mechanism that ties q and k gets no key projection, and one that reads neither gets none at all, so that parameter
+    counts are true. There is no dropout on attention probabilities: linear and hashed attention have no such matrix,
+    and one recipe must fit all of them.
     """
 
     def __init__(self, *, embed_dim: int, num_heads: int, attention: Attention) -> None:
@@ -25,8 +26,8 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"num_heads={num_heads} must divide embed_dim={embed_dim}")
         self.num_heads = num_heads
         self.attention = attention
-        self.q_proj = nn.Linear(embed_dim, embed_dim)
-        self.k_proj = None if attention.ties_qk else nn.Linear(embed_dim, embed_dim)
+        self.q_proj = nn.Linear(embed_dim, embed_dim) if attention.reads_qk else None
+        self.k_proj = nn.Linear(embed_dim, embed_dim) if attention.reads_qk and not attention.ties_qk else None
         self.v_proj = nn.Linear(embed_dim, embed_dim)
         self.out_proj = nn.Linear(embed_dim, embed_dim)
 
@@ -45,10 +46,12 @@ class MultiHeadAttention(nn.Module):
         `relative_bias` [H, 2W+1] is this layer's; `rotate` maps [B, H, N, D] to the same shape; `context` is shared by
         the layers of one forward pass.
         """
-        q = self._split(self.q_proj(x))
         v = self._split(self.v_proj(x))
+        q = v if self.q_proj is None else self._split(self.q_proj(x))
         rotate_here = None if self.attention.wants_unrotated else rotate
-        if self.k_proj is None:
+        if self.q_proj is None:
+            k = v
+        elif self.k_proj is None:
             q = k = q if rotate_here is None else rotate_here(q)
         else:
             k = self._split(self.k_proj(x))

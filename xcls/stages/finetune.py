@@ -24,7 +24,7 @@ from xcls.train.metrics import Scores, scores, softmax
 from xcls.train.precision import Precision
 from xcls.train.randomness import seed_everything
 from xcls.train.scoring import Inference, classify, no_poll
-from xcls.train.stream import Batch, Stream
+from xcls.train.stream import Batch, Stream, width_multiple
 
 
 def classification_loss(model: TextClassifier, batch: Batch) -> Tensor:
@@ -63,7 +63,7 @@ def score_split(
     model: TextClassifier, rows: Labelled, *, size: int, amp: Amp, poll: Callable[[], None] = no_poll
 ) -> Inference:
     """Logits of one split, `size` rows at once; `poll` runs between batches and may raise to stop."""
-    maker = ClassBatches(encoded=rows.encoded, labels=rows.labels)
+    maker = ClassBatches(encoded=rows.encoded, labels=rows.labels, multiple=width_multiple(model.encoder.seq_len))
     return classify(model, maker, rows.encoded.lengths, batch_size=size, amp=amp, poll=poll)
 
 
@@ -91,8 +91,9 @@ def finetune(
     payload = interrupted_run(journal, resume=resume, keep=training.keep)
     if payload is None and parent is not None:
         start_from(model, parent, data.classes, journal)
+    multiple = width_multiple(model.encoder.seq_len)
     stream = Stream(
-        maker=ClassBatches(encoded=data.train.encoded, labels=data.train.labels),
+        maker=ClassBatches(encoded=data.train.encoded, labels=data.train.labels, multiple=multiple),
         lengths=data.train.encoded.lengths,
         batch_size=training.batch_size,
         seed=seed,

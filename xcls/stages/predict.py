@@ -21,6 +21,7 @@ from xcls.train.amp import Amp
 from xcls.train.metrics import softmax
 from xcls.train.precision import Precision
 from xcls.train.scoring import classify
+from xcls.train.stream import width_multiple
 
 
 def documents(source: Path, text: list[str]) -> tuple[list[str], list[str]]:
@@ -74,7 +75,8 @@ def predict(
     model.to(amp.device)
     model.load_state_dict(checkpoint["model"])
     encoded = encode(found, from_json(checkpoint["tokenizer"]), seq_len=seq_len, truncate=truncate, what=str(source))
-    maker = ClassBatches(encoded=encoded, labels=np.zeros(len(found), np.int64))
+    labels = np.zeros(len(found), np.int64)
+    maker = ClassBatches(encoded=encoded, labels=labels, multiple=width_multiple(seq_len))
     probabilities = softmax(classify(model, maker, encoded.lengths, batch_size=eval_batch_size, amp=amp).logits)
     names = np.asarray(checkpoint["classes"], dtype=object)
     columns = {"row": places, "prediction": names[probabilities.argmax(axis=1)]}

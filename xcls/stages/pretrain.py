@@ -18,7 +18,7 @@ from xcls.train.loop import Loop, Scores
 from xcls.train.precision import Precision
 from xcls.train.randomness import seed_everything
 from xcls.train.scoring import masked_loss
-from xcls.train.stream import Batch, Stream
+from xcls.train.stream import Batch, Stream, width_multiple
 
 VALIDATION_SEED = 0  # the validation masks of every run are the same, whatever its seed
 
@@ -49,6 +49,7 @@ def pretrain(
     amp = place(model, hardware=hardware, precision=precision, journal=journal)
     note_data(journal, data)
     common = {"vocab_size": tokenizer.vocab_size, "continues": tokenizer.continues}
+    common["multiple"] = width_multiple(model.encoder.seq_len)
     maker = MaskedBatches(encoded=data.train, masking=masking, seed=seed, **common)
     held_out = MaskedBatches(encoded=data.validation, masking=masking, seed=VALIDATION_SEED, **common)
     stream = Stream(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -22,7 +23,6 @@ from xcls.schema import UserError
 FORMAT = 1
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64
-END_OF_ARCHIVE = b"PK\x05\x06"  # the last 22 bytes of a zip without comment begin so
 STEP_FILE = re.compile(r"ckpt_step(\d{8,})\.pt")
 
 
@@ -55,8 +55,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{path} is damaged or cut short: its checksum does not match.")
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DamagedCheckpoint(f"{path} cannot be read: {error}") from error
+    except (pickle.UnpicklingError, EOFError) as error:  # not what memory or the disk refuse: that is no damage
+        raise DamagedCheckpoint(f"{path} holds something else than tensors and plain types: {error}") from error
     version = payload.get("format") if isinstance(payload, dict) else None
     if not isinstance(version, int):
         raise DamagedCheckpoint(f"{path} is not a checkpoint of xcls: it names no format.")

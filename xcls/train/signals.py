@@ -10,8 +10,11 @@ from typing import Any
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # Ctrl-C, a time limit, Slurm, Colab, a spot machine
 
 
-class Interrupted(Exception):
-    """The run was asked to stop and has saved its state; `resume=true` goes on from there."""
+class Interrupted(BaseException):
+    """The run was asked to stop; `resume=true` goes on from its last checkpoint.
+
+    Like KeyboardInterrupt no Exception: it may come anywhere, and nobody who handles errors may swallow it.
+    """
 
 
 class StopSignals:

@@ -14,6 +14,12 @@ from xcls.data.batching import Batches, Pass, batches, micro_batches
 from xcls.train.amp import Amp, to_device
 
 Batch = dict[str, Tensor]
+MULTIPLE = 8  # widths of batches: ever new ones cost kernels and fragment memory, and GPUs like eights
+
+
+def width_multiple(seq_len: int) -> int:
+    """What a batch's width is rounded up to, for a maker: 1 where rounding could pass `seq_len`."""
+    return MULTIPLE if seq_len % MULTIPLE == 0 else 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def batches_from(stream: Stream, *, step: int, total: int, workers: int) -> Iter
 
 def on_device(batch: Batch, size: int | None, amp: Amp) -> Iterator[dict[str, Tensor | None]]:
     """The micro-batches of at most `size` rows on the device; `attention_mask` is None where nothing is padded."""
-    for micro in micro_batches(batch, size):
+    for micro in micro_batches(batch, size, multiple=MULTIPLE):
         if bool(micro["attention_mask"].all()):
             micro["attention_mask"] = None
         yield {name: to_device(tensor, amp.device) for name, tensor in micro.items()}
@@ -77,6 +83,7 @@ def on_device(batch: Batch, size: int | None, amp: Amp) -> Iterator[dict[str, Te
 
 def real_and_padded(batch: Batch, size: int | None) -> tuple[int, int]:
     """Numbers of real tokens and of computed positions of a batch on the CPU, in micro-batches of `size` rows."""
-    lengths = batch["attention_mask"].sum(1)
-    padded = sum(int(part.max()) * len(part) for part in lengths.split(size or len(lengths)))
-    return int(lengths.sum()), padded
+    lengths, width = batch["attention_mask"].sum(1), batch["input_ids"].shape[1]
+    parts = lengths.split(size or len(lengths))
+    widths = [min(-(-int(part.max()) // MULTIPLE) * MULTIPLE, width) for part in parts]
+    return int(lengths.sum()), sum(wide * len(part) for wide, part in zip(widths, parts))

@@ -94,7 +94,7 @@ class Tracker:
         def run() -> None:
             try:
                 results.append(action())
-            except BaseException as error:  # wandb also raises SystemExit
+            except (Exception, SystemExit) as error:  # wandb raises the latter too
                 errors.append(error)
 
         if seconds is None:
