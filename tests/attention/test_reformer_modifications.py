@@ -152,7 +152,7 @@ def test_trained_rotations_learn_to_let_the_right_tokens_meet() -> None:
 def test_trained_rotations_are_not_redrawn_and_need_the_term() -> None:
     reformer = ReformerLearned(**FACTS, layer=0)
     before = reformer.rotations.detach().clone()
-    assert torch.equal(before, Reformer(**{**FACTS}, layer=0, max_buckets=64).rotations)
+    assert torch.equal(before, Reformer(**FACTS, layer=0, max_buckets=64).rotations)
     reformer.redraw(torch.Generator().manual_seed(9))
     assert torch.equal(reformer.rotations, before)
     with pytest.raises(ValueError, match="agreement=0"):

@@ -18,7 +18,7 @@ from xcls.attention.base import full_dtype, product_dtype
 from xcls.attention.cluster_layout import Layout
 from xcls.attention.cluster_plain import BLOCKED, ITSELF, ChunkPairs
 
-BLOCK = {"cpu": 2**18}  # logits of a block: what the cores' caches hold
+BLOCK = {"cpu": 2**20}  # logits of a block: what the cores' caches hold
 LARGE_BLOCK = 2**26  # on accelerators, where launches cost more than memory does
 
 
@@ -158,7 +158,7 @@ class AttendClusters(torch.autograd.Function):
 def _row_products(x: Tensor, y: Tensor) -> Tensor:
     """x and y [rows, D] -> x.y of each row [rows], in fp32 at least, with small buffers."""
     dtype = full_dtype(x)
-    parts = zip(x.split(2**12), y.split(2**12))
+    parts = zip(x.split(2**14), y.split(2**14))
     return torch.cat([torch.linalg.vecdot(a.to(dtype), b.to(dtype)) for a, b in parts])
 
 

@@ -20,7 +20,7 @@ from xcls.attention.cluster_layout import as_rows, from_rows, lay_out
 from xcls.attention.reformer_oracle import dense_lsh
 from xcls.attention.reformer_sort import lsh_buckets, sorted_rows
 
-PART = 2**12  # rows at a time: small buffers stay in the cache, and cost no page faults
+PART = 2**14  # rows at a time: small buffers stay in the cache, and cost no page faults
 
 
 class UnitKeys(torch.autograd.Function):
@@ -162,7 +162,10 @@ class Reformer(Attention):
         rotate: Callable[[Tensor], Tensor] | None,
         context: dict | None,
     ) -> dict:
-        """Rotate and hash, in the configured order: q [B, H, N, D] -> what `lsh_attention` takes besides v and masks."""
+        """Rotate and hash, in the configured order: q [B, H, N, D] -> what `lsh_attention` takes besides v and masks.
+
+        Hashes have no gradient; codes do, where a modification has them.
+        """
         turned = q if rotate is None else rotate(q)
         with torch.autocast(q.device.type, enabled=False):
             source = zero_padding(turned if self.hash_rotated else q, key_padding_mask)

@@ -1,7 +1,8 @@
 """LSH attention with one local round: nearby tokens always meet, whatever their hashes.
 
 Local attention beside hashing is how Kitaev et al. 2020 build their models, layer by layer; here it is one of the
-rounds of each layer, and the result is the softmax over the union of all. Letters: B batch, H heads, N tokens, R rounds.
+rounds of each layer, and the result is the softmax over the union of all. Letters: B batch, H heads, N tokens,
+R rounds.
 """
 
 from __future__ import annotations

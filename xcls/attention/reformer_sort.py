@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PIECE = 2**19  # entries hashed at a time: larger buffers cost more in page faults than the products in them
+PIECE = 2**20  # entries hashed at a time: larger buffers cost more in page faults than the products in them
 
 
 def columns_in_use(
