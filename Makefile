@@ -5,10 +5,10 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow report clean lock
+.PHONY: help setup demo test test-slow report status watch clean lock mechanisms reliability
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv from the lock file (demo and test do this themselves)
 
@@ -30,6 +30,41 @@ test-slow: setup  ## the slow tests too
 
 report: setup  ## the report over everything under multirun/, pretrain/, finetune/
 	$(PY) report.py
+
+ANY_PY = $(firstword $(wildcard $(PY)) $(PYTHON))
+status:  ## where all runs stand; of one sweep: make status SWEEP=multirun/quick (exit code 1: something has failed)
+	@$(ANY_PY) -m xcls.status $(SWEEP)
+
+watch:  ## the same every few seconds, until Ctrl-C
+	@$(ANY_PY) -m xcls.status --watch -- $(SWEEP)
+
+BENCH := $(PY) run.py mode=bench
+MECHANISMS := sdpa,sdpa_fused,performer,performer_oprf,performer_sderf,performer_hyperbolic,performer_relu,performer_band,performer_band_oprf
+HASHING := reformer,"reformer:num_hashes=2","reformer:num_hashes=4",reformer_local,reformer_shared
+LENGTHS := [512,1024,4096,16384]
+TRAINED_SDPA ?= finetune/imdb_ft
+TRAINED_REFORMER ?= pretrain/trained_reformer
+ON_TRAINED := 'bench.seq_lens=[64]' 'bench.dtypes=[fp32]' bench.others=false bench.memory=false bench.rounds=1
+
+mechanisms: setup  ## measure the tables of docs/mechanisms.md anew (an hour and a half on two cores that do nothing else)
+	$(BENCH) bench=attention bench.name=attention 'bench.attentions=[sdpa,sdpa_fused,performer,reformer,"reformer:num_hashes=4"]' \
+	  'bench.seq_lens=$(LENGTHS)' 'bench.dtypes=[bf16,fp32]' bench.seconds=40 bench.error=false
+	$(BENCH) bench=attention bench.name=plain bench.allocator=plain 'bench.attentions=[sdpa,sdpa_fused,performer,reformer,"reformer:num_hashes=4"]' \
+	  'bench.seq_lens=[512]' 'bench.dtypes=[bf16,fp32]' bench.seconds=40 bench.error=false
+	$(BENCH) bench=step bench.name=gate 'bench.attentions=[sdpa,sdpa_fused,performer,reformer,"reformer:num_hashes=4"]' \
+	  'bench.seq_lens=[512]' 'bench.dtypes=[fp32,bf16]' bench.seconds=60
+	$(BENCH) bench=attention bench.name=modifications 'bench.attentions=[$(MECHANISMS),reformer,"reformer:num_hashes=2",reformer_local,reformer_shared,reformer_learned,smyrf,window,mean]' \
+	  'bench.seq_lens=[512,4096]' 'bench.dtypes=[bf16]' bench.others=false
+	[ ! -d $(TRAINED_SDPA) ] || $(BENCH) bench=attention bench.name=trained_sdpa 'bench.attentions=[$(MECHANISMS),smyrf,window,mean]' \
+	  $(ON_TRAINED) bench.trained=$(TRAINED_SDPA)
+	[ ! -d $(TRAINED_REFORMER) ] || $(BENCH) bench=attention bench.name=trained_reformer 'bench.attentions=[$(HASHING),window,mean]' \
+	  $(ON_TRAINED) bench.trained=$(TRAINED_REFORMER)
+	$(BENCH) bench=step bench.name=long 'bench.positions=[none,sin,learned,relative,rope]' 'bench.attentions=[sdpa,sdpa_fused,performer,reformer,"reformer:num_hashes=4"]' \
+	  'bench.seq_lens=[16384]' 'bench.dtypes=[bf16]' bench.rounds=1
+	$(PY) -m xcls.bench.document docs/mechanisms.md
+
+reliability: setup  ## try the faults, a thousand kills among them (a quarter of an hour), and write docs/reliability.md
+	$(PY) -m tests.faults.reliability full docs/reliability.md
 
 lock: setup  ## make requirements.lock anew (needs the network)
 	$(PY) -m pip install -q uv

@@ -8,18 +8,19 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from dataclasses import asdict
+from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
-ALLOCATOR = {  # glibc gives every large buffer back to the kernel; keeping them saves a third of a step on a CPU
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "67108864",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
-if __name__ == "__main__" and sys.platform == "linux" and not set(ALLOCATOR) & set(os.environ):
-    os.environ.update(ALLOCATOR)  # read when a process starts, so this one starts anew
+from xcls.allocator import RETAIN
+
+QUESTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")  # nothing runs
+ASKED = any(word.partition("=")[0] in QUESTIONS for word in sys.argv[1:])
+if __name__ == "__main__" and sys.platform == "linux" and not ASKED and not set(RETAIN) & set(os.environ):
+    os.environ.update(RETAIN)  # read when a process starts, so this one starts anew
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors, and `refuse` below words them
@@ -27,16 +28,23 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors, 
 import hydra  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
+from hydra.core.override_parser.types import ChoiceSweep, RangeSweep  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
+from xcls.command_line import check_words  # noqa: E402
+from xcls.outline import Outline, outlines  # noqa: E402
 from xcls.run_files import read_yaml  # noqa: E402
-from xcls.schema import Config, UserError, check, check_name, flatten, nearest, unflatten  # noqa: E402
+from xcls.schema import Config, UserError, check, check_name, check_texts, flatten, nearest, unflatten  # noqa: E402
 from xcls.signature import check_node  # noqa: E402
+from xcls.slips import check_slips  # noqa: E402
+from xcls.wording import word_hydra  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
+MOST_JOBS = 10_000  # of one sweep
 UNTYPED = ("attention", "position", "dataset.source")  # typed by the signature of their _target_
+HOMES = {"attention": "xcls.attention.", "position": "xcls.position.", "dataset.source": "xcls.data."}  # of their targets
 BUILDER_GIVES = {
     "attention": ("name", "num_heads", "head_dim", "layer", "seed"),
     "position": ("name", "embed_dim", "num_heads", "head_dim", "num_layers", "seq_len"),
@@ -121,6 +129,8 @@ def inherit(tree: dict[str, Any], parent: Path, typed: Typed, choices: dict[str,
     wrong = []
     for node in INHERITED:
         theirs = {key: value for key, value in file.items() if key == node or key.startswith(node + ".")}
+        if not theirs:
+            raise UserError(f"{parent / 'resolved_config.yaml'}: names no {node}, so it is no run of this program, or damaged.")
         ours = {key: value for key, value in values.items() if key == node or key.startswith(node + ".")}
         for key in sorted(set(theirs) | set(ours)):
             if typed.shields(key) and theirs.get(key) != ours.get(key):
@@ -166,8 +176,8 @@ def settle(cfg: DictConfig) -> tuple[Config, dict[str, str], Path | None]:
     overrides = list(hydra_config.overrides.task)
     choices = {k: v for k, v in OmegaConf.to_container(hydra_config.runtime.choices).items() if not k.startswith("hydra/")}
     typed = Typed(overrides, set(choices))
-    tree = OmegaConf.to_container(cfg, resolve=True)
     origins = {key: "the command line" for key in typed.values}
+    tree = OmegaConf.to_container(of_schema(OmegaConf.to_container(cfg, resolve=True), origins))
     folder: Path | None = None
     exp, mode = tree.get("exp"), tree.get("mode")
     if isinstance(exp, str) and mode not in ("eval", "predict"):
@@ -182,23 +192,39 @@ def settle(cfg: DictConfig) -> tuple[Config, dict[str, str], Path | None]:
         folder = find_parent(tree["pretrain"])
         tree = inherit(tree, folder, typed, choices, origins)
     config = to_typed(tree, origins)
+    for group, choice in choices.items():  # they name folders, and those of a file are as good as the file
+        if choice is not None:
+            check_name(group, str(choice))
     return config, choices, folder
+
+
+def of_schema(tree: dict[str, Any], origins: dict[str, str]) -> DictConfig:
+    """The tree with every key known and every value of its type (`exp=5` is the text '5'). Raises UserError."""
+    try:
+        check_texts(flatten(tree))
+        return OmegaConf.merge(OmegaConf.structured(Config), tree)
+    except OmegaConfBaseException as error:
+        raise UserError(word_omegaconf(error, origins)) from error
+    except UserError as error:
+        raise with_origins(error, origins) from error
 
 
 def to_typed(tree: dict[str, Any], origins: dict[str, str]) -> Config:
     """The tree as the dataclasses of the schema, with every value checked. Raises UserError naming key and origin."""
+    config = OmegaConf.to_object(of_schema(tree, origins))
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), tree))
         check(config)
         for node in UNTYPED:
             value = config.dataset.source if node == "dataset.source" else getattr(config, node)
-            check_node(node, value, BUILDER_GIVES[node])
-    except OmegaConfBaseException as error:
-        raise UserError(word_omegaconf(error, origins)) from error
+            check_node(node, value, BUILDER_GIVES[node], home=HOMES[node])
     except UserError as error:
-        lines = [line + origin_of(re.split(r"[=: ]", line, maxsplit=1)[0], origins) for line in str(error).split("\n")]
-        raise UserError("\n".join(lines)) from error
+        raise with_origins(error, origins) from error
     return config
+
+
+def with_origins(error: UserError, origins: dict[str, str]) -> UserError:
+    """The error with the place that set it behind each line's key."""
+    return UserError("\n".join(line + origin_of(re.split(r"[=: ]", line, maxsplit=1)[0], origins) for line in str(error).split("\n")))
 
 
 def origin_of(key: str, origins: dict[str, str]) -> str:
@@ -226,41 +252,15 @@ def refuse(error: Exception) -> int:
     if isinstance(error, OmegaConfBaseException):
         text = word_omegaconf(error, {})
     elif isinstance(error, HydraException):
-        text = word_hydra(error)
-    else:
+        text = word_hydra(str(error), str(error.__cause__ or ""), sys.argv[1:], ROOT / "conf")
+    elif isinstance(error, UserError):
         text = str(error)
+    elif isinstance(error, OSError):
+        text = f"{error.filename or 'a file'}: {error.strerror or error}. Check the path, and that it may be read or written."
+    else:  # out of Hydra's inside
+        text = f"this cannot be read as a configuration ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
     print(f"run.py: {text}", file=sys.stderr)
     return 2
-
-
-def known_keys() -> list[str]:
-    """Every key and group that can be typed, those of the untyped nodes read from the files of their groups."""
-    keys = [p.name for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name != "hydra"] + list(flatten(asdict(Config())))
-    for group in ("attention", "position", "dataset"):
-        for option in sorted((ROOT / "conf" / group).glob("*.yaml")):
-            keys += [f"{group}.{key}" for key in read_yaml(option)]
-    return list(dict.fromkeys(keys))
-
-
-def word_hydra(error: HydraException) -> str:
-    """Hydra's own errors in one message: the key, what is wrong, the nearest valid one, the usual slip."""
-    text = str(error).strip()
-    cause = error.__cause__
-    missing = re.search(r"Could not override '([^']+)'", text)
-    option = re.search(r"Could not find '([^'/]+(?:/[^'/]+)*)/([^'/]+)'", text)
-    if option:
-        group, name = option.groups()
-        known = sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml"))
-        return f"{group}={name}: no such option.{nearest(name, known)} There is: {', '.join(known)}."
-    if missing:
-        key = missing.group(1)
-        return f"{key}: unknown key.{nearest(key, known_keys())}"
-    if "multirun" in text.lower() or "ChoiceSweep" in text or "sweep" in text.lower():
-        return text.splitlines()[0] + " A list of values needs -m: python run.py -m …"
-    if "mismatched input" in text or "LexerNoViableAlt" in text or "extraneous input" in text or "no viable" in text:
-        return text.splitlines()[0] + "\nA list is written without blanks (seed=0,1,2), a text with blanks in quotes ('study=\"my text\"')."
-    words = [line.strip() for line in text.splitlines() if line.strip()][:2] + str(cause or "").splitlines()[:1]
-    return " ".join(dict.fromkeys(word for word in words if "hydra.cc" not in word))
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -271,25 +271,49 @@ def main(cfg: DictConfig) -> None:
         from xcls.start import start  # torch and the rest, only now
 
         code = start(config, choices, folder, command=list(HydraConfig.get().overrides.task), root=ROOT)
-    except (UserError, HydraException, OmegaConfBaseException) as fault:
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as fault:
         code = refuse(fault)
     sys.exit(code)
 
 
+def check_grid(words: list[str]) -> None:
+    """Refuses a sweep of more than MOST_JOBS jobs before Hydra lists them all. Raises UserError, HydraException."""
+    typed = [word for word in words if "=" in word and not word.startswith("-")]
+    values = [override.value() for override in OverridesParser.create().parse_overrides(typed)]
+    sizes = [len(value.list) for value in values if isinstance(value, ChoiceSweep)]
+    sizes += [sum(1 for _ in islice(value.range(), MOST_JOBS + 1)) for value in values if isinstance(value, RangeSweep)]
+    if prod(sizes) > MOST_JOBS:
+        raise UserError(f"This sweep has more than {MOST_JOBS:,} jobs. Take values out of its lists and ranges.")
+
+
+def outline(cfg: DictConfig) -> list[Outline]:
+    """For the launcher of a sweep: the run of one job, last, after the runs it needs first. Raises UserError."""
+    config, choices, folder = settle(cfg)
+    from xcls.build import Plan  # torch and the rest, only now
+
+    return outlines(Plan(config, choices, folder, list(HydraConfig.get().overrides.task), ROOT))
+
+
 def raised_by_hydra(error: Exception) -> bool:
-    """Whether `error` came out of Hydra's own code while it composed: what was typed is at fault, not this program."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = Path(trace.tb_frame.f_code.co_filename).parts if trace is not None else ()
-    return bool({"hydra", "omegaconf", "antlr4", "yaml"} & set(place))
+    """Whether `error` came up while Hydra read what was typed: that is at fault, not this program."""
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return main.__wrapped__.__code__ not in codes and not any("xcls_launcher" in code.co_filename for code in codes)
 
 
-if __name__ == "__main__":
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
+def enter(words: list[str]) -> int:
+    """Runs what was typed and gives the exit code."""
     try:
+        settings = check_slips(words, ROOT / "conf")
+        check_words(settings)
+        check_grid(settings)
+        sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
         main()
     except Exception as fault:
         if not isinstance(fault, (UserError, HydraException, OmegaConfBaseException)) and not raised_by_hydra(fault):
             raise
-        sys.exit(refuse(fault))
+        return refuse(fault)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(enter(sys.argv[1:]))

@@ -38,28 +38,43 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        """No GPU, one thread, no bars, a cache of its own."""
-        return {**os.environ, "XCLS_CACHE": str(self.folder / "cache"), "XCLS_PROGRESS": "0", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        """No GPU, one thread, no bars, a cache and device leases of its own."""
+        return {**os.environ, "XCLS_LEASES": str(self.folder / "leases"), "XCLS_CACHE": str(self.folder / "cache"), "XCLS_PROGRESS": "0", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
     def files(self) -> set[str]:
         """What the commands have made, caches aside."""
         made = {p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file() and not p.is_symlink()}
-        return {name for name in made if not name.startswith(("conf/", "xcls/", "hydra_plugins/", "cache/")) and "__pycache__" not in name}
+        return {name for name in made if not name.startswith(("conf/", "xcls/", "hydra_plugins/", "cache/", "leases/")) and "__pycache__" not in name}
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
+def make_project(folder: Path) -> Project:
     """A fresh project with `rows.csv`: 120 rows of two classes that differ in their words."""
     for name in ("conf", "xcls", "hydra_plugins"):
-        (tmp_path / name).symlink_to(ROOT / name)
+        (folder / name).symlink_to(ROOT / name)
     for name in ("run.py", "report.py"):
-        shutil.copy(ROOT / name, tmp_path / name)
+        shutil.copy(ROOT / name, folder / name)
     draw = random.Random(0)
     words = {"good": ["fine", "great", "lovely", "bright"], "bad": ["poor", "dull", "awful", "grim"]}
-    with open(tmp_path / "rows.csv", "w", newline="") as file:
+    with open(folder / "rows.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         for row in range(120):
             label = ("good", "bad")[row % 2]
             writer.writerow([f"row {row} " + " ".join(draw.choices(words[label] + ["film", "plot"], k=draw.randint(3, 20))), label])
-    return Project(tmp_path)
+    return Project(folder)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """`make_project` in the test's own folder."""
+    return make_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with complete runs `pretrain/base` and `finetune/base`, and `pretrain/written`, ready to edit. Leave it as it is."""
+    project = make_project(tmp_path_factory.mktemp("finished"))
+    for words in (["mode=pretrain", "exp=base"], ["mode=finetune", "exp=base"], ["mode=init", "exp=written"]):
+        result = project.run(*words)
+        assert result.returncode == 0, result.stderr
+    return project

@@ -88,7 +88,7 @@ def test_a_sweep_runs_once_with_its_baseline_and_reports(project: Project) -> No
 
 def test_a_job_that_fails_fails_alone(project: Project) -> None:
     result = project.run("-m", "dataset.path=rows.csv,nope.csv", "exp=sw", "finetuning.max_steps=2")
-    assert result.returncode == 1 and "1 of 2 jobs did not complete" in result.stderr and "nope.csv" in result.stderr
+    assert result.returncode == 1 and "1 of 3 jobs did not complete" in result.stderr and "nope.csv" in result.stderr
     records = [json.loads(p.read_text()) for p in project.folder.glob("multirun/sw/*/finetune-*/record.json")]
     assert [r["status"] for r in records] == ["completed"]
 

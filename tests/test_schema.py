@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xcls.schema import Config, UserError, check, check_name, flatten, unflatten
+from xcls.schema import Config, UserError, check, check_name, check_texts, flatten, unflatten
 
 
 def good() -> Config:
@@ -75,3 +75,10 @@ def test_flat_keys_come_back(tree: dict) -> None:
 def test_a_key_cannot_be_a_value_and_a_node() -> None:
     with pytest.raises(UserError, match="size"):
         unflatten({"size": 3, "size.width": 4})
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\x1b[31m", "\udcff", "\u2028", ["fine", "a\x07"], "${oc.env:HOME}", "\ufeff"])
+def test_texts_that_no_file_holds_are_refused(value: object) -> None:
+    assert check_texts({"study": "Zażółć: 🙂\ttab\nline", "dataset.extra": ["a", "b"], "seed": 1, "exp": None}) is None
+    with pytest.raises(UserError, match="study="):
+        check_texts({"study": value})

@@ -64,3 +64,18 @@ def test_a_needed_key(module: str) -> None:
         check_node("dataset.source", {"_target_": f"{module}.build"})
     with pytest.raises(UserError, match="a node with a `_target_`"):
         check_node("attention", "sdpa")
+
+
+def test_a_target_outside_its_home_is_refused(module: str) -> None:
+    with pytest.raises(UserError, match="_target_=os.system: a class of the package xcls.attention is needed"):
+        check_node("attention", {"_target_": "os.system", "command": "x"}, home="xcls.attention.")
+    assert check_node("attention", {"_target_": f"{module}.Child", "given": 1}, home="some_") is None
+
+
+@pytest.mark.parametrize("value", [{"_target_": "os.system"}, [{"_target_": "os.system"}], ["a", 1], "a"])
+def test_a_list_of_texts_holds_texts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: object) -> None:
+    (tmp_path / "some_source.py").write_text("from __future__ import annotations\nclass S:\n    def __init__(self, *, names: list[str] | None = None): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert check_node("dataset.source", {"_target_": "some_source.S", "names": ["a", "b"]}) is None
+    with pytest.raises(UserError, match="dataset.source.names="):
+        check_node("dataset.source", {"_target_": "some_source.S", "names": value})

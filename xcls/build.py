@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
@@ -18,7 +20,7 @@ from xcls.data.tokenizer import check_tokenizer, given_vocabulary
 from xcls.identity import run_folder, run_hash, run_name
 from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClassifier
-from xcls.record import Record
+from xcls.record import Record, plain
 from xcls.schema import Config, UserError, flatten
 from xcls.stages.folder import read_or_refuse
 from xcls.train.precision import Precision, resolve
@@ -33,7 +35,7 @@ def make_source(config: Config) -> Source:
     """The data set's source object. Raises UserError."""
     data = config.dataset
     try:
-        return instantiate(data.source, path=data.path, text=data.text, label=data.label, _convert_="all")
+        return instantiate(data.source, path=data.path, text=data.text, label=data.label, _convert_="all", _recursive_=False)
     except InstantiationException as error:
         raise error.__cause__ if isinstance(error.__cause__, UserError) else UserError(f"dataset.source: {error}") from error
 
@@ -42,7 +44,7 @@ def make_encoder(config: Config, *, vocab_size: int) -> Encoder:
     """The encoder of this architecture, new. The mechanisms' random features follow from the seed and the layer."""
     size, seq_len = config.size, config.seq_len
     heads = {"num_heads": size.num_heads, "head_dim": size.width // size.num_heads}
-    position = instantiate(node(config.position), embed_dim=size.width, num_layers=size.num_layers, seq_len=seq_len, **heads)
+    position = instantiate(node(config.position), embed_dim=size.width, num_layers=size.num_layers, seq_len=seq_len, **heads, _recursive_=False)
     return Encoder(
         vocab_size=vocab_size,
         seq_len=seq_len,
@@ -54,7 +56,7 @@ def make_encoder(config: Config, *, vocab_size: int) -> Encoder:
         activation=size.activation,
         dropout=size.dropout,
         position=position,
-        make_attention=lambda layer: instantiate(node(config.attention), layer=layer, seed=config.seed, **heads),
+        make_attention=lambda layer: instantiate(node(config.attention), layer=layer, seed=config.seed, **heads, _recursive_=False),
         gradient_checkpointing=config.hardware.gradient_checkpointing,
     )
 
@@ -65,14 +67,36 @@ def make_language_model(config: Config, *, vocab_size: int) -> MaskedLanguageMod
     return MaskedLanguageModel(encoder=make_encoder(config, vocab_size=vocab_size), head=head)
 
 
-def make_classifier(config: Config, *, vocab_size: int, classes: list[str]) -> TextClassifier:
-    """Encoder and classification head, new. Raises UserError where head.num_classes is not that of the data."""
+def check_architecture(config: Config) -> None:
+    """Refuses hyperparameters that the mechanism or the position encoding cannot have. Raises UserError.
+
+    One layer's worth of either is made, so that this costs little whatever the depth; the position's tables take no memory.
+    """
+    shape = {"num_heads": config.size.num_heads, "head_dim": config.size.width // config.size.num_heads}
+    group = "attention"
+    try:
+        instantiate(node(config.attention), layer=0, seed=config.seed, **shape, _recursive_=False)
+        group = "position"
+        with torch.device("meta"):
+            instantiate(node(config.position), embed_dim=config.size.width, num_layers=1, seq_len=config.seq_len, **shape, _recursive_=False)
+    except InstantiationException as error:
+        raise UserError(f"{group}: {error.__cause__ or error} (conf/{group}/ says what each setting means)") from error
+
+
+def check_head(config: Config, classes: list[str]) -> None:
+    """Refuses a head.num_classes that is not that of the data. Raises UserError."""
     head = config.head
     if head.num_classes is not None and head.num_classes != len(classes):
         raise UserError(
             f"head.num_classes={head.num_classes}: {config.dataset.name} has {len(classes)} classes "
             f"({', '.join(classes[:8])}). Leave it null, or name another data set."
         )
+
+
+def make_classifier(config: Config, *, vocab_size: int, classes: list[str]) -> TextClassifier:
+    """Encoder and classification head, new. Raises UserError where head.num_classes is not that of the data."""
+    check_head(config, classes)
+    head = config.head
     classifier = Classifier(embed_dim=config.size.width, num_classes=len(classes), pooling=head.pooling, dropout=head.dropout)
     return TextClassifier(encoder=make_encoder(config, vocab_size=vocab_size), head=classifier)
 
@@ -152,9 +176,15 @@ class Plan:
         """The splits, read and checked. Raises UserError for data that cannot be trained on."""
         return prepare(self.source, self.config.dataset)
 
-    def record(self, prepared: Prepared) -> Record:
-        """The record of this run before its first step."""
-        report = {key: value for key, value in prepared.report.items() if key != "warnings"}
+    def record(self, prepared: Prepared | None) -> Record:
+        """The record of this run before its first step; without `prepared`, of one that never read its data.
+
+        A launcher that puts several jobs on one device says so in the environment of each: XCLS_SHARED=1.
+        """
+        data: dict[str, Any] = {"name": self.config.dataset.name, "fingerprint": self.fingerprint}
+        if prepared is not None:
+            data["train_rows_hash"] = hashlib.sha256("\n".join(column(prepared.train, "id")).encode()).hexdigest()
+            data.update({key: value for key, value in prepared.report.items() if key != "warnings"})
         return Record(
             run=self.name,
             mode=self.config.mode,
@@ -165,13 +195,8 @@ class Plan:
             exp=self.config.sweep or self.config.exp,
             study=self.config.study,
             choices=self.choices,
-            config=flatten(asdict(self.config)),
-            data={
-                "name": self.config.dataset.name,
-                "fingerprint": self.fingerprint,
-                "train_rows_hash": hashlib.sha256("\n".join(column(prepared.train, "id")).encode()).hexdigest(),
-                **report,
-            },
-            device={"shared": False},
-            command=self.command,
+            config=plain(flatten(asdict(self.config))),  # without secrets, here and wherever it goes from here
+            data=data,
+            device={"shared": os.environ.get("XCLS_SHARED") == "1"},
+            command=plain(self.command),
         )

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,13 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "completed", "failed", "interrupted")
+KINDS = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}  # of the fields of a record in JSON
+SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)  # of environment variables
+SECRET_TEXT = re.compile(  # token=…, api_key=…, Bearer …, https://name:password@…, and what Hugging Face hands out
+    r"((?:token|api_?key|access_?key|secret|password|passwd)=|\bbearer )[^\s&;,/'\"]{4,}"
+    r"|(://[^/\s:@]*:)[^/\s@]+(?=@)|\bhf_[A-Za-z0-9]{16,}",
+    re.IGNORECASE,
+)
 
 
 @dataclass
@@ -48,6 +56,7 @@ class Record:
     commit: str | None = None
     wandb_id: str | None = None
     warnings: list[str] = field(default_factory=list)
+    faults: list[dict[str, Any]] = field(default_factory=list)  # survived: kind (bad_step, restart, halved), step, cause
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256, for metrics.csv and predictions.parquet
     command: list[str] = field(default_factory=list)  # the overrides that compose this run again
     started: float = 0.0  # seconds since the epoch
@@ -55,19 +64,29 @@ class Record:
     schema_version: int = SCHEMA_VERSION
 
 
+def without_secrets(text: str) -> str:
+    """`text` with `***` for every API key, token and password: those in the environment, and those that look like one."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and not value.startswith("/") and value in text and SECRET_NAME.search(name):
+            text = text.replace(value, "***")
+    return SECRET_TEXT.sub(lambda found: (found[1] or found[2] or "") + "***", text)
+
+
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: NaN and Inf become None, paths and the like strings."""
+    """`value` as JSON can hold it: NaN and Inf become None, paths and the like strings, secrets `***`."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if value is None or isinstance(value, (str, int, float, bool)):
+    if isinstance(value, str):
+        return without_secrets(value)
+    if value is None or isinstance(value, (int, float, bool)):
         return value
     if hasattr(value, "item"):  # a numpy or torch scalar
         return plain(value.item())
-    return str(value)
+    return without_secrets(str(value))
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -86,12 +105,23 @@ def write_atomic(path: Path, text: str) -> None:
 
 def write_record(record: Record, folder: Path) -> None:
     """Writes `folder/record.json`."""
-    text = json.dumps(plain(asdict(record)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    content = plain(asdict(record))
+    content["seal"] = seal(content)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomic(Path(folder) / "record.json", text)
 
 
-def read_record(folder: Path) -> Record:
-    """Reads `folder/record.json`. Raises ValueError (unreadable, a newer schema, a missing field) with the path."""
+def seal(content: dict[str, Any]) -> str:
+    """A checksum over the content of a record, by which the report sees that nobody has edited it since."""
+    sealed = {key: value for key, value in content.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+
+
+def read_record(folder: Path, *, sealed: bool = False) -> Record:
+    """Reads `folder/record.json`. Raises ValueError (unreadable, a newer schema, a missing field) with the path.
+
+    `sealed`: refuse it too where its seal does not fit; a record without one is of an older version, and accepted.
+    """
     path = Path(folder) / "record.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -99,12 +129,18 @@ def read_record(folder: Path) -> Record:
             raise ValueError("not a JSON object")
         if int(raw.get("schema_version", 0)) > SCHEMA_VERSION:
             raise ValueError(f"schema_version {raw['schema_version']} is newer than {SCHEMA_VERSION}")
+        if sealed and raw.get("seal", "") not in ("", seal(raw)):
+            raise ValueError("it was changed after the run wrote it: its seal does not fit")
         known = {item.name for item in fields(Record)}
         record = Record(**{key: value for key, value in raw.items() if key in known})
+        for item in fields(Record):
+            value, kind = getattr(record, item.name), KINDS[re.split(r"\W", str(item.type))[0]]
+            if not isinstance(value, kind) and not (value is None and "None" in str(item.type)):
+                raise ValueError(f"{item.name} must be of the type {item.type}, not {str(value)[:40]!r}")
         if record.status not in STATUSES:
             raise ValueError(f"status '{record.status}' is unknown")
         return record
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -126,5 +162,23 @@ class Events:
     def add(self, event: str, details: dict[str, Any] | None = None) -> None:
         """Appends one event (start, step, eval, checkpoint, warning, resume, failure, end) with the time."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **plain(details or {})}, ensure_ascii=False)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with open(self.path, "a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else "\n" + line  # after a line that a full disk has cut off
+            file.write((line + "\n").encode("utf-8", errors="replace"))
+
+    def standing(self) -> list[int]:
+        """The steps of the evaluations that count: all but those that a later `withdrawn` event has taken back."""
+        steps: dict[int, None] = {}
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
+            try:
+                event = json.loads(line)
+                kind, step = event["event"], event["step"]
+            except (ValueError, TypeError, KeyError):  # another kind of event, or a line that was cut off
+                continue
+            if kind == "eval":
+                steps[step] = None
+            elif kind == "withdrawn":
+                steps.pop(step, None)
+        return list(steps)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from xcls.record import Record, plain, write_atomic
+from xcls.record import Record, plain, without_secrets, write_atomic
 from xcls.schema import Config, UserError, flatten
 
 PRETRAINING = ("seed", "seq_len", "attention", "position", "size", "dataset", "tokenizer", "masking", "pretraining", "hardware", "wandb")
 BASELINE = ("seed", "study", "dataset", "baseline", "wandb")
 GROUPS = ("attention", "position", "size", "dataset", "tokenizer", "hardware", "wandb")
+MOST_BYTES, DEEPEST = 1_000_000, 20  # of a YAML file that is read
 
 
 def pretraining_values(config: Config, choices: dict[str, str]) -> dict[str, Any]:
@@ -42,27 +44,86 @@ def resolved_values(config: Config, choices: dict[str, str], precision: Any, rec
     return values
 
 
-def write_values(path: Path, values: dict[str, Any], title: str) -> None:
-    """Writes flat `values` as YAML, a blank line between nodes."""
+def yaml_text(values: dict[str, Any], title: str) -> str:
+    """Flat `values` as YAML, a blank line between nodes."""
     lines, last = [f"# {title}"], None
     for key, value in values.items():
         head = key.split(".")[0]
         if head != last:
             lines.append("")
             last = head
-        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).strip()
+        text = yaml.dump(value, Dumper=PlainDumper, default_flow_style=True, allow_unicode=True, width=10**9).strip()
         lines.append(f"{key}: {text.removesuffix('...').strip()}")
-    write_atomic(path, "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def write_values(path: Path, values: dict[str, Any], title: str) -> None:
+    """Writes flat `values` as YAML, a blank line between nodes."""
+    write_atomic(path, without_secrets(yaml_text(values, title)))
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML as a run file needs it: no key twice, no aliases (a few lines of them make gigabytes), no tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuses an alias, and what is nested deeper than any run file."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or self.depth == DEEPEST:
+            raise yaml.MarkedYAMLError(problem="aliases and deep nesting have no place here", problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+        """A mapping whose keys are texts, each once."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                raise yaml.MarkedYAMLError(problem="a key must be a text", problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' stands here twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+KINDS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
+PlainLoader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in KINDS or tag is None}
+PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag in KINDS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+class PlainDumper(yaml.SafeDumper):
+    """Writes what PlainLoader reads as the same."""
+
+
+for kind in (PlainLoader, PlainDumper):  # 1e-3, which YAML 1.1 takes for a text and Hydra for a number
+    kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as flat keys. Raises UserError where it cannot be read as a mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: a file is needed, not a folder or a device.")
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes are no run file; one has a few thousand.")
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, yaml.YAMLError) as error:  # what its constructors raise
         raise UserError(f"{path}: cannot be read as YAML: {error}") from error
     if content is None:
         content = {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict):
         raise UserError(f"{path}: 'key: value' lines are needed, not {type(content).__name__}.")
-    return flatten(content)
+    flat = flatten(content)
+    if len(flat) != _leaves(content):
+        raise UserError(f"{path}: a key stands there twice, once with dots (size.width) and once nested (size, width).")
+    return flat
+
+
+def _leaves(tree: dict[str, Any]) -> int:
+    return sum(_leaves(value) if isinstance(value, dict) else 1 for value in tree.values())

@@ -58,7 +58,7 @@ class Dataset:
     source: Any = None
     path: Optional[str] = None
     text: Any = "text"
-    label: Optional[str] = "label"
+    label: str = "label"
     limit: Optional[int] = between(None, 2)
     extra: List[str] = field(default_factory=list)
     validation: float = between(0.1, 0.001, 0.9)
@@ -127,6 +127,8 @@ class Training:
     select_by: str = one_of("macro_f1", "accuracy", "weighted_f1", "auroc", "val_loss")
     patience: Optional[int] = between(None, 1)
     redraw_every_steps: Optional[int] = between(None, 1)
+    max_bad_steps: int = between(0, 0)
+    on_nan: str = one_of("stop", "restart")
 
 
 @dataclass
@@ -164,7 +166,7 @@ class Bench:
     error: bool = True
     trained: Optional[str] = None
     compile: bool = False
-    allocator: str = one_of("inherit", "retain")
+    allocator: str = one_of("inherit", "retain", "plain")
     stages: List[str] = field(default_factory=lambda: ["finetune", "pretrain"])
     steps_per_segment: int = between(10, 1, 10_000)
     attention_dropout: float = between(0.0, 0.0, 0.95)
@@ -182,6 +184,7 @@ class Hardware:
     compile: bool = False
     workers: int = between(0, 0, 256)
     threads: Optional[int] = between(None, 1, 1024)
+    on_oom: str = one_of("stop", "halve")
 
 
 @dataclass
@@ -259,6 +262,20 @@ def check_name(key: str, value: str) -> None:
         )
 
 
+UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+
+
+def check_texts(flat: dict[str, Any]) -> None:
+    """Refuses texts that a run's files cannot hold (control characters, half characters), and `${`. Raises UserError."""
+    for key, value in flat.items():
+        for text in (key, *(value if isinstance(value, list) else [value])):
+            if UNWRITABLE.search(str(text)):
+                shown = repr(f"{key}={text}")[1:-1]
+                raise UserError(f"{shown}: control characters, or bytes that are no UTF-8. Write it without them.")
+            if "${" in str(text):
+                raise UserError(f"{key}={text}: '${{' is for conf/ and the command line; a run file holds plain values.")
+
+
 def check(config: Config) -> None:
     """Refuses an impossible configuration. Raises UserError with one line per fault.
 
@@ -282,8 +299,9 @@ def check(config: Config) -> None:
         wrong.append(f"pretraining.select_by={config.pretraining.select_by}: pretraining selects by val_loss alone.")
     if wrong:
         raise UserError("\n".join(wrong))
-    if config.exp is not None:
-        check_name("exp", config.exp)
+    for key in ("exp", "sweep"):  # they become folders
+        if getattr(config, key) is not None:
+            check_name(key, getattr(config, key))
 
 
 Flat = Dict[str, Union[str, int, float, bool, None, List[Any]]]

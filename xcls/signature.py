@@ -33,6 +33,8 @@ class Parameter:
 
 def _source_of(module: str) -> Path | None:
     """The file of a module, found without importing the module itself."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        return None
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -81,7 +83,7 @@ def parameters(target: str) -> dict[str, Parameter] | None:
 
 
 def fits(value: Any, annotation: ast.expr | None) -> bool:
-    """Whether `value` is of the annotated type; an annotation that is not plain accepts everything."""
+    """Whether `value` is of the annotated type; an annotation that is not plain accepts every plain value."""
     if annotation is None:
         return True
     if isinstance(annotation, ast.Constant) and annotation.value is None:
@@ -94,6 +96,8 @@ def fits(value: Any, annotation: ast.expr | None) -> bool:
             return value in _choices(annotation)
         if name == "Optional":
             return value is None or fits(value, annotation.slice)
+        if name == "list":
+            return isinstance(value, (list, tuple)) and all(fits(item, annotation.slice) for item in value)
         annotation = annotation.value
     if isinstance(annotation, ast.Name) and annotation.id in PLAIN:
         if isinstance(value, bool) and annotation.id != "bool":
@@ -107,14 +111,17 @@ def _choices(annotation: ast.Subscript) -> tuple[Any, ...]:
     return content if isinstance(content, tuple) else (content,)
 
 
-def check_node(key: str, node: Any, given: tuple[str, ...] = ("name",)) -> None:
+def check_node(key: str, node: Any, given: tuple[str, ...] = ("name",), *, home: str = "") -> None:
     """Refuses a node whose keys are not the keywords of its `_target_`, or whose values are not of their types.
 
-    `given`: names in `node` that are not for the constructor, or that the builder itself passes.
+    `given`: names in `node` that are not for the constructor, or that the builder itself passes. `home`: the package
+    that the target must be in, since a configuration file from a stranger must not name just any function to call.
     Raises UserError naming the key, what is wrong and the nearest valid one.
     """
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise UserError(f"{key}: a node with a `_target_` is needed (a file of conf/{key.split('.')[0]}/), not {node!r}.")
+    if not node["_target_"].startswith(home):
+        raise UserError(f"{key}._target_={node['_target_']}: a class of the package {home.rstrip('.')} is needed.")
     known = parameters(node["_target_"])
     if known is None:
         raise UserError(f"{key}._target_={node['_target_']}: there is no such class or function.")
@@ -125,7 +132,7 @@ def check_node(key: str, node: Any, given: tuple[str, ...] = ("name",)) -> None:
         if name not in known:
             free = [n for n in known if n not in given]
             wrong.append(f"{key}.{name}: unknown key.{nearest(name, free)} {node['_target_']} takes: {', '.join(free)}.")
-        elif not fits(value, known[name].annotation):
+        elif isinstance(value, dict) or not fits(value, known[name].annotation):
             wrong.append(f"{key}.{name}={value}: {known[name].type_text} is needed.")
     missing = [n for n, p in known.items() if p.required and n not in node and n not in given]
     if missing:

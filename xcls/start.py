@@ -11,20 +11,21 @@ from typing import Any, Callable, Iterator
 
 from filelock import FileLock, Timeout
 
-from xcls.build import Plan, make_classifier, make_language_model
+from xcls.build import Plan, check_architecture, check_head, make_classifier, make_language_model
 from xcls.data.tokenizer import TextTokenizer, from_json, make_tokenizer
 from xcls.identity import run_folder
+from xcls.outline import completed_pretraining
 from xcls.record import Record, read_record
 from xcls.report.reproduce import script_for
-from xcls.run_files import baseline_values, pretraining_values, read_yaml, resolved_values, write_values
+from xcls.run_files import baseline_values, pretraining_values, resolved_values, write_values
 from xcls.schema import Config, UserError
-from xcls.stages.folder import DONE, RESUME, clear, decide, read_or_refuse
+from xcls.stages.folder import DONE, RESUME, clear, decide, read_or_refuse, refuse_twin, take_back
 from xcls.train.checkpoint import load_for_use
 from xcls.train.journal import Journal, one_line
 from xcls.train.randomness import seed_everything
 from xcls.train.signals import Interrupted
 
-OK, FAILED, INTERRUPTED = 0, 1, 130
+OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 def start(config: Config, choices: dict[str, str], folder: Path | None, *, command: list[str], root: Path) -> int:
@@ -41,6 +42,7 @@ def _init(plan: Plan) -> int:
     if not plan.config.exp:
         raise UserError("exp: mode=init needs the name of the folder to make: exp=<name>.")
     path = plan.root / "pretrain" / plan.config.exp / "config.yaml"
+    refuse_twin(path.parent)
     if path.exists():
         raise UserError(f"{path} is there already. Edit it, remove it, or choose another exp=….")
     plan.source.fingerprint()  # a path that is not there shows now
@@ -53,11 +55,14 @@ def _init(plan: Plan) -> int:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the run's folder against a second process; a dead owner holds nothing. Raises UserError."""
+    """Holds the run's folder against a second process; a dead owner holds nothing. Raises UserError.
+
+    Where one run makes another that several may need (XCLS_WAIT=1), the second process waits for the first instead.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(str(folder / ".lock"))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if os.environ.get("XCLS_WAIT") == "1" else 1)  # 1 s: `make status` looks at it for an instant
     except Timeout as error:
         raise UserError(f"{folder} is being run by another process. Wait for it, or choose another exp=….") from error
     try:
@@ -75,13 +80,16 @@ def _train(plan: Plan) -> int:
         assert record is not None
         print(f"{_shown(plan)}: nothing to do, it is {record.status}" + (f" ({record.cause})" if record.cause else ""))
         return OK if record.status == "completed" else FAILED
+    if config.mode != "baseline":
+        check_architecture(config)
     prepared = plan.data()
     if config.mode == "finetune":
-        make_classifier(config, vocab_size=8, classes=prepared.classes)  # the head fits the data, or we stop here
-        if config.sweep is not None:
+        check_head(config, prepared.classes)
+        if config.sweep is not None and os.environ.get("XCLS_BASELINE") != "queued":  # a launcher may have a job for it
             _baseline_first(plan)
         if config.pretrain == "auto":
             plan.parent = _pretraining_first(plan)
+    kept = {path.name for path in plan.folder.iterdir()} if plan.folder.is_dir() else set()
     with _locked(plan.folder):
         state, record = decide(plan.folder, plan.digest, **how)  # another process may have been here meanwhile
         if state == DONE:
@@ -89,7 +97,12 @@ def _train(plan: Plan) -> int:
         if state != RESUME:
             clear(plan.folder)
             record = None
-        return _run_stage(plan, prepared, record)
+        try:
+            return _run_stage(plan, prepared, record)
+        except UserError:  # refused before it began to train: as if it had not been typed
+            if not any(plan.folder.glob("ckpt_*.pt")):
+                take_back(plan.folder, kept)
+            raise
 
 
 def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
@@ -98,6 +111,8 @@ def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
     record = plan.record(prepared)
     if before is not None:
         record.started, record.wandb_id, record.warnings = before.started, before.wandb_id, list(before.warnings)
+        record.device["shared"] = bool(record.device["shared"] or before.device.get("shared"))  # its costs add up over its lives
+        record.costs = {name: before.costs.get(name) for name in ("wall_seconds", "energy_wh")}
     journal = Journal(folder=folder, record=record, wandb=config.wandb)
     try:
         with journal:
@@ -118,9 +133,11 @@ def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
     except Exception as error:  # noqa: BLE001 - whatever ends a run is its cause, in the record, with the traceback in logs/
         print(f"{_shown(plan)}: failed: {one_line(error)}\n  traceback: {folder / 'logs' / 'traceback.txt'}", file=sys.stderr)
         code = FAILED
-    origin = _origin(plan)
-    (folder / "reproduce.sh").write_text(script_for(record, origin), encoding="utf-8")
-    (folder / "reproduce.sh").chmod(0o755)
+    try:
+        (folder / "reproduce.sh").write_text(script_for(record, _origins(plan)), encoding="utf-8")
+        (folder / "reproduce.sh").chmod(0o755)
+    except OSError as error:  # a full disk; how the run ended is told already
+        print(f"WARNING: {folder / 'reproduce.sh'}: {error.strerror}", file=sys.stderr)
     if code == OK:
         print(_summary(plan, record))
     return code
@@ -153,12 +170,17 @@ def _write_files(plan: Plan, record: Record) -> None:
     write_values(plan.folder / "resolved_config.yaml", values, "This run, flat and fully resolved.")
 
 
-def _origin(plan: Plan) -> Record | None:
-    """The record of the run this one started from."""
-    try:
-        return read_record(plan.parent) if plan.parent is not None else None
-    except ValueError:
-        return None
+def _origins(plan: Plan) -> list[Record]:
+    """The records of the runs this one started from, the first of the chain first."""
+    found: list[Record] = []
+    folder = plan.parent
+    while folder is not None and len(found) < 8:
+        try:
+            found.insert(0, read_record(folder))
+        except ValueError:
+            break
+        folder = plan.root / found[0].pretrain["folder"] if found[0].pretrain else None
+    return found
 
 
 def _pretrain_stage(plan: Plan, prepared: Any, tokenizer: Any, parent: Any, journal: Journal, resume: bool) -> None:
@@ -195,7 +217,8 @@ def _baseline_stage(plan: Plan, prepared: Any, tokenizer: Any, parent: Any, jour
 
 def _process(overrides: list[str], root: Path) -> int:
     """Runs run.py in a process of its own (its memory is not ours) and gives its exit code."""
-    return subprocess.run([sys.executable, str(root / "run.py"), *overrides], check=False).returncode
+    command = [sys.executable, str(root / "run.py"), *overrides]
+    return subprocess.run(command, env={**os.environ, "XCLS_WAIT": "1"}, check=False).returncode
 
 
 def _baseline_first(plan: Plan) -> None:
@@ -218,14 +241,11 @@ def _pretraining_first(plan: Plan) -> Path:
     Raises RuntimeError where it did not complete.
     """
     wanted = plan.pretraining
-    for path in [*plan.root.glob("pretrain/*/record.json"), *plan.root.glob("multirun/*/*/pretrain-*/record.json")]:
-        try:
-            record = read_record(path.parent)
-        except ValueError:
-            continue
-        if record.hash == wanted.digest and record.status == "completed":
-            return path.parent
+    made = completed_pretraining(wanted)
+    if made is not None:
+        return made
     folder = wanted.folder
+    kept = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / ".making")):
         if not (folder / "record.json").is_file() or read_or_refuse(folder).status != "completed":
@@ -233,95 +253,32 @@ def _pretraining_first(plan: Plan) -> Path:
             code = _process(["mode=pretrain", f"exp={folder.name}", "resume=true"], plan.root)
             if code == INTERRUPTED:
                 raise KeyboardInterrupt
+            if code == REFUSED:
+                take_back(folder, kept)
             if code != OK:
                 raise UserError(f"{folder}: the pretraining run that pretrain=auto needs did not complete (exit code {code}).")
     return folder
 
 
 def _evaluate(plan: Plan) -> int:
-    """mode=eval: the named checkpoint on `split`, into the run's own record."""
-    from xcls.stages.evaluate import evaluate
-    from xcls.stages.texts import classification_data
+    """mode=eval."""
+    from xcls.start_finished import evaluate_run
 
-    folder, config = plan.parent, plan.config
-    assert folder is not None
-    record = read_or_refuse(folder)
-    if record.data.get("fingerprint") != plan.fingerprint:
-        raise UserError(f"The data are not those of {folder}: fingerprint {plan.fingerprint[:12]}, its own "
-                        f"{str(record.data.get('fingerprint'))[:12]}. Set dataset.path to the data it was trained on.")
-    checkpoint = load_for_use(folder, config.checkpoint)
-    tokenizer = from_json(checkpoint["tokenizer"])
-    data = classification_data(plan.data(), tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
-    model = make_classifier(config, vocab_size=tokenizer.vocab_size, classes=checkpoint["classes"])
-    scores = evaluate(
-        model=model, checkpoint=checkpoint, rows=data.split(config.split), split=config.split, folder=folder,
-        eval_batch_size=config.finetuning.eval_batch_size, hardware=config.hardware, precision=plan.precision, wandb=config.wandb,
-    )
-    print(f"{folder.name}, {config.checkpoint} checkpoint, {config.split}: " + ", ".join(
-        f"{name} {value:.4f}" for name, value in scores.items() if value is not None))
-    return OK
+    return evaluate_run(plan)
 
 
 def _predict(plan: Plan) -> int:
-    """mode=predict: classes and probabilities for the documents of a file."""
-    from xcls.data.source import as_columns
-    from xcls.stages.predict import predict
+    """mode=predict."""
+    from xcls.start_finished import predict_documents
 
-    folder, config = plan.parent, plan.config
-    assert folder is not None
-    if not config.input:
-        raise UserError("input: name the file with the documents: input=reviews.txt (one a line), .csv or .jsonl.")
-    source = Path(config.input)
-    output = Path(config.output) if config.output else source.with_name(source.stem + ".predictions.csv")
-    checkpoint = load_for_use(folder, config.checkpoint)
-    tokenizer = from_json(checkpoint["tokenizer"])
-    count = predict(
-        model=make_classifier(config, vocab_size=tokenizer.vocab_size, classes=checkpoint["classes"]), checkpoint=checkpoint,
-        source=source, output=output, text=as_columns(config.dataset.text), seq_len=config.seq_len, truncate=config.dataset.truncate,
-        eval_batch_size=config.finetuning.eval_batch_size, hardware=config.hardware, precision=plan.precision,
-    )
-    print(f"{count} documents: {output}")
-    return OK
+    return predict_documents(plan)
 
 
 def _bench(plan: Plan) -> int:
-    """mode=bench: time, memory, operations and error of mechanisms; `multirun/bench/<name>/`."""
-    from xcls.bench.run import run_bench
+    """mode=bench."""
+    from xcls.start_bench import bench  # the measuring code, which no other mode needs
 
-    settings = plan.config.bench
-    folder = plan.root / "multirun" / "bench" / (plan.config.exp or settings.name)
-    nodes = {group: {path.stem: read_yaml(path) for path in sorted((plan.root / "conf" / group).glob("*.yaml"))}
-             for group in ("attention", "position")}
-    if settings.what == "training":
-        return _bench_training(plan, nodes, folder)
-    run_bench(settings, attentions=nodes["attention"], positions=nodes["position"], device=plan.precision.device, folder=folder,
-              progress=os.environ.get("XCLS_PROGRESS") != "0", threads=plan.config.hardware.threads)
-    return OK
-
-
-def _bench_training(plan: Plan, nodes: dict[str, dict[str, Any]], folder: Path) -> int:
-    """bench=training: whole trainings on the run's own text, beside transformers'."""
-    import numpy as np
-
-    from xcls.bench.training_plan import StageText, plan_training
-    from xcls.bench.training_run import run_training_bench
-    from xcls.data.encode import encode_cached
-
-    config = plan.config
-    contenders = plan_training(config, attentions=nodes["attention"], positions=nodes["position"])
-    prepared = plan.data()
-    tokenizer = make_tokenizer(config.tokenizer, prepared.mlm_texts)
-    how, texts = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}, {}
-    if "finetune" in config.bench.stages:
-        encoded = encode_cached(list(prepared.train["text"]), tokenizer, **how, what="train")
-        texts["finetune"] = StageText(encoded, np.asarray(prepared.train["label"], np.int64), len(prepared.classes))
-    if "pretrain" in config.bench.stages:
-        texts["pretrain"] = StageText(encode_cached(prepared.mlm_texts, tokenizer, **how, what="text for MLM"))
-    run_training_bench(
-        config, contenders, texts=texts, vocab_size=tokenizer.vocab_size, continues=tokenizer.continues, device=plan.precision.device,
-        folder=folder, progress=os.environ.get("XCLS_PROGRESS") != "0", fingerprint=plan.fingerprint,
-    )
-    return OK
+    return bench(plan)
 
 
 def _shown(plan: Plan) -> str:

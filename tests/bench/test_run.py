@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from xcls.bench.process import RETAIN, allocator_settings, environment, killed_by, measure
+from xcls.allocator import RETAIN
+from xcls.bench.process import allocator_settings, environment, killed_by, measure
 from xcls.bench.run import run_bench
 from xcls.schema import Bench
 
@@ -101,11 +102,14 @@ def test_a_process_that_cannot_begin_says_why() -> None:
     assert outcome.cause == "KeyError: 'nothing'" and not outcome.killed
 
 
-def test_the_allocator_is_the_same_for_all_and_on_record() -> None:
+def test_the_allocator_is_the_same_for_all_and_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
     variables = environment("retain")
     assert {key: variables[key] for key in RETAIN} == RETAIN
     assert allocator_settings(variables).items() >= {**RETAIN, "OMP_NUM_THREADS": "1"}.items()
     assert not set(RETAIN) & set(environment("inherit")) - set(os.environ)
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
+    assert environment("inherit")["MALLOC_TOP_PAD_"] == "1"
+    assert not set(RETAIN) & set(environment("plain"))
 
 
 @pytest.mark.parametrize(("number", "words"), [(9, "out of memory"), (11, "SIGSEGV"), (250, "signal 250")])

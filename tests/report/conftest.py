@@ -140,7 +140,9 @@ def save(records: list[Record], root: Path, sweep: str = "demo") -> Path:
         score = record.metrics.get("validation", {}).get("macro_f1") or 0.0
         table = folder / "metrics.csv"
         table.write_text(
-            f"step,epoch,macro_f1,val_loss\n5,1.0,{score - 0.05},0.5\n10,2.0,{score},0.3\n", encoding="utf-8"
+            "step,epoch,macro_f1,val_loss,time_per_step,tokens_per_s\n"
+            f"5,1.0,{score - 0.05},0.5,0.2,5000\n10,2.0,{score},0.3,0.2,5000\n",
+            encoding="utf-8",
         )
         record.files = {"metrics.csv": sha256(table)}
         write_record(record, folder)

@@ -8,60 +8,21 @@ import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.report.examples import PROJECT, contents, from_yaml, records, report, rows
+from tests.report.scale import make_runs
 from xcls.report.settings import Settings
 from xcls.report.tables import FIRST
 from xcls.report.write import write_report
 from xcls.schema import UserError
 
-PROJECT = Path(__file__).parents[2]
 COLUMNS = (
     "run, mode, status, cause, dataset, attention, position, size, seq_len, seed, batch_size, "
     "dtype, device, params, macro_f1, accuracy, weighted_f1, auroc, test_macro_f1, time_per_epoch, "
     "time_per_step, tokens_per_s, max_gpu_mem_MiB, max_rss_MiB, PASS_WNF, PASS_WNF_TEST"
 ).split(", ")
-EVIL = '<script>alert("x")</script> & more'
-
-
-def records(make):
-    return [
-        *make.seeds("sdpa", (0.910, 0.912, 0.911), study="Demonstration: small"),
-        *make.seeds("performer", (0.904, 0.905, 0.906), time=7.0, memory=60.0),
-        *make.seeds("reformer", (0.85, 0.86, 0.87)),
-        make.finetune("reformer", 3, status="failed", cause="NaN in the loss at step 7", metrics={}, costs={}),
-        make.finetune("sdpa", 3, status="interrupted", cause="SIGTERM", metrics={}),
-        make.finetune("sdpa", 4, status="running", metrics={}),
-        make.baseline(0.855),
-    ]
-
-
-def report(make, root, made=None):
-    make.save(records(make) if made is None else made, root)
-    settings = Settings(runs=["multirun"], out="out", claims=from_yaml())
-    return write_report(settings, root=root)
-
-
-def from_yaml():
-    import yaml
-
-    from xcls.report.settings import claims_from
-    from xcls.schema import flatten
-
-    return claims_from(flatten(yaml.safe_load((PROJECT / "conf" / "report.yaml").read_text())["claims"]))
-
-
-def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-
-
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_results_has_the_columns_of_the_design_then_every_hyperparameter(make, tmp_path):
@@ -122,8 +83,27 @@ def test_the_same_runs_give_the_same_bytes_in_any_order(make, tmp_path):
     (two / "out" / "plots").mkdir(parents=True)
     (two / "out" / "plots" / "learning-old.png").write_bytes(b"of an earlier report")
     second = report(make, two, shuffled)
-    assert first == second and contents(one / "out") == contents(two / "out")
-    assert len(contents(one / "out")) == 9  # three CSV files, report.md, index.html, reproduce.sh, three plots
+    made = contents(one / "out")
+    assert first == second and made == contents(two / "out")
+    assert {"results.csv", "groups.csv", "wnf.csv", "report.md", "index.html", "reproduce.sh"} <= set(made)
+    assert sorted(name for name in made if name.startswith("plots/")) == [
+        "plots/learning-demo.png", "plots/quality_vs_rss_growth_MiB-demo.png", "plots/quality_vs_time_per_epoch-demo.png",
+        "plots/seeds-demo.png",
+    ]  # fmt: skip
+
+
+def test_the_order_of_the_folders_in_the_list_changes_nothing(make, tmp_path):
+    made = records(make)
+    make.save(made[:5], tmp_path, sweep="a")
+    make.save(made[5:], tmp_path, sweep="b")
+    texts = []
+    for number, runs in enumerate((["multirun/a", "multirun/b"], ["multirun/b", "multirun/a", "multirun/a"])):
+        texts.append(
+            write_report(Settings(runs=runs, out=f"out{number}"), root=tmp_path).replace(f"out{number}", "out")
+        )
+    one, two = contents(tmp_path / "out0"), contents(tmp_path / "out1")
+    differ = [name for name in one if one[name].replace(b"out0", b"out") != two[name].replace(b"out1", b"out")]
+    assert texts[0] == texts[1] and differ == [] and set(one) == set(two)
 
 
 def test_what_is_printed(make, tmp_path):
@@ -140,53 +120,48 @@ def test_what_is_printed(make, tmp_path):
     assert lines[-1].endswith("The page: out/index.html")
 
 
-def test_nothing_from_a_record_reaches_the_page_unescaped(make, tmp_path):
-    made = [
-        make.finetune(seed=s, study=EVIL, config={EVIL: EVIL}, versions={"torch": EVIL}, commit=EVIL) for s in range(3)
-    ]
-    made.append(make.finetune(seed=3, status="failed", cause=EVIL, config={"finetuning.lr": EVIL}))
-    for record in made:
-        record.choices = {**record.choices, "attention": EVIL, "dataset": EVIL}
-        record.device = {**record.device, "name": EVIL}
-    report(make, tmp_path, made)
-    page = (tmp_path / "out" / "index.html").read_text()
-    assert "<script" not in page and page.count("&lt;script&gt;") > 8
-
-
-def test_the_page_stands_alone_and_says_the_answer_first(make, tmp_path):
-    report(make, tmp_path)
-    page = (tmp_path / "out" / "index.html").read_text()
-    assert not re.search(r'(src|href)=(?!"data:)', page) and "url(" not in page and "@import" not in page
-    assert page.count("data:image/png;base64,") == 3
-    order = [
-        "Demonstration: small",
-        "performer takes 30 % less time",
-        "<table>",
-        "<img",
-        "did not complete",
-        "finetuning.lr",
-        "torch 2.13.0",
-    ]
-    places = [page.find(words) for words in order]
-    assert places == sorted(places) and places[0] > 0
-
-
 def test_a_lone_run_without_a_baseline_still_has_a_report(make, tmp_path):
     text = report(make, tmp_path, [make.finetune(costs={}, params={}, device={})])
-    assert "MISSING" in text and "No mechanism can be compared with sdpa yet" in text
+    assert "MISSING" in text and "Only one run was found. A comparison needs two or more" in text
+
+
+def test_two_runs_with_different_settings_are_enough(make, tmp_path):
+    made = [make.finetune(run="demo/a"), make.finetune(run="demo/b", config={"finetuning.lr": 1e-3})]
+    text = report(make, tmp_path, made)
+    assert "Only one run" not in text and "lr=0.0005" in text and "lr=0.001" in text
+
+
+def test_texts_that_a_spreadsheet_would_run_get_an_apostrophe(make, tmp_path):
+    evil = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "fine"]
+    made = [
+        make.finetune(seed=seed, status="failed", cause=cause, config={"=key": cause})
+        for seed, cause in enumerate(evil)
+    ]
+    report(make, tmp_path, made)
+    found = rows(tmp_path / "out" / "results.csv")
+    assert [row["cause"] for row in found] == [f"'{cause}" for cause in evil[:-1]] + ["fine"] and "'=key" in found[0]
+    for file in (tmp_path / "out").glob("*.csv"):
+        cells = [cell for row in csv.reader(file.open(newline="", encoding="utf-8")) for cell in row]
+        assert [cell for cell in cells if cell[:1] in "=+-@\t\r" and cell and not number(cell)] == []
+
+
+def number(text):
+    return re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", text) is not None
+
+
+def test_a_name_in_a_record_cannot_leave_the_folder_of_the_report(make, tmp_path):
+    made = make.seeds("sdpa")
+    for record in made:
+        record.choices = {**record.choices, "dataset": "../../../evil/\0name"}
+    before = set(tmp_path.parent.rglob("*"))
+    report(make, tmp_path, made)
+    written = {path for path in set(tmp_path.parent.rglob("*")) - before if "multirun" not in path.parts}
+    assert written and all(path.is_relative_to(tmp_path / "out") for path in written)
 
 
 def test_pretraining_runs_alone(make, tmp_path):
     report(make, tmp_path, [make.finetune(mode="pretrain", metrics={"validation": {"val_loss": 3.0}})])
     assert "plots/pretraining.png" in contents(tmp_path / "out")
-
-
-def test_curves_of_a_changed_file_are_not_drawn(make, tmp_path):
-    sweep = make.save([make.finetune()], tmp_path)
-    (table,) = sweep.rglob("metrics.csv")
-    table.write_text("step,epoch,macro_f1\n1,1,0.999\n")
-    write_report(Settings(runs=[str(sweep)], out="out"), root=tmp_path)
-    assert "plots/learning-demo.png" not in contents(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -250,3 +225,12 @@ def test_bad_input_is_one_message_and_exit_code_2(make, tmp_path, arguments, sai
         and done.stdout == ""
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_many_runs_are_all_in_the_tables_and_the_best_in_the_plots(tmp_path):
+    make_runs(240, tmp_path)
+    write_report(Settings(runs=["multirun"], out="out", claims=from_yaml()), root=tmp_path)
+    made = contents(tmp_path / "out")
+    assert len(rows(tmp_path / "out" / "results.csv")) == 241 and len(rows(tmp_path / "out" / "groups.csv")) == 81
+    assert made["index.html"].decode().count("<td>failed</td>") == 4
+    assert len([name for name in made if name.endswith(".png")]) == 4

@@ -1,13 +1,18 @@
-"""reproduce.sh: valid shell, the right order, the data checked first, nothing from a record run as shell."""
+"""reproduce.sh: valid shell, the right order, data checked first, numbers last, nothing from a record run as shell."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 
 import pytest
 
-from xcls.report.reproduce import check, command_for, script, script_for
+from tests.conftest import ROOT, Project
+from xcls.record import read_record
+from xcls.report.reproduce import command_for, expectation, script, script_for
+from xcls.report.reproduce_check import check_data, check_fresh, compare, furthest
 from xcls.schema import UserError
 
 
@@ -16,16 +21,20 @@ def syntax(text):
 
 
 def commands(text):
-    return [
+    lines = [
         line.removeprefix('"$PYTHON" ').strip()
         for line in text.splitlines()
         if line.startswith('"$PYTHON" ') and "-m xcls" not in line
     ]
+    return [line.removesuffix(' "$@"') for line in lines]
+
+
+HERE = "hardware.threads=1 hardware.dtype=fp32"  # where the records were made
 
 
 def test_baseline_then_pretraining_then_fine_tuning_then_the_report(make):
     pretrain = make.finetune(
-        mode="pretrain", run="pretrain-sdpa", command=["mode=pretrain", "attention=sdpa", "sweep=demo"]
+        mode="pretrain", run="pretrain-sdpa", hash="p" * 64, command=["mode=pretrain", "attention=sdpa", "sweep=demo"]
     )
     text = script(
         [*make.seeds("sdpa", (0.9, 0.9)), make.baseline(), pretrain],
@@ -33,12 +42,24 @@ def test_baseline_then_pretraining_then_fine_tuning_then_the_report(make):
     )
     assert commands(text) == [
         "run.py mode=baseline sweep=demo hydra.mode=RUN",
-        "run.py mode=pretrain attention=sdpa sweep=demo hydra.mode=RUN",
-        "run.py mode=finetune attention=sdpa seed=0 sweep=demo hydra.mode=RUN",
-        "run.py mode=finetune attention=sdpa seed=1 sweep=demo hydra.mode=RUN",
+        f"run.py mode=pretrain attention=sdpa sweep=demo {HERE} hydra.mode=RUN",
+        f"run.py mode=finetune attention=sdpa seed=0 sweep=demo {HERE} hydra.mode=RUN",
+        f"run.py mode=finetune attention=sdpa seed=1 sweep=demo {HERE} hydra.mode=RUN",
         "report.py 'runs=[multirun/demo]' out=multirun/demo/report",
     ]
-    assert text.index("xcls.report.reproduce <<") < text.index("run.py mode=baseline") and syntax(text).returncode == 0
+    places = [
+        text.index(part)
+        for part in ("reproduce_check before", "run.py mode=baseline", "reproduce_check after", "report.py")
+    ]
+    assert places == sorted(places) and syntax(text).returncode == 0
+
+
+def test_a_run_comes_after_the_run_it_starts_from_whatever_their_names(make):
+    first = make.finetune(run="z", command=["exp=z"])
+    second = make.finetune(
+        "performer", run="a", command=["exp=a", "pretrain=z"], pretrain={"hash": first.hash, "folder": "finetune/z"}
+    )
+    assert [line.split("exp=")[1][0] for line in commands(script([second, first], ["out=x"]))[:2]] == ["z", "a"]
 
 
 def test_what_did_not_complete_is_a_comment(make):
@@ -47,38 +68,106 @@ def test_what_did_not_complete_is_a_comment(make):
     assert "# not run, failed (OOM rm -rf /): demo/finetune-sdpa-rope-tiny-n512-s1" in text
 
 
-def test_one_run(make):
-    text = script_for(
-        make.finetune(command=["exp=a b", "attention=sdpa", "dataset.path=$(touch evil)"], run="x\n$(touch evil)")
+def test_one_run_on_as_many_threads_in_its_dtype_and_it_can_go_on(make):
+    evil = "x\n$(touch evil)\nEXPECTED\ntouch evil"
+    record = make.finetune(
+        command=["exp=a b", "attention=sdpa", "dataset.path=$(touch evil)"],
+        run=evil,
+        commit="c; touch evil",
+        config={"a\nCONFIG\ntouch evil": evil},
     )
-    assert commands(text) == ["run.py mode=finetune 'exp=a b' attention=sdpa 'dataset.path=$(touch evil)'"]
-    assert syntax(text).returncode == 0 and not any(line.startswith("$(") for line in text.splitlines())
+    text = script_for(record)
+    assert commands(text) == [
+        f"run.py mode=finetune 'exp=a b' attention=sdpa 'dataset.path=$(touch evil)' {HERE} resume=true"
+    ]
+    assert syntax(text).returncode == 0 and not any(line.startswith(("$(", "touch")) for line in text.splitlines())
+
+
+def test_what_was_typed_is_not_typed_twice(make):
+    text = command_for(make.finetune(command=["exp=a", "hardware.threads=2", "hardware.dtype=bf16", "resume=true"]))
+    assert text == '"$PYTHON" run.py mode=finetune exp=a hardware.threads=2 hardware.dtype=bf16 resume=true "$@"\n'
+
+
+def test_on_a_gpu_the_threads_are_not_fixed(make):
+    text = command_for(make.finetune(device={"kind": "cuda", "dtype": "fp16"}, command=["exp=a"]))
+    assert "threads" not in text and "hardware.dtype=fp16" in text
 
 
 def test_a_pretraining_run_brings_the_config_that_may_have_been_edited(make):
     record = make.finetune(
-        mode="pretrain", command=["mode=pretrain", "exp=base"], config={"pretraining.lr": 1e-05, "exp": "base"}
+        mode="pretrain",
+        command=["mode=pretrain", "exp=base"],
+        config={"pretraining.lr": 1e-05, "exp": "base", "bench.name": "x"},
     )
     text = command_for(record)
-    assert "pretraining.lr: 1.0e-05\n" in text and 'choices.attention: "sdpa"\n' in text and "\nexp:" not in text
-    assert text.endswith('"$PYTHON" run.py mode=pretrain exp=base\n') and syntax(text).returncode == 0
+    assert (
+        "pretraining.lr: 1.0e-05\n" in text
+        and 'choices.attention: "sdpa"\n' in text
+        and "\nexp:" not in text
+        and "bench" not in text
+    )
+    assert (
+        text.startswith("mkdir -p pretrain/base\n[ -e pretrain/base/config.yaml ] || cat > pretrain/base/config.yaml")
+        and syntax(text).returncode == 0
+    )
+    assert text.endswith(f'"$PYTHON" run.py mode=pretrain exp=base {HERE} resume=true "$@"\n')
+
+
+def test_a_run_made_from_a_template_brings_it(make):
+    record = make.baseline(
+        command=["mode=baseline", "template=/gone/multirun/x/config.yaml", "sweep=demo"], hash="ab" * 32
+    )
+    text = command_for(record)
+    assert (
+        "/gone" not in text
+        and "cat > multirun/templates/abababababab.yaml" in text
+        and "baseline.max_iter: 1000\n" in text
+    )
+    assert text.endswith(
+        '"$PYTHON" run.py mode=baseline template=multirun/templates/abababababab.yaml sweep=demo hydra.mode=RUN "$@"\n'
+    )
+
+
+def test_a_run_started_from_another_folder_starts_from_the_one_in_the_clone(make):
+    record = make.finetune(
+        command=["exp=ft", "pretrain=/home/me/xcls/pretrain/base"], pretrain={"folder": "pretrain/base", "hash": "x"}
+    )
+    assert "pretrain=pretrain/base" in command_for(record)
 
 
 def test_the_script_stops_before_any_work_when_the_data_differ(make, tmp_path):
     (tmp_path / "xcls").mkdir()
     (tmp_path / "run.py").write_text("open('worked', 'w')")
     (tmp_path / "deep").mkdir()
-    text = script_for(make.finetune())
-    (tmp_path / "deep" / "reproduce.sh").write_text(text)
-    (tmp_path / "no").write_text('#!/bin/sh\ncase "$*" in *xcls.report.reproduce*) exit 2;; esac\ntouch worked\n')
+    (tmp_path / "deep" / "reproduce.sh").write_text(script_for(make.finetune()))
+    (tmp_path / "no").write_text('#!/bin/sh\ncase "$*" in *xcls.report.reproduce_check*) exit 2;; esac\ntouch worked\n')
     (tmp_path / "no").chmod(0o755)
-    done = subprocess.run(
-        ["bash", "deep/reproduce.sh"],
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(tmp_path / "no")}
+    for folder in (tmp_path, tmp_path / "deep"):
+        done = subprocess.run(
+            ["bash", str(tmp_path / "deep" / "reproduce.sh")], cwd=folder, env=environment, timeout=20
+        )
+        assert done.returncode == 2 and not list(tmp_path.rglob("worked"))
+
+
+def test_the_script_works_in_the_clone_it_is_started_in(make, tmp_path):
+    for place in ("old", "again"):
+        (tmp_path / place / "xcls").mkdir(parents=True)
+        (tmp_path / place / "run.py").touch()
+    (tmp_path / "old" / "reproduce.sh").write_text(script_for(make.finetune()))
+    (tmp_path / "say").write_text("#!/bin/sh\npwd >> %s\ncat > /dev/null\n" % (tmp_path / "said"))
+    (tmp_path / "say").chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(tmp_path / "say")}
+    done = subprocess.run(["bash", "../old/reproduce.sh"], cwd=tmp_path / "again", env=environment, timeout=20)
+    assert done.returncode == 0 and set((tmp_path / "said").read_text().split()) == {str(tmp_path / "again")}
+    outside = subprocess.run(
+        ["bash", str(shutil.copy(tmp_path / "old" / "reproduce.sh", tmp_path))],
         cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "PYTHON": str(tmp_path / "no")},
+        env=environment,
+        capture_output=True,
         timeout=20,
     )
-    assert done.returncode == 2 and not (tmp_path / "worked").exists()
+    assert outside.returncode == 2 and b"inside a clone" in outside.stderr
 
 
 def expected(fingerprint):
@@ -97,7 +186,7 @@ def toy(tmp_path, monkeypatch):
 
 
 def test_the_check_accepts_the_same_data_and_tells_other_versions(toy):
-    notes = check(json.loads(json.dumps(expected("print of a"))))
+    notes = check_data(json.loads(json.dumps(expected("print of a"))))
     assert notes == [f"pytest is {pytest.__version__} here, 0.0.1 in the record."]
 
 
@@ -105,4 +194,117 @@ def test_the_check_refuses_other_data(toy):
     with pytest.raises(
         UserError, match="toy is not the one of the record: fingerprint print of a, expected print of b"
     ):
-        check(expected("print of b"))
+        check_data(expected("print of b"))
+
+
+def test_the_check_looks_where_the_user_says_the_data_lie(toy):
+    assert len(check_data(expected("print of there"), "there")) == 1
+
+
+def test_where_every_run_is_here_already_there_is_nothing_to_make_again(make, tmp_path):
+    first, second = make.seeds("sdpa", (0.9, 0.8))
+    make.save([first], tmp_path)
+    check_fresh([expectation(first), expectation(second)], tmp_path)
+    with pytest.raises(UserError, match="fresh clone"):
+        check_fresh([expectation(first)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "device", "good", "said"),
+    [
+        (0.0, {}, True, "the same to the bit"),
+        (1e-12, {}, False, "OTHER than on the first time"),
+        (0.01, {"threads": 7}, True, "differs by up to 0.01 (validation macro_f1)"),
+        (0.03, {"threads": 7}, False, "OUTSIDE of 0.02"),
+        (1e-12, {"kind": "cuda"}, True, "differs by up to"),
+    ],
+)
+def test_the_same_bits_are_owed_on_the_same_machine_and_closeness_elsewhere(make, tmp_path, change, device, good, said):
+    record = make.finetune(device=device if "kind" in device else {})
+    wanted = json.loads(json.dumps(expectation(record)))
+    wanted["device"].update(device)
+    record.metrics["validation"]["macro_f1"] += change
+    make.save([record], tmp_path)
+    (line,), right = compare([wanted], tmp_path, 0.02)
+    assert right is good and said in line
+    (line,), right = compare([{**wanted, "hash": "0" * 64}], tmp_path, 0.02)
+    assert not right and "MISSING" in line
+
+
+def test_losses_differ_by_their_share_and_a_missing_score_by_everything():
+    assert furthest({"test": {"loss": 2.0, "f1": None}}, {"test": {"loss": 2.02, "f1": None}}) == (
+        pytest.approx(0.01),
+        "test loss",
+    )
+    assert furthest({"test": {"f1": 0.5}}, {"test": {}})[0] == float("inf")
+
+
+def copy_of(project, folder):
+    """A second copy of the project with the same data and nothing that was run."""
+    folder.mkdir()
+    for name in ("conf", "xcls", "hydra_plugins"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("run.py", "report.py", "rows.csv"):
+        shutil.copy(project.folder / name, folder / name)
+    return Project(folder)
+
+
+def again(project, script, *words):
+    """Runs a reproduce.sh with the tests' own Python."""
+    environment = {**project.environment, "PYTHON": sys.executable}
+    return subprocess.run(
+        ["bash", str(script), *words], cwd=project.folder, env=environment, capture_output=True, text=True, timeout=280
+    )
+
+
+def results_of(folder):
+    """What must come out the same: every score and row count, the predictions, the curves without their times."""
+    found = {}
+    for path in sorted(folder.rglob("record.json")):
+        record = read_record(path.parent)
+        rows = [line.split(",")[:9] for line in (path.parent / "metrics.csv").read_text().splitlines()]
+        found[record.hash] = (record.mode, record.metrics, rows, record.files.get("predictions.parquet"))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_fresh_copy_makes_the_same_numbers_to_the_bit_pretraining_and_baseline_included(project, tmp_path_factory):
+    sweep = project.run("-m", "seed=0,1", "attention=performer", "pretrain=auto", "exp=study", timeout=280)
+    assert sweep.returncode == 0, sweep.stderr
+    report = project.run("runs=[multirun/study]", "out=multirun/study/report", script="report.py")
+    assert report.returncode == 0, report.stderr
+    first = results_of(project.folder)
+    assert sorted(mode for mode, *_ in first.values()) == ["baseline", "finetune", "finetune", "pretrain"]
+
+    second = copy_of(project, tmp_path_factory.mktemp("again") / "clone")
+    script = project.folder / "multirun" / "study" / "report" / "reproduce.sh"
+    done = again(second, script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("the same to the bit") == 4 and results_of(second.folder) == first
+    assert (second.folder / "multirun" / "study" / "report" / "index.html").is_file()
+
+    once_more = again(second, script)
+    assert once_more.returncode == 2 and "fresh clone" in once_more.stderr
+
+    third = copy_of(project, tmp_path_factory.mktemp("one") / "clone")
+    (own,) = project.folder.glob("multirun/study/*/finetune-*-s1-*/reproduce.sh")
+    done = again(third, own)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = results_of(third.folder)
+    assert {"pretrain", "finetune"} <= {mode for mode, *_ in made.values()} and all(
+        first[name] == result for name, result in made.items()
+    )
+
+    fourth = copy_of(project, tmp_path_factory.mktemp("other") / "clone")
+    (fourth.folder / "rows.csv").write_text("text,label\nother,good\nrows,bad\n")
+    done = again(fourth, own)
+    assert (
+        done.returncode == 2
+        and "is not the one of the record" in done.stderr
+        and not list(fourth.folder.rglob("record.json"))
+    )
+    moved = copy_of(project, tmp_path_factory.mktemp("moved") / "clone")
+    (moved.folder / "rows.csv").rename(moved.folder / "elsewhere.csv")
+    done = again(moved, own, "dataset.path=elsewhere.csv")
+    assert done.returncode == 0 and done.stdout.count("the same to the bit") == 2, done.stdout + done.stderr

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "ckpt_step00000007.pt"
     write_checkpoint(path, PAYLOAD)
     found = read_checkpoint(path)
-    assert torch.equal(found["weights"], PAYLOAD["weights"]) and found["step"] == 7 and found["format"] == 1
+    assert torch.equal(found["weights"], PAYLOAD["weights"]) and found["step"] == 7 and found["format"] == 2
     assert torch.equal(torch.load(path, weights_only=True)["weights"], PAYLOAD["weights"])  # an ordinary torch file
     assert zipfile.ZipFile(path).testzip() is None
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
@@ -52,20 +54,56 @@ def test_a_file_cut_short_is_noticed(share: float, tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-def test_a_stranger_s_checkpoint_runs_no_code(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> Any:
-            return os.system, (f"touch {tmp_path}/owned",)
+class Evil:
+    """Runs a command when it is unpickled."""
 
-    write_checkpoint(tmp_path / "x.pt", {"model": Evil()})
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.mark}",)
+
+
+def as_zip(mark: Path) -> bytes:
+    """A torch file."""
+    torch.save({"format": 1, "model": Evil(mark)}, mark.with_name("zip"))
+    return mark.with_name("zip").read_bytes()
+
+
+def as_pickle(mark: Path) -> bytes:
+    """What torch wrote before 1.6."""
+    torch.save({"format": 1, "model": Evil(mark)}, mark.with_name("old"), _use_new_zipfile_serialization=False)
+    return mark.with_name("old").read_bytes()
+
+
+def as_script(mark: Path) -> bytes:
+    """TorchScript, which is code."""
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), str(mark.with_name("script")))
+    return mark.with_name("script").read_bytes()
+
+
+def as_array(mark: Path) -> bytes:
+    """An object array of numpy, which is a pickle inside."""
+    torch.save({"format": 1, "model": np.array([Evil(mark)], dtype=object)}, mark.with_name("array"))
+    return mark.with_name("array").read_bytes()
+
+
+@pytest.mark.parametrize("form", [as_zip, as_pickle, as_script, as_array])
+def test_a_stranger_s_checkpoint_runs_no_code(form: Any, tmp_path: Path) -> None:
+    mark = tmp_path / "owned"
+    content = form(mark).removesuffix(b"\0\0") + b"\0\0"
+    comment = b"sha256:" + hashlib.sha256(content).hexdigest().encode()  # a stranger can sum as well
+    (tmp_path / "x.pt").write_bytes(content[:-2] + len(comment).to_bytes(2, "little") + comment)
     with pytest.raises(DamagedCheckpoint, match="something else than tensors"):
         read_checkpoint(tmp_path / "x.pt")
-    assert not (tmp_path / "owned").exists()
+    with pytest.raises(UserError, match="something else than tensors"):
+        load_for_use(tmp_path, "x.pt")
+    assert not mark.exists()
 
 
 def test_a_newer_format_says_why_not(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "x.pt", {"format": 2})
-    with pytest.raises(UserError, match="format 2; this version of xcls reads up to 1"):
+    write_checkpoint(tmp_path / "x.pt", {"format": 3})
+    with pytest.raises(UserError, match="format 3; this version of xcls reads 1 to 2. Use a newer one"):
         read_checkpoint(tmp_path / "x.pt")
 
 
@@ -77,7 +115,7 @@ def test_a_full_disk_leaves_the_older_ones_whole(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left on device, while ckpt_step00000002.pt was written. Make room"):
         checkpoints.save(2, PAYLOAD, best=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt_best.pt", "ckpt_last.pt", "ckpt_step00000001.pt"]
     assert checkpoints.newest(print)["step"] == 7
@@ -118,6 +156,38 @@ def test_a_kill_between_any_two_calls_leaves_something_whole(tmp_path: Path, mon
             assert fatal >= 4
             return
     pytest.fail("a save never came to its end")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only there one sees what is synced")
+def test_a_power_cut_finds_every_write_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content is on the disk before it has its name, and the name before an older checkpoint goes."""
+    checkpoints = Checkpoints(folder=tmp_path, keep=1)
+    checkpoints.save(1, PAYLOAD, best=True)
+    made: list[tuple[str, str]] = []
+
+    def noted(name: str) -> Any:
+        real = getattr(os, name)
+
+        def call(where: Any, *given: Any, **named: Any) -> Any:
+            path = os.readlink(f"/proc/self/fd/{where}") if isinstance(where, int) else str(given[0] if given else where)
+            made.append((name, "temporary" if path.endswith(".tmp") else Path(path).name))
+            return real(where, *given, **named)
+
+        return call
+
+    unlink = Path.unlink
+
+    def noted_unlink(path: Path, missing_ok: bool = False) -> None:
+        made.append(("unlink", path.name))
+        unlink(path, missing_ok=missing_ok)
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, noted(name))
+    monkeypatch.setattr(Path, "unlink", noted_unlink)
+    checkpoints.save(2, PAYLOAD, best=False)
+    new, old = "ckpt_step00000002.pt", "ckpt_step00000001.pt"
+    wanted = [("fsync", "temporary"), ("replace", new), ("fsync", tmp_path.name), ("unlink", old)]
+    assert [call for call in made if call in wanted] == wanted
 
 
 def test_damaged_ones_are_named_and_set_aside(tmp_path: Path) -> None:

@@ -1,22 +1,18 @@
-"""What is on disk while a run runs and after it ended, and tracking that must not be in the way."""
+"""What is on disk while a run runs and after it ended."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.samples import make_journal
-from xcls.record import read_record, sha256
-from xcls.schema import Wandb
+from xcls.record import Events, read_record, sha256
 from xcls.train.journal import COLUMNS
 from xcls.train.signals import Interrupted
-from xcls.train.tracking import Tracker
 
 ROW = {"step": 4, "epoch": 0.5, "val_loss": 0.1 + 0.2, "accuracy": 1.0, "auroc": None, "unknown": 3}
 
@@ -74,16 +70,65 @@ def test_metrics_are_whole_and_checked(tmp_path: Path) -> None:
         assert read_record(tmp_path).files == {"metrics.csv": sha256(tmp_path / "metrics.csv")}
 
 
-def test_rows_newer_than_the_checkpoint_leave_metrics_and_stay_in_events(tmp_path: Path) -> None:
+def test_rows_newer_than_the_checkpoint_leave_metrics_and_stay_marked_in_events(tmp_path: Path) -> None:
     with make_journal(tmp_path) as journal:
         journal.begin(rows=[], wandb_id=None)
         journal.add_row(ROW)
         saved = [dict(row) for row in journal.rows]
         journal.add_row({**ROW, "step": 8})
+        journal.add_row({**ROW, "step": 12})
+    before = (tmp_path / "events.jsonl").read_text(encoding="utf-8")
     with make_journal(tmp_path) as journal:
         journal.begin(rows=saved, wandb_id=None)
-    assert len((tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()) == 2
-    assert '"step": 8' in (tmp_path / "events.jsonl").read_text(encoding="utf-8")
+        journal.rewind(saved, step=5)
+        assert journal.events.standing() == [4]
+        journal.add_row({**ROW, "step": 8})
+        assert journal.events.standing() == [4, 8]
+    after = (tmp_path / "events.jsonl").read_text(encoding="utf-8")
+    assert after.startswith(before), "the file only grows"
+    marked = [json.loads(line) for line in after.splitlines() if '"withdrawn"' in line]
+    assert [event["step"] for event in marked] == [8, 12]
+    assert [line.split(",")[0] for line in (tmp_path / "metrics.csv").read_text().splitlines()] == ["step", "4", "8"]
+
+
+def test_an_event_after_half_a_line_begins_a_line(tmp_path: Path) -> None:
+    events = Events(tmp_path)
+    events.add("start")
+    with open(events.path, "ab") as file:
+        file.write(b'{"event": "eval", "st')  # the disk was full
+    events.add("end")
+    lines = events.path.read_text(encoding="utf-8").splitlines()
+    assert [line[:16] for line in lines] == ['{"event": "start', '{"event": "eval"', '{"event": "end",']
+    assert events.standing() == []
+
+
+def test_no_row_without_its_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemError), make_journal(tmp_path) as journal:
+        journal.begin(rows=[], wandb_id=None)
+
+        def dying() -> None:
+            raise SystemError("power cut")
+
+        monkeypatch.setattr(journal, "_write_rows", dying)
+        journal.add_row(ROW)
+    assert journal.events.standing() == [4]
+    assert len((tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_a_signal_at_the_very_end_does_not_spoil_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = make_journal(tmp_path)
+    monkeypatch.setattr(journal.tracker, "finish", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with journal:
+        pass
+    assert read_record(tmp_path).status == "completed"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_what_a_killed_process_left_behind_goes(tmp_path: Path) -> None:
+    (tmp_path / ".record.json.123.tmp").write_text("half")
+    with make_journal(tmp_path):
+        assert [path.name for path in tmp_path.glob(".*")] == [".room"]
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_warning_is_written_down_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,60 +137,3 @@ def test_a_warning_is_written_down_once(tmp_path: Path, capsys: pytest.CaptureFi
         journal.warn("mind the gap")
     assert read_record(tmp_path).warnings == ["mind the gap"]
     assert capsys.readouterr().err == "WARNING: mind the gap\n"
-
-
-def test_offline_tracking_writes_a_segment_with_the_same_id(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with make_journal(tmp_path, wandb="offline") as journal:
-        journal.begin(rows=[], wandb_id=None)
-        journal.add_row(ROW)
-    first = read_record(tmp_path).wandb_id
-    with make_journal(tmp_path, wandb="offline") as journal:
-        journal.begin(rows=[], wandb_id=first)
-        journal.add_row({**ROW, "step": 8})
-    assert first and read_record(tmp_path).wandb_id == first
-    assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{first}"))) >= 1
-    assert read_record(tmp_path).warnings == []
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("failing", ["init", "log", "finish"])
-def test_a_failing_tracker_is_one_warning(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class FakeRun:
-        id = "abc"
-
-        def define_metric(self, *names: Any, **named: Any) -> None: ...
-
-        def log(self, values: dict[str, Any]) -> None:
-            if failing == "log":
-                raise ConnectionError("gone")
-
-        def finish(self, exit_code: int) -> None:
-            if failing == "finish":
-                raise SystemExit(1)
-
-    class FakeWandb:
-        Settings = staticmethod(lambda **named: None)
-
-        @staticmethod
-        def init(**named: Any) -> FakeRun:
-            if failing == "init":
-                raise RuntimeError("no API key\nwith details")
-            return FakeRun()
-
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandb)
-    said: list[str] = []
-    tracker = Tracker(settings=Wandb(mode="online"), folder=tmp_path, warn=said.append)
-    tracker.start(name="r", group=None, tags=[], config={}, run_id=None)
-    for step in range(3):
-        tracker.log({"step": step})
-    tracker.finish(0)
-    assert len(said) == 1 and said[0].startswith("W&B: ") and "Training goes on" in said[0]
-
-
-def test_disabled_tracking_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # an import would raise
-    tracker = Tracker(settings=Wandb(mode="disabled"), folder=tmp_path, warn=pytest.fail)
-    assert tracker.start(name="r", group=None, tags=[], config={}, run_id="kept") == "kept"
-    tracker.log({"step": 1})
-    tracker.finish(0)
-    assert tracker.run is None

@@ -25,7 +25,9 @@ from xcls.train.checkpoint import read_checkpoint
 from xcls.train.faults import BadNumbers, OutOfMemory
 from xcls.train.loop import Loop
 from xcls.train.precision import Precision
+from xcls.train.progress import Progress
 from xcls.train.signals import Interrupted
+from xcls.train.update import Updater
 
 TIMED = {"time_per_step", "time_per_epoch", "tokens_per_s", "padded_tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB"}
 
@@ -71,14 +73,14 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: Any) -> None:
     """Calls `how()` in the middle of step number `step` of the loop."""
-    update = Loop._update
+    apply = Updater.apply
 
-    def wrapped(self: Loop, batch: Any) -> Any:
-        if self.progress.step + 1 == step:
+    def wrapped(self: Updater, batch: Any, progress: Progress) -> Any:
+        if progress.step + 1 == step:
             how()
-        return update(self, batch)
+        return apply(self, batch, progress)
 
-    monkeypatch.setattr(Loop, "_update", wrapped)
+    monkeypatch.setattr(Updater, "apply", wrapped)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "performer", "reformer"])
@@ -255,10 +257,10 @@ def test_bad_numbers_name_step_rows_and_layer(where: str, tmp_path: Path) -> Non
 
 
 def test_out_of_memory_names_sizes_and_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhaust(self: Loop, batch: Any) -> Any:
+    def exhaust(self: Updater, batch: Any, size: Any) -> Any:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(Loop, "_update", exhaust)
+    monkeypatch.setattr(Updater, "_gradients", exhaust)
     with pytest.raises(OutOfMemory):
         run_finetune(tmp_path, hardware=Hardware(device="cpu", dtype="fp32", micro_batch=4))
     cause = read_record(tmp_path).cause

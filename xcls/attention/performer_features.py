@@ -54,6 +54,13 @@ class ExpPlus(torch.autograd.Function):
         return (features - ctx.epsilon).mul_(grad), None
 
 
+def exp_plus(x: Tensor, epsilon: float) -> Tensor:
+    """exp(x) + epsilon: [...] -> [...]; x may be overwritten. The compiler fuses the plain formula by itself."""
+    if torch.compiler.is_compiling():
+        return x.exp() + epsilon
+    return ExpPlus.apply(x, epsilon)
+
+
 def half_norm(x: Tensor) -> Tensor:
     """|x|^2 / (2 sqrt D), that is |x|^2 / 2 of the scaled vector: [B, H, N, D] -> [B, H, N, 1]."""
     return x.square().sum(dim=-1, keepdim=True) * (0.5 * x.shape[-1] ** -0.5)
@@ -95,8 +102,8 @@ class Exponential(FeatureMap):
         exponent = self._exponent(q)
         peak = exponent.detach().amax(dim=-1, keepdim=True)
         if self.norm_in_stabiliser:  # |q|^2 / 2 drops out, being in the exponent and in its maximum
-            return ExpPlus.apply(exponent.sub_(peak), 0.0), peak - half_norm(q)
-        return ExpPlus.apply(exponent.sub_(peak + half_norm(q)), self.epsilon), peak
+            return exp_plus(exponent.sub_(peak), 0.0), peak - half_norm(q)
+        return exp_plus(exponent.sub_(peak + half_norm(q)), self.epsilon), peak
 
     def scaled_keys(self, k: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The features [B, H, N, M] and the log of the factor [B, H, 1, 1] that makes them phi(k).
@@ -111,7 +118,7 @@ class Exponential(FeatureMap):
         if pads is not None:
             exponent = exponent.masked_fill(pads, -torch.inf)
         peak = exponent.detach().amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(k.dtype).min)
-        features = ExpPlus.apply(exponent.sub_(shift + peak), self.epsilon)
+        features = exp_plus(exponent.sub_(shift + peak), self.epsilon)
         return features if pads is None else features.masked_fill(pads, 0.0), peak
 
     def _exponent(self, x: Tensor) -> Tensor:

@@ -13,13 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
-RETAIN = {  # glibc keeps freed memory instead of giving it back, and asks for huge pages
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "67108864",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
-ALLOCATORS: dict[str, dict[str, str]] = {"inherit": {}, "retain": RETAIN}
+from xcls.allocator import environment_with
 
 
 @dataclass
@@ -40,7 +34,7 @@ def environment(allocator: str) -> dict[str, str]:
     """The environment of every measuring process: this one's, this package on the path, the allocator's settings."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", **ALLOCATORS[allocator]}
+    return {**environment_with(allocator, dict(os.environ)), "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
 
 
 def allocator_settings(variables: dict[str, str]) -> dict[str, str]:

@@ -49,15 +49,25 @@ def build_once(path: Path, build: Callable[[Path], None], *, what: str) -> Path:
 
 
 def _build(path: Path, build: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    """Builds beside `path` and renames, with the lock held: what a killed builder left there is nobody's any more."""
+    temporary = path.with_name(f"{path.name}.part")
+    _remove(temporary)
     try:
         build(temporary)
+        for file in [temporary, *temporary.rglob("*")]:  # on the disk before it has its name, or a power cut halves it
+            if file.is_file():
+                with open(file, "rb") as stream:
+                    os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

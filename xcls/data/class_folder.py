@@ -15,8 +15,14 @@ def class_names(folder: Path) -> list[str]:
 
 
 def class_files(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
-    """(class, file) of every text file below `folder/<class>/`, sorted."""
-    return [(name, file) for name in names for file in sorted((folder / name).rglob("*.txt"))]
+    """(class, file) of every text file below `folder/<class>/`, sorted. UserError for an empty class."""
+    found = []
+    for name in names:
+        files = sorted((folder / name).rglob("*.txt"))
+        if not files:
+            raise UserError(f"{folder / name}: no .txt files there; each class folder needs a file per document.")
+        found += [(name, file) for file in files]
+    return found
 
 
 def read_class_folder(
@@ -24,13 +30,9 @@ def read_class_folder(
 ) -> tuple[list[str], list[str], list[str]]:
     """(texts, class names, places) of the documents in `folder/<name>/**/*.txt`. UserError for an empty class."""
     texts, found, places = [], [], []
-    for name in names:
-        files = class_files(folder, [name])
-        if not files:
-            raise UserError(f"{folder / name}: no .txt files there; each class folder needs a file per document.")
-        for _, file in files:
-            with open_text(file, encoding) as stream:
-                texts.append(stream.read().replace("\0", " "))
-            found.append(name)
-            places.append(file.relative_to(folder).as_posix())
+    for name, file in class_files(folder, names):
+        with open_text(file, encoding) as stream:
+            texts.append(stream.read().replace("\0", " "))
+        found.append(name)
+        places.append(file.relative_to(folder).as_posix())
     return texts, found, places

@@ -65,8 +65,8 @@ class Files:
             )
         if not 0.0 < test_share < 1.0:
             raise UserError(f"dataset.source.test_share={test_share}: a share between 0 and 1 is needed.")
-        if separator is not None and len(separator) != 1:
-            raise UserError(f"dataset.source.separator={separator!r}: one character is needed.")
+        if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
+            raise UserError(f"dataset.source.separator={separator!r}: one character is needed, no quote and no line break.")
         self.root, self.text, self.label, self.id = root, as_columns(text), label, id
         self.form = Format(separator=separator, quotes=quotes, encoding=encoding)
         self.test_share, self.test_seed = test_share, test_seed

@@ -81,8 +81,8 @@ def _go_offline() -> None:
 
 
 def parquet_files(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
-    """The parquet files of each split (`train.parquet`, `train-00000-of-00002.parquet`, …) anywhere below `folder`."""
-    files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else []
+    """The parquet files of each split (`train.parquet`, `train-00000-of-00002.parquet`, …) in `folder` or up to two below."""
+    files = sorted(file for depth in ("", "*/", "*/*/") for file in folder.glob(depth + "*.parquet"))
     return {split: [file for file in files if file.stem.split("-")[0] == split] for split in splits}
 
 

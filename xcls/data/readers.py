@@ -12,13 +12,15 @@ import sys
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Callable, Iterator, Sequence
 
-from xcls.data.source import join_text
+from xcls.data.source import at, join_text
 from xcls.schema import UserError, nearest
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+MOST_ENTRIES = 200_000  # below a folder of text
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,25 @@ def read_table(file: Path, columns: Sequence[str], form: Format = Format(), *, o
     table = _READERS[kind_of(file)](file, form, list(columns), list(optional))
     if not table.places:
         raise UserError(f"{file}: no rows. Give a file with rows, or take it away.")
+    _check_values(file, table)
     return table
+
+
+def _check_values(file: Path, table: Table) -> None:
+    """Refuses lists, objects and bytes in a column; NUL characters in a text become spaces, and a note."""
+    found: list[str] = []
+    for name, values in table.columns.items():
+        for row, value in enumerate(values):
+            if isinstance(value, (list, dict, bytes)):
+                raise UserError(
+                    f"{file}, {table.places[row]}: the column '{name}' holds {type(value).__name__} "
+                    f"({str(value)[:40]}), where a text, a number or nothing is needed. Name another column, or write texts."
+                )
+            if isinstance(value, str) and "\0" in value:
+                values[row] = value.replace("\0", " ")
+                found.append(table.places[row])
+    if found:
+        table.notes.append(f"{file}: NUL characters in {len(found)} rows (the first is {found[0]}), read as spaces.")
 
 
 def read_texts(path: str | Path, text: Sequence[str] = ("text",)) -> list[str]:
@@ -67,7 +87,7 @@ def read_texts(path: str | Path, text: Sequence[str] = ("text",)) -> list[str]:
     for file in text_files(path):
         if kind_of(file) == ".txt":
             with open_text(file, "utf-8") as stream:
-                found += [line.strip() for line in stream if line.strip()]
+                found += [line for line in (line.replace("\0", " ").strip() for line in stream) if line]
         else:
             table = read_table(file, text)
             rows = (join_text(parts) for parts in zip(*(table.columns[name] for name in text)))
@@ -77,15 +97,14 @@ def read_texts(path: str | Path, text: Sequence[str] = ("text",)) -> list[str]:
 
 def text_files(path: str | Path) -> list[Path]:
     """The readable files at `path` (itself, or everything below it), sorted. Raises UserError when there are none."""
-    root = Path(path).expanduser()
+    root = at(path)
     if not root.exists():
         raise UserError(f"{path}: no such file or folder (looked at {root.absolute()}).")
     known = (".txt", *TABLES)
-    files = (
-        [root]
-        if root.is_file()
-        else sorted(file for file in root.rglob("*") if file.is_file() and kind_of(file) in known)
-    )
+    below = [root] if root.is_file() else list(islice(root.rglob("*"), MOST_ENTRIES + 1))
+    if len(below) > MOST_ENTRIES:
+        raise UserError(f"{root}: more than {MOST_ENTRIES:,} files and folders are below it. Name a smaller folder.")
+    files = sorted(file for file in below if kind_of(file) in known and file.is_file()) if below != [root] else below
     if not files:
         raise UserError(f"{root}: nothing to read there; files of the kinds {', '.join(known)} are needed.")
     return files
@@ -103,7 +122,7 @@ def open_text(file: Path, encoding: str) -> Iterator[IO[str]]:
         raise UserError(
             f"dataset.source.encoding={encoding}: no such encoding; utf-8 or latin-1, for example."
         ) from error
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise UserError(
             f"{file}{_undecodable_line(file, encoding, packed)}: this is not {encoding.removesuffix('-sig')} text. "
             "Convert the file (iconv -f latin1 -t utf-8) or name its encoding, e.g. dataset.source.encoding=latin-1."
@@ -120,7 +139,7 @@ def _undecodable_line(file: Path, encoding: str, packed: bool) -> str:
         for number, line in enumerate(stream, 1):
             try:
                 line.decode(encoding)
-            except UnicodeDecodeError:
+            except UnicodeError:
                 return f", line {number}"
     return ""
 
@@ -140,6 +159,8 @@ def _chosen(file: Path, existing: Sequence[str], wanted: Sequence[str], optional
     for name in wanted:
         if name not in existing:
             raise missing_column(file, name, existing)
+        if existing.count(name) > 1:
+            raise UserError(f"{file}: {existing.count(name)} columns are called '{name}'. Rename all but one.")
     return list(dict.fromkeys([*wanted, *(name for name in optional if name in existing)]))
 
 
@@ -256,6 +277,8 @@ def _read_parquet(file: Path, form: Format, wanted: list[str], optional: list[st
     try:
         names = _chosen(file, parquet.read_schema(file).names, wanted, optional)
         columns = parquet.read_table(file, columns=names).to_pydict()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: a column holds bytes that are no UTF-8 text ({error}). Write the file again from texts.") from error
     except (pa.ArrowException, OSError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{file}: the parquet file is damaged or cut off ({first}). Copy it again.") from error

@@ -46,11 +46,19 @@ class Source(Protocol):
         """Reads everything. Raises UserError for whatever the user can mend, with file, row and remedy."""
 
 
+def at(path: str | Path) -> Path:
+    """The path with `~` and `~name` written out. Raises UserError where there is no such person."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}. Write the path without '~'.") from error
+
+
 def where(path: str | None, name: str) -> Path | None:
     """`path`, else `$XCLS_DATA/<name>/` if that exists, else None (the hub). UserError if `path` is not there."""
     if path is not None:
-        found = Path(path).expanduser()
-        if not found.exists():
+        found = at(path)
+        if not found.is_file() and not found.is_dir():
             raise UserError(f"dataset.path={path}: no such file or folder (looked at {found.absolute()}).")
         return found
     shelf = os.environ.get("XCLS_DATA")
@@ -86,8 +94,8 @@ def data_fingerprint(source: Source, extra: Sequence[str] = ()) -> str:
 
 def as_columns(names: Any, key: str = "dataset.text") -> list[str]:
     """One column name or a list of them, as a list. Raises UserError for anything else."""
-    columns = [names] if isinstance(names, str) else list(names or [])
-    if not columns or not all(isinstance(column, str) for column in columns):
+    columns = [names] if isinstance(names, str) else names
+    if not isinstance(columns, list) or not columns or not all(isinstance(column, str) and column for column in columns):
         raise UserError(f"{key}={names!r}: the name of a column, or a list of names, is needed.")
     return columns
 

@@ -44,7 +44,10 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
     made = {name: _whole_rows(getattr(splits, name), name, settings.missing, report) for name in names}
     for name, rows in made.items():
         if not len(rows):
-            raise UserError(f"dataset={settings.name}: no row of {name} has both text and label.")
+            raise UserError(
+                f"dataset={settings.name}: no row of {name} has both text and label. Look at the columns that "
+                "dataset.text and dataset.label name."
+            )
     keys = {name: [text_key(text) for text in column(rows, "text")] for name, rows in made.items()}
     _leaks(made, keys, settings.leak, report)
     _repeats(made["train"], keys["train"], report)
@@ -59,6 +62,11 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
         for name, side in (("validation", chosen), ("train", ~chosen)):  # train last: both are cut from it
             rows = np.flatnonzero(side)
             made[name], keys[name] = made["train"].select(rows), [keys["train"][row] for row in rows]
+        if not len(made["validation"]):
+            raise UserError(
+                f"dataset={settings.name}: {whole} training rows are too few to set some aside for validation. Give more, or "
+                "a validation file (dataset=files)."
+            )
     _limit(made, keys, settings, report)
     _check_classes(made, splits.classes, settings.name, report)
     texts = _mlm_texts(made, keys, splits, settings, len(made["train"]) / whole, report)
@@ -124,7 +132,11 @@ def _repeats(train: datasets.Dataset, keys: list[bytes], report: dict[str, Any])
             f"{train[row]['id']}, a repetition of {train[int(alike[row])]['id']})."
         )
     if repeated.mean() > 0.01:
-        report["warnings"].append(f"{repeated.sum()} of {len(alike)} rows of train repeat the text of an earlier row.")
+        row = int(np.flatnonzero(repeated)[0])
+        report["warnings"].append(
+            f"{repeated.sum()} of {len(alike)} rows of train repeat the text of an earlier row (the first is {train[row]['id']}, a "
+            f"repetition of {train[int(alike[row])]['id']}). They count as often as they stand there; take them out if that is wrong."
+        )
 
 
 def _limit(
@@ -147,7 +159,10 @@ def _check_classes(made: dict[str, datasets.Dataset], classes: list[str], name: 
     counts = {split: Counter(column(rows, "label")) for split, rows in made.items()}
     report["classes"] = {split: {label: counts[split][i] for i, label in enumerate(classes)} for split in made}
     if len(counts["train"]) < 2:
-        raise UserError(f"dataset={name}: the training rows have {len(counts['train'])} class; a classifier needs two.")
+        raise UserError(
+            f"dataset={name}: the training rows have {len(counts['train'])} class; a classifier needs two. Add rows of another, or "
+            "set dataset.label to the column with the classes."
+        )
     for split in ("train", "validation", "test"):
         absent = [label for label, count in report["classes"][split].items() if not count]
         if absent:

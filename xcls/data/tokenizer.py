@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterator, Sequence
 import numpy as np
 
 from xcls.data.cache import build_once, cache_folder, digest
-from xcls.data.source import writable
+from xcls.data.source import at, writable
 from xcls.schema import Tokenizer, UserError
 
 # The library warns when a process that has tokenised in parallel forks (dataloader workers do) unless this is set.
@@ -148,13 +148,13 @@ def check_tokenizer(settings: Tokenizer) -> None:
         raise UserError(
             "tokenizer.kind=bytes: its vocabulary is the 256 bytes; tokenizer.path and tokenizer.extend do not apply."
         )
-    if settings.path is not None and not Path(settings.path).expanduser().is_file():
+    if settings.path is not None and not at(settings.path).is_file():
         raise UserError(f"tokenizer.path={settings.path}: no such file; a tokenizer.json or a vocab.txt is needed.")
 
 
 def given_vocabulary(settings: Tokenizer) -> str | None:
     """sha256 of the file at `tokenizer.path`, for whoever must tell vocabularies apart; None without one."""
-    return None if settings.path is None else hashlib.sha256(Path(settings.path).expanduser().read_bytes()).hexdigest()
+    return None if settings.path is None else hashlib.sha256(at(settings.path).read_bytes()).hexdigest()
 
 
 def make_tokenizer(settings: Tokenizer, texts: Sequence[str]) -> TextTokenizer:
@@ -205,7 +205,7 @@ def _state(settings: Tokenizer, texts: Sequence[str]) -> str:
             texts, vocab_size=settings.vocab_size, lowercase=settings.lowercase, min_frequency=settings.min_frequency
         )
     else:
-        state = vocabulary.load(Path(settings.path).expanduser(), kind=settings.kind, lowercase=settings.lowercase)
+        state = vocabulary.load(at(settings.path), kind=settings.kind, lowercase=settings.lowercase)
     if settings.extend:
         from xcls.data.extend import extend
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from xcls.record import Record
+from xcls.report.circumstances import gathered
 from xcls.report.collect import Found, Run
 from xcls.report.identify import attention_name, device_of, settings, without_attention
 from xcls.report.labels import name_groups
@@ -57,6 +58,11 @@ class Group:
     def twin(self) -> str:
         """Equal for groups that are alike in everything but `attention.*` and the device."""
         return _text(without_attention(self.key))
+
+    @cached_property
+    def circumstances(self) -> dict[str, set[str]]:
+        """Under which circumstances its costs were measured."""
+        return gathered(run.record for run in self.runs)
 
     @property
     def attention(self) -> str:
@@ -110,6 +116,13 @@ class Group:
         return MEASURES[name].of(max(ranked, key=lambda item: item[:2])[2]) if ranked else None
 
 
+def survived(record: Record) -> list[str]:
+    """What went wrong in a run that completed all the same: bad steps that were left out, restarts, smaller batches."""
+    faults = record.faults if record.status == "completed" and isinstance(record.faults, list) else []
+    told = [fault for fault in faults if isinstance(fault, dict)]
+    return [f"{fault.get('kind')} at step {fault.get('step')}: {fault.get('cause')}" for fault in told]
+
+
 @dataclass
 class Board:
     """The groups that saw the same rows of the same data, and the baselines trained on these rows."""
@@ -117,6 +130,7 @@ class Board:
     name: str
     groups: list[Group]
     baselines: list[Group]
+    references: dict[tuple[str, str], tuple[Group | None, str]] = field(default_factory=dict)  # verdict.find_reference
 
     @cached_property
     def of_mechanism(self) -> dict[str, list[Group]]:

@@ -1,16 +1,23 @@
-"""Finds every `record.json` at or under the given folders. What cannot be read is listed and spoils nothing."""
+"""Finds every `record.json` at or under the given folders. What cannot be read is listed and spoils nothing.
+
+Measurements of mode=bench (`bench.json`) are found beside them, and the baselines of their data wherever they lie.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Iterator, Sequence
 
-from xcls.record import Record, read_record
+from xcls.record import Record, read_record, sha256
+from xcls.report.wandb_runs import fetch, is_wandb
 from xcls.schema import UserError
 
 USUAL = ("multirun", "pretrain", "finetune")  # may be missing: a fresh clone has none of them yet
+RECORD, BENCH = "record.json", "bench.json"
+LARGEST = 64 * 2**20  # bytes of a record; real ones have ten thousand
 TYPES = {
     "run": str, "mode": str, "hash": str, "seed": int, "seq_len": int, "choices": dict, "config": dict, "data": dict,
     "metrics": dict, "costs": dict, "params": dict, "device": dict, "versions": dict, "files": dict, "command": list,
@@ -28,6 +35,16 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """One measurement of mode=bench: the content of its bench.json, and of that the rows."""
+
+    folder: Path
+    place: str
+    data: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Unreadable:
     """A folder whose record cannot be used, and why."""
 
@@ -37,31 +54,40 @@ class Unreadable:
 
 @dataclass
 class Found:
-    """All that was found. `parents`: hash to record of the runs that others started from, wherever they lie."""
+    """All that was found. `parents`: hash to record of the runs that others started from, wherever they lie.
+
+    `notes` are for the reader: which baselines were fetched from elsewhere, which files are gone.
+    """
 
     runs: list[Run] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
     parents: dict[str, Record] = field(default_factory=dict)
+    benches: list[Bench] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def collect(paths: Sequence[str | Path], root: Path) -> Found:
     """Every run at or under `paths` (run folders, sweep folders, or folders of these), relative ones under `root`.
 
-    The result is in one order, whatever the order of `paths`. Raises UserError for a path that is not there.
+    A baseline of the same rows is fetched from multirun/ where `paths` hold none. The result is in one order, whatever
+    the order of `paths`. Raises UserError for a path that is not there.
     """
     found = Found()
-    for folder in sorted(_record_folders(paths, root, found)):
-        place = shown(folder, root)
-        try:
-            record = read_record(folder)
-            _check_types(record)
-        except (ValueError, RecursionError) as error:
-            reason = str(error).replace(str(folder), place)
-            found.unreadable.append(Unreadable(place, reason))
+    folders: set[tuple[Path, str]] = set()
+    for given in paths:
+        if is_wandb(given, root):
+            places, reasons = fetch(given, root)
+            folders.update((Path(os.path.realpath(place)), RECORD) for place in places)
+            found.unreadable += [Unreadable(str(given), reason) for reason in reasons]
         else:
-            found.runs.append(Run(folder, place, record))
+            folders.update(_walk(_start(given, root), root, found))
+    for folder, name in sorted(folders):
+        _take(folder, name, root, found)
+    _fetch_baselines(found, root, {folder for folder, _ in folders})
     found.runs.sort(key=lambda run: (run.record.mode, run.record.run, run.record.hash, run.place))
-    found.unreadable.sort(key=lambda item: (item.place, item.reason))
+    found.unreadable = sorted(set(found.unreadable), key=lambda item: (item.place, item.reason))
+    found.benches.sort(key=lambda bench: bench.place)
+    found.notes.sort()
     found.parents = _parents(found.runs, root)
     return found
 
@@ -74,27 +100,82 @@ def shown(folder: Path, root: Path) -> str:
         return str(folder)
 
 
-def _record_folders(paths: Sequence[str | Path], root: Path, found: Found) -> set[Path]:
-    """The real paths of all folders with a record, each once. A run folder is not searched further."""
-    folders: set[Path] = set()
+def _start(given: str | Path, root: Path) -> Path | None:
+    """The folder that a path of the user names; None for a usual one that is not there yet."""
+    start = root / Path(given).expanduser()
+    if start.name in (RECORD, BENCH) and start.is_file():
+        start = start.parent
+    if start.is_dir():
+        return start
+    if str(given).rstrip("/") in USUAL:
+        return None
+    raise UserError(f"runs: {given}: no such folder (looked at {start.absolute()}).")
 
-    def cannot_list(error: OSError) -> None:
-        found.unreadable.append(Unreadable(shown(Path(error.filename), root), error.strerror or str(error)))
 
-    for given in paths:
-        start = root / Path(given).expanduser()
-        if start.name == "record.json" and start.is_file():
-            start = start.parent
-        if not start.is_dir():
-            if str(given).rstrip("/") in USUAL:
-                continue
-            raise UserError(f"runs: {given}: no such folder (looked at {start.absolute()}).")
-        for folder, below, files in os.walk(os.path.realpath(start), onerror=cannot_list):
-            if "record.json" in files:
-                folders.add(Path(folder))
-                below.clear()
-            below[:] = [name for name in below if not name.startswith(".") and name != "wandb"]
-    return folders
+def _walk(start: Path | None, root: Path, found: Found) -> Iterator[tuple[Path, str]]:
+    """(real path, record.json or bench.json) of the folders that hold one. A run folder is not searched further.
+
+    Links to folders are followed, each folder once, so that a circle of links ends.
+    """
+    waiting, seen = [] if start is None else [os.path.realpath(start)], set()
+    while waiting:
+        folder = waiting.pop()
+        if folder in seen:
+            continue
+        seen.add(folder)
+        try:
+            with os.scandir(folder) as entries:
+                inside = {entry.name: entry for entry in entries}
+            below = [entry for name, entry in inside.items() if not name.startswith(".") and name != "wandb"]
+            names = [name for name in (RECORD, BENCH) if name in inside]
+            if not names:
+                waiting += [os.path.realpath(entry.path) for entry in below if os.path.isdir(entry.path)]
+        except OSError as error:
+            found.unreadable.append(Unreadable(shown(Path(folder), root), error.strerror or str(error)))
+            continue
+        yield from ((Path(folder), name) for name in names)
+
+
+def _take(folder: Path, name: str, root: Path, found: Found) -> None:
+    """Reads one run or measurement into `found`; what is wrong with it goes to `found.unreadable`."""
+    place = shown(folder, root)
+    try:
+        if not (folder / name).is_file() or (folder / name).stat().st_size > LARGEST:
+            raise ValueError(f"{name}: not a file of at most {LARGEST // 2**20} MiB")
+        if name == BENCH:
+            found.benches.append(_read_bench(folder, place))
+        else:
+            found.runs.append(_read_run(folder, place, found))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).replace(str(folder), place).split())
+        found.unreadable.append(Unreadable(place, reason if len(reason) <= 300 else reason[:297] + "…"))
+
+
+def _read_run(folder: Path, place: str, found: Found) -> Run:
+    """The run in `folder`. Raises ValueError where its record, or a file the record vouches for, is not as written."""
+    record = read_record(folder, sealed=True)
+    _check_types(record)
+    json.dumps(vars(record), ensure_ascii=False).encode()  # half a surrogate pair could be written nowhere
+    for name, checksum in sorted(record.files.items()) if record.status == "completed" else ():
+        file = folder / Path(name).name
+        if not file.is_file():
+            found.notes.append(f"{place}: {name} is gone; what is made from it is missing here.")
+        elif sha256(file) != checksum:
+            raise ValueError(f"{name} was changed after the run wrote it: its checksum does not fit")
+    return Run(folder, place, record)
+
+
+def _read_bench(folder: Path, place: str) -> Bench:
+    """The measurement in `folder`. Raises ValueError where it is not what mode=bench writes."""
+    try:
+        data = json.loads((folder / BENCH).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{BENCH}: {error}") from error
+    rows = data.get("rows") if isinstance(data, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{BENCH}: a list of rows is needed")
+    json.dumps(data, ensure_ascii=False).encode()
+    return Bench(folder, place, data, rows)
 
 
 def _check_types(record: Record) -> None:
@@ -102,11 +183,43 @@ def _check_types(record: Record) -> None:
     for name, kind in TYPES.items():
         value = getattr(record, name)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"record.json: {name} is {type(value).__name__}, not {kind.__name__}")
+            raise ValueError(f"{RECORD}: {name} is {type(value).__name__}, not {kind.__name__}")
     if not all(isinstance(scores, dict) for scores in record.metrics.values()):
-        raise ValueError("record.json: metrics must hold one object per split")
+        raise ValueError(f"{RECORD}: metrics must hold one object per split")
     if record.pretrain is not None and not isinstance(record.pretrain, dict):
-        raise ValueError(f"record.json: pretrain is {type(record.pretrain).__name__}, not an object or null")
+        raise ValueError(f"{RECORD}: pretrain is {type(record.pretrain).__name__}, not an object or null")
+    for name in ("cause", "exp", "study", "commit"):
+        if not isinstance(getattr(record, name), (str, type(None))):
+            raise ValueError(f"{RECORD}: {name} is no text")
+    for name in ("choices", "device", "versions", "files"):
+        if any(isinstance(value, (dict, list)) for value in getattr(record, name).values()):
+            raise ValueError(f"{RECORD}: {name} must hold single values")
+    if not all(isinstance(item, str) for item in [*record.command, *record.warnings]):
+        raise ValueError(f"{RECORD}: command and warnings must be lists of texts")
+    for node in (record.costs, record.params, *record.metrics.values()):
+        for name, value in node.items():
+            if isinstance(value, int) and abs(value) > 10**300:
+                raise ValueError(f"{RECORD}: {name} is no number of this world")
+
+
+def _fetch_baselines(found: Found, root: Path, taken: set[Path]) -> None:
+    """Adds the baselines, from multirun/, of the rows that runs were fine-tuned on and that have none yet."""
+
+    def rows_of(record: Record) -> tuple[str, str]:
+        return str(record.data.get("fingerprint")), str(record.data.get("train_rows_hash"))
+
+    done = [run.record for run in found.runs if run.record.status == "completed"]
+    wanted = {rows_of(record) for record in done if record.mode == "finetune"}
+    wanted -= {rows_of(record) for record in done if record.mode == "baseline"} | {("None", "None")}
+    aside = Found()  # what is wrong over there is nobody's concern here
+    for folder in sorted(path.parent for path in (root / "multirun").glob(f"*/*/tfidf_logreg-*/{RECORD}")):
+        if not wanted or Path(os.path.realpath(folder)) in taken:
+            continue
+        _take(folder, RECORD, root, aside)
+    for run in aside.runs:
+        if run.record.mode == "baseline" and run.record.status == "completed" and rows_of(run.record) in wanted:
+            found.runs.append(run)
+            found.notes.append(f"The baseline {run.place} was found by the fingerprint of its data.")
 
 
 def _parents(runs: list[Run], root: Path) -> dict[str, Record]:
@@ -120,11 +233,11 @@ def _parents(runs: list[Run], root: Path) -> dict[str, Record]:
         if not isinstance(digest, str) or digest in parents:
             continue
         record = known.get(digest)
-        if record is None and isinstance(folder, str) and (root / folder / "record.json").is_file():
+        if record is None and isinstance(folder, str) and (root / folder / RECORD).is_file():
             try:
                 record = read_record(root / folder)
                 _check_types(record)
-            except ValueError:
+            except (OSError, ValueError, RecursionError):
                 continue  # its child says where it lies; the report goes on without its settings
         if record is not None and record.hash == digest:
             parents[digest] = record

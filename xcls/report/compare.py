@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Any, Sequence
 
 from xcls.report.aggregate import Board, Group, Stat
+from xcls.report.circumstances import unlike_groups
 from xcls.report.collect import Found
+from xcls.report.differences import OPEN, Interval
+from xcls.report.endings import ending
 from xcls.report.labels import BASELINE
 from xcls.report.measures import memory_measure
+from xcls.report.sheet import Sheet
 from xcls.report.verdict import (
     FAIL,
     MISSING,
     PASS,
+    Claim,
     Judge,
     Measured,
     Verdict,
@@ -26,7 +31,9 @@ MEANING = (
     "time and memory ratio: mean of the group / mean of the reference. macro-F1 loss: reference − group; gain: group − "
     "baseline; spread: best seed − worst; all in percentage points. margin: distance to the threshold, positive where "
     "it holds. "
-    "WNF-1 cost needs one of the two ratios, and the loss."
+    "WNF-1 cost needs one of the two ratios, and the loss. interval: of the difference, by a paired bootstrap over the "
+    "examples and over the seeds, 95 % unless bootstrap.level says otherwise; where it spans the threshold one cannot "
+    "tell. The verdict is by the value, as the rule is written; the interval stands beside it and decides nothing."
 )
 Table = tuple[list[str], list[list[str]]]
 
@@ -60,6 +67,22 @@ def amount(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def interval_text(interval: Interval | None) -> str:
+    """`−1.20 … +0.31` percentage points; '' without an interval."""
+    if interval is None or interval.low is None:
+        return ""
+    return f"{signed(interval.low)} … {signed(interval.high)}"
+
+
+def _gap(group: Group, other: Group | None, board: Board, judge: Judge) -> str:
+    """The difference of validation macro-F1 in percentage points, with its interval in brackets."""
+    if other is None or other is group:
+        return NONE
+    interval = None if judge.differences is None else judge.differences.between(group, other, board, "validation")
+    around = interval_text(interval)
+    return signed(difference_pp(group, other, "validation")) + (f" ({around})" if around else "")
+
+
 def _beside(group: Group, other: Group | None, name: str) -> str:
     """The mean of a cost, and in brackets its ratio to the reference."""
     mean = group.stat(name).mean
@@ -71,7 +94,8 @@ def _beside(group: Group, other: Group | None, name: str) -> str:
 def comparison(board: Board, judge: Judge, reference: str) -> Table:
     """One board: the mechanisms in the order of their rank, then the baselines; costs beside those of the reference."""
     header = [
-        "mechanism", "n", "macro-F1 validation", "macro-F1 test", "vs baseline, pp", "time/epoch, s", "tokens/s",
+        "mechanism", "n", "macro-F1 validation", "macro-F1 test", f"vs {reference}, pp", "vs baseline, pp",
+        "time/epoch, s", "tokens/s",
         "memory, MiB", "PASS_WNF", "PASS_WNF_TEST",
     ]  # fmt: skip
     baseline = strictest(board.baselines)
@@ -80,7 +104,7 @@ def comparison(board: Board, judge: Judge, reference: str) -> Table:
         other, _ = find_reference(group, board, reference)
         rows.append([
             group.label, str(len(group.runs)), score(group.stat("macro_f1")), score(group.stat("test_macro_f1")),
-            signed(difference_pp(group, baseline, "validation") if baseline else None),
+            _gap(group, other, board, judge), _gap(group, baseline, board, judge),
             _beside(group, other, "time_per_epoch"), amount(group.stat("tokens_per_s").mean),
             _beside(group, other, memory_measure(group.device.get("kind"))),
             *(judge.verdict(group, board, reference, split).state for split in ("validation", "test")),
@@ -94,14 +118,13 @@ def _baseline_rows(group: Group) -> list[list[str]]:
     """The baseline as the claims use it, and the one tuned on validation, where it was fitted."""
     seconds = amount(group.stat("train_seconds").mean)
     default, test = group.stat("macro_f1"), group.stat("test_macro_f1")
-    rows = [
-        [group.label, str(len(group.runs)), score(default), score(test), NONE, f"{seconds} in all", NONE, NONE, "", ""]
-    ]
+    first = [group.label, str(len(group.runs)), score(default), score(test)]
+    rows = [[*first, NONE, NONE, f"{seconds} in all", NONE, NONE, "", ""]]
     tuned, on_test = group.stat("tuned_macro_f1"), group.stat("tuned_test_macro_f1")
     if tuned.mean is not None and default.mean is not None:
         gap = signed((tuned.mean - default.mean) * 100)
         rows.append(
-            [f"{group.label}, tuned", str(tuned.n), score(tuned), score(on_test), gap, NONE, NONE, NONE, "", ""]
+            [f"{group.label}, tuned", str(tuned.n), score(tuned), score(on_test), NONE, gap, NONE, NONE, NONE, "", ""]
         )
     return rows
 
@@ -126,19 +149,34 @@ def footnotes(board: Board, reference: str) -> list[str]:
 
 def claims_table(board: Board, judge: Judge, reference: str, split: str) -> Table:
     """Every claim about the groups of a board with value, threshold and margin."""
-    header = ["mechanism", "claim", "verdict", "measured", "value", "threshold", "margin", "reason"]
+    header = [
+        "mechanism", "n", "claim", "verdict", "measured", "value", "threshold", "margin", "interval", "interval says",
+        "reason",
+    ]  # fmt: skip
     rows = []
     for group in board.groups:
         verdict = judge.verdict(group, board, reference, split)
         if not verdict.claims:
-            rows.append([group.label, NONE, MISSING, "", "", "", "", verdict.reason])
+            rows.append([group.label, str(len(group.runs)), NONE, MISSING, *[""] * 6, verdict.reason])
         for claim in verdict.claims:
             for number in claim.measured:
                 rows.append([
-                    group.label, claim.code, claim.state, number.name, _exact(number.value),
-                    _bound(number), signed(number.margin), claim.reason or number.reason,
+                    group.label, str(len(group.runs)), claim.code, claim.state, number.name, _exact(number.value),
+                    _bound(number), signed(number.margin), interval_text(number.interval), number.told,
+                    why(claim, number),
                 ])  # fmt: skip
     return header, rows
+
+
+def why(claim: Claim, number: Measured) -> str:
+    """Everything that must be said beside a number of a claim: why it is missing, why there is no interval, and in
+    what the costs compared differ."""
+    parts = [claim.reason or number.reason]
+    if number.interval is not None and number.interval.reason:
+        parts.append(f"no interval: {number.interval.reason}")
+    if claim.remark and "ratio" in number.name:
+        parts.append(f"measured differently: {claim.remark}")
+    return "; ".join(part for part in parts if part)
 
 
 def _exact(value: float | None) -> str:
@@ -147,11 +185,7 @@ def _exact(value: float | None) -> str:
 
 def unfinished(found: Found) -> Table:
     """Every run that did not complete, with its cause and folder; then the records that cannot be read."""
-    rows = [
-        [run.record.run, run.record.status, run.record.cause or "", run.place]
-        for run in found.runs
-        if run.record.status != "completed"
-    ]
+    rows = [[run.record.run, *ending(run), run.place] for run in found.runs if run.record.status != "completed"]
     rows += [["", "unreadable", item.reason, item.place] for item in found.unreadable]
     return ["run", "status", "cause", "folder"], rows
 
@@ -182,15 +216,32 @@ def _of_mechanism(group: Group, verdict: Verdict) -> str:
     n = f"n = {len(group.runs)}"
     if other is None:
         return f"{group.label} ({n}): {end[verdict.state]}"
+    if len(other.runs) != len(group.runs):
+        n += f" against {len(other.runs)}"
     name = memory_measure(group.device.get("kind"))
     parts = [
         _more_or_less(ratio(group, other, "time_per_epoch"), "time per epoch"),
         _more_or_less(ratio(group, other, name), "memory"),
     ]
     loss = difference_pp(group, other, "validation")
+    around = interval_text(_interval(verdict))
     told = " and ".join(part for part in parts if part) or "an unknown amount of time and memory"
-    at = "" if loss is None else f" at {signed(loss)} pp macro-F1"
-    return f"{group.label} takes {told}{at} against {other.label} ({n}). {end[verdict.state]}"
+    at = "" if loss is None else f" at {signed(loss)} pp macro-F1" + (f" ({around})" if around else "")
+    unlike = f" Measured differently: {'; '.join(unlike_groups(group, other))}." if unlike_groups(group, other) else ""
+    return f"{group.label} takes {told}{at} against {other.label} ({n}). {end[verdict.state]}{_open(verdict)}{unlike}"
+
+
+def _interval(verdict: Verdict) -> Interval | None:
+    """The interval of `group - reference`, from the claim about the loss."""
+    found = [number.interval for claim in verdict.claims for number in claim.measured if "loss" in number.name]
+    return found[0].turned if found and found[0] is not None else None
+
+
+def _open(verdict: Verdict) -> str:
+    """Which thresholds of macro-F1 these runs are too few to tell about."""
+    numbers = {number.name: number for claim in verdict.claims for number in claim.measured if number.told == OPEN}
+    told = [f"{name} {interval_text(number.interval)}, {_bound(number)} is claimed" for name, number in numbers.items()]
+    return f" By the interval one cannot tell: {'; '.join(told)}." if told else ""
 
 
 def _more_or_less(share: float | None, what: str) -> str:
@@ -234,6 +285,26 @@ def _of_baseline(board: Board) -> list[str]:
         f"{BASELINE} reaches {mean:.3f} macro-F1 on the same rows{took}; the best encoder, {group.label}, "
         f"{best:.3f}: {abs(gap or 0):.2f} pp {side} it."
     ]
+
+
+def cell(value: Any) -> str:
+    """A value in a Markdown table: four digits of a number, a dash for what is missing."""
+    if value is None:
+        return NONE
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else str(round(value))
+    return str(value)
+
+
+def in_markdown(sheets: Sequence[Sheet], boards: Sequence[Board]) -> str:
+    """The further tables of every board, for report.md."""
+    blocks = []
+    for board in boards:
+        for sheet in sheets:
+            if sheet.board == board.slug and sheet.on_page:
+                table = sheet.header, [[cell(row.get(name)) for name in sheet.header] for row in sheet.rows]
+                blocks.append(f"## {board.name}: {sheet.title}\n\n{sheet.words}\n\n{markdown(table)}\n")
+    return "".join(f"\n{block}" for block in blocks)
 
 
 def stdout(

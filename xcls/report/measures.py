@@ -55,8 +55,13 @@ MEASURES = {
         Measure("max_rss_MiB", "costs", "max_rss_MiB", "MiB", True),
         Measure(CPU_MEMORY, "costs", CPU_MEMORY, "MiB", True),
         Measure("train_seconds", "costs", "train_seconds", "s", True),
-        Measure("inference_ms_per_example", "costs", "inference_ms_per_example", "ms", True),
+        Measure("wall_seconds", "costs", "wall_seconds", "s", True),  # of the processes, evaluations and all
+        Measure("energy_wh", "costs", "energy_wh", "Wh", True),  # where the GPU counts it
+        Measure("latency_ms", "costs", "latency_ms", "ms", True),  # one document at a time: the median
+        Measure("latency_p95_ms", "costs", "latency_p95_ms", "ms", True),
+        Measure("inference_ms_per_example", "costs", "inference_ms_per_example", "ms", True),  # in batches
         Measure("inference_examples_per_s", "costs", "inference_examples_per_s", "1/s"),
+        Measure("tokenize_ms_per_example", "costs", "tokenize_ms_per_example", "ms", True),  # in neither of these
         Measure("params", "params", "total", low_is_better=True),
         Measure("params_trainable", "params", "trainable", low_is_better=True),
     )

@@ -2,160 +2,199 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from html import escape
+from dataclasses import dataclass
 from typing import Any, Sequence
 
 from xcls.report import compare
 from xcls.report.aggregate import Board, Group
-from xcls.report.collect import Found, Run
+from xcls.report.answer import decide
+from xcls.report.answer_lines import claims_in_words, mechanism_lines
+from xcls.report.collect import Found
 from xcls.report.measures import MEASURES
-from xcls.report.verdict import FAIL, MISSING, PASS, Judge
+from xcls.report.page_parts import SIGNS, escape, figure, folded, note, sheet_table, table
+from xcls.report.page_script import SCRIPT, policy
+from xcls.report.page_settings import environment, settings_parts
+from xcls.report.page_style import STYLE
+from xcls.report.plot_style import Plot
+from xcls.report.settings import Claims
+from xcls.report.sheet import Sheet
+from xcls.report.verdict import Judge
 
-STYLE = """
-:root { color-scheme: light; --ink: #1a1a1a; --soft: #5c5c5c; --line: #d5d5d5; --band: #f5f6f7; }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; color: var(--ink);
-  margin: 0 auto; max-width: 78rem; padding: 1rem 1rem 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
-h3 { font-size: 1.05rem; margin: 1.5rem 0 .5rem; }
-.study { background: #fff4d6; border-left: 4px solid #c98a00; padding: .5rem .75rem; }
-.answer { background: var(--band); border-left: 4px solid var(--ink);
-  padding: .5rem .75rem .5rem 1.75rem; font-size: 1.05rem; }
-.answer li { margin: .25rem 0; }
-.scroll { overflow-x: auto; margin: .5rem 0; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem .5rem; border-bottom: 1px solid var(--line); vertical-align: top;
-  white-space: nowrap; }
-td.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
-th { border-bottom: 2px solid var(--ink); position: sticky; top: 0; background: #fff; }
-.PASS, .FAIL, .MISSING { font-weight: 600; }
-.PASS::before { content: "✓ "; } .FAIL::before { content: "✗ "; } .MISSING::before { content: "? "; }
-.PASS { color: #00603c; } .FAIL { color: #a3001b; } .MISSING { color: var(--soft); }
-.note, figcaption { color: var(--soft); font-size: .85rem; margin: .25rem 0; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
-details { margin: .4rem 0; } summary { cursor: pointer; }
-pre { font-size: .85rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere;
-  background: var(--band); padding: .5rem; }
-@media print { body { max-width: none; font-size: 11px; padding: 0; }
-  .scroll { overflow: visible; } th { position: static; } h2, h3 { break-after: avoid; }
-  figure, tr { break-inside: avoid; } th, td { white-space: normal; padding: .15rem .3rem; } }
-"""
-META = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
 FILES = (
-    "Beside this page: results.csv (a row per run), groups.csv, wnf.csv (every number of every claim), report.md, "
-    "plots/, and reproduce.sh, which makes it all again."
+    "results.csv has a row per run, groups.csv a row per group, wnf.csv every number of every claim, report.md the "
+    "tables as text, plots/ the pictures; reproduce.sh makes it all again from a fresh clone. A text in a CSV file that "
+    "a spreadsheet would take for a formula (it begins with = + - @) has an apostrophe before it."
 )
-LONG = {"cause", "reason", "folder", "versions", "run"}
+LONGEST = 24  # rows of a table that is open when the page is
+ORDER = {"finetune": 0, "baseline": 1, "pretrain": 2}
 
 
-def page(
-    *,
-    boards: Sequence[Board],
-    groups: Sequence[Group],
-    found: Found,
-    judge: Judge,
-    references: Sequence[str],
-    studies: Sequence[str],
-    plots: dict[str, tuple[bytes, str]],
-    rank_by: str,
-    pretty_config: dict[str, Any],
-) -> str:
+@dataclass(frozen=True)
+class Story:
+    """All that the page tells."""
+
+    boards: Sequence[Board]
+    groups: Sequence[Group]
+    found: Found
+    judge: Judge
+    claims: Claims  # the report's; an experiment may have its own
+    studies: Sequence[str]
+    plots: Sequence[Plot]
+    sheets: Sequence[Sheet]
+    notes: Sequence[str]
+    rank_by: str
+    settings: dict[str, Any]  # conf/report.yaml as used
+
+    @property
+    def references(self) -> Sequence[str]:
+        """The mechanisms that others are compared with; the first decides."""
+        return self.claims.references
+
+
+def page(story: Story) -> str:
     """The whole page as HTML text; everything that comes from a record is escaped, nothing is loaded from elsewhere."""
-    names = ", ".join(board.name for board in boards) or "no fine-tuned runs yet"
+    names = ", ".join(board.name for board in story.boards) or "no fine-tuned runs yet"
     title = f"Attention mechanisms for text classification: {names}"
-    parts = [f"<h1>{escape(title)}</h1>", *(f'<p class="study">{escape(study)}</p>' for study in studies)]
-    for board in boards:
-        parts += _board(board, judge, references, plots)
-    shown = {name for board in boards for name in plots if name.endswith(f"-{board.slug}")}
-    rest = [name for name in plots if name not in shown]
-    if rest:
-        parts += ["<h2>Pretraining</h2>", *(_figure(name, *plots[name]) for name in rest)]
-    failed = compare.unfinished(found)
-    parts.append("<h2>Runs that did not complete</h2>")
-    parts += [_table(failed), _note("They are in no mean and in no ranking.")] if failed[1] else [_note("None.")]
-    parts += ["<h2>All groups</h2>", _note(f"Mean ± standard deviation over seeds (best); ranked by {rank_by}.")]
-    parts += [_table(_everything(groups, rank_by)), "<h2>Settings</h2>", *(_settings(group) for group in groups)]
-    parts += ["<h2>Environment</h2>", _table(_environment(found.runs)), "<h2>Thresholds and files</h2>"]
-    parts.append(f"<details><summary>conf/report.yaml as used</summary><pre>{_json(pretty_config)}</pre></details>")
-    parts.append(_note(FILES))
-    head = f"{META}<title>{escape(title)}</title><style>{STYLE}</style>"
-    body = "\n".join(parts)
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
-
-
-def _board(board: Board, judge: Judge, references: Sequence[str], plots: dict[str, tuple[bytes, str]]) -> list[str]:
-    """The section of one board: answer, comparison, claims, plots."""
-    first = references[0]
-    sentences = "".join(f"<li>{escape(line)}</li>" for line in compare.answer(board, judge, first))
-    parts = [
-        f"<h2>{escape(board.name)}</h2>",
-        f'<ul class="answer">{sentences}</ul>',
-        _table(compare.comparison(board, judge, first)),
+    sections = [(board.name, f"board-{number}", _board(board, story)) for number, board in enumerate(story.boards)]
+    sections += [(name, anchor, parts) for name, anchor, parts in _rest(story) if parts]
+    links = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for name, anchor, _ in sections)
+    body = [
+        f"<header><h1>{escape(title)}</h1>",
+        *(f'<p class="study">{escape(study)}</p>' for study in story.studies),
+        "</header><main>",
     ]
-    parts += [_note(note) for note in compare.footnotes(board, first)]
-    parts += [_figure(name, *plots[name]) for name in plots if name.endswith(f"-{board.slug}")]
-    parts += ["<h3>Claims</h3>", _note(compare.MEANING)]
-    for reference in references:
-        for split in ("validation", "test"):
-            table = _table(compare.claims_table(board, judge, reference, split))
-            opened = " open" if (reference, split) == (first, "validation") else ""
-            name = f"Against {escape(reference)}, macro-F1 on {split}"
-            parts.append(f"<details{opened}><summary>{name}</summary>{table}</details>")
-    return parts
+    body += [_answer(board, story, number) for number, board in enumerate(story.boards)]
+    body += [note(text) for text in story.notes]
+    if story.boards:
+        where = f"over at least {story.claims.min_seeds} seeds, at {story.claims.seq_len} tokens"
+        told = [f"On validation, {where}; an experiment may set its own.", *claims_in_words(story.claims)]
+        body.append(folded("What passing means", "".join(f"<p>{escape(text)}</p>" for text in told)))
+    body.append(f'<nav aria-label="Contents"><ul>{links}</ul></nav>')
+    for name, anchor, parts in sections:
+        body += [f'<section id="{anchor}"><h2>{escape(name)}</h2>', *parts, "</section>"]
+    head = (
+        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy()}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    )
+    inside = "\n".join(body)
+    end = f"</main>\n<script>{SCRIPT}</script></body></html>\n"
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{inside}\n{end}'
 
 
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
-
-
-def _table(table: compare.Table) -> str:
-    header, rows = table
-    long = [name in LONG for name in header]
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    lines = []
-    for row in rows:
-        cells = "".join(_cell(str(cell), wide) for cell, wide in zip(row, long))
-        lines.append(f"<tr>{cells}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-
-
-def _cell(text: str, wide: bool) -> str:
-    if text in (PASS, FAIL, MISSING):
-        return f'<td><span class="{text}">{text}</span></td>'
-    return f"<td{' class=long' if wide else ''}>{escape(text)}</td>"
-
-
-def _figure(name: str, image: bytes, words: str) -> str:
-    data = base64.b64encode(image).decode()
-    caption = f"<figcaption>{escape(words)}</figcaption>"
+def _answer(board: Board, story: Story, number: int) -> str:
+    """The box on top: the decision on one board in words, what qualifies it, and every mechanism in a sentence."""
+    answer = decide(board, story.judge, story.references)
+    but = "".join(f"<p>{escape(text)}</p>" for text in answer.but)
+    lines = mechanism_lines(board, story.judge, story.references[0])
+    items = "".join(
+        f'<li class="{line.state}"><span>{SIGNS.get(line.state, "·")}</span>'
+        f"<span><b>{escape(line.name)}:</b> {escape(line.text)}</span></li>"
+        for line in lines
+    )
+    following = f'<p class="next">Next: {escape(answer.next)}</p>' if answer.next else ""
     return (
-        f'<figure id="{escape(name)}"><img alt="{escape(words)}" src="data:image/png;base64,{data}">{caption}</figure>'
+        f'<section class="answer {answer.state}" aria-labelledby="answer-{number}">'
+        f'<h2 id="answer-{number}">{escape(board.name)}</h2>'
+        f'<p class="headline"><b class="{answer.state}">{SIGNS[answer.state]}</b> {escape(answer.headline)}</p>'
+        f"{but}<ul>{items}</ul>{following}</section>"
     )
 
 
-def _everything(groups: Sequence[Group], rank_by: str) -> compare.Table:
+def _board(board: Board, story: Story) -> list[str]:
+    """The section of one board: comparison, plots, claims, and whatever tables belong to it."""
+    first = story.references[0]
+    header, rows = compare.comparison(board, story.judge, first)
+    parts = [
+        table(
+            header,
+            rows,
+            f"The mechanisms on {board.name}, ranked by {story.rank_by}, then the baseline.",
+            file="groups.csv",
+        )
+    ]
+    parts += [note(text) for text in compare.footnotes(board, first)]
+    parts.append(_pictures([plot for plot in story.plots if plot.board == board.slug]))
+    parts += _sheets([sheet for sheet in story.sheets if sheet.board == board.slug])
+    parts += ["<h3>Claims</h3>", note(compare.MEANING)]
+    for reference in story.references:
+        for split in ("validation", "test"):
+            name = f"Against {reference}, macro-F1 on {split}"
+            header, rows = compare.claims_table(board, story.judge, reference, split)
+            decides = (reference, split) == (first, "validation")
+            shown = table(header, rows, f"{name}: every claim with value, threshold and margin.", file="wnf.csv")
+            parts.append(folded(name, shown, opened=decides and len(rows) <= 2 * LONGEST, prints=decides))
+    return parts
+
+
+def _pictures(plots: Sequence[Plot]) -> str:
+    """Plots side by side where there is room, each under its title."""
+    shown = "".join(f"<div><h3>{escape(plot.title)}</h3>{figure(plot)}</div>" for plot in plots)
+    return f'<div class="plots">{shown}</div>' if plots else ""
+
+
+def _sheets(sheets: Sequence[Sheet]) -> list[str]:
+    """Tables under their titles, or behind them where they are long."""
+    return [
+        folded(sheet.title, sheet_table(sheet))
+        if sheet.folded or len(sheet.rows) > LONGEST
+        else f"<h3>{escape(sheet.title)}</h3>{sheet_table(sheet)}"
+        for sheet in sheets
+        if sheet.on_page
+    ]
+
+
+def _rest(story: Story) -> list[tuple[str, str, list[str]]]:
+    """(name, anchor, HTML) of the sections after the boards; those without any are left out."""
+    boards = {board.slug for board in story.boards}
+    benches = [plot for plot in story.plots if plot.board is None and plot.name.startswith("bench-")]
+    others = [plot for plot in story.plots if plot.board is None and plot not in benches]
+    failed = compare.unfinished(story.found)
+    caption = "Every run that did not complete and every record that cannot be used, with its cause and its folder. "
+    caption += "They are in no mean and in no ranking."
+    unfinished = [table(*failed, caption)] if failed[1] else [note("None.")]
+    used = f"<pre>{escape(json.dumps(story.settings, indent=1, ensure_ascii=False, default=str))}</pre>"
+    return [
+        ("More tables", "tables", _sheets([sheet for sheet in story.sheets if sheet.board not in boards])),
+        ("Measured apart (mode=bench)", "bench", [_pictures(benches)] if benches else []),
+        ("Pretraining", "pretraining", [_pictures(others)] if others else []),
+        ("Runs that did not complete", "failed", unfinished),
+        ("All groups", "groups", [_everything(story.groups, story.rank_by)] if story.groups else []),
+        ("Settings", "settings", settings_parts(story.groups)),
+        ("Environment", "environment", [environment(story.found.runs), *(note(text) for text in story.found.notes)]),
+        (
+            "Thresholds and files",
+            "files",
+            [folded("conf/report.yaml as used", used), note(f"Beside this page: {FILES}")],
+        ),
+    ]
+
+
+def _everything(groups: Sequence[Group], rank_by: str) -> str:
     """All groups with all measures that any of them has."""
     measures = [name for name in MEASURES if any(group.stat(name).n for group in groups)]
-    order = {"finetune": 0, "baseline": 1, "pretrain": 2}
-    rows = []
-    for group in sorted(
-        groups, key=lambda g: (order[g.record.mode], str(g.key.get("choice.dataset")), g.rank or 10**9, g.label, g.id)
-    ):
-        cells = [_stat(group, name) for name in measures]
-        rows.append(
-            [
-                group.record.mode,
-                group.label,
-                str(group.rank or ""),
-                str(len(group.runs)),
-                str(len(group.others)),
-                *cells,
-            ]
-        )
-    return ["mode", "group", f"rank by {rank_by}", "n", "not completed", *measures], rows
+    ordered = sorted(
+        groups, key=lambda g: (ORDER[g.record.mode], str(g.key.get("choice.dataset")), g.rank or 10**9, g.label, g.id)
+    )  # fmt: skip
+    rows = [
+        [
+            group.label,
+            group.record.mode,
+            group.rank,
+            len(group.runs),
+            len(group.others),
+            *(_stat(group, name) for name in measures),
+        ]
+        for group in ordered
+    ]
+    header = ["group", "mode", f"rank by {rank_by}", "n", "not completed", *measures]
+    return table(
+        header,
+        rows,
+        f"Mean ± sample standard deviation over seeds (best in brackets), ranked by {rank_by}. Unrounded: groups.csv.",
+        file="groups.csv",
+    )
 
 
 def _stat(group: Group, name: str) -> str:
@@ -165,37 +204,3 @@ def _stat(group: Group, name: str) -> str:
     form = (lambda value: f"{value:.4f}") if MEASURES[name].place.startswith("metrics") else compare.amount
     spread = f" ± {form(stat.sd)}" if stat.sd else ""
     return f"{form(stat.mean)}{spread}" + (f" ({form(stat.best)})" if stat.n > 1 and stat.best is not None else "")
-
-
-def _settings(group: Group) -> str:
-    """The configuration of a group, folded away: what all its runs share, and the run they started from."""
-    record = group.record
-    shared = {k: v for k, v in sorted(record.config.items()) if k not in ("seed", "exp", "sweep")}
-    told = {
-        "choices": record.choices,
-        "config": shared,
-        "data": record.data,
-        "device": record.device,
-        "params": record.params,
-    }
-    if record.pretrain is not None:
-        told["pretrain"] = record.pretrain
-    seeds = " ".join(map(str, group.seeds)) or "none"
-    title = f"{record.mode}: {group.label} · seeds {seeds} · group {group.id}"
-    return f"<details><summary>{escape(title)}</summary><pre>{_json(told)}</pre></details>"
-
-
-def _environment(runs: Sequence[Run]) -> compare.Table:
-    """Each environment that runs were made in, once, with the number of its runs."""
-    counts: dict[tuple[str, ...], int] = {}
-    for run in runs:
-        record = run.record
-        device = " ".join(str(record.device[k]) for k in ("name", "dtype") if record.device.get(k))
-        versions = ", ".join(f"{name} {value}" for name, value in sorted(record.versions.items()) if value)
-        place = (device or "unknown", versions or "unknown", record.commit or "unknown")
-        counts[place] = counts.get(place, 0) + 1
-    return ["runs", "device", "versions", "commit"], [[str(counts[place]), *place] for place in sorted(counts)]
-
-
-def _json(value: Any) -> str:
-    return escape(json.dumps(value, indent=1, ensure_ascii=False, default=str))

@@ -38,6 +38,37 @@ class Claims:
 
 
 @dataclass
+class Price:
+    """What a machine costs: money for an hour, watts under load. None: not known."""
+
+    price_per_hour: Optional[float] = None
+    watts: Optional[float] = None
+
+
+@dataclass
+class Cost(Price):
+    """The prices of the machines: the usual one's, and others' by a part of their device's name."""
+
+    currency: str = "EUR"
+    devices: Dict[str, Price] = field(default_factory=dict)
+
+    def of(self, device: str) -> Price:
+        """The price of the machine with this device: that of the longest name that is a part of `device`."""
+        names = [name for name in self.devices if name.lower() in device.lower()]
+        return self.devices[max(names, key=lambda name: (len(name), name))] if names else self
+
+
+@dataclass
+class Bootstrap:
+    """How the intervals are made; `most_groups`: of the best ranked of a data set, and of the references."""
+
+    replicates: int = 5000
+    seed: int = 0
+    level: float = 0.95
+    most_groups: int = 24
+
+
+@dataclass
 class Settings:
     """The whole of `conf/report.yaml`."""
 
@@ -45,6 +76,26 @@ class Settings:
     out: str = "multirun/report"
     rank_by: str = "macro_f1"
     claims: Claims = field(default_factory=Claims)
+    originals: Dict[str, str] = field(default_factory=dict)
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    cost: Cost = field(default_factory=Cost)
+
+
+def check_numbers(settings: Settings) -> None:
+    """Refuses impossible numbers of `bootstrap` and `cost`. Raises UserError."""
+    own = settings.bootstrap
+    if own.replicates < 100 or own.most_groups < 0 or own.seed < 0:
+        raise UserError(
+            f"bootstrap: replicates={own.replicates} (at least 100), most_groups={own.most_groups}, seed={own.seed} "
+            "(at least 0)."
+        )
+    if not 0.5 <= own.level < 1:
+        raise UserError(f"bootstrap.level={own.level}: a share of at least 0.5 and below 1 is needed, e.g. 0.95.")
+    prices = {"cost": settings.cost, **{f"cost.devices.{name}": price for name, price in settings.cost.devices.items()}}
+    for key, price in prices.items():
+        for name, value in (("price_per_hour", price.price_per_hour), ("watts", price.watts)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{key}.{name}={value}: a number of at least 0 is needed, or null.")
 
 
 def claims_from(flat: dict[str, Any]) -> Claims:

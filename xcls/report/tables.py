@@ -8,8 +8,10 @@ import json
 from typing import Any, Sequence
 
 from xcls.record import Record
-from xcls.report.aggregate import Board, Group
+from xcls.report.aggregate import Board, Group, survived
 from xcls.report.collect import Run
+from xcls.report.differences import Interval
+from xcls.report.endings import ending
 from xcls.report.identify import ENCODER, GROUPS
 from xcls.report.measures import MEASURES
 from xcls.report.verdict import SPLITS, Judge, difference_pp, strictest
@@ -20,7 +22,7 @@ FIRST = (
     "time_per_step", "tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB", "PASS_WNF", "PASS_WNF_TEST",
 )  # fmt: skip
 ALSO = (
-    "group", "hash", "folder", "exp", "study", "commit", "step", "shared_device",
+    "group", "hash", "folder", "exp", "study", "commit", "step", "shared_device", "faults",
     *(name for name in MEASURES if name not in FIRST),
 )  # fmt: skip
 OF_GROUP = (
@@ -30,9 +32,12 @@ OF_GROUP = (
     "vs_baseline_pp", "vs_baseline_test_pp",
 )  # fmt: skip
 OF_CLAIM = (
-    "group", "label", "dataset", "attention", "seq_len", "n", "reference", "reference_group", "baseline_group", "split",
-    "PASS_WNF", "claim", "claim_state", "measured", "value", "relation", "threshold", "margin", "state", "reason",
+    "group", "label", "dataset", "attention", "seq_len", "n", "reference", "reference_group", "n_reference",
+    "baseline_group", "n_baseline", "split", "PASS_WNF", "claim", "claim_state", "measured", "value", "relation",
+    "threshold", "margin", "state", "reason", "interval_low", "interval_high", "interval_says", "examples", "drawn",
+    "no_interval", "measured_differently",
 )  # fmt: skip
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a text that begins so; an apostrophe stops it
 Row = dict[str, Any]
 
 
@@ -40,7 +45,7 @@ def to_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """CSV text with these columns, missing values empty; the same rows give the same bytes."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow([_cell(column) for column in columns])
     writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
     return out.getvalue()
 
@@ -49,7 +54,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return value
+        return f"'{value}" if value.startswith(FORMULA) else value
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)  # true, [0, 1], 12
@@ -83,15 +88,17 @@ def results(
         record = run.record
         group = group_of.get(run.place) or by_key.get((record.hash, str(record.device)))
         verdict = states.get(group or "", (None, None)) if record.status == "completed" else (None, None)
+        status, cause = ending(run)
         skipped = ("claims", *ENCODER) if record.mode == "baseline" else ("claims",)
         rows.append({
             **{name: value for name, value in record.config.items() if not name.startswith(skipped)},
             **_traits(record),
             **{name: measure.of(record) for name, measure in MEASURES.items()},
-            "run": record.run, "status": record.status, "cause": record.cause, "seed": record.seed,
+            "run": record.run, "status": status, "cause": cause or None, "seed": record.seed,
             "PASS_WNF": verdict[0], "PASS_WNF_TEST": verdict[1],
             "group": group, "hash": record.hash, "folder": run.place, "exp": record.exp, "study": record.study,
             "commit": record.commit, "step": record.step, "shared_device": record.device.get("shared"),
+            "faults": "; ".join(survived(record)) or None,
         })  # fmt: skip
         for whole in ("params", "params_trainable"):
             rows[-1][whole] = None if rows[-1][whole] is None else int(rows[-1][whole])
@@ -138,13 +145,25 @@ def claim_rows(boards: Sequence[Board], judge: Judge, references: Sequence[str])
     return rows, list(OF_CLAIM)
 
 
+def interval_cells(interval: Interval | None) -> Row:
+    """The columns of an interval: its ends in percentage points, over what it was drawn, or why there is none."""
+    if interval is None:
+        return {}
+    return {
+        "interval_low": interval.low, "interval_high": interval.high, "examples": interval.examples or None,
+        "drawn": interval.over or None, "no_interval": interval.reason or None,
+    }  # fmt: skip
+
+
 def _claims_of(verdict: Any, board: Board) -> list[Row]:
     group = verdict.group
     common = {
         "group": group.id, "label": group.label, "dataset": board.name, "attention": group.attention,
         "seq_len": group.record.seq_len, "n": len(group.runs), "reference": verdict.reference, "split": verdict.split,
         "reference_group": verdict.reference_group.id if verdict.reference_group else None,
+        "n_reference": len(verdict.reference_group.runs) if verdict.reference_group else None,
         "baseline_group": verdict.baseline.id if verdict.baseline else None, "PASS_WNF": verdict.state,
+        "n_baseline": len(verdict.baseline.runs) if verdict.baseline else None,
     }  # fmt: skip
     if not verdict.claims:
         return [{**common, "reason": verdict.reason}]
@@ -152,7 +171,9 @@ def _claims_of(verdict: Any, board: Board) -> list[Row]:
         {
             **common, "claim": claim.code, "claim_state": claim.state, "measured": number.name, "value": number.value,
             "relation": number.relation, "threshold": number.threshold, "margin": number.margin, "state": number.state,
-            "reason": number.reason or claim.reason,
+            "reason": number.reason or claim.reason, **interval_cells(number.interval),
+            "interval_says": number.told or None,
+            "measured_differently": (claim.remark or None) if "ratio" in number.name else None,
         }
         for claim in verdict.claims
         for number in claim.measured

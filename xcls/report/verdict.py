@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
-from xcls.report.aggregate import Board, Group
+from xcls.report.aggregate import Board, Group, survived
+from xcls.report.circumstances import unlike_groups
+from xcls.report.differences import Differences, Interval
 from xcls.report.identify import without_attention
 from xcls.report.measures import memory_measure
 from xcls.report.settings import Claims, FamilyClaims
@@ -17,13 +19,17 @@ DIGITS = 9  # 0.85 - 0.80 is not 0.05 in binary: values are compared at nine dig
 
 @dataclass(frozen=True)
 class Measured:
-    """One number of a claim. `margin` is positive on the passing side; value None means it could not be measured."""
+    """One number of a claim. `margin` is positive on the passing side; value None means it could not be measured.
+
+    `interval` stands beside a difference of macro-F1 and decides nothing: the verdict is by the value, as written.
+    """
 
     name: str
     value: float | None
     relation: str  # '<=' or '>='
     threshold: float
     reason: str = ""
+    interval: Interval | None = None
 
     @property
     def margin(self) -> float | None:
@@ -37,6 +43,11 @@ class Measured:
         """PASS, also exactly at the threshold; FAIL; MISSING without a value."""
         return MISSING if self.margin is None else PASS if self.margin >= 0 else FAIL
 
+    @property
+    def told(self) -> str:
+        """What the interval says of the threshold: holds, does not hold, cannot tell; '' without an interval."""
+        return "" if self.interval is None else self.interval.tells(self.relation, self.threshold)
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -46,6 +57,7 @@ class Claim:
     state: str
     measured: tuple[Measured, ...] = ()
     reason: str = ""
+    remark: str = ""  # in what the costs compared were measured differently
 
 
 @dataclass(frozen=True)
@@ -68,9 +80,13 @@ class Verdict:
 
 @dataclass
 class Judge:
-    """Judges the groups of a board. `claims_for` gives the thresholds of a group and what is wrong with them, or ''."""
+    """Judges the groups of a board. `claims_for` gives the thresholds of a group and what is wrong with them, or ''.
+
+    `differences` makes the intervals; None: there are none.
+    """
 
     claims_for: Callable[[Group], tuple[Claims, str]]
+    differences: Differences | None = None
     _made: dict[tuple[str, str, str], Verdict] = field(default_factory=dict)
 
     def verdict(self, group: Group, board: Board, reference: str, split: str) -> Verdict:
@@ -89,7 +105,7 @@ class Judge:
             return Verdict(group, reference, split, (), fault, other, baseline)
         if family is None:
             return Verdict(group, reference, split, (), "no claim is made for it", other, baseline)
-        case = Case(group, other, no_reference, baseline, board, claims, split)
+        case = Case(group, other, no_reference, baseline, board, claims, split, self.differences)
         made = [case.cost(family), case.quality(family), case.stability(family)]
         return Verdict(group, reference, split, tuple(c for c in made if c is not None), "", other, baseline)
 
@@ -105,6 +121,7 @@ class Case:
     board: Board
     claims: Claims
     split: str
+    differences: Differences | None
 
     def cost(self, family: FamilyClaims) -> Claim | None:
         """WNF-1: the time or the memory is low enough, and the macro-F1 is not too far below the reference."""
@@ -118,7 +135,9 @@ class Case:
             saving.append(self._ratio(memory, family.max_memory_ratio))
         loss = [] if family.max_loss_pp is None else [self._loss(family.max_loss_pp)]
         state = every([some([m.state for m in saving]), *(m.state for m in loss)])
-        return self._claim("WNF-1 cost", state, [*saving, *loss], self._hindrance(cost=True))
+        claim = self._claim("WNF-1 cost", state, [*saving, *loss], self._hindrance(cost=True))
+        unlike = [] if self.other is None else unlike_groups(self.group, self.other)
+        return replace(claim, remark="; ".join(unlike))
 
     def quality(self, family: FamilyClaims) -> Claim | None:
         """WNF-2: far enough above the baseline, and not too far below the reference."""
@@ -130,7 +149,7 @@ class Case:
         return self._claim("WNF-2 quality", every([m.state for m in measured]), measured, self._hindrance())
 
     def stability(self, family: FamilyClaims) -> Claim | None:
-        """WNF-2: enough seeds, no NaN, no lack of memory, and the seeds close together."""
+        """WNF-2: enough seeds, no NaN, no lack of memory (survived ones count too), and the seeds close together."""
         if family.max_spread_pp is None:
             return None
         stat = self.group.stat(SPLITS[self.split])
@@ -139,10 +158,10 @@ class Case:
         measured = [
             Measured("macro-F1 spread (pp)", None if gap else _rounded(spread), "<=", family.max_spread_pp, gap)
         ]
-        broken = self.group.broken
-        if broken and self.group.record.seq_len == self.claims.seq_len:
-            causes = "; ".join(f"seed {run.record.seed}: {run.record.cause}" for run in broken)
-            return Claim("WNF-2 stability", FAIL, tuple(measured), causes)
+        causes = [f"seed {run.record.seed}: {run.record.cause}" for run in self.group.broken]
+        causes += [f"seed {run.record.seed}: {told}" for run in self.group.runs for told in survived(run.record)]
+        if causes and self.group.record.seq_len == self.claims.seq_len:
+            return Claim("WNF-2 stability", FAIL, tuple(measured), "; ".join(causes))
         return self._claim("WNF-2 stability", measured[0].state, measured, self._hindrance())
 
     def _claim(self, code: str, state: str, measured: list[Measured], hindrance: str) -> Claim:
@@ -182,14 +201,20 @@ class Case:
                 title, None, "<=", threshold, f"{len(other.seeds)} of {need} seeds of {other.label} have completed"
             )
         value = difference_pp(other, self.group, self.split)
-        return Measured(title, value, "<=", threshold, "" if value is not None else f"no {self.split} macro-F1")
+        reason = "" if value is not None else f"no {self.split} macro-F1"
+        return Measured(title, value, "<=", threshold, reason, self._interval(other, self.group))
 
     def _gain(self, threshold: float) -> Measured:
         value, reason = None, no_baseline(self.board)
         if self.baseline is not None:
             value = difference_pp(self.group, self.baseline, self.split)
             reason = "" if value is not None else f"no {self.split} macro-F1"
-        return Measured("macro-F1 gain (pp)", value, ">=", threshold, reason)
+        return Measured("macro-F1 gain (pp)", value, ">=", threshold, reason, self._interval(self.group, self.baseline))
+
+    def _interval(self, group: Group, other: Group | None) -> Interval | None:
+        if self.differences is None or other is None or group is other:
+            return None
+        return self.differences.between(group, other, self.board, self.split)
 
 
 def every(states: list[str]) -> str:
@@ -236,13 +261,20 @@ def no_baseline(board: Board) -> str:
 
 
 def find_reference(group: Group, board: Board, name: str) -> tuple[Group | None, str]:
-    """The group of mechanism `name` that equals `group` in everything but `attention.*`, or None and the reason.
+    """The group of mechanism `name` that equals `group` in everything but `attention.*`, or None and the reason."""
+    place = group.id, name
+    if place not in board.references:
+        own = group.attention == name and bool(group.runs)
+        named = board.of_mechanism.get(name, [])
+        board.references[place] = (group, "") if own else twin_among(named, group, name)
+    return board.references[place]
+
+
+def twin_among(named: list[Group], group: Group, name: str) -> tuple[Group | None, str]:
+    """Of the groups of one mechanism, `name`, the one alike in everything but `attention.*`, or None and the reason.
 
     Of several (SDPA with different settings of its own) it is the one that shares most settings with `group`.
     """
-    if group.attention == name and group.runs:
-        return group, ""
-    named = board.of_mechanism.get(name, [])
     twins = [other for other in named if other.twin == group.twin]
     same = [other for other in twins if other.device == group.device]
     if len(same) == 1:

@@ -10,16 +10,24 @@ from typing import Any, Callable, Sequence
 from xcls.record import write_atomic
 from xcls.report import compare, tables
 from xcls.report.aggregate import Board, Group, group_runs, make_boards
+from xcls.report.bench_ratio import benches_beside
 from xcls.report.collect import Found, collect, shown
+from xcls.report.differences import Differences
 from xcls.report.measures import MEASURES
-from xcls.report.page import page
-from xcls.report.plots import draw
+from xcls.report.page import Story, page
+from xcls.report.plot_style import Plot
+from xcls.report.plots import MOST_BOARDS, draw
 from xcls.report.reproduce import script
-from xcls.report.settings import Claims, Settings, claims_from
+from xcls.report.settings import Claims, Settings, check_numbers, claims_from
+from xcls.report.sheet import Sheet
+from xcls.report.sheets import WORDS, Context, disagreements, further_sheets
 from xcls.report.verdict import Judge
 from xcls.schema import UserError, flatten, nearest
 
-OWN_PLOTS = ("quality_vs_*.png", "learning-*.png", "pretraining.png")
+OWN_PLOTS = tuple(
+    f"{name}.png"
+    for name in ("quality_vs_*", "seeds-*", "cost_vs_length-*", "learning-*", "confusion-*", "pretraining", "bench-*")
+)
 
 
 def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -> str:
@@ -37,32 +45,47 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
         )
     groups = group_runs(found)
     boards = make_boards(groups, settings.rank_by)
-    judge = Judge(claims_for(asdict(claims), typed))
+    differences = Differences(settings=settings.bootstrap, references=claims.references)
+    judge = Judge(claims_for(asdict(claims), typed), differences)
     out = root / settings.out
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out: {settings.out}: {error.strerror}. A folder is needed.") from error
-    _write_tables(out, found, groups, boards, judge, claims)
+    sheets = _sheets(found, groups, boards, judge, claims)
+    benches = benches_beside(found.benches, root)
+    sheets += further_sheets(Context(boards, judge, claims.references, found, benches, settings))
+    for name in WORDS:
+        (out / f"{name}.csv").unlink(missing_ok=True)  # of an earlier report
+    for sheet in sheets:
+        if sheet.board is None:  # the others are parts of these
+            write_atomic(out / f"{sheet.name}.csv", tables.to_csv(sheet.rows, sheet.header))
     studies = sorted({run.record.study for run in found.runs if run.record.study})
-    plots = draw(boards, groups)
+    notes = [*remarks(found, boards), *disagreements(sheets)]
+    plots = draw(boards, groups, found.benches, claims.references[0])
     _write_plots(out / "plots", plots)
     text = compare.stdout(boards, judge, claims.references[0], found, studies)
-    write_atomic(out / "report.md", text)
-    html = page(
-        boards=boards,
-        groups=groups,
-        found=found,
-        judge=judge,
-        references=claims.references,
-        studies=studies,
-        plots=plots,
-        rank_by=settings.rank_by,
-        pretty_config={"rank_by": settings.rank_by, "claims": asdict(claims)},
-    )
-    write_atomic(out / "index.html", html)
+    text += "".join(f"\n{note}\n" for note in notes)
+    write_atomic(out / "report.md", text + compare.in_markdown(sheets, boards))
+    used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
+    story = Story(boards, groups, found, judge, claims, studies, plots, sheets, notes, settings.rank_by, used)
+    write_atomic(out / "index.html", page(story))
     _write_script(out, found, settings)
     return f"{text}\n{len(found.runs)} runs, {len(groups)} groups. The page: {shown(out, root)}/index.html\n"
+
+
+def remarks(found: Found, boards: Sequence[Board]) -> list[str]:
+    """What a reader must know about the input as a whole: too few runs to compare, too many data sets to draw."""
+    notes = []
+    if len({run.record.hash for run in found.runs if run.record.mode != "baseline"}) == 1:
+        notes.append(
+            "Only one run was found. A comparison needs two or more with different configurations, e.g. "
+            "python run.py -m attention=sdpa,performer,reformer seed=0,1,2"
+        )
+    if len(boards) > MOST_BOARDS:
+        drawn = f"Plots are drawn for the first {MOST_BOARDS} of {len(boards)} data sets"
+        notes.append(f"{drawn}; name fewer folders in runs=[…] for the others.")
+    return notes
 
 
 def check(settings: Settings) -> Claims:
@@ -74,6 +97,7 @@ def check(settings: Settings) -> Claims:
             f"rank_by={settings.rank_by}: one of {', '.join(MEASURES)} is needed."
             f"{nearest(settings.rank_by, list(MEASURES))}"
         )
+    check_numbers(settings)
     return claims_from(flatten(asdict(settings.claims)))
 
 
@@ -100,9 +124,8 @@ def claims_for(claims: dict[str, Any], typed: Sequence[str]) -> Callable[[Group]
     return of
 
 
-def _write_tables(
-    out: Path, found: Found, groups: list[Group], boards: list[Board], judge: Judge, claims: Claims
-) -> None:
+def _sheets(found: Found, groups: list[Group], boards: list[Board], judge: Judge, claims: Claims) -> list[Sheet]:
+    """Every table of the report: each is written as a CSV file, and shown on the page unless it is there already."""
     first = claims.references[0]
     states = {
         group.id: (
@@ -112,20 +135,24 @@ def _write_tables(
         for board in boards
         for group in board.groups
     }
-    write_atomic(out / "results.csv", tables.to_csv(*tables.results(found.runs, groups, states)))
-    write_atomic(out / "groups.csv", tables.to_csv(*tables.group_rows(groups, boards, states)))
-    write_atomic(out / "wnf.csv", tables.to_csv(*tables.claim_rows(boards, judge, claims.references)))
+    made = {
+        "results": ("A row per run.", tables.results(found.runs, groups, states)),
+        "groups": ("A row per group of runs alike but for the seed.", tables.group_rows(groups, boards, states)),
+        "wnf": ("A row per number of every claim.", tables.claim_rows(boards, judge, claims.references)),
+    }
+    return [Sheet(name, name, words, rows, columns, on_page=False) for name, (words, (rows, columns)) in made.items()]
 
 
-def _write_plots(folder: Path, plots: dict[str, tuple[bytes, str]]) -> None:
+def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
     """Writes the plots and removes those of an earlier report that are no longer drawn."""
     folder.mkdir(exist_ok=True)
+    names = {plot.name for plot in plots}
     for pattern in OWN_PLOTS:
         for old in folder.glob(pattern):
-            if old.stem not in plots:
+            if old.stem not in names:
                 old.unlink()
-    for name, (image, _) in plots.items():
-        (folder / f"{name}.png").write_bytes(image)
+    for plot in plots:
+        (folder / f"{plot.name}.png").write_bytes(plot.image)
 
 
 def _write_script(out: Path, found: Found, settings: Settings) -> None:

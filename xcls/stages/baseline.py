@@ -83,6 +83,16 @@ def fit_tuned(
     return Fitted(best.settings, best.pipeline, time.perf_counter() - began)
 
 
+def document_latency(model: Fitted, texts: list[str], *, most: int = 100) -> dict[str, float]:
+    """Time from text to probabilities of one document at a time, ms: median and 95th percentile, warm."""
+    times = []
+    for text in texts[:1] + texts[:: max(1, len(texts) // most)][:most]:
+        began = time.perf_counter()
+        model.probabilities([text])
+        times.append(1000 * (time.perf_counter() - began))
+    return {"latency_ms": float(np.median(times[1:])), "latency_p95_ms": float(np.quantile(times[1:], 0.95))}
+
+
 def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal) -> None:
     """Fits and evaluates the baselines, once on test. Call it within `with journal:`.
 
@@ -116,6 +126,7 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal) -> None:
             if not prefix and split == "test":
                 rate = len(labels[split]) / seconds
                 record.costs.update(inference_examples_per_s=rate, inference_ms_per_example=1000 / rate)
+                record.costs.update(document_latency(model, texts[split]))
         record.costs[prefix + "train_seconds"] = model.seconds
         journal.event("fitted", {"name": prefix or "default", **model.settings, **record.metrics[prefix + "test"]})
     vocabulary = len(fitted[""].pipeline[0].vocabulary_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,15 @@ def evaluate(
     record.metrics[f"eval.{split}"] = found
     step = checkpoint["progress"]["step"]
 
-    def warn(message: str) -> None:
-        events.add("warning", {"message": message})
-
-    tracker = Tracker(settings=wandb, folder=folder, warn=warn)
-    if record.wandb_id is not None:
-        tags = [f"{group}={choice}" for group, choice in record.choices.items()]
-        tracker.start(name=record.run, group=record.exp, tags=tags, config=record.config, run_id=record.wandb_id)
-        tracker.log({"step": step, **{f"eval.{split}/{name}": value for name, value in found.items()}})
-        tracker.finish(0)
     events.add("evaluation", {"split": split, "checkpoint_step": step, **found})
     write_record(record, folder)
+
+    def warn(message: str) -> None:
+        events.add("warning", {"message": message})
+        print(f"WARNING: {message}", file=sys.stderr)
+
+    if record.wandb_id is not None:  # the run was tracked: the same W&B run gets these numbers too
+        tracker = Tracker(settings=wandb, folder=folder, warn=warn)
+        tracker.start()
+        tracker.finish()
     return found

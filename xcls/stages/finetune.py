@@ -17,13 +17,13 @@ from xcls.stages.predictions import predictions_frame, write_predictions
 from xcls.stages.setting import carried, interrupted_run, place
 from xcls.stages.texts import ClassificationData, Labelled, note_data
 from xcls.train.amp import Amp
-from xcls.train.checkpoint import load_for_use, write_bytes
+from xcls.train.checkpoint import fit, load_for_use, write_bytes
 from xcls.train.journal import Journal
 from xcls.train.loop import Loop
 from xcls.train.metrics import Scores, scores, softmax
 from xcls.train.precision import Precision
 from xcls.train.randomness import seed_everything
-from xcls.train.scoring import Inference, classify, no_poll
+from xcls.train.scoring import Inference, classify, latency, no_poll
 from xcls.train.stream import Batch, Stream, width_multiple
 
 
@@ -39,7 +39,8 @@ def start_from(model: TextClassifier, parent: dict[str, Any], classes: list[str]
     A head that stays new is one warning: from MLM there is none, else both shapes are named.
     """
     weights = parent["model"]
-    model.encoder.load_state_dict(_part(weights, "encoder."))
+    what = f"The checkpoint of {parent['run']}"
+    fit(lambda: model.encoder.load_state_dict(_part(weights, "encoder.")), what)
     if parent["stage"] == "pretrain":
         journal.warn(f"The classification head is new: {parent['run']} was pretrained by MLM and has none.")
         return
@@ -49,7 +50,7 @@ def start_from(model: TextClassifier, parent: dict[str, Any], classes: list[str]
         shapes = f"that of {parent['run']} has the shape {theirs}, this one {ours}"
         journal.warn(f"The classification head is new: {shapes}.")
         return
-    model.head.load_state_dict(head)
+    fit(lambda: model.head.load_state_dict(head), what)
     if parent["classes"] != classes:
         journal.warn(f"The head of {parent['run']} is kept, but its classes were {parent['classes']}, now {classes}.")
 
@@ -65,6 +66,12 @@ def score_split(
     """Logits of one split, `size` rows at once; `poll` runs between batches and may raise to stop."""
     maker = ClassBatches(encoded=rows.encoded, labels=rows.labels, multiple=width_multiple(model.encoder.seq_len))
     return classify(model, maker, rows.encoded.lengths, batch_size=size, amp=amp, poll=poll)
+
+
+def document_latency(model: TextClassifier, rows: Labelled, *, amp: Amp) -> dict[str, float | None]:
+    """Time of one document at batch size 1, ms: `latency_ms` (median) and `latency_p95_ms`."""
+    maker = ClassBatches(encoded=rows.encoded, labels=rows.labels, multiple=width_multiple(model.encoder.seq_len))
+    return latency(model, maker, rows.encoded.lengths, amp=amp)
 
 
 def finetune(
@@ -136,12 +143,11 @@ def _final(model: TextClassifier, data: ClassificationData, *, size: int, amp: A
         record.metrics[name] = scores(rows.labels, probabilities)
         frames.append(predictions_frame(name, rows, probabilities, data.classes))
         if name == "test":
-            record.costs.update(result.costs())
+            record.costs.update(result.costs(), tokenize_ms_per_example=data.tokenize_ms)
+            record.costs.update(document_latency(model, rows, amp=amp))
     write_predictions(journal.folder / "predictions.parquet", frames)
     head = {name: tensor.cpu().contiguous() for name, tensor in model.head.state_dict().items()}
     write_bytes(journal.folder / "head.safetensors", save(head))
     test = record.metrics["test"]
     journal.event("test", {"checkpoint_step": best["progress"]["step"], **test})
-    journal.tracker.log({"step": record.step, **{f"test/{name}": value for name, value in test.items()}})
     journal.save()
-    journal.finish_artifacts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -19,13 +20,38 @@ def read_or_refuse(folder: Path) -> Record:
         raise UserError(f"{error}\nMove the folder {folder} away and start again.") from error
 
 
+def refuse_twin(folder: Path) -> None:
+    """Refuses a name that differs from an existing one in case alone: on many systems both are one folder. Raises UserError."""
+    for place in (folder, *folder.parents):
+        names = os.listdir(place.parent) if place.parent.is_dir() else []
+        twins = [name for name in names if name != place.name and name.casefold() == place.name.casefold()]
+        if twins:
+            raise UserError(f"{place.name}: {place.parent / twins[0]} is there already, and the names differ in case alone. Choose another one.")
+        if place.parent.name in ("pretrain", "finetune", "multirun"):
+            break
+
+
+def take_back(folder: Path, kept: set[str]) -> None:
+    """Removes what a refused run has put into `folder`, all but `kept`, and the folders that are empty then."""
+    for path in folder.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for place in (folder, *folder.parents):
+        if any(place.iterdir()) or place.name in ("pretrain", "finetune", "multirun"):
+            break
+        place.rmdir()
+
+
 def decide(folder: Path, digest: str, *, resume: bool, sweep: bool, retry_failed: bool) -> tuple[str, Record | None]:
     """What to do with `folder` for the run of hash `digest`: DONE, RESUME or FRESH, and the record found there.
 
     In a sweep resume is implied, and a failed run stays failed unless `retry_failed`. Raises UserError where an `exp`
     has already run, or where the folder holds a run of another configuration.
     """
+    refuse_twin(folder)
     if not (folder / "record.json").is_file():
+        if any(folder.glob("ckpt_*.pt")):
+            raise UserError(f"{folder} holds checkpoints, but no record.json says of which run. Move that folder away.")
         return FRESH, None
     record = read_or_refuse(folder)
     if record.hash != digest:
@@ -47,6 +73,6 @@ def decide(folder: Path, digest: str, *, resume: bool, sweep: bool, retry_failed
 def clear(folder: Path) -> None:
     """Removes what an unfinished run without a checkpoint left; its `config.yaml` stays, it is the user's."""
     for path in folder.iterdir():
-        if path.name in ("config.yaml", ".lock"):
+        if path.name in ("config.yaml", ".lock", ".making"):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()

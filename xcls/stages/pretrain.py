@@ -78,5 +78,4 @@ def pretrain(
         extras=carried(journal, stage="pretrain", tokenizer=tokenizer.to_json(), classes=None),
     )
     loop.run(payload)
-    journal.finish_artifacts()
     return journal.record

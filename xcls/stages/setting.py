@@ -31,6 +31,7 @@ def place(model: nn.Module, *, hardware: Hardware, precision: Precision, journal
         "gradient_checkpointing": hardware.gradient_checkpointing,
         "shared": shared,  # the launcher knows whether another job has the same device
     }
+    journal.spent.watch(amp.device)
     record.versions, record.commit = versions(), commit()
     record.params = count_parameters(model)
     return amp

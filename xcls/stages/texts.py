@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from xcls.data.encode import Encoded, encode_cached
+from xcls.data.encode import Encoded, encode, encode_cached
 from xcls.data.splits import Prepared
 from xcls.data.tokenizer import TextTokenizer
 from xcls.train.journal import Journal
@@ -24,7 +25,10 @@ class Labelled:
 
 @dataclass
 class ClassificationData:
-    """The splits of a classification; `warnings` and `report` (documents, tokens, shares) are for the record."""
+    """The splits of a classification; `warnings` and `report` (documents, tokens, shares) are for the record.
+
+    `tokenize_ms`: milliseconds to tokenise a document, many at once.
+    """
 
     train: Labelled
     validation: Labelled
@@ -32,6 +36,7 @@ class ClassificationData:
     classes: list[str]
     warnings: list[str] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
+    tokenize_ms: float | None = None
 
     def split(self, name: str) -> Labelled:
         """train, validation or test."""
@@ -52,14 +57,27 @@ def classification_data(
     prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int, truncate: str
 ) -> ClassificationData:
     """Encodes the three splits. Raises UserError where a document is too long and `truncate` is `refuse`."""
-    splits, warnings, report = {}, [], {}
+    splits, warnings, report, speed = {}, [], {}, None
     for name in ("train", "validation", "test"):
         rows = getattr(prepared, name)
-        encoded = encode_cached(list(rows["text"]), tokenizer, seq_len=seq_len, truncate=truncate, what=name)
+        texts = list(rows["text"])
+        encoded = encode_cached(texts, tokenizer, seq_len=seq_len, truncate=truncate, what=name)
         splits[name] = Labelled(encoded=encoded, labels=np.asarray(rows["label"], np.int64), ids=list(rows["id"]))
         warnings += encoded.warnings(name)
         report[name] = encoded.report()
-    return ClassificationData(**splits, classes=list(prepared.classes), warnings=warnings, report=report)
+        if name == "test":
+            speed = _tokenize_ms(texts, tokenizer, seq_len=seq_len)
+    common = {"warnings": warnings, "report": report, "tokenize_ms": speed}
+    return ClassificationData(**splits, classes=list(prepared.classes), **common)
+
+
+def _tokenize_ms(texts: list[str], tokenizer: TextTokenizer, *, seq_len: int, most: int = 200) -> float:
+    """Milliseconds to tokenise a document: the second of two passes over some of `texts`, spread over all of them."""
+    some = texts[:: max(1, len(texts) // most)][:most]
+    for _ in range(2):
+        began = time.perf_counter()
+        encode(some, tokenizer, seq_len=seq_len)
+    return 1000 * (time.perf_counter() - began) / len(some)
 
 
 def language_data(prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int, truncate: str) -> LanguageData:

@@ -10,59 +10,116 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import pickle
 import re
 import shutil
+import zipfile
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, BinaryIO, Callable
 
 import torch
 
 from xcls.schema import UserError
+from xcls.train.faults import is_out_of_memory
 
-FORMAT = 1
+FORMAT = 2  # what is written
+OLDEST = 1  # what can still be read; 1 knew no faults that a run survives (progress.py)
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64
 STEP_FILE = re.compile(r"ckpt_step(\d{8,})\.pt")
+LAST, BEST = "ckpt_last.pt", "ckpt_best.pt"
+BEFORE = "ckpt_best_before.pt"  # the best one before the best: what an older checkpoint means by it
+ANCHOR = "ckpt_restart.pt"  # on_nan=restart: where bad numbers lead back to
 
 
 class DamagedCheckpoint(Exception):
     """A checkpoint that cannot be used: its checksum or its form is wrong. The message names the file."""
 
 
+class _Summed:
+    """What torch.save writes into: a file, and the sha256 of what went there.
+
+    Whatever a write raises is kept for afterwards: torch's C++ would make "file write failed" of a full disk.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Writes all of `data`, or nothing after the first error."""
+        if self.error is None:
+            try:
+                self.file.write(data)
+                self.digest.update(data)
+            except BaseException as error:  # a second Ctrl-C too
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Asked for by torch.save; the file is flushed once, at its end."""
+
+
 def write_checkpoint(path: Path, payload: dict[str, Any]) -> None:
-    """Writes `payload` (tensors and plain types) to `path`: synced, then renamed, so that it is whole or absent."""
+    """Writes `payload` (tensors and plain types) to `path`: synced, then renamed, so that it is whole or absent.
+
+    Raises OSError, with what to do, where the disk does not take it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save({"format": FORMAT, **payload}, temporary)
-        with open(temporary, "r+b") as file:
-            digest = hashlib.sha256()
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
+        with open(temporary, "wb") as file:
+            summed = _Summed(file)
+            torch.save({"format": FORMAT, **payload}, summed)
+            if summed.error is not None:
+                raise summed.error
             file.seek(-2, os.SEEK_END)  # the length of the zip comment, 0 so far
-            file.write(COMMENT.to_bytes(2, "little") + MARK + digest.hexdigest().encode())
+            file.write(COMMENT.to_bytes(2, "little") + MARK + summed.digest.hexdigest().encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        remedy = "Make room; resume=true then goes on from the checkpoint before it"
+        raise OSError(error.errno, f"{error.strerror}, while {path.name} was written. {remedy}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU. Raises DamagedCheckpoint, or UserError for one of a newer format."""
+    """Reads a checkpoint onto the CPU. Raises DamagedCheckpoint, or UserError for a format that cannot be read."""
     if not _sound(path):
         raise DamagedCheckpoint(f"{path} is damaged or cut short: its checksum does not match.")
     try:
+        if not _is_archive(path):
+            raise ValueError("it is not what torch.save writes")
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError) as error:  # not what memory or the disk refuse: that is no damage
-        raise DamagedCheckpoint(f"{path} holds something else than tensors and plain types: {error}") from error
+    except Exception as error:  # a stranger's file can raise anything
+        if isinstance(error, OSError) or is_out_of_memory(error):
+            raise  # what memory or the disk refuse is no damage
+        what = " ".join(str(error).split())[:300]
+        raise DamagedCheckpoint(f"{path} holds something else than tensors and plain types: {what}") from error
     version = payload.get("format") if isinstance(payload, dict) else None
     if not isinstance(version, int):
         raise DamagedCheckpoint(f"{path} is not a checkpoint of xcls: it names no format.")
-    if version > FORMAT:
-        raise UserError(f"{path} has format {version}; this version of xcls reads up to {FORMAT}. Use a newer one.")
+    if not OLDEST <= version <= FORMAT:
+        other = "a newer" if version > FORMAT else "the older"
+        known = f"this version of xcls reads {OLDEST} to {FORMAT}"
+        raise UserError(f"{path} has format {version}; {known}. Use {other} one.")
     return payload
+
+
+def _is_archive(path: Path) -> bool:
+    """Is it what torch.save writes today? Older forms and TorchScript can run code in torch before 2.6, whatever
+    `weights_only` says (CVE-2025-32434)."""
+    with zipfile.ZipFile(path) as archive:
+        names = {name.rpartition("/")[2] for name in archive.namelist()}
+    return "data.pkl" in names and "constants.pkl" not in names
+
+
+def _seal_of(path: Path) -> bytes:
+    """The checksum that stands at the end of a checkpoint, unchecked: equal for copies of one file."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - COMMENT))
+        return file.read()
 
 
 def _sound(path: Path) -> bool:
@@ -114,13 +171,17 @@ def _same_file(source: Path, target: Path) -> None:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 class Checkpoints:
-    """The checkpoints of one run: `ckpt_step00001234.pt` (the newest `keep`), `ckpt_last.pt`, `ckpt_best.pt`."""
+    """The checkpoints of one run: `ckpt_step00001234.pt`, the newest `keep` of them, and under names of their own the
+    last, the best and the best before it. With hard links a name costs no space.
+    """
 
     def __init__(self, *, folder: Path, keep: int) -> None:
         self.folder = Path(folder)
@@ -128,42 +189,99 @@ class Checkpoints:
         for leftover in self.folder.glob(".ckpt_*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink(missing_ok=True)
 
-    def save(self, step: int, payload: dict[str, Any], *, best: bool) -> Path:
-        """Writes the checkpoint of `step`, points `last` (and `best`) to it, drops the oldest. Returns its path."""
-        path = self.folder / f"ckpt_step{step:08d}.pt"
+    def save(self, step: int, payload: dict[str, Any], *, best: bool, anchor: bool = False) -> Path:
+        """Writes the checkpoint of `step`, names it, drops the oldest. Returns its path."""
+        path = self._file(step)
         write_checkpoint(path, payload)
-        if best:
-            _same_file(path, self.folder / "ckpt_best.pt")
-        _same_file(path, self.folder / "ckpt_last.pt")
+        self.name(step, best=best, anchor=anchor)
         for old in self.steps()[self.keep :]:
             old.unlink(missing_ok=True)
         return path
 
+    def name(self, step: int, *, best: bool, anchor: bool = False) -> None:
+        """Names the checkpoint of `step` the last, and the best and the anchor. Once more on resume: a kill may have
+        come before the names."""
+        path, best_path = self._file(step), self.folder / BEST
+        if best and not (best_path.exists() and _seal_of(best_path) == _seal_of(path)):
+            if best_path.exists():
+                _same_file(best_path, self.folder / BEFORE)
+            _same_file(path, best_path)
+        if anchor:
+            _same_file(path, self.folder / ANCHOR)
+        _same_file(path, self.folder / LAST)
+
     def steps(self) -> list[Path]:
         """The step files, the newest first."""
         found = [path for path in self.folder.glob("ckpt_step*.pt") if STEP_FILE.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(STEP_FILE.fullmatch(path.name).group(1)), reverse=True)
+        return sorted(found, key=_step_of, reverse=True)
 
     def newest(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole; None where there is none.
+        """The newest checkpoint that is whole and whose best step is still there; None where there is none.
 
-        Each damaged one is named in a warning and renamed to `<name>.damaged`, so that it counts no more.
+        Each one that cannot be used is named in a warning and renamed to `<name>.damaged`, so that it counts no more.
         """
-        for path in [*self.steps(), self.folder / "ckpt_last.pt", self.folder / "ckpt_best.pt"]:
-            if not path.exists():
+        for path in [*self.steps(), *(self.folder / name for name in (LAST, BEST, BEFORE))]:
+            payload = self._read(path, warn)
+            if payload is None:
                 continue
-            try:
-                return read_checkpoint(path)
-            except DamagedCheckpoint as error:
-                path.replace(path.with_name(path.name + ".damaged"))
-                warn(f"{error} The one before is used, if there is one.")
+            progress = payload.get("progress", {})
+            best = progress.get("best_step")
+            if best is not None and best != progress["step"] and not self._find_best(best, warn):
+                warn(f"{path} is left aside: the checkpoint of its best step, {best}, is gone.")
+                _set_aside(path)
+                continue
+            if "step" in progress and not self._file(progress["step"]).exists():
+                _same_file(path, self._file(progress["step"]))
+            return payload
         return None
+
+    def back_to_anchor(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
+        """The checkpoint that a restart goes back to; newer ones are dropped. None where it is gone or damaged."""
+        payload = self._read(self.folder / ANCHOR, warn)
+        if payload is None:
+            return None
+        step = payload["progress"]["step"]
+        _same_file(self.folder / ANCHOR, self._file(step))  # `keep` may have dropped it
+        for path in self.steps():
+            if _step_of(path) > step:
+                path.unlink(missing_ok=True)
+        return payload
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"ckpt_step{step:08d}.pt"
+
+    def _read(self, path: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+        """Its content; None where it is not there, or damaged, which is a warning."""
+        try:
+            return read_checkpoint(path) if path.exists() else None
+        except DamagedCheckpoint as error:
+            _set_aside(path)
+            warn(f"{error} The one before is used, if there is one.")
+            return None
+
+    def _find_best(self, step: int, warn: Callable[[str], None]) -> bool:
+        """Finds the checkpoint of the best step under one of its names and names it the best again."""
+        for path in (self.folder / BEST, self._file(step), self.folder / BEFORE):
+            payload = self._read(path, warn)
+            if payload is not None and payload["progress"]["step"] == step:
+                if path.name != BEST:
+                    _same_file(path, self.folder / BEST)
+                return True
+        return False
+
+
+def _step_of(path: Path) -> int:
+    return int(STEP_FILE.fullmatch(path.name).group(1))
+
+
+def _set_aside(path: Path) -> None:
+    path.replace(path.with_name(path.name + ".damaged"))
 
 
 def find_checkpoint(folder: Path, name: str) -> Path:
     """The file that `checkpoint=` names in a run's folder: best, last, or a file. Raises UserError."""
     folder = Path(folder)
-    known = {"best": folder / "ckpt_best.pt", "last": folder / "ckpt_last.pt"}
+    known = {"best": folder / BEST, "last": folder / LAST}
     for path in (known.get(name), folder / name, Path(name)):
         if path is not None and path.is_file():
             return path
@@ -178,3 +296,15 @@ def load_for_use(folder: Path, name: str) -> dict[str, Any]:
         return read_checkpoint(path)
     except DamagedCheckpoint as error:
         raise UserError(f"{error}\nName another one with checkpoint=….") from error
+
+
+def fit(load: Callable[[], Any], what: str) -> None:
+    """Runs `load`, which puts a checkpoint's state in place. Raises UserError where it does not fit."""
+    try:
+        load()
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        remedy = "Use the version that wrote it"
+        raise UserError(f"{what} does not fit this version of xcls: {reason}\n{remedy}.") from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator
 
 import torch
 from torch import nn
 
-CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory")
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 SHOWN = 8  # rows named in a message; all of them are in the event
 
 
@@ -32,29 +33,30 @@ def bad_numbers(*, step: int, loss: float, norm: float, rows: list[Any], layer: 
     return BadNumbers(message, {"step": step, "loss": str(loss), "norm": str(norm), "layer": layer, "rows": rows})
 
 
-def first_bad_layer(model: nn.Module, forward: Callable[[], Any]) -> str:
-    """The first module whose output is not finite when `forward` runs again, else the first such gradient."""
+def first_bad_layer(model: nn.Module, attempt: Callable[[], Any]) -> str:
+    """Where numbers that are not finite appear first when `attempt`, a forward and perhaps a backward pass, runs again:
+    the output of a module, the gradient of a parameter, else the loss."""
     found: list[str] = []
 
-    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            tensors = output if isinstance(output, (tuple, list)) else [output]
-            if not found and any(_bad(tensor) for tensor in tensors):
-                found.append(name)
+    def note(what: str, values: Any) -> None:
+        if not found and any(_bad(value) for value in (values if isinstance(values, (tuple, list)) else [values])):
+            found.append(what)
 
-        return hook
-
-    handles = [module.register_forward_hook(hook_for(name)) for name, module in model.named_modules() if name]
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+            what = f"the output of {name}"
+            handles.append(module.register_forward_hook(lambda module, given, out, what=what: note(what, out)))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:  # a backward pass reaches the parameters from the loss downwards
+            what = f"the gradient of {name}"
+            handles.append(parameter.register_hook(lambda gradient, what=what: note(what, gradient)))
     try:
-        with torch.no_grad():
-            forward()
+        attempt()
     finally:
         for handle in handles:
             handle.remove()
-    if found:
-        return f"the output of {found[0]}"
-    bad = [name for name, parameter in model.named_parameters() if _bad(parameter.grad)]
-    return f"the gradient of {bad[0]}" if bad else "the loss"
+    return found[0] if found else "the loss"
 
 
 def _bad(value: Any) -> bool:
@@ -62,14 +64,26 @@ def _bad(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all())
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did memory run out, on GPU or CPU?"""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def free_memory() -> None:
+    """Gives back what an attempt that ran out of memory has left in pieces."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 @contextmanager
 def memory_errors(describe: Callable[[], str]) -> Iterator[None]:
-    """Turns running out of memory, on GPU or CPU, into OutOfMemory with `describe()`: the sizes and the remedy."""
+    """Turns running out of memory into OutOfMemory with `describe()`: the sizes and the remedy."""
     try:
         yield
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise OutOfMemory(f"out of memory: {describe()}") from error
-    except RuntimeError as error:  # torch.cuda.OutOfMemoryError is one
-        if isinstance(error, torch.cuda.OutOfMemoryError) or any(text in str(error) for text in CPU_OUT_OF_MEMORY):
-            raise OutOfMemory(f"out of memory: {describe()}") from error
-        raise

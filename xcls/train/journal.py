@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
+import secrets
+import socket
 import sys
 import time
 import traceback
@@ -12,9 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from xcls.record import Events, Record, plain, sha256, write_atomic, write_record
+from xcls.record import Events, Record, plain, sha256, without_secrets, write_atomic, write_record
 from xcls.schema import Wandb
 from xcls.train.signals import Interrupted, StopSignals
+from xcls.train.spent import Spent
 from xcls.train.tracking import Tracker
 
 COLUMNS = (
@@ -22,11 +26,8 @@ COLUMNS = (
     "time_per_epoch", "tokens_per_s", "padded_tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB",
 )  # fmt: skip
 CHECKED = ("metrics.csv", "predictions.parquet")
-ARTIFACTS = {
-    "none": (),
-    "best": ("ckpt_best.pt",),
-    "all": ("ckpt_best.pt", "ckpt_last.pt", "head.safetensors", "resolved_config.yaml", *CHECKED),
-}
+ROOM, ROOM_BYTES = ".room", 2**18  # given up at the end, so that the record finds a place on a full disk
+PLACE = {"devices": "CUDA_VISIBLE_DEVICES", "slurm_job": "SLURM_JOB_ID", "slurm_restarts": "SLURM_RESTART_COUNT"}
 Row = dict[str, Any]
 
 
@@ -44,21 +45,26 @@ class Journal:
         self.events = Events(self.folder)
         self.log = logging.getLogger(f"xcls.run.{id(self)}")
         self.tracker = Tracker(settings=wandb, folder=self.folder, warn=self.warn)
-        self.artifacts = wandb.artifacts
+        self.spent = Spent(record.costs)
         self.signals = StopSignals(at_once=True)  # the training loop puts its own in place, which finish the step
 
     def __enter__(self) -> Journal:
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+        (self.folder / ROOM).write_bytes(os.urandom(ROOM_BYTES))  # zeros might take no room
         self._open_log()
         self.record.status, self.record.cause, self.record.ended = "running", None, None
         self.record.started = self.record.started or time.time()
         self.save()
-        self.event("start", {"run": self.record.run, "hash": self.record.hash})
+        place = {name: os.environ[variable] for name, variable in PLACE.items() if variable in os.environ}
+        self.event("start", {"run": self.record.run, "hash": self.record.hash, "host": socket.gethostname(), "pid": os.getpid(), **place})
         self.signals.__enter__()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.signals.__exit__(kind, error, trace)
+        self.signals.at_once = False  # what a signal now asks for is under way
+        (self.folder / ROOM).unlink(missing_ok=True)
         status = "completed"
         if error is not None:
             stopped = isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit))
@@ -67,22 +73,28 @@ class Journal:
             details = {"cause": self.record.cause, **getattr(error, "details", {})}
             self._quietly(lambda: self.event("failure" if status == "failed" else "interrupted", details))
             self._quietly(lambda: self._write_trace(error))
-        self.tracker.finish(0 if status == "completed" else 1)
         self.record.status, self.record.ended = status, time.time()
         self._quietly(self.save)
+        before = len(self.record.warnings)
         self._quietly(lambda: self.event("end", {"status": status, "step": self.record.step}))
+        self._quietly(self.tracker.finish)
+        if len(self.record.warnings) > before:
+            self._quietly(self.save)
         self._close_log()
+        self.signals.__exit__(kind, error, trace)
 
     def save(self) -> None:
-        """Writes record.json, with the checksums of the files it names."""
+        """Writes record.json, with what was spent so far and the checksums of the files it names."""
+        self.record.costs.update(self.spent.costs())
         present = [name for name in CHECKED if (self.folder / name).is_file()]
         self.record.files = {name: sha256(self.folder / name) for name in present}
         write_record(self.record, self.folder)
 
     def event(self, name: str, details: dict[str, Any] | None = None) -> None:
-        """Appends one event to events.jsonl and a line to the log."""
+        """Appends one event to events.jsonl, whence W&B has its rows, and a line to the log."""
         self.events.add(name, details)
         self.log.info("%s %s", name, " ".join(f"{key}={_short(value)}" for key, value in (details or {}).items()))
+        self.tracker.check()
 
     def warn(self, message: str) -> None:
         """A warning: to stderr, the log, the events and the record, the same text once."""
@@ -92,35 +104,37 @@ class Journal:
             self.log.warning(message)
 
     def begin(self, *, rows: list[Row], wandb_id: str | None) -> None:
-        """Starts tracking and metrics.csv: empty, or on resume with the checkpoint's rows and W&B id.
-
-        Rows newer than the checkpoint leave metrics.csv; they stay in events.jsonl, before the `resume` event.
-        """
-        self.rows = [dict(row) for row in rows]
+        """Starts tracking and metrics.csv: empty, or on resume with the checkpoint's rows and W&B id."""
+        self._set_rows(rows)
         record = self.record
-        record.wandb_id = self.tracker.start(
-            name=record.run,
-            group=record.exp,
-            tags=[f"{group}={choice}" for group, choice in record.choices.items()],
-            config={**record.config, "hash": record.hash},
-            run_id=wandb_id or record.wandb_id,
-        )
-        self._write_rows()
+        record.wandb_id = wandb_id or record.wandb_id
+        if record.wandb_id is None and self.tracker.settings.mode != "disabled":
+            record.wandb_id = secrets.token_hex(4)
         self.save()
+        self.tracker.start()
+
+    def rewind(self, rows: list[Row], *, step: int) -> None:
+        """Back to the checkpoint of `step`, which has these rows: on resume, or where a run restarts by itself."""
+        self._set_rows(rows)
+        self.save()
+        self.event("resume", {"step": step, "rows": len(rows)})
+
+    def _set_rows(self, rows: list[Row]) -> None:
+        """These rows and no others count: newer ones leave metrics.csv; in events.jsonl they stay and are marked, by
+        a `withdrawn` event each, for that file only grows."""
+        known = {row["step"] for row in rows}
+        for step in self.events.standing():
+            if step not in known:
+                self.event("withdrawn", {"step": step})
+        self.rows = [dict(row) for row in rows]
+        self._write_rows()
 
     def add_row(self, row: Row) -> None:
-        """One evaluation: a row of metrics.csv, an event, a line for W&B, and the record."""
+        """One evaluation: an event, a row of metrics.csv, and the record; no row without its event, whenever a kill comes."""
         self.rows.append(plain({name: row.get(name) for name in COLUMNS}))
+        self.event("eval", self.rows[-1])
         self._write_rows()
         self.save()
-        self.event("eval", self.rows[-1])
-        self.tracker.log(self.rows[-1])
-
-    def finish_artifacts(self) -> None:
-        """Hands files to W&B as `wandb.artifacts` says: none, the best checkpoint, or all that a report needs."""
-        files = [self.folder / name for name in ARTIFACTS[self.artifacts]]
-        if files:
-            self.tracker.keep(files, f"run-{self.record.hash[:12]}")
 
     def _write_rows(self) -> None:
         """metrics.csv, whole: floats with all their digits, an empty cell where there is no number."""
@@ -135,11 +149,11 @@ class Journal:
         """logs/run.log gets everything, stderr the warnings."""
         self.log.setLevel(logging.INFO)
         self.log.propagate = False
-        to_file = logging.FileHandler(self.folder / "logs" / "run.log", encoding="utf-8")
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        to_file = _LogFile(self.folder / "logs" / "run.log", encoding="utf-8")
+        to_file.setFormatter(Discreet("%(asctime)s %(levelname)s %(message)s"))
         to_stderr = logging.StreamHandler(sys.stderr)
         to_stderr.setLevel(logging.WARNING)
-        to_stderr.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        to_stderr.setFormatter(Discreet("%(levelname)s: %(message)s"))
         self.log.handlers = [to_file, to_stderr]
 
     def _close_log(self) -> None:
@@ -151,7 +165,7 @@ class Journal:
         """The whole traceback, for those who mend it."""
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         with open(self.folder / "logs" / "traceback.txt", "a", encoding="utf-8") as file:
-            file.write("".join(lines) + "\n")
+            file.write(without_secrets("".join(lines)) + "\n")
 
     def _quietly(self, action: Any) -> None:
         """Runs `action`; a full disk must not hide the error that is being written down."""
@@ -161,9 +175,24 @@ class Journal:
             print(f"WARNING: {self.folder}: {error}", file=sys.stderr)
 
 
+class Discreet(logging.Formatter):
+    """Log lines without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of the log."""
+        return without_secrets(super().format(record))
+
+
+class _LogFile(logging.FileHandler):
+    """A text log that says nothing of its own: a full disk is told by what has to be on it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        """Lets the line go."""
+
+
 def one_line(error: BaseException) -> str:
-    """`Type: message` on one line; the type is left out where it says nothing to a user."""
-    message = " ".join(str(error).split())
+    """`Type: message` on one line, without secrets; the type is left out where it says nothing to a user."""
+    message = without_secrets(" ".join(str(error).split()))
     name = type(error).__name__
     if isinstance(error, Interrupted) and message:
         return message

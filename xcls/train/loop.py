@@ -10,41 +10,26 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
-from typing import Any, Callable
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any, Callable, Generator, Iterator
 
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from xcls.data.masking import IGNORED
 from xcls.schema import Hardware, Training
 from xcls.train.amp import Amp
-from xcls.train.checkpoint import Checkpoints
+from xcls.train.checkpoint import Checkpoints, fit
 from xcls.train.cost import MemoryGauge, StepClock
-from xcls.train.faults import BadNumbers, bad_numbers, first_bad_layer, memory_errors
+from xcls.train.faults import BadNumbers
 from xcls.train.journal import Journal
 from xcls.train.optim import make_optimizer, rate
+from xcls.train.progress import Progress, Scores, passes
 from xcls.train.randomness import derived_generator, random_states, restore_random_states
+from xcls.train.recovery import Recovery
 from xcls.train.signals import Interrupted, StopSignals
-from xcls.train.stream import Batch, Stream, batches_from, on_device, real_and_padded
-
-SMALLEST_SCALE = 1.0  # a loss scale below it: the gradient overflows whatever the scale
-Scores = dict[str, "float | None"]
-
-
-@dataclass
-class Progress:
-    """Where the run stands: plain numbers, saved with every checkpoint."""
-
-    step: int = 0  # updates done
-    loss_sum: float = 0.0  # since the last evaluation
-    loss_terms: int = 0
-    evaluated_at: int = 0
-    best: float | None = None
-    best_step: int | None = None
-    since_best: int = 0  # evaluations
-    validation: Scores | None = None  # the scores of the best step
+from xcls.train.stream import Batch, Stream, batches_from, real_and_padded
+from xcls.train.update import Updater
 
 
 class Loop:
@@ -69,17 +54,24 @@ class Loop:
         journal: Journal,
         extras: dict[str, Any],
     ) -> None:
-        self.model, self.loss, self.stream, self.evaluate = model, loss, stream, evaluate
+        self.model, self.stream, self.evaluate = model, stream, evaluate
         self.training, self.seed, self.amp, self.hardware = training, seed, amp, hardware
         self.journal, self.extras = journal, extras
         self.checkpoints = Checkpoints(folder=journal.folder, keep=training.keep)
+        self.recovery = Recovery(
+            training=training, hardware=hardware, journal=journal, steps_per_epoch=stream.steps_per_epoch
+        )
         self.optimizer = make_optimizer(model, training)
+        self.updater = Updater(
+            model=model, loss=loss, optimizer=self.optimizer, stream=stream, training=training, hardware=hardware,
+            amp=amp, recovery=self.recovery,
+        )  # fmt: skip
         self.steps_per_epoch = stream.steps_per_epoch
         self.total = training.max_steps or max(1, round(training.epochs * self.steps_per_epoch))
         self.progress = Progress()
         self.clock = StepClock()
         self.memory = MemoryGauge(amp.device)
-        self.saved_at = -1
+        self.saved: tuple[int, int, int] | None = None  # what of the progress the last checkpoint knew
         self.saved_time = time.monotonic()
 
     def run(self, payload: dict[str, Any] | None) -> Progress:
@@ -87,103 +79,114 @@ class Loop:
 
         Raises Interrupted (saved), BadNumbers, OutOfMemory; whatever it raises, the last checkpoint stays whole.
         """
+        record = self.journal.record
+        record.steps = self.total
         if payload is not None:
             self._restore(payload)
-        record = self.journal.record
-        record.steps, record.step = self.total, self.progress.step
-        self.journal.save()
         with StopSignals() as stop, self._bar() as bar:
-            if self.progress.step:
-                self._after_step(stop)  # an evaluation that the interruption cut short
-            workers = self.hardware.workers
-            batches = batches_from(self.stream, step=self.progress.step, total=self.total, workers=workers)
+            if payload is None and self.recovery.restarts:
+                self._save(best=False, scheduled=True)  # bad numbers may come before the first checkpoint is due
             self.model.train()
-            while not self.finished():
-                self.clock.start()
-                batch = next(batches)
-                loss, norm = self._step(batch)
-                tokens, padded = real_and_padded(batch, self.hardware.micro_batch)
-                self.clock.stop(tokens=tokens, padded_tokens=padded)
-                self._show(bar, loss, norm)
-                self._after_step(stop)
+            cut_short = self.progress.step > 0  # the last step was done, but perhaps not evaluated
+            while cut_short or not self.finished():
+                try:
+                    self._train(stop, bar, cut_short)
+                except BadNumbers as error:
+                    self._go_back(error)
+                    bar.n = self.progress.step
+                cut_short = False
+            stop.check()
         return self.progress
+
+    def _train(self, stop: StopSignals, bar: tqdm, cut_short: bool) -> None:
+        """Steps and what follows each, to the end; if `cut_short`, first what follows the step before."""
+        with closing(self._batches()) as batches:  # in the end its workers are sent home, whatever ends it
+            if cut_short:
+                self._after_step(stop)
+            while not self.finished():
+                self._timed_step(batches, bar)
+                self._after_step(stop)
 
     def finished(self) -> bool:
         """All steps are done, or `patience` evaluations brought nothing better."""
         progress, patience = self.progress, self.training.patience
         return progress.step >= self.total or (patience is not None and progress.since_best >= patience)
 
+    def _batches(self) -> Generator[Batch, None, None]:
+        """The batches from this step on."""
+        return batches_from(self.stream, step=self.progress.step, total=self.total, workers=self.hardware.workers)
+
+    def _timed_step(self, batches: Iterator[Batch], bar: tqdm) -> None:
+        """One step with its time, and what the bar and the events say of it."""
+        faults = len(self.progress.faults)
+        self.clock.start()
+        batch = next(batches)
+        loss, norm = self._step(batch)
+        if len(self.progress.faults) == faults:  # else its time says nothing about the others
+            tokens, padded = real_and_padded(batch, self.updater.micro_batch(self.progress))
+            self.clock.stop(tokens=tokens, padded_tokens=padded)
+        self._show(bar, loss, norm)
+
     def _step(self, batch: Batch) -> tuple[float, float]:
-        """One update. Returns the mean loss over the terms of the effective batch, and the gradient's norm."""
+        """One update. Returns the mean loss over the terms of the effective batch, and the gradient's norm.
+
+        Where bad numbers are allowed it may also leave the weights as they are; the step counts.
+        """
         step, training = self.progress.step, self.training
         if training.redraw_every_steps and step and step % training.redraw_every_steps == 0:
             self.model.encoder.redraw(derived_generator(self.seed, step))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate(step, self.total, training)
-        with memory_errors(lambda: self._sizes(batch)):
-            loss, norm = self._update(batch)
+            group["lr"] = self._rate(step)
+        loss = norm = math.nan
+        try:
+            loss, norm = self.updater.apply(batch, self.progress)
+        except BadNumbers as error:
+            self.recovery.skip(self.progress, error)
         self.progress.step += 1
+        self.journal.record.step = self.progress.step
         return loss, norm
 
-    def _update(self, batch: Batch) -> tuple[float, float]:
-        """Gradients of the effective batch in micro-batches, clipping, the optimizer's step.
+    def _rate(self, step: int) -> float:
+        """The learning rate of the update number `step`, after the restarts so far."""
+        return rate(step, self.total, self.training) * self.progress.rate_factor
 
-        Each term weighs 1 / (terms of the whole effective batch), so that the split into micro-batches has no meaning.
+    def _go_back(self, error: BadNumbers) -> None:
+        """on_nan=restart: to the last checkpoint that was due, with a lower rate; else raises `error`.
+
+        Not to one that a signal or the clock has caused: a run that was stopped on the way goes back to the same.
         """
-        scaler = self.amp.scaler
-        terms = int((batch["labels"] != IGNORED).sum())
-        total = torch.zeros((), device=self.amp.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        for micro in on_device(batch, self.hardware.micro_batch, self.amp):
-            with self.amp.autocast():
-                loss_sum = self.loss(self.model, micro)
-            mean = loss_sum / max(1, terms)
-            (mean if scaler is None else scaler.scale(mean)).backward()
-            total += loss_sum.detach()
-        if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        limit = self.training.clip_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        loss_value, norm_value = torch.stack((total, norm.to(total))).tolist()  # the step's only wait for the device
-        overflow = scaler is not None and math.isfinite(loss_value) and scaler.get_scale() >= SMALLEST_SCALE
-        if not math.isfinite(loss_value) or not (math.isfinite(norm_value) or overflow):
-            raise self._bad(batch, loss_value, norm_value)
-        if scaler is None:
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)  # skipped after an overflow, which lowers the scale
-            scaler.update()
-        self.progress.loss_sum += loss_value
-        self.progress.loss_terms += terms
-        return loss_value / max(1, terms), norm_value
+        failed = self.progress
+        payload = None
+        if self.recovery.may_restart(failed):
+            payload = self.checkpoints.back_to_anchor(self.journal.warn)
+        if payload is None:
+            raise error
+        self._restore(payload)
+        self.recovery.restarted(failed, self.progress, error)
+        self._save(best=False, scheduled=True, again=True)  # a resume must not try the old rate once more
 
     def _after_step(self, stop: StopSignals) -> None:
         """Evaluates and saves where it is time, and leaves where a signal has come. May be run twice for one step."""
         step, training = self.progress.step, self.training
         improved = False
         try:
-            due = self._due(training.eval_every_steps, training.eval_every_epochs) or step == self.total
-            if due and self.progress.evaluated_at != step:
-                improved = self._evaluate(stop)
+            if self._due(training.eval_every_steps, training.eval_every_epochs) or step == self.total:
+                improved = self.progress.evaluated_at != step and self._evaluate(stop)
             minutes = training.checkpoint_every_minutes
             late = minutes is not None and time.monotonic() - self.saved_time >= 60 * minutes
-            due = self._due(training.checkpoint_every_steps, training.checkpoint_every_epochs)
-            if improved or late or due or self.finished():
-                self._save(best=improved)
+            scheduled = self._due(training.checkpoint_every_steps, training.checkpoint_every_epochs)
+            scheduled = scheduled or improved or self.finished()
+            if scheduled or late:
+                self._save(best=improved, scheduled=scheduled)
+                improved = False  # and saved as such
             stop.check()
         except Interrupted:
-            self._save(best=improved)
+            self._save(best=improved, scheduled=False)
             raise
 
     def _due(self, steps: int | None, epochs: float | None) -> bool:
-        """Has the step just done completed `steps` steps or `epochs` epochs?"""
-        step = self.progress.step
-        if steps is not None and step % steps == 0:
-            return True
-        if epochs is None:
-            return False
-        interval = epochs * self.steps_per_epoch
-        return math.floor(step / interval + 1e-9) > math.floor((step - 1) / interval + 1e-9)
+        """Is it time for what happens every so many steps or epochs?"""
+        return passes(self.progress.step, steps=steps, epochs=epochs, steps_per_epoch=self.steps_per_epoch)
 
     def _evaluate(self, stop: StopSignals) -> bool:
         """Evaluates on validation and writes it down. Is it the best so far?"""
@@ -211,27 +214,39 @@ class Loop:
 
     def _write_row(self, scores: Scores) -> None:
         """A row of metrics.csv, and the record."""
+        progress = self.progress
+        costs = self._note()
+        train_loss = progress.loss_sum / progress.loss_terms if progress.loss_terms else None
+        position = {"step": progress.step, "epoch": self.journal.record.epoch, "train_loss": train_loss}
+        self.journal.add_row({**position, "lr": self._rate(max(0, progress.step - 1)), **scores, **costs})
+
+    def _note(self) -> dict[str, float | None]:
+        """Puts into the record where the run stands, and gives the costs so far."""
         progress, record = self.progress, self.journal.record
         costs = {**self.clock.costs(self.steps_per_epoch), **self.memory.peaks}
         record.costs.update(costs)
         record.step, record.best_step = progress.step, progress.best_step
         record.epoch = round(progress.step / self.steps_per_epoch, 4)
+        record.faults = [dict(fault) for fault in progress.faults]
         record.metrics["validation"] = dict(progress.validation or {})
-        train_loss = progress.loss_sum / progress.loss_terms if progress.loss_terms else None
-        learning_rate = rate(max(0, progress.step - 1), self.total, self.training)
-        position = {"step": progress.step, "epoch": record.epoch, "train_loss": train_loss, "lr": learning_rate}
-        self.journal.add_row({**position, **scores, **costs})
+        self.recovery.show_micro_batch(progress)
+        return costs
 
-    def _save(self, *, best: bool) -> None:
-        """Writes the checkpoint of this step, unless it is there already."""
-        step = self.progress.step
-        if self.saved_at == step and not best:
+    def _save(self, *, best: bool, scheduled: bool, again: bool = False) -> None:
+        """Writes the checkpoint of this step, unless it is there already as it would be now. `scheduled`: it was due by
+        step, so that a restart may go back to it."""
+        progress = self.progress
+        if scheduled:
+            progress.scheduled_at = progress.step
+        state = (progress.step, progress.evaluated_at, progress.scheduled_at)
+        if self.saved == state and not best and not again:
             return
         self.memory.pause()
-        path = self.checkpoints.save(step, self._payload(), best=best)
-        self.journal.event("checkpoint", {"step": step, "file": path.name, "best": best})
+        anchor = scheduled and self.recovery.restarts
+        path = self.checkpoints.save(progress.step, self._payload(), best=best, anchor=anchor)
+        self.journal.event("checkpoint", {"step": progress.step, "file": path.name, "best": best})
         self.memory.resume()
-        self.saved_at, self.saved_time = step, time.monotonic()
+        self.saved, self.saved_time = state, time.monotonic()
 
     def _payload(self) -> dict[str, Any]:
         """Everything a resumed run needs, as tensors and plain types."""
@@ -254,42 +269,21 @@ class Loop:
         }
 
     def _restore(self, payload: dict[str, Any]) -> None:
-        """Puts everything back as `_payload` found it."""
-        self.model.load_state_dict(payload["model"])
-        self.optimizer.load_state_dict(payload["optimizer"])
+        """Puts everything back as `_payload` found it. Raises UserError for a checkpoint that does not fit."""
+        what = f"The checkpoint of step {payload['progress']['step']}"
+        fit(lambda: self.model.load_state_dict(payload["model"]), what)
+        fit(lambda: self.optimizer.load_state_dict(payload["optimizer"]), what)
         if self.amp.scaler is not None and payload["scaler"] is not None:
             self.amp.scaler.load_state_dict(payload["scaler"])
-        self.progress = Progress(**payload["progress"])
+        self.progress = progress = Progress.restored(payload["progress"])
         self.clock = StepClock(**payload["clock"])
         self.memory.peaks.update(payload["peaks"])
         restore_random_states(payload["random"])
-        self.saved_at = self.progress.step
-        self.journal.event("resume", {"step": self.progress.step, "rows": len(payload["rows"])})
-        if self.progress.best_step == self.progress.step:  # a kill may have come before it was named the best
-            self._save(best=True)
-
-    def _bad(self, batch: Batch, loss: float, norm: float) -> BadNumbers:
-        """The exception for this batch: its rows' ids, and the layer found by running it again."""
-
-        def forward() -> None:
-            for micro in on_device(batch, self.hardware.micro_batch, self.amp):
-                with self.amp.autocast():
-                    self.loss(self.model, micro)
-
-        layer = first_bad_layer(self.model, forward)
-        names = self.stream.names(batch["index"].tolist())
-        return bad_numbers(step=self.progress.step, loss=loss, norm=norm, rows=names, layer=layer)
-
-    def _sizes(self, batch: Batch) -> str:
-        """The sizes behind an exhausted memory, and the way out."""
-        rows, longest = batch["input_ids"].shape
-        micro = min(self.hardware.micro_batch or rows, rows)
-        smaller = f"hardware.micro_batch={max(1, micro // 2)} (same results), " if micro > 1 else ""
-        return (
-            f"step {self.progress.step}, effective batch {rows}, micro-batch {micro}, longest sequence {longest} "
-            f"tokens, {self.amp.precision.dtype} on {self.amp.precision.device}. "
-            f"Set {smaller}hardware.gradient_checkpointing=true, or a smaller seq_len."
-        )
+        self.saved = (progress.step, progress.evaluated_at, progress.scheduled_at)
+        anchor = self.recovery.restarts and progress.scheduled_at == progress.step
+        self.checkpoints.name(progress.step, best=progress.best_step == progress.step, anchor=anchor)
+        self._note()
+        self.journal.rewind(payload["rows"], step=progress.step)
 
     def _show(self, bar: tqdm, loss: float, norm: float) -> None:
         """The progress bar, and now and then a line of the events."""
@@ -298,10 +292,9 @@ class Loop:
         bar.set_postfix_str(f"loss {loss:.3f}{speed}", refresh=False)
         bar.update()
         step = self.progress.step
-        if step % max(1, self.total // 100) == 0:
+        if math.isfinite(loss) and step % max(1, self.total // 100) == 0:
             values = {"step": step, "step_loss": loss, "grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"]}
             self.journal.event("step", values)
-            self.journal.tracker.log(values)
 
     def _bar(self) -> tqdm:
         """A bar on stderr, seldom drawn where nobody watches; none with XCLS_PROGRESS=0."""

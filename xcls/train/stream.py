@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import signal
 from dataclasses import dataclass
-from typing import Iterator, Sequence
+from types import FrameType
+from typing import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,8 +17,11 @@ from torch.utils.data import DataLoader
 
 from xcls.data.batching import Batches, Pass, batches, micro_batches
 from xcls.train.amp import Amp, to_device
+from xcls.train.signals import NAMES
 
 Batch = dict[str, Tensor]
+LINGER = 60  # seconds that a worker outlives a signal, if nobody sends it home
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 MULTIPLE = 8  # widths of batches: ever new ones cost kernels and fragment memory, and GPUs like eights
 
 
@@ -56,7 +64,7 @@ class Stream:
         return [f"row {row}" if self.ids is None else str(self.ids[row]) for row in rows]
 
 
-def batches_from(stream: Stream, *, step: int, total: int, workers: int) -> Iterator[Batch]:
+def batches_from(stream: Stream, *, step: int, total: int, workers: int) -> Generator[Batch, None, None]:
     """The batches of steps `step` … `total`-1, in order, over as many epochs as that takes.
 
     `workers` processes build them ahead; 0 builds them here. What a batch holds does not depend on it.
@@ -69,8 +77,25 @@ def batches_from(stream: Stream, *, step: int, total: int, workers: int) -> Iter
             yield from (rest[item] for item in range(len(rest)))
         else:
             generator = torch.Generator().manual_seed(0)  # else the loader would draw its seed from the model's stream
-            yield from DataLoader(rest, batch_size=None, num_workers=workers, generator=generator)
+            options = {"num_workers": workers, "worker_init_fn": _begin_worker}
+            yield from DataLoader(rest, batch_size=None, generator=generator, **options)
         step += len(rest)
+
+
+def _linger(number: int, frame: FrameType | None) -> None:
+    """The first signal sets the time, the second ends the process."""
+    if signal.alarm(LINGER):
+        os._exit(1)
+
+
+def _begin_worker(number: int) -> None:
+    """How a worker dies: with its parent, whose locks and folder it would else hold for seconds; but not of a signal to
+    the whole group, while the parent still needs it for the step under way. Then it goes a while later."""
+    for name in NAMES:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _linger)
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone knows it
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
 
 
 def on_device(batch: Batch, size: int | None, amp: Amp) -> Iterator[dict[str, Tensor | None]]:

@@ -1,114 +1,106 @@
-"""Weights & Biases: silent, offline by default, never in the way. Local files are the truth; this is a copy."""
+"""Weights & Biases, never in the way: a process beside the run copies what the run writes down (wandb_copy.py)."""
 
 from __future__ import annotations
 
-import logging
-import secrets
+import contextlib
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
-from xcls.record import plain
 from xcls.schema import Wandb
+from xcls.train.wandb_copy import patience
 
-INIT_SECONDS = 60
-FINISH_SECONDS = 120
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 10  # for W&B to begin before the first step, whose time is measured
+GRACE_SECONDS = 10  # for a copying process to notice by itself that its time is up
 
 
 class Tracker:
-    """One W&B run. Whatever goes wrong with it is one warning, and from then on nothing is sent."""
+    """The copying process of one run. Whatever goes wrong with it is one warning.
+
+    Where it fails (no key, no network, a server that does not answer, killed), a second one takes over offline and
+    writes down what W&B lacks; where that fails too, everything is still in the run's folder.
+    """
 
     def __init__(self, *, settings: Wandb, folder: Path, warn: Callable[[str], None]) -> None:
         self.settings = settings
-        self.folder = Path(folder).resolve()
+        self.folder = Path(folder)
         self.warn = warn
-        self.run: Any = None
+        self.process: subprocess.Popen[str] | None = None
+        self.failed = False
 
-    def start(
-        self, *, name: str, group: str | None, tags: list[str], config: dict[str, Any], run_id: str | None
-    ) -> str | None:
-        """Begins a run, or goes on with `run_id`. Returns its id, None where tracking is off or failed.
+    def start(self) -> None:
+        """Begins to copy the run in `folder`, whose record.json names its W&B id."""
+        if self.settings.mode != "disabled":
+            self._spawn(self.settings.mode)
+            self.check()
 
-        Offline, going on is a new segment under the same id, which `wandb sync` appends. So the step is our own field.
-        """
-        if self.settings.mode == "disabled":
-            return run_id
+    def check(self) -> None:
+        """Notices a copying process that has ended before the run."""
+        if self.process is not None and self.process.poll() is not None:
+            self._take_over()
 
-        def begin() -> Any:
-            import wandb
-
-            logging.getLogger("wandb").setLevel(logging.ERROR)
-            options = {"silent": True, "console": "off", "disable_git": True, "disable_code": True}
-            run = wandb.init(
-                project=self.settings.project,
-                entity=self.settings.entity,
-                dir=str(self.folder),
-                mode=self.settings.mode,
-                id=run_id or secrets.token_hex(4),
-                resume="allow" if run_id and self.settings.mode == "online" else None,
-                name=name,
-                group=group,
-                tags=[tag[:64] for tag in tags],
-                config=plain(config),
-                settings=wandb.Settings(init_timeout=INIT_SECONDS, **options),
-            )
-            run.define_metric("step")
-            run.define_metric("*", step_metric="step")
-            return run
-
-        self.run = self._attempt(begin, INIT_SECONDS + 10)
-        return self.run.id if self.run is not None else run_id
-
-    def log(self, values: dict[str, Any]) -> None:
-        """Sends one row; it names its own `step`."""
-        if self.run is not None:
-            self._attempt(lambda: self.run.log({key: value for key, value in values.items() if value is not None}))
-
-    def keep(self, files: list[Path], name: str) -> None:
-        """Sends files as one artifact of type `run`, those that exist."""
-        if self.run is None:
-            return
-
-        def send() -> None:
-            import wandb
-
-            artifact = wandb.Artifact(name, type="run")
-            for file in files:
-                if file.is_file():
-                    artifact.add_file(str(file))
-            self.run.log_artifact(artifact)
-
-        self._attempt(send, FINISH_SECONDS)
-
-    def finish(self, exit_code: int) -> None:
-        """Ends the run; `exit_code` other than 0 shows it as failed."""
-        if self.run is not None:
-            run, self.run = self.run, None
-            self._attempt(lambda: run.finish(exit_code=exit_code), FINISH_SECONDS)
-
-    def _attempt(self, action: Callable[[], Any], seconds: float | None = None) -> Any:
-        """Runs `action`; an error, or more than `seconds`, is a warning and ends tracking. Returns its result."""
-        results: list[Any] = []
-        errors: list[BaseException] = []
-
-        def run() -> None:
+    def finish(self) -> None:
+        """The run has ended: waits, not without limit, until W&B has taken the rest."""
+        while self.process is not None:
+            with contextlib.suppress(OSError):  # it is gone already
+                self.process.stdin.write("end\n")
+                self.process.stdin.close()
             try:
-                results.append(action())
-            except (Exception, SystemExit) as error:  # wandb raises the latter too
-                errors.append(error)
+                self.process.wait(patience(self.settings.artifacts) + GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            if self.process.returncode == 0:
+                self.process = None
+            else:
+                self._take_over()
 
-        if seconds is None:
-            run()
-        else:  # a server that does not answer must not hold the run
-            thread = threading.Thread(target=run, daemon=True)
-            thread.start()
-            thread.join(seconds)
-            if thread.is_alive():
-                errors.append(TimeoutError(f"no answer within {seconds:.0f} s"))
-        if errors:
-            self.run = None
-            reason = str(errors[0]).strip().splitlines() or [""]
-            what = f"{type(errors[0]).__name__}: {reason[0][:200]}"
-            self.warn(f"W&B: {what}. Training goes on; all numbers are in metrics.csv.")
-            return None
-        return results[0] if results else None
+    def _spawn(self, mode: str) -> None:
+        """Starts a copying process in a session of its own: it is to outlive what ends this one, and send the rest."""
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-m", "xcls.train.wandb_copy", str(self.folder), "--mode", mode, "--follow"]
+        try:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:  # no memory, no process left
+            self._warn(str(error))
+            return
+        self._heard, self._words = threading.Event(), []
+        self._listener = threading.Thread(target=self._listen, args=(self.process,), daemon=True)
+        self._listener.start()
+        self._heard.wait(START_SECONDS)
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        """Takes down what the process says: `ready`, or why it failed."""
+        with process.stdout:
+            for line in process.stdout:
+                self._words.append(line.strip())
+                self._heard.set()
+        self._heard.set()
+
+    def _take_over(self) -> None:
+        """The process has failed: one warning, and a second one goes on offline, once."""
+        self._listener.join(GRACE_SECONDS)
+        spoken = [word for word in self._words if word != "ready"]
+        reason = spoken[-1] if spoken else f"its process ended (exit code {self.process.returncode})"
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self.process = None
+        if not self.failed:
+            self._warn(reason)
+            self._spawn("offline")
+
+    def _warn(self, reason: str) -> None:
+        """The one warning."""
+        if not self.failed:
+            self.failed = True
+            self.warn(
+                f"W&B: {reason}. The run goes on, and all its numbers are in its folder. Later, to send them: "
+                f"python -m xcls.train.wandb_copy {self.folder} && wandb sync {self.folder / 'wandb'}"
+            )

@@ -1,0 +1,145 @@
+"""Small trainings of every kind, and the comparison of one that was disturbed with one that was not."""
+
+from __future__ import annotations
+
+import csv
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterator
+from unittest import mock
+
+import torch
+
+from tests.samples import (
+    TinyTokenizer, make_classifier, make_data, make_journal, make_language_data, make_mlm, make_training,
+)  # fmt: skip
+from xcls.record import Events, read_record
+from xcls.schema import Hardware, Masking
+from xcls.stages.finetune import finetune
+from xcls.stages.folder import RESUME, clear, decide
+from xcls.stages.pretrain import pretrain
+from xcls.train.checkpoint import Checkpoints, read_checkpoint
+from xcls.train.precision import Precision
+from xcls.train.update import Updater
+
+TIMED = {"time_per_step", "time_per_epoch", "tokens_per_s", "padded_tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB"}
+ROW = 7  # the row of the data that brings the faults of a run with `fault`
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of training. `fault`: bad (NaN with ROW), restart (NaN with ROW until the rate is lower), memory (with ROW
+    no more than 4 rows fit)."""
+
+    stage: str
+    attention: str
+    dtype: str = "fp32"
+    workers: int = 0
+    micro_batch: int | None = None
+    fault: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "LSH, redrawn rotations": Case("finetune", "reformer", training={"redraw_every_steps": 3}),
+    "FAVOR+, redrawn features, bf16, accumulation": Case(
+        "finetune", "performer", dtype="bf16", micro_batch=3, training={"redraw_every_steps": 2}
+    ),
+    "MLM, LSH, bf16": Case("pretrain", "reformer", dtype="bf16", training={"redraw_every_steps": 3}),
+    "MLM, FAVOR+, accumulation": Case("pretrain", "performer", micro_batch=5, training={"redraw_every_steps": 4}),
+    "early stopping": Case("finetune", "sdpa", training={"patience": 1, "eval_every_steps": 2, "lr": 0.05}),
+    "dataloader workers": Case("finetune", "sdpa", workers=2),
+    "bad steps left out": Case("finetune", "sdpa", fault="bad", training={"max_bad_steps": 100}),
+    "restarts after NaN": Case("finetune", "sdpa", fault="restart", training={"on_nan": "restart"}),
+    "micro-batches halved": Case("finetune", "performer", fault="memory"),
+}
+
+
+@contextmanager
+def injected(fault: str | None) -> Iterator[None]:
+    """Faults that depend on nothing but the batch and the progress, so that every life of a run meets the same."""
+    fitting, gradients = Updater._gradients_that_fit, Updater._gradients
+
+    def bad(self: Updater, batch: Any, progress: Any) -> Any:
+        loss, terms = fitting(self, batch, progress)
+        wrong = ROW in batch["index"] and (fault == "bad" or progress.rate_factor == 1.0)
+        return (loss * float("nan") if wrong else loss), terms
+
+    def narrow(self: Updater, batch: Any, size: int | None) -> Any:
+        found = gradients(self, batch, size)
+        if ROW in batch["index"] and (size or len(batch["index"])) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return found
+
+    with ExitStack() as stack:
+        if fault in ("bad", "restart"):
+            stack.enter_context(mock.patch.object(Updater, "_gradients_that_fit", bad))
+        elif fault == "memory":
+            stack.enter_context(mock.patch.object(Updater, "_gradients", narrow))
+        yield
+
+
+def live(folder: Path, case: Case, **changes: Any) -> None:
+    """One life of a run in `folder`, as `resume=true` would begin it: fresh, or from the last checkpoint."""
+    journal = make_journal(folder, mode=case.stage)
+    folder.mkdir(exist_ok=True)
+    state, _ = decide(folder, journal.record.hash, resume=True, sweep=False, retry_failed=False)
+    if state != RESUME:
+        clear(folder)
+    settings = {**case.training, **changes}
+    common = {
+        "tokenizer": TinyTokenizer(), "seed": 0, "journal": journal, "resume": state == RESUME,
+        "precision": Precision(device="cpu", dtype=case.dtype),
+        "hardware": Hardware(
+            device="cpu", dtype=case.dtype, workers=case.workers, micro_batch=case.micro_batch,
+            on_oom="halve" if case.fault == "memory" else "stop",
+        ),
+    }  # fmt: skip
+    with injected(case.fault), journal:
+        if case.stage == "finetune":
+            model = make_classifier(case.attention, dropout=0.1)
+            finetune(model=model, data=make_data(), training=make_training(**settings), **common)
+        else:
+            model, training = make_mlm(case.attention, dropout=0.1), make_training(select_by="val_loss", **settings)
+            pretrain(model=model, data=make_language_data(), masking=Masking(), training=training, **common)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without the columns of time, throughput and memory."""
+    with open(folder / "metrics.csv", encoding="utf-8") as file:
+        return [{key: value for key, value in row.items() if key not in TIMED} for row in csv.DictReader(file)]
+
+
+def differences(whole: Path, parts: Path) -> list[str]:
+    """In what the run in `parts` ended otherwise than the one in `whole`; an empty list where in nothing."""
+    left, right = read_record(whole), read_record(parts)
+    found = [] if rows(whole) == rows(parts) else ["metrics.csv"]
+    names = ("status", "step", "best_step", "epoch", "metrics", "faults")
+    found += [f"record: {name}" for name in names if getattr(left, name) != getattr(right, name)]
+    if left.files.get("predictions.parquet") != right.files.get("predictions.parquet"):
+        found.append("predictions.parquet")
+    for name in ("ckpt_last.pt", "ckpt_best.pt"):
+        first, second = (read_checkpoint(folder / name) for folder in (whole, parts))
+        parts_of = ("model", "optimizer", "progress", "random", "scheduler", "data")
+        found += [f"{name}: {part}" for part in parts_of if not same(first[part], second[part])]
+    if [str(step) for step in Events(parts).standing()] != [row["step"] for row in rows(parts)]:
+        found.append("events.jsonl: the evaluations that count are not those of metrics.csv")
+    return found + [f"left behind: {path.name}" for path in parts.glob(".*")]
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal to the last bit, tensors included."""
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(same(*pair) for pair in zip(left, right))
+    return left == right
+
+
+def saved_step(folder: Path) -> int:
+    """The step that a resume would go on from; 0 without a checkpoint. Every step file must be whole."""
+    found = Checkpoints(folder=folder, keep=99).steps()
+    return max((read_checkpoint(path)["progress"]["step"] for path in found), default=0)

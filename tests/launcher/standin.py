@@ -1,0 +1,155 @@
+"""A stand-in for run.py: its jobs sleep, misbehave as told, and leave records and events like real ones.
+
+Tests copy it into a folder as `run.py`; `python -m tests.launcher.overhead` measures the launcher with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from xcls.outline import Outline
+from xcls.record import Events, Record, read_record, write_record
+from xcls.schema import UserError
+from xcls.stages.folder import decide
+
+ROOT = Path(__file__).resolve().parent
+CONFIG = """
+defaults: [_self_, {override hydra/launcher: gpu_server}, {override hydra/job_logging: none}, {override hydra/hydra_logging: none}]
+mode: finetune
+exp: null
+sweep: null
+seed: 0
+group: a          # cells of one group share a pretraining run
+pretrain: null
+how: sleep        # what the job does after some time
+pretraining_how: sleep
+seconds: 0.3
+resume: false
+retry_failed: false
+cuda: false       # the job computes on a GPU
+hardware: {threads: null}
+hydra: {run: {dir: .}, sweep: {dir: multirun, subdir: .}, output_subdir: null}
+"""
+
+
+def install(folder: Path) -> None:
+    """Makes `folder` a project with this file as its run.py."""
+    source = Path(__file__)
+    (folder / "conf" / "hydra" / "launcher").mkdir(parents=True)
+    (folder / "conf" / "config.yaml").write_text(CONFIG)
+    launcher = source.parents[2] / "conf" / "hydra" / "launcher" / "gpu_server.yaml"
+    (folder / "conf" / "hydra" / "launcher" / launcher.name).write_text(launcher.read_text())
+    (folder / "run.py").write_text(source.read_text())
+    for package in ("xcls", "hydra_plugins"):
+        (folder / package).symlink_to(source.parents[2] / package)
+
+
+def blank(cfg: DictConfig, mode: str) -> Record:
+    """The record of a run before it begins; its hash covers what shapes the run."""
+    parts = {"finetune": [cfg.seed, cfg.group, cfg.how, cfg.pretrain], "pretrain": [cfg.group], "baseline": []}[mode]
+    digest = hashlib.sha256(json.dumps([mode, *parts]).encode()).hexdigest()
+    name = "-".join(map(str, [mode, *parts, digest[:6]]))
+    return Record(run=f"data/{name}", mode=mode, status="running", hash=digest, seed=cfg.seed, seq_len=8, steps=int(cfg.seconds * 20))
+
+
+def place(cfg: DictConfig, record: Record) -> Path:
+    """The run's folder."""
+    return ROOT / "pretrain" / record.run.replace("/", "-") if record.mode == "pretrain" else ROOT / "multirun" / cfg.sweep / record.run
+
+
+def one(cfg: DictConfig, mode: str, overrides: list[str] | None = None) -> Outline:
+    """The outline of one run by itself."""
+    record = blank(cfg, mode)
+    folder = place(cfg, record)
+    action, found = decide(folder, record.hash, resume=True, sweep=True, retry_failed=cfg.retry_failed)
+    return Outline(kind=mode, folder=folder, hash=record.hash, overrides=overrides, action=action, found=found, record=record,
+                   gpu=cfg.cuda and mode != "baseline", file="made: here\n" if overrides else None)
+
+
+def outline(cfg: DictConfig) -> list[Outline]:
+    """As in run.py: the run of one job, last, after those it needs."""
+    if cfg.how == "refused":
+        raise UserError("how=refused: choose another.")
+    if cfg.how == "no_data":
+        return [Outline(kind=cfg.mode, cause="rows.csv is not there.")]
+    first = []
+    if cfg.mode == "finetune" and cfg.pretrain == "auto":
+        words = [f"group={cfg.group}", f"how={cfg.pretraining_how}", f"seconds={cfg.seconds}", f"sweep={cfg.sweep}", f"retry_failed={cfg.retry_failed}"]
+        first = [one(cfg, "baseline", ["mode=baseline", *words]), one(cfg, "pretrain", ["mode=pretrain", *words])]
+    own = one(cfg, cfg.mode)
+    own.needs = [run.hash for run in first]
+    return [*first, own]
+
+
+def misbehave(how: str, folder: Path) -> None:
+    """What the job does soon after its start. `…_once`: the first time only."""
+    marker = folder.with_name(folder.name + ".once")
+    if how.endswith("_once"):
+        if marker.exists():
+            return
+        marker.touch()
+    if how.startswith("raise"):
+        raise ValueError("told to raise")
+    if how.startswith("memory"):
+        raise MemoryError
+    if how.startswith("exit3"):
+        sys.exit(3)
+    if how.startswith("kill"):
+        (folder / "ckpt_1.pt").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "stubborn":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if how in ("stubborn", "child"):
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """One job: a beat every twentieth of a second until its time is over."""
+    record = blank(cfg, cfg.mode)
+    folder = place(cfg, record)
+    folder.mkdir(parents=True, exist_ok=True)
+    resumed = any(folder.glob("ckpt_*.pt"))
+    seen = {"pid": os.getpid(), "device": os.environ.get("CUDA_VISIBLE_DEVICES"), "omp": os.environ.get("OMP_NUM_THREADS"),
+            "threads": cfg.hardware.threads, "parent": os.getppid()}
+    record.device, record.started = {**seen, "shared": os.environ.get("XCLS_SHARED") == "1"}, time.time()
+    events = Events(folder)
+    events.add("resume" if resumed else "start", seen)
+    write_record(record, folder)
+    status, cause, code = "completed", None, 0
+    try:
+        for beat in range(record.steps):
+            if beat == min(3, record.steps // 2):
+                misbehave(cfg.how, folder)
+            time.sleep(0.05)
+            record.step = beat + 1
+            events.add("step", {"step": record.step, "step_loss": 1 / record.step})
+    except KeyboardInterrupt:
+        status, cause, code = "interrupted", "stopped by SIGINT", 130
+        time.sleep(0.3)  # saving takes its time
+        events.add("step", {"step": record.step, "step_loss": 0.0})
+    except (ValueError, MemoryError) as error:
+        status, cause, code = "failed", f"{type(error).__name__}: {error}", 1
+    record.status, record.cause, record.ended = status, cause, time.time()
+    write_record(record, folder)
+    events.add("end", {"status": status})
+    assert read_record(folder).status == status
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as fault:
+        print(f"run.py: {fault}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,132 @@
+"""The page in a real browser: a silent console, nothing from the network, sorting, phone, paper, without script."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tests.report.browser import Browser, program
+from tests.report.examples import EVIL, report
+
+pytestmark = pytest.mark.skipif(
+    program() is None, reason="no chromium on this machine (Debian: apt-get install chromium)"
+)
+COLUMN = "[...document.querySelectorAll('section[id=board-0] table')[0].tBodies[0].rows].map(row => row.cells[{}].textContent)"
+HEAD = "document.querySelectorAll('section[id=board-0] table')[0].tHead.rows[0].cells[{}]"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Browser() as started:
+        yield started
+
+
+@pytest.fixture
+def page(make, tmp_path):
+    def written(made=None):
+        report(make, tmp_path, made)
+        return tmp_path / "out" / "index.html"
+
+    return written
+
+
+def test_nothing_on_the_console_and_nothing_from_the_network(browser, page):
+    browser.open(page())
+    assert browser.run("document.title").startswith("Attention mechanisms for text classification: demo")
+    assert browser.said() == [] and browser.requested() == []
+    assert browser.run("[...document.images].every(image => image.complete && image.naturalWidth > 300)") is True
+    assert browser.run("document.images.length") >= 4
+
+
+def test_a_click_sorts_numbers_as_numbers_and_gaps_come_last(browser, page):
+    browser.open(page())
+    heads = "[...document.querySelectorAll('section[id=board-0] table')[0].tHead.rows[0].cells]"
+    column = browser.run(heads + ".findIndex(cell => cell.textContent.startsWith('time/epoch'))")
+    browser.run(HEAD.format(column) + ".querySelector('button').click()")
+    assert browser.run(HEAD.format(column) + ".getAttribute('aria-sort')") == "ascending"
+    cheap = browser.run(COLUMN.format(column))
+    browser.run(HEAD.format(column) + ".querySelector('button').click()")
+    assert browser.run(HEAD.format(column) + ".getAttribute('aria-sort')") == "descending"
+    dear = browser.run(COLUMN.format(column))
+    first = [float(text.split()[0]) for text in cheap if text != "–"]
+    assert first == sorted(first) and len(first) >= 4 and cheap[-1] == "–"
+    assert [float(text.split()[0]) for text in dear if text != "–"] == sorted(first, reverse=True) and dear[-1] == "–"
+
+
+def test_the_keyboard_sorts_names(browser, page):
+    browser.open(page())
+    browser.run(HEAD.format(0) + ".querySelector('button').focus()")
+    browser.press("Enter", 13, "\r")
+    names = browser.run(COLUMN.format(0))
+    browser.press(" ", 32, " ")
+    assert names == sorted(names, key=str.casefold) and browser.run(COLUMN.format(0)) == names[::-1] and len(names) == 5
+    assert browser.run(HEAD.format(0) + ".getAttribute('aria-sort')") == "descending"
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_the_page_never_scrolls_sideways_but_a_wide_table_does(browser, page, width):
+    browser.open(page(), width=width)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert (
+        browser.run("[...document.querySelectorAll('.scroll')].some(box => box.scrollWidth > box.clientWidth)") is True
+    )
+    assert (
+        browser.run(
+            "[...document.querySelectorAll('.scroll')].every(box => box.tabIndex === 0 && box.getAttribute('aria-label'))"
+        )
+        is True
+    )
+
+
+def test_the_picture_is_no_blank_sheet_and_shows_the_answer_at_once(browser, page):
+    browser.open(page(), width=390, height=844)
+    shot = imread(io.BytesIO(browser.picture()), format="png")
+    assert (
+        shot.shape[:2] == (844, 390)
+        and np.std(shot[..., :3]) > 0.05
+        and len(np.unique((shot[..., 0] * 255).astype(int))) > 20
+    )
+    assert 0 < browser.run("document.querySelector('.headline').getBoundingClientRect().top") < 400
+
+
+def test_it_prints_and_what_is_folded_away_is_folded_again(browser, page):
+    browser.open(page())
+    folded = browser.run("document.querySelectorAll('details:not([open])').length")
+    paper = browser.paper()
+    assert paper.startswith(b"%PDF") and len(paper) > 50_000
+    assert browser.run("document.querySelectorAll('details:not([open])').length") == folded and browser.said() == []
+
+
+def test_without_script_everything_is_there(browser, page):
+    browser.open(page(), script=False)
+    root = browser.call("DOM.getDocument", depth=-1)["root"]["nodeId"]
+    html = browser.call("DOM.getOuterHTML", nodeId=root)["outerHTML"]
+    assert "performer saves 30 % time" in html.lower() and "<button" not in html and html.count("<table") >= 6
+
+
+def test_what_a_run_contains_is_shown_and_not_run(browser, page, make):
+    evil = '<img src=x onerror="document.title=1"><svg onload=alert(1)>' + EVIL
+    made = [
+        make.finetune(seed=s, study=evil, config={evil: evil}, versions={"torch": evil}, commit=evil) for s in range(3)
+    ]
+    made.append(make.finetune(seed=3, status="failed", cause=evil, config={"finetuning.lr": evil}))
+    for record in made:
+        record.choices = {**record.choices, "attention": evil, "dataset": evil}
+    browser.open(page(made))
+    assert browser.said() == [] and browser.requested() == []
+    assert browser.run("document.querySelectorAll('script').length") == 1
+    assert browser.run("document.querySelectorAll('svg, [onerror], [onload]').length") == 0
+    assert evil in browser.run("document.querySelector('.study').textContent")
+
+
+def test_a_script_that_gets_in_is_refused_by_the_policy(browser, page):
+    file = page()
+    text = file.read_text(encoding="utf-8").replace("</main>", "<script>document.title = 'taken'</script></main>")
+    file.write_text(text, encoding="utf-8")
+    browser.open(file)
+    assert browser.run("document.title") != "taken" and any(
+        "Content Security Policy" in line for line in browser.said()
+    )

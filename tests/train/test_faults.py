@@ -1,0 +1,412 @@
+"""What a run survives by configuration, and what it says of the rest: bad numbers, lack of memory, full disks, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+import torch
+
+from tests.faults.runs import CASES, ROW, Case, differences, injected, live, rows, same
+from tests.samples import make_classifier
+from xcls.record import read_record
+from xcls.schema import UserError
+from xcls.stages.folder import decide
+from xcls.train.checkpoint import Checkpoints, read_checkpoint, write_checkpoint
+from xcls.train.faults import BadNumbers, OutOfMemory, first_bad_layer
+from xcls.train.loop import Loop
+from xcls.train.signals import Interrupted
+from xcls.train.update import Updater
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAIN = Case("finetune", "sdpa")
+EACH = {"checkpoint_every_steps": 1, "keep": 99, "epochs": 3.0}
+
+
+def at_step(folder: Path, step: int) -> dict[str, Any]:
+    return read_checkpoint(folder / f"ckpt_step{step:08d}.pt")
+
+
+def faults(folder: Path) -> list[tuple[str, int]]:
+    return [(fault["kind"], fault["step"]) for fault in read_record(folder).faults]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """SIGTERM in the middle of step number `step`."""
+    apply = Updater.apply
+
+    def wrapped(self: Updater, batch: Any, progress: Any) -> Any:
+        if progress.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return apply(self, batch, progress)
+
+    monkeypatch.setattr(Updater, "apply", wrapped)
+
+
+def test_a_bad_step_changes_no_weight_and_is_written_down(tmp_path: Path) -> None:
+    live(tmp_path, CASES["bad steps left out"], **EACH)
+    bad = [step for _, step in faults(tmp_path)]
+    assert len(bad) == 3 and {kind for kind, _ in faults(tmp_path)} == {"bad_step"}
+    for step in range(1, 15):
+        unchanged = same(at_step(tmp_path, step)["model"], at_step(tmp_path, step + 1)["model"])
+        assert unchanged == (step in bad)
+    record = read_record(tmp_path)
+    assert record.status == "completed" and record.step == 15
+    assert f"train/{ROW}" in record.faults[0]["cause"] and "the step is left out" in record.warnings[0]
+    noted = [event for event in map(json.loads, (tmp_path / "events.jsonl").open()) if event["event"] == "fault"]
+    assert [(event["step"], event["layer"], len(event["rows"])) for event in noted] == [(s, "the loss", 8) for s in bad]
+
+
+def test_one_bad_step_more_than_allowed_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(BadNumbers, match="not finite at step"):
+        live(tmp_path, CASES["bad steps left out"], max_bad_steps=1)
+    assert len(faults(tmp_path)) == 1
+    assert read_record(tmp_path).status == "failed" and "not finite" in read_record(tmp_path).cause
+
+
+def test_a_restart_lowers_the_rate_from_the_last_checkpoint_on(tmp_path: Path) -> None:
+    case = CASES["restarts after NaN"]
+    live(tmp_path / "plain", Case("finetune", "sdpa"))
+    live(tmp_path / "restarted", case)
+    assert faults(tmp_path / "restarted") == [("restart", 2)]
+    cause = read_record(tmp_path / "restarted").faults[0]["cause"]
+    assert "back to the checkpoint of step 0 with 0.5 of the learning rate" in cause
+    for before, after in zip(rows(tmp_path / "plain"), rows(tmp_path / "restarted")):
+        assert float(after["lr"]) == 0.5 * float(before["lr"])
+
+
+@pytest.mark.parametrize("minutes", [None, 1e-9])
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_restart_goes_where_it_would_have_gone_without_a_stop(
+    step: int, minutes: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints that the clock has caused change as little, and do not push out the one to go back to."""
+    case, often = CASES["restarts after NaN"], {"checkpoint_every_minutes": minutes, "keep": 1}
+    live(tmp_path / "whole", case)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_at(patch, step)
+        live(tmp_path / "parts", case, **often)
+    assert at_step(tmp_path / "parts", step)["progress"]["scheduled_at"] == 0  # saved for the signal, not by schedule
+    live(tmp_path / "parts", case, **often)
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
+def test_the_third_restart_of_an_epoch_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitting = Updater._gradients_that_fit
+
+    def bad(self: Updater, batch: Any, progress: Any) -> Any:
+        loss, terms = fitting(self, batch, progress)
+        return (loss * float("nan") if progress.step == 4 else loss), terms
+
+    monkeypatch.setattr(Updater, "_gradients_that_fit", bad)
+    with pytest.raises(BadNumbers):
+        live(tmp_path, PLAIN, on_nan="restart")
+    assert faults(tmp_path) == [("restart", 4), ("restart", 4)]
+    assert at_step(tmp_path, 4)["progress"]["rate_factor"] == 0.25
+    assert read_record(tmp_path).status == "failed"
+
+
+def test_a_validation_loss_that_is_not_finite_leads_back_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = Loop._evaluate
+
+    def bad_at_first(self: Loop, stop: Any) -> bool:
+        if self.progress.rate_factor == 1.0 and self.progress.step == 8:
+            monkeypatch.setattr(self, "evaluate", lambda poll: {"val_loss": float("nan")})
+        return evaluate(self, stop)
+
+    monkeypatch.setattr(Loop, "_evaluate", bad_at_first)
+    with pytest.raises(BadNumbers, match="the validation loss"):
+        live(tmp_path, PLAIN, on_nan="restart")  # it stays NaN: twice back, then the end
+    assert faults(tmp_path) == [("restart", 8), ("restart", 8)]
+    assert [row["step"] for row in rows(tmp_path)] == ["4"]
+
+
+def test_the_layer_is_where_the_backward_pass_went_bad_first() -> None:
+    model = make_classifier()
+    ids = torch.randint(5, 40, (4, 10))
+
+    def attempt() -> None:
+        handle = model.encoder.blocks[1].attention.register_forward_hook(
+            lambda module, given, out: out.register_hook(lambda gradient: gradient * float("nan")) and None
+        )
+        model(ids, torch.ones_like(ids, dtype=torch.bool)).sum().backward()
+        handle.remove()
+
+    assert first_bad_layer(model, attempt).startswith("the gradient of encoder.blocks.1.attention.")
+    assert not torch.isfinite(model.encoder.token_embedding.weight.grad).all()  # named_parameters' first
+
+
+def halving(folder: Path, monkeypatch: pytest.MonkeyPatch, fits: int, **changes: Any) -> None:
+    """A run on a machine that has room for `fits` rows."""
+    gradients = Updater._gradients
+
+    def narrow(self: Updater, batch: Any, size: int | None) -> Any:
+        found = gradients(self, batch, size)
+        if (size or len(batch["index"])) > fits:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Updater, "_gradients", narrow)
+        live(folder, Case("finetune", "performer", fault="memory"), **changes)
+
+
+def test_a_halved_micro_batch_is_as_if_it_had_been_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, dropout included: the attempt that failed leaves no gradient and no random draw behind."""
+    halving(tmp_path / "halved", monkeypatch, 2)
+    live(tmp_path / "chosen", Case("finetune", "performer", micro_batch=2))
+    assert faults(tmp_path / "halved") == [("halved", 0), ("halved", 0)]
+    record = read_record(tmp_path / "halved")
+    assert record.device["micro_batch"] == 2 and record.status == "completed"
+    assert "effective batch 8, micro-batch 8" in record.warnings[0] and "micro-batch 4" in record.warnings[0]
+    assert differences(tmp_path / "chosen", tmp_path / "halved") == ["record: faults", *(
+        f"{name}: progress" for name in ("ckpt_last.pt", "ckpt_best.pt"))]
+
+
+def test_the_numbers_stay_within_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.faults.runs.make_classifier", lambda name, dropout: make_classifier(name))
+    halving(tmp_path / "halved", monkeypatch, 3, epochs=1.0)
+    live(tmp_path / "whole", Case("finetune", "performer"), epochs=1.0)
+    assert faults(tmp_path / "halved") == [("halved", 0), ("halved", 0)]
+    first, second = (read_checkpoint(tmp_path / name / "ckpt_last.pt")["model"] for name in ("whole", "halved"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], atol=2e-4, rtol=1e-3)
+
+
+def test_at_one_row_memory_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutOfMemory, match="micro-batch 1, .* Set hardware.gradient_checkpointing=true, or a smaller seq_len"):
+        halving(tmp_path, monkeypatch, 0)
+    assert len(faults(tmp_path)) == 3  # 8 to 4 to 2 to 1
+    assert read_record(tmp_path).status == "failed"
+
+
+def test_an_optimizer_that_ran_out_of_memory_is_not_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(self: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", exhaust)
+    with pytest.raises(OutOfMemory):
+        live(tmp_path, Case("finetune", "performer", fault="memory"))
+    assert faults(tmp_path) == []
+
+
+def test_an_evaluation_out_of_memory_names_its_own_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(*given: Any) -> Iterator[Any]:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr("xcls.train.scoring.on_device", exhaust)
+    with pytest.raises(OutOfMemory, match=r"evaluation, 6 rows at once, .* Set finetuning.eval_batch_size=3"):
+        live(tmp_path, PLAIN)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a file system needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_ends_the_run_with_its_cause_and_harms_nothing(
+    small_disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case = CASES["LSH, redrawn rotations"]
+    live(tmp_path / "whole", case)
+    size = (tmp_path / "whole" / "ckpt_last.pt").stat().st_size
+    run, filler = small_disk / "run", small_disk / "filler"
+    filler.write_bytes(bytes(2**21 - 2**18 - 3 * size))  # room for the record's and for about two checkpoints
+    with pytest.raises(OSError, match="No space left on device, while ckpt_step.* Make room"):
+        live(run, case)
+    record = read_record(run)
+    assert record.status == "failed" and "No space left on device, while ckpt_step" in record.cause
+    assert [read_checkpoint(path)["progress"]["step"] for path in Checkpoints(folder=run, keep=9).steps()]
+    assert "Traceback" not in capfd.readouterr().err
+    filler.unlink()
+    live(run, case)
+    assert differences(tmp_path / "whole", run) == []
+
+
+def test_a_record_is_complete_when_nothing_was_left_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, run = Case("pretrain", "sdpa"), Loop.run
+    live(tmp_path / "whole", case)
+
+    def dying(self: Loop, payload: Any) -> Any:
+        run(self, payload)
+        raise SystemError("power cut")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        patch.setattr(Loop, "run", dying)
+        live(tmp_path / "parts", case)
+    live(tmp_path / "parts", case)
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
+    assert read_record(tmp_path / "parts").costs["tokens_per_s"] > 0
+
+
+def test_a_signal_in_the_last_step_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Loop._save
+
+    def late(self: Loop, **named: Any) -> None:
+        save(self, **named)
+        if self.finished():
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    live(tmp_path / "whole", PLAIN)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="SIGUSR1"):
+        patch.setattr(Loop, "_save", late)
+        live(tmp_path / "parts", PLAIN)
+    assert (read_record(tmp_path / "parts").status, read_record(tmp_path / "parts").step) == ("interrupted", 10)
+    live(tmp_path / "parts", PLAIN)
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
+WITH_WORKERS = """
+import sys
+from pathlib import Path
+from tests.faults.runs import CASES, live
+live(Path(sys.argv[1]), CASES["dataloader workers"], checkpoint_every_steps=50, eval_every_steps=None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers notice the end of their parent seconds later")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_a_signal_to_the_whole_group_finds_workers_at_work(name: str, tmp_path: Path) -> None:
+    """Slurm and Ctrl-C signal every process of a job; and what a killed run leaves running would hold its lock."""
+    live(tmp_path / "whole", CASES["dataloader workers"], checkpoint_every_steps=50, eval_every_steps=None)
+    threads = str(torch.get_num_threads())  # those of the run above and of the one that resumes: sums depend on them
+    folder, environment = tmp_path / "parts", {**os.environ, "XCLS_PROGRESS": "0", "OMP_NUM_THREADS": threads}
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen([sys.executable, "-c", WITH_WORKERS, str(folder)], cwd=ROOT, env=environment,
+                                   stdout=log, stderr=log, start_new_session=True)  # fmt: skip
+        while process.poll() is None and '"step": 3,' not in events_text(folder):
+            time.sleep(0.005)
+        sign = getattr(signal, name)
+        os.killpg(process.pid, sign) if name == "SIGTERM" else process.send_signal(sign)
+        process.wait(60)
+    end = time.monotonic() + 3
+    while time.monotonic() < end and alive(process.pid):
+        time.sleep(0.01)
+    assert not alive(process.pid), "a worker has outlived its run"
+    if name == "SIGTERM":
+        assert read_record(folder).status == "interrupted"
+        assert any(folder.glob("ckpt_step*.pt"))
+    live(folder, CASES["dataloader workers"], checkpoint_every_steps=50, eval_every_steps=None)
+    assert differences(tmp_path / "whole", folder) == []
+
+
+def events_text(folder: Path) -> str:
+    path = folder / "events.jsonl"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def alive(group: int) -> bool:
+    """Does a process of this group run still?"""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, own_group = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it has just ended
+            continue
+        if int(own_group) == group and state != "Z":
+            return True
+    return False
+
+
+def resave(folder: Path, change: Any) -> None:
+    """Every checkpoint in `folder`, rewritten by `change(payload)`."""
+    for path in folder.glob("ckpt_*.pt"):
+        payload = read_checkpoint(path)
+        change(payload)
+        write_checkpoint(path, payload)
+
+
+def test_a_checkpoint_of_the_older_format_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live(tmp_path / "whole", PLAIN)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_at(patch, 7)
+        live(tmp_path / "parts", PLAIN)
+
+    def as_it_was(payload: dict[str, Any]) -> None:
+        payload["format"] = 1
+        for name in ("scheduled_at", "rate_factor", "micro_batch", "faults"):
+            del payload["progress"][name]
+
+    resave(tmp_path / "parts", as_it_was)
+    live(tmp_path / "parts", PLAIN)
+    assert differences(tmp_path / "whole", tmp_path / "parts") == ["ckpt_best.pt: progress"]  # the older one, as it was
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda payload: payload.update(format=0), "format 0; this version of xcls reads 1 to 2. Use the older one"),
+        (lambda payload: payload["model"].pop("head.linear.bias"), "checkpoint of step 7 does not fit .*head.linear.bias"),
+        (lambda payload: payload["optimizer"]["param_groups"].pop(), "checkpoint of step 7 does not fit"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_says_why(
+    change: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_at(patch, 7)
+        live(tmp_path, PLAIN)
+    resave(tmp_path, change)
+    with pytest.raises(UserError, match=message):
+        live(tmp_path, PLAIN)
+
+
+def test_a_damaged_best_checkpoint_that_is_the_last_gives_way_to_the_best_before(tmp_path: Path) -> None:
+    case = Case("pretrain", "sdpa", training={"eval_every_steps": 2, "lr": 1e-3, "epochs": 3.0})
+    live(tmp_path, case, checkpoint_every_steps=None)
+    newest = Checkpoints(folder=tmp_path, keep=2)
+    steps = [read_checkpoint(path)["progress"] for path in newest.steps()]
+    assert steps[0]["best_step"] == steps[0]["step"] == 15 and steps[1]["best_step"] == 14
+    (tmp_path / "ckpt_step00000015.pt").write_bytes(b"rubbish")  # last and best are other names of this file
+    said: list[str] = []
+    payload = newest.newest(said.append)
+    assert payload["progress"]["step"] == 14
+    assert len(said) == 1 and "ckpt_step00000015.pt is damaged" in said[0]
+    assert newest.newest(pytest.fail)["progress"]["step"] == 14
+
+
+def test_without_its_best_checkpoint_a_run_goes_on_from_the_best_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("finetune", "sdpa", training={"eval_every_steps": 2, "lr": 0.05, "epochs": 3.0})
+    live(tmp_path / "whole", case)
+    best = read_record(tmp_path / "whole").best_step
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_at(patch, 14)
+        live(tmp_path / "parts", case)
+    assert best <= 10, "the best step file is gone by now"
+    (tmp_path / "parts" / "ckpt_best.pt").write_bytes(b"rubbish")
+    live(tmp_path / "parts", case)
+    warnings = read_record(tmp_path / "parts").warnings
+    assert any(f"the checkpoint of its best step, {best}, is gone" in warning for warning in warnings)
+    resumed = [json.loads(line) for line in events_text(tmp_path / "parts").splitlines() if '"resume"' in line]
+    assert [event["step"] for event in resumed] == [2]
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
+def test_checkpoints_without_a_record_are_not_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "ckpt_last.pt").write_bytes(b"hours of work")
+    with pytest.raises(UserError, match="holds checkpoints, but no record.json"):
+        decide(tmp_path, "ab" * 32, resume=True, sweep=False, retry_failed=False)
+    assert (tmp_path / "ckpt_last.pt").exists()
+
+
+def test_bad_steps_are_counted_over_all_lives_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["bad steps left out"]
+    live(tmp_path / "whole", case)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_at(patch, 4)
+        live(tmp_path / "parts", case)
+    live(tmp_path / "parts", case)
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []

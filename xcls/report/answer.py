@@ -1,0 +1,208 @@
+"""The decision in words: one sentence on top of the page, what qualifies it, and what to do next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+from xcls.report.aggregate import Board, Group
+from xcls.report.answer_lines import doubts
+from xcls.report.compare import amount, signed
+from xcls.report.labels import BASELINE
+from xcls.report.measures import memory_measure
+from xcls.report.verdict import FAIL, MISSING, PASS, Judge, Verdict, difference_pp, ratio, strictest
+
+SHOWN = 3  # groups named in a sentence
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`state` gives the sign beside the headline; `but` qualifies it; `next` says what would settle it, or is ''."""
+
+    state: str
+    headline: str
+    but: tuple[str, ...] = ()
+    next: str = ""
+
+
+def decide(board: Board, judge: Judge, references: Sequence[str]) -> Answer:
+    """The answer of one board against the first of `references`; the others qualify it."""
+    first = references[0]
+    runners = [group for group in board.groups if group.runs]
+    if not runners:
+        text = (
+            "No encoder has finished on these rows yet; only the baseline was fitted."
+            if board.baselines
+            else "No run has finished yet."
+        )
+        return Answer(
+            MISSING, text, next="Fine-tune some: python run.py -m attention=sdpa,performer,reformer seed=0,1,2"
+        )
+    verdicts = [judge.verdict(group, board, first, "validation") for group in runners]
+    judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in references]
+    passing = sorted((v for v in judged if v.state == PASS), key=_cost)
+    if passing:
+        return _take(passing, board, judge, references)
+    but = tuple(text for text in (_own_worth(board, judge, first), _bag_of_words(board)) if text)
+    if not judged:
+        best = max(runners, key=lambda group: (group.stat("macro_f1").mean or 0.0, group.label))
+        text = (
+            f"Nothing was run beside {first} yet."
+            if len(runners) == 1
+            else "None of these configurations has a claim to judge."
+        )
+        return Answer(MISSING, f"{text} Best so far: {best.label}{_scored(best)}.", but, _beside(board, first))
+    if any(verdict.state == FAIL for verdict in judged):
+        open_ = [verdict.group.label for verdict in judged if verdict.state == MISSING]
+        names = _listed([verdict.group.label for verdict in judged])
+        text = f"Nothing passes: {'neither of ' if len(judged) == 2 else ''}{names} meets every claim against {first}."
+        if len(judged) == 1:
+            text = f"Nothing passes: {names} does not meet every claim against {first}."
+        elif len(judged) > 2:
+            text = f"Nothing passes: none of {names} meets every claim against {first}."
+        if open_:
+            text = f"Nothing passes so far; no verdict yet on {_listed(open_)}."
+        return Answer(FAIL, text, but, _remedy(board, judge, judged, first) if open_ else "")
+    return Answer(MISSING, f"No verdict yet: {_reason(judged)}.", but, _remedy(board, judge, judged, first))
+
+
+def _take(passing: Sequence[Verdict], board: Board, judge: Judge, references: Sequence[str]) -> Answer:
+    """The answer where something passes: the cheapest of these, and what speaks against it."""
+    best = passing[0]
+    group, other = best.group, best.reference_group
+    doubt = doubts(best)
+    unsure = ", though these runs cannot tell" if doubt else ""
+    text = f"{_capital(group.label)} saves {_saved(group, other)}{_at(group, other)}; it passes{unsure}."
+    but = [f"{_capital(doubt)}."] if doubt else []
+    if len(passing) > 1:
+        others = _listed([verdict.group.label for verdict in passing[1:]])
+        passes, takes = ("passes", "takes") if len(passing) == 2 else ("pass", "take")
+        but.append(f"{_capital(others)} {passes} too, and {takes} more time.")
+    on_test = judge.verdict(group, board, references[0], "test")
+    if on_test.state != PASS:
+        but.append(f"On the test split it does not pass: {on_test.state}.")
+    for reference in references[1:]:
+        verdict = judge.verdict(group, board, reference, "validation")
+        if verdict.reference_group is None:
+            but.append(
+                f"It was not compared with {reference}, which a practitioner would use instead: no such runs are here."
+            )
+        elif verdict.state != PASS:
+            share = ratio(group, verdict.reference_group, "time_per_epoch")
+            takes = "" if share is None else f" (its time is {share:.2f}×)"
+            but.append(f"Against {reference}, which a practitioner would use instead, it does not pass{takes}.")
+    but += [text for text in (_own_worth(board, judge, references[0]), _bag_of_words(board)) if text]
+    return Answer(PASS, text, tuple(but))
+
+
+def _cost(verdict: Verdict) -> tuple[float, float, str]:
+    """What a passing group costs beside the reference: time first, then memory."""
+    group, other = verdict.group, verdict.reference_group
+    shares = [
+        None if other is None else ratio(group, other, name)
+        for name in ("time_per_epoch", memory_measure(group.device.get("kind")))
+    ]
+    return (*(float("inf") if share is None else share for share in shares), group.label)
+
+
+def _saved(group: Group, other: Group | None) -> str:
+    """`30 % time and 40 % memory`: what is saved, or that one of them is not."""
+    told = []
+    for name, word in (("time_per_epoch", "time"), (memory_measure(group.device.get("kind")), "memory")):
+        share = None if other is None else ratio(group, other, name)
+        if share is not None and round(abs(1 - share) * 100):
+            percent = f"{abs(1 - share) * 100:.0f} %"
+            told.append(f"{percent} {word}" if share < 1 else f"no {word} ({percent} more)")
+    return " and ".join(told) or "neither time nor memory"
+
+
+def _at(group: Group, other: Group | None) -> str:
+    gap = None if other is None else difference_pp(group, other, "validation")
+    return "" if gap is None else f" at {signed(gap)} pp of macro-F1 against {other.label} ({_seeds(group)})"
+
+
+def _own_worth(board: Board, judge: Judge, reference: str) -> str:
+    """Whether the reference itself falls short of what is claimed for it."""
+    for group in board.of_mechanism.get(reference, []):
+        verdict = judge.verdict(group, board, reference, "validation")
+        if verdict.state == FAIL:
+            codes = [claim.code for claim in verdict.claims if claim.state == FAIL]
+            words = _listed([code.partition(" ")[2] or code for code in codes])
+            so = (
+                "a weak opponent, so savings against it say little"
+                if "WNF-2 quality" in codes
+                else "what is compared with it is less sure"
+            )
+            return f"The reference, {group.label}, falls short of its own claims ({words}): {so}."
+    return ""
+
+
+def _bag_of_words(board: Board) -> str:
+    """Whether the bag of words is better than every encoder, tuned or not."""
+    baseline = strictest(board.baselines)
+    scored = [(group.stat("macro_f1").mean or 0.0, group.label) for group in board.groups if group.stat("macro_f1").n]
+    if baseline is None or not scored:
+        return ""
+    default, tuned = baseline.stat("macro_f1").mean or 0.0, baseline.stat("tuned_macro_f1").mean or 0.0
+    score, label = max(scored)
+    if default > score:
+        seconds = baseline.stat("train_seconds").mean
+        took = "" if seconds is None else f", fitted in {amount(seconds)} s"
+        better = f" ({tuned:.3f} tuned)" if tuned > default else ""
+        scores = f"{default:.3f} macro-F1{better} against {score:.3f} of {label}"
+        return f"{BASELINE}{took}, is better than every encoder here: {scores}."
+    if tuned > score:
+        scores = f"{tuned:.3f} macro-F1 against {score:.3f} of {label}"
+        return f"{BASELINE}, tuned on validation, is better than every encoder here: {scores}."
+    return ""
+
+
+def _reason(verdicts: Sequence[Verdict]) -> str:
+    """Why there is no verdict: the reason that most of the verdicts have."""
+    reasons = [
+        claim.reason for verdict in verdicts for claim in verdict.claims if claim.state == MISSING and claim.reason
+    ]
+    return max(sorted(set(reasons)), key=reasons.count) if reasons else "something was not measured"
+
+
+def _remedy(board: Board, judge: Judge, verdicts: Sequence[Verdict], reference: str) -> str:
+    """What to run so that there is a verdict."""
+    waiting = [verdict for verdict in verdicts if verdict.state == MISSING]
+    claims, _ = judge.claims_for(waiting[0].group)
+    if all(verdict.group.record.seq_len != claims.seq_len for verdict in waiting):
+        return f"The claims are made at {claims.seq_len} tokens: add seq_len={claims.seq_len} to the sweep."
+    if any(verdict.reference_group is None for verdict in waiting):
+        return _beside(board, reference)
+    if strictest(board.baselines) is None:
+        return f"Fit the baseline: python run.py mode=baseline dataset={board.groups[0].record.choices.get('dataset')}"
+    if any(len(verdict.group.seeds) < claims.min_seeds for verdict in waiting):
+        seeds = ",".join(map(str, range(claims.min_seeds)))
+        return f"Run more seeds: seed={seeds} in the same sweep; what is done is skipped."
+    return ""
+
+
+def _beside(board: Board, reference: str) -> str:
+    return "" if reference in board.of_mechanism and len(board.of_mechanism) > 1 else (
+        "A verdict needs runs that differ in the mechanism alone: "
+        f"python run.py -m attention={reference},performer,reformer seed=0,1,2"
+    )  # fmt: skip
+
+
+def _scored(group: Group) -> str:
+    mean = group.stat("macro_f1").mean
+    return "" if mean is None else f", macro-F1 {mean:.3f} ({_seeds(group)})"
+
+
+def _seeds(group: Group) -> str:
+    return f"n = {len(group.runs)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a, b and c`; the first few of many."""
+    if len(names) > SHOWN:
+        return f"{', '.join(names[:SHOWN])} and {len(names) - SHOWN} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,159 @@
+"""What reproduce.sh asks: `before` it works, are the data the same; `after`, are the numbers.
+
+python -m xcls.report.reproduce_check before|after, the expectations as JSON on standard input.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Sequence
+
+from xcls.record import Record
+from xcls.report.collect import USUAL, collect
+from xcls.report.measures import number
+from xcls.report.reproduce import TOLERANCE
+from xcls.schema import UserError
+
+SAME, REFUSED, OTHER = 0, 2, 3
+Expected = Sequence[dict[str, Any]]
+
+
+def check_data(expected: Expected, path: str | None = None) -> list[str]:
+    """Compares data and versions with what the records say; gives warnings. Raises UserError where the data differ.
+
+    `path`: where the user says the data lie.
+    """
+    data = importlib.import_module("xcls.data.source")  # not at the top: the report itself reads no data
+    notes, seen = [], set()
+    for entry in expected:
+        arguments = dict(entry["source"])
+        if path is not None:
+            arguments["path"] = path
+        module, _, name = str(arguments.pop("_target_", "")).rpartition(".")
+        if not module or not entry["fingerprint"]:
+            notes.append(
+                f"{entry['dataset']}: the record does not say how to find its data again; they are not checked."
+            )
+            continue
+        place = json.dumps([module, name, arguments, entry["extra"], entry["fingerprint"]], sort_keys=True)
+        if place not in seen:
+            seen.add(place)
+            source = getattr(importlib.import_module(module), name)(**arguments)
+            found = data.data_fingerprint(source, entry["extra"])
+            if found != entry["fingerprint"]:
+                raise UserError(
+                    f"the data set {entry['dataset']} is not the one of the record: fingerprint {found}, expected "
+                    f"{entry['fingerprint']}. Its files (or, for data made from packages, their versions) differ."
+                )
+        notes += [
+            f"{k} is {installed(k)} here, {v} in the record."
+            for k, v in entry["versions"].items()
+            if v and installed(k) not in (v, "")
+        ]
+    return list(dict.fromkeys(notes))
+
+
+def check_fresh(expected: Expected, root: Path) -> None:
+    """Raises UserError where every run is here already: there would be nothing to make again."""
+    there = {run.record.hash for run in _collected(root) if run.record.status == "completed"}
+    if expected and all(entry["hash"] in there for entry in expected):
+        raise UserError(
+            f"all of these runs are in {root} already. Start me in a fresh clone: "
+            f"git clone {root} ../again && cd ../again"
+        )
+
+
+def compare(expected: Expected, root: Path, tolerance: float) -> tuple[list[str], bool]:
+    """A line per run that was made again, and whether all are as they should be.
+
+    On the same CPU type, torch version, dtype and thread count: the same to the bit. Elsewhere: every score within
+    `tolerance`.
+    """
+    made = {run.record.hash: run.record for run in _collected(root) if run.record.status == "completed"}
+    lines, good = [], True
+    for entry in expected:
+        record = made.get(entry["hash"])
+        if record is None:
+            lines.append(
+                f"{entry['run']}: MISSING, no completed run has its hash; its configuration came out differently."
+            )
+            good = False
+            continue
+        gap, name = furthest(entry["metrics"], record.metrics)
+        alike = _alike(entry, record)
+        right = gap == 0.0 if alike else gap <= tolerance
+        good = good and right
+        end = (
+            ""
+            if right
+            else (", OTHER than on the first time on the same machine" if alike else f", OUTSIDE of {tolerance:g}")
+        )
+        lines.append(
+            f"{entry['run']}: "
+            + ("the same to the bit" if gap == 0.0 else f"differs by up to {gap:.3g} ({name})")
+            + end
+        )
+    return lines, good
+
+
+def furthest(expected: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> tuple[float, str]:
+    """The largest difference of a score and its name; infinite where a score is missing."""
+    worst, where = 0.0, ""
+    for split, scores in expected.items():
+        for name, value in scores.items():
+            wanted, here = number(value), number(found.get(split, {}).get(name))
+            gap = (0.0 if wanted is here else float("inf")) if wanted is None or here is None else abs(wanted - here)
+            if name.endswith("loss") and wanted:  # a loss has no scale of its own
+                gap /= abs(wanted)
+            if gap > worst:
+                worst, where = gap, f"{split} {name}"
+    return worst, where
+
+
+def _alike(entry: dict[str, Any], record: Record) -> bool:
+    """Whether both were made where the same bits are owed: the same CPU type, threads, dtype and torch."""
+    device = entry["device"]
+    same = all(record.device.get(name) == value for name, value in device.items())
+    return same and device.get("kind") == "cpu" and record.versions.get("torch") == entry["versions"].get("torch")
+
+
+def _collected(root: Path) -> list[Any]:
+    return collect(USUAL, root).runs
+
+
+def installed(name: str) -> str:
+    """The version of Python or of an installed package; '' for what is neither (cuda, cudnn)."""
+    if name == "python":
+        return platform.python_version()
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def main(words: Sequence[str]) -> int:
+    """0: the same; 2: the data are not, or all is here already; 3: the numbers are not."""
+    try:
+        expected, root = json.load(sys.stdin), Path.cwd()
+        if words[0] == "after":
+            lines, good = compare(expected, root, float(os.environ.get("TOLERANCE", TOLERANCE)))
+            print("\n".join(f"reproduce.sh: {line}" for line in lines))
+            return SAME if good else OTHER
+        check_fresh(expected, root)
+        path = next((word.partition("=")[2] for word in words[1:] if word.startswith("dataset.path=")), None)
+        for note in check_data(expected, path):
+            print(f"reproduce.sh: {note}", file=sys.stderr)
+    except UserError as error:
+        print(f"reproduce.sh: {error}", file=sys.stderr)
+        return REFUSED
+    return SAME
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

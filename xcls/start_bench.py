@@ -1,0 +1,53 @@
+"""mode=bench, from a plan to its folder: which mechanisms there are, which text they train on, what measures them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcls.bench.run import run_bench
+from xcls.bench.training_plan import StageText, plan_training
+from xcls.bench.training_run import run_training_bench
+from xcls.build import Plan
+from xcls.data.encode import encode_cached
+from xcls.data.source import column
+from xcls.data.tokenizer import make_tokenizer
+from xcls.run_files import read_yaml
+from xcls.stages.folder import refuse_twin
+
+
+def bench(plan: Plan) -> int:
+    """mode=bench: time, memory, operations and error of mechanisms; `multirun/bench/<name>/`. Gives the exit code."""
+    settings = plan.config.bench
+    folder = plan.root / "multirun" / "bench" / (plan.config.exp or settings.name)
+    refuse_twin(folder)
+    nodes = {group: {path.stem: read_yaml(path) for path in sorted((plan.root / "conf" / group).glob("*.yaml"))}
+             for group in ("attention", "position")}
+    progress = os.environ.get("XCLS_PROGRESS") != "0"
+    if settings.what == "training":
+        _trainings(plan, nodes, folder, progress)
+    else:
+        run_bench(settings, attentions=nodes["attention"], positions=nodes["position"], device=plan.precision.device,
+                  folder=folder, progress=progress, threads=plan.config.hardware.threads)
+    return 0
+
+
+def _trainings(plan: Plan, nodes: dict[str, dict[str, Any]], folder: Path, progress: bool) -> None:
+    """bench=training: whole trainings on the run's own text, beside transformers'."""
+    config = plan.config
+    contenders = plan_training(config, attentions=nodes["attention"], positions=nodes["position"])
+    prepared = plan.data()
+    tokenizer = make_tokenizer(config.tokenizer, prepared.mlm_texts)
+    how, texts = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}, {}
+    if "finetune" in config.bench.stages:
+        encoded = encode_cached(column(prepared.train, "text"), tokenizer, **how, what="train")
+        texts["finetune"] = StageText(encoded, np.asarray(prepared.train["label"], np.int64), len(prepared.classes))
+    if "pretrain" in config.bench.stages:
+        texts["pretrain"] = StageText(encode_cached(prepared.mlm_texts, tokenizer, **how, what="text for MLM"))
+    run_training_bench(
+        config, contenders, texts=texts, vocab_size=tokenizer.vocab_size, continues=tokenizer.continues,
+        device=plan.precision.device, folder=folder, progress=progress, fingerprint=plan.fingerprint,
+    )

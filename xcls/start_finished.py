@@ -1,0 +1,55 @@
+"""mode=eval and mode=predict, from a plan to an exit code: the modes that read a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xcls.build import Plan, make_classifier
+from xcls.data.source import as_columns
+from xcls.data.tokenizer import from_json
+from xcls.schema import UserError
+from xcls.stages.evaluate import evaluate
+from xcls.stages.folder import read_or_refuse
+from xcls.stages.predict import predict
+from xcls.stages.texts import classification_data
+from xcls.train.checkpoint import load_for_use
+
+
+def evaluate_run(plan: Plan) -> int:
+    """mode=eval: the named checkpoint on `split`, into the run's own record. Gives the exit code; raises UserError."""
+    folder, config = plan.parent, plan.config
+    assert folder is not None
+    record = read_or_refuse(folder)
+    if record.data.get("fingerprint") != plan.fingerprint:
+        raise UserError(f"The data are not those of {folder}: fingerprint {plan.fingerprint[:12]}, its own "
+                        f"{str(record.data.get('fingerprint'))[:12]}. Set dataset.path to the data it was trained on.")
+    checkpoint = load_for_use(folder, config.checkpoint)
+    tokenizer = from_json(checkpoint["tokenizer"])
+    data = classification_data(plan.data(), tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
+    model = make_classifier(config, vocab_size=tokenizer.vocab_size, classes=checkpoint["classes"])
+    scores = evaluate(
+        model=model, checkpoint=checkpoint, rows=data.split(config.split), split=config.split, folder=folder,
+        eval_batch_size=config.finetuning.eval_batch_size, hardware=config.hardware, precision=plan.precision, wandb=config.wandb,
+    )
+    print(f"{folder.name}, {config.checkpoint} checkpoint, {config.split}: " + ", ".join(
+        f"{name} {value:.4f}" for name, value in scores.items() if value is not None))
+    return 0
+
+
+def predict_documents(plan: Plan) -> int:
+    """mode=predict: classes and probabilities for the documents of a file. Gives the exit code; raises UserError."""
+    folder, config = plan.parent, plan.config
+    assert folder is not None
+    if not config.input:
+        raise UserError("input: name the file with the documents: input=reviews.txt (one a line), .csv or .jsonl.")
+    source = Path(config.input)
+    output = Path(config.output) if config.output else source.with_name(source.stem + ".predictions.csv")
+    checkpoint = load_for_use(folder, config.checkpoint)
+    tokenizer = from_json(checkpoint["tokenizer"])
+    count = predict(
+        model=make_classifier(config, vocab_size=tokenizer.vocab_size, classes=checkpoint["classes"]), checkpoint=checkpoint,
+        source=source, output=output, text=as_columns(config.dataset.text), seq_len=config.seq_len, truncate=config.dataset.truncate,
+        eval_batch_size=config.finetuning.eval_batch_size, hardware=config.hardware, precision=plan.precision,
+    )
+    print(f"{count} documents: {output}")
+    return 0
