@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow report status watch clean lock mechanisms reliability
+.PHONY: help setup demo test test-slow report status watch clean lock mechanisms long long-memory performance reliability
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +46,7 @@ TRAINED_SDPA ?= finetune/imdb_ft
 TRAINED_REFORMER ?= pretrain/trained_reformer
 ON_TRAINED := 'bench.seq_lens=[64]' 'bench.dtypes=[fp32]' bench.others=false bench.memory=false bench.rounds=1
 
-mechanisms: setup  ## measure the tables of docs/mechanisms.md anew (an hour and a half on two cores that do nothing else)
+mechanisms: setup  ## measure the tables of docs/mechanisms.md anew (two hours on two cores that do nothing else)
 	$(BENCH) bench=attention bench.name=attention 'bench.attentions=[sdpa,sdpa_fused,performer,reformer,"reformer:num_hashes=4"]' \
 	  'bench.seq_lens=$(LENGTHS)' 'bench.dtypes=[bf16,fp32]' bench.seconds=40 bench.error=false
 	$(BENCH) bench=attention bench.name=plain bench.allocator=plain 'bench.attentions=[sdpa,sdpa_fused,performer,reformer,"reformer:num_hashes=4"]' \
@@ -59,9 +59,30 @@ mechanisms: setup  ## measure the tables of docs/mechanisms.md anew (an hour and
 	  $(ON_TRAINED) bench.trained=$(TRAINED_SDPA)
 	[ ! -d $(TRAINED_REFORMER) ] || $(BENCH) bench=attention bench.name=trained_reformer 'bench.attentions=[$(HASHING),window,mean]' \
 	  $(ON_TRAINED) bench.trained=$(TRAINED_REFORMER)
-	$(BENCH) bench=step bench.name=long 'bench.positions=[none,sin,learned,relative,rope]' 'bench.attentions=[sdpa,sdpa_fused,performer,reformer,"reformer:num_hashes=4"]' \
-	  'bench.seq_lens=[16384]' 'bench.dtypes=[bf16]' bench.rounds=1
+	$(MAKE) long long-memory
+
+LONG := bench=step 'bench.seq_lens=[16384]' 'bench.dtypes=[bf16]'
+WHOLE := "sdpa:block_above=1073741824"
+SLOW := bench.rounds=5 bench.least_rounds=1
+
+long: setup  ## of these, the training steps at 16,384 tokens (twenty minutes on two cores that do nothing else)
+	$(BENCH) $(LONG) bench.name=long 'bench.attentions=[sdpa,$(WHOLE),sdpa_fused,performer,reformer,"reformer:num_hashes=4"]' $(SLOW) bench.seconds=90
+	$(BENCH) $(LONG) bench.name=long_positions 'bench.positions=[none,sin,learned,relative]' 'bench.attentions=[sdpa_fused,performer,reformer]' \
+	  'bench.references=[sdpa_fused]' bench.memory=false $(SLOW) bench.seconds=60
+	$(BENCH) $(LONG) bench.name=long_whole 'bench.attentions=[$(WHOLE),performer,reformer]' 'bench.references=[$(WHOLE)]' \
+	  bench.gradient_checkpointing=true bench.memory=false $(SLOW) bench.seconds=60
 	$(PY) -m xcls.bench.document docs/mechanisms.md
+
+long-memory: setup  ## of these, the memory at 16,384 tokens of every attention and position (half an hour; the machine may be busy)
+	$(BENCH) $(LONG) bench.name=long_memory 'bench.positions=[none,sin,learned,relative,rope]' bench.time=false \
+	  'bench.attentions=[$(MECHANISMS),$(HASHING),reformer_learned,smyrf,window,mean]'
+	$(BENCH) $(LONG) bench.name=long_recomputed 'bench.attentions=[sdpa,$(WHOLE),sdpa_fused,performer,reformer]' bench.time=false \
+	  bench.gradient_checkpointing=true
+	$(PY) -m xcls.bench.document docs/mechanisms.md
+
+performance: setup  ## measure the tables of docs/performance.md anew (half an hour on two cores that do nothing else)
+	$(BENCH) bench=growth
+	$(PY) -m xcls.bench.document docs/performance.md
 
 reliability: setup  ## try the faults, a thousand kills among them (a quarter of an hour), and write docs/reliability.md
 	$(PY) -m tests.faults.reliability full docs/reliability.md

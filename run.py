@@ -34,12 +34,14 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from xcls.command_line import check_words  # noqa: E402
+from xcls.discreet import hide_secrets  # noqa: E402
 from xcls.outline import Outline, outlines  # noqa: E402
+from xcls.record import without_secrets  # noqa: E402
 from xcls.run_files import read_yaml  # noqa: E402
 from xcls.schema import Config, UserError, check, check_name, check_texts, flatten, nearest, unflatten  # noqa: E402
 from xcls.signature import check_node  # noqa: E402
 from xcls.slips import check_slips  # noqa: E402
-from xcls.wording import word_hydra  # noqa: E402
+from xcls.wording import package_worded, word_hydra  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 MOST_JOBS = 10_000  # of one sweep
@@ -182,6 +184,8 @@ def settle(cfg: DictConfig) -> tuple[Config, dict[str, str], Path | None]:
     exp, mode = tree.get("exp"), tree.get("mode")
     if isinstance(exp, str) and mode not in ("eval", "predict"):
         check_name("exp", exp)
+        if without_secrets(exp) != exp:
+            raise UserError("exp: this is an API key, a token or a password, or the value of one in the environment; it names a folder.")
     if mode in ("eval", "predict"):
         tree, folder = take_run(tree, exp, typed, choices)
     elif tree.get("template"):
@@ -266,6 +270,7 @@ def refuse(error: Exception) -> int:
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """One run. Ends the process with 0 (done), 1 (the run failed), 2 (bad input), 130/143 (stopped from outside)."""
+    hide_secrets()  # here and in `enter`: a job of a sweep does not come by there
     try:
         config, choices, folder = settle(cfg)
         from xcls.start import start  # torch and the rest, only now
@@ -302,12 +307,14 @@ def raised_by_hydra(error: Exception) -> bool:
 
 def enter(words: list[str]) -> int:
     """Runs what was typed and gives the exit code."""
+    hide_secrets()
     try:
         settings = check_slips(words, ROOT / "conf")
         check_words(settings)
         check_grid(settings)
         sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
-        main()
+        with package_worded(words, ROOT / "conf"):
+            main()
     except Exception as fault:
         if not isinstance(fault, (UserError, HydraException, OmegaConfBaseException)) and not raised_by_hydra(fault):
             raise

@@ -11,7 +11,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+from tests import warm
+
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck))
+hypothesis.settings.load_profile("house")  # a slow machine is no failure, and one that passes has tried what another tries
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -19,6 +25,16 @@ SMALL = [
     "tokenizer.vocab_size=120", "pretraining.max_steps=3", "finetuning.max_steps=4", "finetuning.batch_size=8", "pretraining.batch_size=8",
     "hardware.dtype=fp32", "hardware.threads=1", "wandb=disabled", "baseline.tuned=false",
 ]
+SELF_STOP = """
+import os
+replace, stopped = os.replace, []
+def replace_and_stop(source, target, **named):
+    replace(source, target, **named)
+    if "ckpt_step" in str(target) and not stopped:
+        stopped.append(True)
+        os.kill(os.getpid(), int(os.environ["STOP_BY"]))
+os.replace = replace_and_stop
+"""
 
 
 @dataclass
@@ -27,10 +43,21 @@ class Project:
 
     folder: Path
 
-    def run(self, *words: str, script: str = "run.py", small: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Runs a command to its end."""
-        return subprocess.run(self.command(*words, script=script, small=small), cwd=self.folder, env=self.environment,
-                              capture_output=True, text=True, timeout=timeout)
+    def run(self, *words: str, script: str = "run.py", small: bool = True, timeout: float = 120, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end, in a process that has its imports done already (tests/warm.py) unless it is to be `fresh`."""
+        command, environment = self.command(*words, script=script, small=small), self.environment
+        sweep = "-m" in words or any(word.startswith("experiment=") for word in words) and "hydra.mode=RUN" not in words
+        if script == "run.py" and not fresh and not sweep:
+            return warm.run(command, self.folder, environment, timeout)
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=timeout)
+
+    def begin(self, *words: str, stop_by: int) -> subprocess.Popen[str]:
+        """Starts run.py in a process that sends itself the signal `stop_by` as soon as its first checkpoint is written: no watching, no haste."""
+        hooks = self.folder / "cache" / "hooks"
+        hooks.mkdir(parents=True, exist_ok=True)
+        (hooks / "sitecustomize.py").write_text(SELF_STOP)
+        environment = {**self.environment, "PYTHONPATH": str(hooks), "STOP_BY": str(int(stop_by))}
+        return subprocess.Popen(self.command(*words), cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def command(self, *words: str, script: str = "run.py", small: bool = True) -> list[str]:
         """The command line of `run`."""

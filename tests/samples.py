@@ -38,7 +38,7 @@ def from_yaml(group: str, name: str) -> tuple[type, dict[str, Any]]:
 
 
 def make_encoder(attention: str = "sdpa", position: str = "rope", *, seed: int = 0, **changes: Any) -> Encoder:
-    """A tiny encoder; `changes` are arguments of Encoder, or `attention_changes` for the mechanism.
+    """A tiny encoder; `changes` are arguments of Encoder, or `attention_changes`, `position_changes` for these two.
 
     Its linear layers are `sharpness` times larger than first weights are, or attention would be all but uniform.
     """
@@ -47,6 +47,7 @@ def make_encoder(attention: str = "sdpa", position: str = "rope", *, seed: int =
     cls, values = from_yaml("attention", attention)
     values.update(changes.pop("attention_changes", {}))
     position_cls, position_values = from_yaml("position", position)
+    position_values.update(changes.pop("position_changes", {}))
     layers, seq_len = changes.pop("num_layers", LAYERS), changes.pop("seq_len", SEQ_LEN)
     shape = {"embed_dim": WIDTH, "num_heads": HEADS}
     settings = {"vocab_size": 40, "feed_forward": 32, "norm": "pre", "activation": "gelu", "dropout": 0.0, **changes}

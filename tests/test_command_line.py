@@ -15,7 +15,7 @@ def test_what_is_free_passes(word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["hydra.run.dir=x", "++hydra.run.dir=x", "~hydra.run", "hydra={run:{dir:x}}", "hydra/job_logging=default", "hydra.job.chdir=true", " hydra.output_subdir=x",
-                                  "hydra/output@hydra=x", "hydra.callbacks.x._target_=os.system", "hydra.searchpath=[x]", "hydra.modes=x", "+hydra@x=y"])
+                                  "hydra/output@hydra=x", "hydra/sweeper=basic", "hydra.callbacks.x._target_=os.system", "hydra.searchpath=[x]", "hydra.modes=x", "+hydra@x=y"])
 def test_what_makes_folders_or_calls_functions_does_not(word: str) -> None:
     with pytest.raises(UserError, match="exp=<name> names them"):
         check_words([word])

@@ -35,7 +35,7 @@ CHOICES = {  # data set, tokenizer, size
     "quick": ("pydocs", "wordpiece", "tiny"),
     "wnf_imdb": ("imdb", "wordpiece", "mini"),
     "wnf_ag_news": ("ag_news", "wordpiece", "mini"),
-    "long_sequences": ("imdb", "bytes", "mini"),
+    "long_sequences": ("pysource", "bytes", "mini"),
     "positions": ("imdb", "wordpiece", "mini"),
     "sizes": ("imdb", "wordpiece", "tiny"),
     "modifications": ("imdb", "wordpiece", "mini"),

@@ -79,7 +79,7 @@ def children(pid: int) -> list[int]:
     ]
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 30) -> None:
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> None:
     """Waits until `what()` is true."""
     end = time.monotonic() + seconds
     while not what():

@@ -8,13 +8,13 @@ import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterable
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from xcls.data.source import Source, column, data_fingerprint
+from xcls.data.source import Source, data_fingerprint
 from xcls.data.splits import Prepared, prepare
 from xcls.data.tokenizer import check_tokenizer, given_vocabulary
 from xcls.identity import run_folder, run_hash, run_name
@@ -24,6 +24,14 @@ from xcls.record import Record, plain
 from xcls.schema import Config, UserError, flatten
 from xcls.stages.folder import read_or_refuse
 from xcls.train.precision import Precision, resolve
+
+
+def hash_of_names(names: Iterable[str]) -> str:
+    """sha256 in hex of names, a line each."""
+    whole = hashlib.sha256()
+    for number, name in enumerate(names):
+        whole.update(f"\n{name}".encode() if number else name.encode())
+    return whole.hexdigest()
 
 
 def node(value: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +191,7 @@ class Plan:
         """
         data: dict[str, Any] = {"name": self.config.dataset.name, "fingerprint": self.fingerprint}
         if prepared is not None:
-            data["train_rows_hash"] = hashlib.sha256("\n".join(column(prepared.train, "id")).encode()).hexdigest()
+            data["train_rows_hash"] = hash_of_names(prepared.train["id"])
             data.update({key: value for key, value in prepared.report.items() if key != "warnings"})
         return Record(
             run=self.name,

@@ -10,7 +10,7 @@ from typing import Sequence
 
 from xcls.schema import UserError
 
-FREE = re.compile(r"hydra\.(mode|verbose|(launcher|sweeper)(\..+)?)|hydra/(launcher|sweeper)")
+FREE = re.compile(r"hydra\.(mode|verbose|(launcher|sweeper)(\..+)?)|hydra/launcher")
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -20,5 +20,5 @@ def check_words(words: Sequence[str]) -> None:
         if re.match(r"hydra\b", key) and not FREE.fullmatch(key):
             raise UserError(
                 f"{key}: run.py makes the folders and logs itself; exp=<name> names them. Of Hydra's own settings "
-                "hydra.mode, hydra.verbose, hydra.launcher, hydra.sweeper, hydra/launcher and hydra/sweeper may be set."
+                "hydra.mode, hydra.verbose, hydra.launcher, hydra.sweeper and hydra/launcher may be set."
             )

@@ -145,11 +145,11 @@ class Bench:
 
     `attentions` are files of conf/attention, each with changes if need be (`"reformer:num_hashes=4"`); `references`
     are those of them that the others are compared with. `seconds` is the time for one length and dtype. `stages`, `steps_per_segment` and `attention_dropout` are of
-    what=training alone, which takes sizes, text and recipes from the run's own configuration.
+    what=training alone, which takes sizes, text and recipes from the run's own configuration. `axes` … `starts` are of what=growth.
     """
 
     name: str = "attention"
-    what: str = one_of("attention", "step", "training")
+    what: str = one_of("attention", "step", "training", "growth")
     attentions: List[str] = field(default_factory=lambda: ["sdpa", "sdpa_fused", "performer", "reformer"])
     references: List[str] = field(default_factory=lambda: ["sdpa", "sdpa_fused"])
     positions: List[str] = field(default_factory=lambda: ["none"])
@@ -161,15 +161,25 @@ class Bench:
     num_heads: int = between(4, 1)
     num_layers: int = between(4, 1)
     rounds: int = between(7, 1, 1000)
+    least_rounds: int = between(3, 1, 1000)
     seconds: float = between(60.0, 0.1)
+    time: bool = True
     memory: bool = True
     error: bool = True
     trained: Optional[str] = None
     compile: bool = False
+    gradient_checkpointing: bool = False
     allocator: str = one_of("inherit", "retain", "plain")
+    others_allocator: str = one_of("plain", "same")
     stages: List[str] = field(default_factory=lambda: ["finetune", "pretrain"])
     steps_per_segment: int = between(10, 1, 10_000)
     attention_dropout: float = between(0.0, 0.0, 0.95)
+    axes: List[str] = field(default_factory=lambda: ["startup", "length", "width", "depth", "rows"])
+    widths: List[int] = field(default_factory=lambda: [128, 256, 512, 768])
+    depths: List[int] = field(default_factory=lambda: [2, 4, 8, 12])
+    row_counts: List[int] = field(default_factory=lambda: [10_000, 100_000, 1_000_000])
+    longest_step: float = between(4.0, 0.001)
+    starts: int = between(3, 1, 100)
 
 
 @dataclass

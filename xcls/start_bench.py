@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from xcls.bench.growth_plan import plan_growth
+from xcls.bench.growth_run import run_growth_bench
 from xcls.bench.run import run_bench
 from xcls.bench.training_plan import StageText, plan_training
 from xcls.bench.training_run import run_training_bench
 from xcls.build import Plan
 from xcls.data.encode import encode_cached
-from xcls.data.source import column
 from xcls.data.tokenizer import make_tokenizer
 from xcls.run_files import read_yaml
 from xcls.stages.folder import refuse_twin
@@ -29,6 +28,9 @@ def bench(plan: Plan) -> int:
     progress = os.environ.get("XCLS_PROGRESS") != "0"
     if settings.what == "training":
         _trainings(plan, nodes, folder, progress)
+    elif settings.what == "growth":
+        growth = plan_growth(plan.config, attentions=nodes["attention"], positions=nodes["position"])
+        run_growth_bench(plan.config, growth, device=plan.precision.device, folder=folder, root=plan.root, progress=progress)
     else:
         run_bench(settings, attentions=nodes["attention"], positions=nodes["position"], device=plan.precision.device,
                   folder=folder, progress=progress, threads=plan.config.hardware.threads)
@@ -43,8 +45,8 @@ def _trainings(plan: Plan, nodes: dict[str, dict[str, Any]], folder: Path, progr
     tokenizer = make_tokenizer(config.tokenizer, prepared.mlm_texts)
     how, texts = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}, {}
     if "finetune" in config.bench.stages:
-        encoded = encode_cached(column(prepared.train, "text"), tokenizer, **how, what="train")
-        texts["finetune"] = StageText(encoded, np.asarray(prepared.train["label"], np.int64), len(prepared.classes))
+        encoded = encode_cached(prepared.train["text"], tokenizer, **how, what="train")
+        texts["finetune"] = StageText(encoded, prepared.train.labels, len(prepared.classes))
     if "pretrain" in config.bench.stages:
         texts["pretrain"] = StageText(encode_cached(prepared.mlm_texts, tokenizer, **how, what="text for MLM"))
     run_training_bench(

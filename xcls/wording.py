@@ -5,14 +5,17 @@ Hydra's exceptions arrive here as strings; only run.py knows their classes.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
 from xcls.run_files import read_yaml
-from xcls.schema import Config, flatten, nearest
+from xcls.schema import Config, UserError, flatten, nearest
 
 
 def known_keys(conf: Path) -> list[str]:
@@ -52,3 +55,25 @@ def word_hydra(text: str, cause: str, words: Sequence[str], conf: Path) -> str:
         return text.splitlines()[0] + "\nA list is written without blanks (seed=0,1,2), a text with blanks in quotes ('study=\"my text\"')."
     lines = [line.strip() for line in text.splitlines() if line.strip()][:2] + cause.splitlines()[:1]
     return " ".join(dict.fromkeys(line for line in lines if "hydra.cc" not in line))
+
+
+@contextlib.contextmanager
+def package_worded(words: Sequence[str], conf: Path) -> Iterator[None]:
+    """Around the call of Hydra: `--cfg job -p attenton`, which it ends with 1, raises UserError with the nearest part there is."""
+    places = [place for place, word in enumerate(words) if re.match(r"(-p|--package)(=|$)", word)]
+    if not places or not any(word.startswith(("-c", "--cfg")) for word in words):
+        yield
+        return
+    asked = words[places[-1]].partition("=")[2] or " ".join(words[places[-1] + 1 :][:1])
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as end:
+        if end.code == 1 and "not found in config" in said.getvalue():
+            keys = known_keys(conf)
+            parts = dict.fromkeys(".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 2))
+            raise UserError(f"-p {asked}: the configuration has no such part.{nearest(asked, list(parts))}") from end
+        sys.stderr.write(said.getvalue())
+        raise
+    sys.stderr.write(said.getvalue())

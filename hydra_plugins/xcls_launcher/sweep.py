@@ -24,7 +24,8 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from hydra_plugins.xcls_launcher._causes import cause_of
-from xcls.record import read_record, write_atomic, write_record
+from hydra_plugins.xcls_launcher._discretion import refuse_secrets
+from xcls.record import plain, read_record, write_atomic, write_record
 from xcls.schema import UserError, check_name
 
 WAITING, RUNNING, DONE, SKIPPED, FAILED = "waiting", "running", "done", "skipped", "failed"
@@ -85,7 +86,7 @@ class Sweep:
     def write(self) -> None:
         """Writes sweep.json, whole or not at all."""
         content = {"name": self.name, "started": self.started, "launcher": self.launcher, "pid": os.getpid(),
-                   "host": socket.gethostname(), "jobs": [job.entry for job in self.jobs]}
+                   "host": socket.gethostname(), "jobs": plain([job.entry for job in self.jobs])}
         write_atomic(self.folder / "sweep.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def ready(self) -> list[Job]:
@@ -237,6 +238,7 @@ def plan_sweep(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> Sw
     choice = launcher.config.hydra.runtime.choices.get("hydra/launcher") or type(launcher).__name__
     sweep = Sweep(name=name, root=Path(script.__file__).resolve().parent, launcher=choice)
     known: dict[str, Job] = {}
+    refuse_secrets({"hydra.launcher": OmegaConf.to_container(launcher.config.hydra.launcher, resolve=True)})
     for overrides in job_overrides:
         words = [*overrides, f"sweep={name}"]
         config = compose(launcher, words)
@@ -244,6 +246,7 @@ def plan_sweep(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> Sw
         task = copy.deepcopy(config)
         with read_write(task), open_dict(task):
             del task["hydra"]
+        refuse_secrets(OmegaConf.to_container(task, resolve=True))
         threads = OmegaConf.select(task, "hardware.threads")
         for outline in script.outline(task):
             if outline.hash in known:

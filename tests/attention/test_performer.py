@@ -10,6 +10,7 @@ import torch
 from tests.attention.kernels import assert_unbiased, drawn, estimates, qkv, softmax_kernel
 from xcls.attention.kernel import kernel_attention
 from xcls.attention.performer import Performer, favor_map
+from xcls.attention.performer_chunks import banded_products
 from xcls.attention.sdpa import sdpa
 
 
@@ -99,6 +100,23 @@ def test_the_stabiliser_sees_real_keys_alone(norm_in_stabiliser: bool) -> None:
     padded = features.keys(k.masked_fill(pads[:, None, :, None], 0.0), pads)
     torch.testing.assert_close(padded[:, :, :2], alone)
     assert not padded[:, :, 2].any()
+
+
+@pytest.mark.parametrize("entries", [1, 4 * 16 * 48, 3 * 2 * 7 * 16 * 48])  # one chunk, some of a head, whole examples
+@pytest.mark.parametrize("window", [0, 3])
+def test_the_band_is_the_same_in_groups_of_any_size(monkeypatch: pytest.MonkeyPatch, entries: int, window: int) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.rand(4, 2, 90, width, dtype=torch.float64) for width in (5, 5, 4)]
+    inputs += [torch.rand(2, 2 * window + 1, dtype=torch.float64)] if window else []
+    found = []
+    for cached in (entries, 2**40):
+        monkeypatch.setattr("xcls.attention.performer_chunks.CACHED", cached)
+        phi_q, phi_k, values, *factor = leaves = [x.clone().requires_grad_() for x in inputs]
+        how = {"factor": factor[0] if window else None, "causal": not window, "chunk_size": 16}
+        out = banded_products(phi_q, phi_k, values, **how)
+        grad = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, grad)])
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -37,8 +37,31 @@ def test_a_table_is_made_anew_and_the_words_around_it_stay(tmp_path: Path) -> No
     assert document.refresh(text, tmp_path)[0] == text
 
 
+def test_memory_is_laid_out_by_position(tmp_path: Path) -> None:
+    step = {"part": "step", "status": "completed"}
+    rows = [{**step, "mechanism": name, "position": place, "training_MiB": 1000.0 + n, "inference_MiB": 300.0}
+            for n, (name, place) in enumerate((name, place) for name in ("sdpa", "mean") for place in ("sin", "rope"))]
+    rows[1].update(status="failed", cause="out of memory", training_MiB=None)
+    bench(tmp_path, "one", rows)
+    lines = document.refresh(TEXT.replace("rivals", "places"), tmp_path)[0].splitlines()
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[3], *lines[5:7])] == [
+        ["mechanism", "sin", "rope"],
+        ["sdpa", "1,000 (300)", "out of memory (300)"],
+        ["mean", "1,002 (300)", "1,003 (300)"],
+    ]  # fmt: skip
+
+
 def test_a_missing_bench_leaves_its_table(tmp_path: Path) -> None:
     assert document.refresh(TEXT, tmp_path) == (TEXT, ["one"])
+
+
+def test_the_exit_code_says_whether_any_bench_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(TEXT + TEXT.replace("of one", "of two"), encoding="utf-8")
+    monkeypatch.setattr(document, "BENCHES", tmp_path)
+    assert document.main([str(page)]) == 1 and page.read_text(encoding="utf-8").count("old") == 2
+    bench(tmp_path, "two", [ROW, CORE])
+    assert document.main([str(page)]) == 0 and page.read_text(encoding="utf-8").count("old") == 1
 
 
 def test_an_unknown_table_is_an_error(tmp_path: Path) -> None:

@@ -233,12 +233,14 @@ def test_rotations_are_applied_to_what_is_caught() -> None:
         position=position,
         make_attention=lambda layer: Reformer(num_heads=2, head_dim=8, layer=layer, seed=0, bucket_size=4),
     ).eval()
-    unrotated = []
-    hook = encoder.blocks[0].attention.q_proj.register_forward_hook(lambda m, i, out: unrotated.append(out))
+    attention, given = encoder.blocks[0].attention, []
+    hook = attention.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
     (layer,) = catch(encoder, torch.randint(5, 20, (1, 8)))
     hook.remove()
-    q = unrotated[0].unflatten(2, (2, -1)).transpose(1, 2)
-    assert layer.tied and torch.equal(layer.q, position.rotation(8, q.device)(q))
+    q = attention.q_proj(given[0]).unflatten(2, (2, -1)).transpose(1, 2)
+    assert layer.tied
+    torch.testing.assert_close(layer.q, position.rotation(8, q.device)(q))
+    assert not torch.allclose(layer.q, q, atol=1e-3), "not rotated"
 
 
 def test_a_checkpoint_without_a_run_is_refused(tmp_path: Path) -> None:

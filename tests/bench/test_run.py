@@ -17,6 +17,7 @@ from xcls.schema import Bench
 
 BROKEN = '''
 import os, signal
+import torch
 from xcls.attention.sdpa import Sdpa
 
 class Broken(Sdpa):
@@ -30,12 +31,19 @@ class Killer(Sdpa):
 
     def forward(self, q, k, v, *, key_padding_mask=None, attn_mask=None, relative_bias=None, rotate=None, context=None):
         os.kill(os.getpid(), signal.SIGKILL)
+
+class Greedy(Sdpa):
+    """Asks for a tebibyte where it trains."""
+
+    def forward(self, q, k, v, *, key_padding_mask=None, attn_mask=None, relative_bias=None, rotate=None, context=None):
+        return v + torch.empty(2**40, dtype=torch.uint8)[0] if torch.is_grad_enabled() and v.shape[0] == 2 else v
 '''
 ATTENTIONS = {
     "sdpa": {"_target_": "xcls.attention.sdpa.Sdpa", "name": "sdpa"},
     "performer": {"_target_": "xcls.attention.performer.Performer", "name": "performer_favor", "num_features": 8},
     "broken": {"_target_": "broken_mechanisms.Broken", "name": "broken"},
     "killer": {"_target_": "broken_mechanisms.Killer", "name": "killer"},
+    "greedy": {"_target_": "broken_mechanisms.Greedy", "name": "greedy"},
 }
 POSITIONS = {"none": {"_target_": "xcls.position.none.NoPosition", "name": "none"}}
 
@@ -50,7 +58,7 @@ def broken_mechanisms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bench(folder: Path, **changes: Any) -> list[dict[str, str]]:
     settings: dict[str, Any] = {
-        "attentions": list(ATTENTIONS),
+        "attentions": [name for name in ATTENTIONS if name != "greedy"],
         "references": ["sdpa"],
         "others": False,
         "seq_lens": [16],
@@ -70,7 +78,7 @@ def bench(folder: Path, **changes: Any) -> list[dict[str, str]]:
 def test_failures_are_rows_and_the_others_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = bench(tmp_path / "out")
     assert [(row["mechanism"], row["part"]) for row in rows] == [
-        (name, part) for part in ("module", "core") for name in ATTENTIONS
+        (name, part) for part in ("module", "core") for name in ("sdpa", "performer", "broken", "killer")
     ]
     causes = {row["mechanism"]: row["cause"] for row in rows}
     assert causes["broken"] == "RuntimeError: no such kernel" and "SIGKILL" in causes["killer"]
@@ -95,6 +103,16 @@ def test_a_death_while_timing_costs_one_mechanism(tmp_path: Path) -> None:
     rows = bench(tmp_path, what="step", attentions=["killer", "sdpa"], memory=False, error=False)
     assert [(row["part"], row["status"]) for row in rows] == [("step", "failed"), ("step", "completed")]
     assert "SIGKILL" in rows[0]["cause"] and float(rows[1]["training_ms"]) > 0
+
+
+def test_memory_alone_and_what_was_found_before_it_ran_out(tmp_path: Path) -> None:
+    changes = {"error": False, "time": False, "gradient_checkpointing": True}
+    rows = bench(tmp_path, what="step", attentions=["greedy", "sdpa"], **changes)
+    assert [row["status"] for row in rows] == ["failed", "completed"]
+    assert rows[0]["cause"].startswith("out of memory: ") and "1,048,576 MiB more asked for" in rows[0]["cause"]
+    assert float(rows[0]["inference_MiB"]) >= 0 and rows[0]["training_MiB"] == ""
+    assert float(rows[1]["training_MiB"]) > 0 and rows[1]["training_ms"] == "" == rows[1]["rounds"]
+    assert rows[1]["gradient_checkpointing"] == "True"
 
 
 def test_a_process_that_cannot_begin_says_why() -> None:

@@ -38,7 +38,7 @@ class Fake:
 
 
 def run(
-    rounds: int, seconds: float, make: Callable[[Clock, list[str]], list[Fake]]
+    rounds: int, seconds: float, make: Callable[[Clock, list[str]], list[Fake]], **limits: int
 ) -> tuple[list[Series], list[str], list[str]]:
     clock, log, faults = Clock(), [], []
     everything = [Series(fake, ("training",)) for fake in make(clock, log)]
@@ -48,8 +48,9 @@ def run(
         faults.append(str(error))
 
     interleave(
-        everything, rounds=rounds, seconds=seconds, wait=lambda: None, begin=lambda s: None, failed=failed, clock=clock
-    )
+        everything, rounds=rounds, seconds=seconds, wait=lambda: None, begin=lambda s: None, failed=failed, clock=clock,
+        **limits,
+    )  # fmt: skip
     return everything, log, faults
 
 
@@ -68,6 +69,20 @@ def test_times_are_per_call_and_short_calls_are_repeated() -> None:
 def test_a_slow_one_stops_after_the_least_rounds_and_the_others_go_on() -> None:
     (slow, quick), _, _ = run(7, 10.0, lambda c, log: [Fake("s", 4.0, c, log), Fake("q", 0.1, c, log)])
     assert (slow.rounds, quick.rounds) == (LEAST_ROUNDS, 7)
+
+
+def test_fewer_rounds_than_the_usual_least_can_be_asked_for() -> None:
+    (slow, quick), _, _ = run(7, 10.0, lambda c, log: [Fake("s", 9.0, c, log), Fake("q", 0.1, c, log)], least=1)
+    assert (slow.rounds, quick.rounds) == (1, 7)
+
+
+def test_what_has_run_long_before_is_not_run_again_to_warm_up() -> None:
+    clock, log = Clock(), []
+    everything = [Series(Fake("l", 6.0, clock, log), ("training",), ran={"training": 6.5}),
+                  Series(Fake("s", 0.5, clock, log), ("training",), ran={"training": 0.6})]
+    interleave(everything, rounds=2, seconds=100.0, wait=lambda: None, begin=lambda s: None,
+               failed=lambda s, e: None, clock=clock)
+    assert "".join(log) == "ss" + "ls" * 2 and everything[0].times["training"] == [6.0, 6.0]
 
 
 def test_a_failure_is_one_series_and_not_the_bench() -> None:

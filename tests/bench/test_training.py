@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from tests.samples import make_encoded
+from xcls.allocator import RETAIN
 from xcls.bench.cases import OURS
 from xcls.bench.training_meter import Enough, Meter
-from xcls.bench.training_plan import TRANSFORMERS, StageText, TrainingPlan, installed, plan_training
+from xcls.bench.training_plan import TRANSFORMERS, Contender, StageText, TrainingPlan, installed, plan_training
 from xcls.bench.training_results import COLUMNS, compare
 from xcls.bench.training_run import run_training_bench
 from xcls.schema import Bench, Config, Hardware, Size, Training, UserError
@@ -79,6 +80,39 @@ def test_our_trainings_and_one_that_fails(tmp_path: Path, capsys: pytest.Capture
     about = json.loads((tmp_path / "bench.json").read_text())
     assert about["status"] == "completed" and about["machine"]["fp32"] > 0 and len(about["rows"]) == 2
     assert len(about["rows"][0]["speeds"]) == ROUNDS
+
+
+@pytest.mark.parametrize(("others_allocator", "same"), [("plain", False), ("same", True)])
+def test_each_is_run_as_its_users_run_it(
+    others_allocator: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours with freed memory retained, as run.py has it; transformers with glibc's own settings, unless told otherwise."""
+    given: dict[str, dict[str, str]] = {}
+
+    class Refused:
+        ready, cause = None, "not started"
+
+        def __init__(self, job: dict[str, Any], variables: dict[str, str]) -> None:
+            given[job["contender"]["origin"]] = variables
+
+        def close(self) -> None:
+            pass
+
+    def both(settings: Config) -> TrainingPlan:
+        plan = plan_training(settings, attentions=ATTENTIONS, positions=POSITIONS)
+        plan.contenders["finetune"].append(Contender("BERT sdpa", TRANSFORMERS, True, attention="sdpa"))
+        return plan
+
+    monkeypatch.setattr("xcls.bench.training_run.TrainingProcess", Refused)
+    monkeypatch.setitem(globals(), "planned", both)
+    for name, value in RETAIN.items():
+        monkeypatch.setenv(name, value)
+    rows = bench(tmp_path, config(others_allocator=others_allocator, stages=["finetune"]))
+    assert [row["cause"] for row in rows] == ["not started", "not started"]
+    assert given[OURS].items() >= RETAIN.items()
+    assert [name in given[TRANSFORMERS] for name in RETAIN] == [same] * len(RETAIN)
+    about = json.loads((tmp_path / "bench.json").read_text())
+    assert (about["environment"] == about["others_environment"]) == same
 
 
 @pytest.mark.skipif(not installed(), reason="transformers and accelerate (the extra `bench`) are not installed")

@@ -57,6 +57,39 @@ def test_tokens_are_made_once_and_read_from_the_cache(monkeypatch: pytest.Monkey
     assert different.lengths.tolist() == [5, 5]
 
 
+def test_tokens_take_two_bytes_and_are_written_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [chr(97 + row % 26) * (row * 7 % 90) for row in range(300)]
+    monkeypatch.setattr(module, "CHARACTERS", 500)
+    monkeypatch.setattr(module, "BATCH", 20)
+    sizes: list[int] = []
+    real = ByteTokenizer.encode
+    monkeypatch.setattr(ByteTokenizer, "encode", lambda self, batch: sizes.append(len(batch)) or real(self, batch))
+    made = encode_cached(texts, BYTES, seq_len=64)
+    assert sum(sizes) == 300 and 20 >= max(sizes) and len(sizes) >= sum(map(len, texts)) / 500
+    assert made.ids.dtype == np.uint16 and (made.folder / "ids.npy").stat().st_size == 128 + 2 * len(made.ids)
+    np.testing.assert_array_equal(made.ids, np.load(made.folder / "ids.npy"))
+    monkeypatch.undo()
+    whole = encode(texts, BYTES, seq_len=64)
+    np.testing.assert_array_equal(made.ids, whole.ids)
+    assert whole.ids.dtype == np.uint16 and made.report() == whole.report()
+    assert [letters(row) for row in (made[5], made[12])] == [texts[5], texts[12][:62]]
+
+
+def test_a_very_large_vocabulary_keeps_its_ids() -> None:
+    assert [module.smallest_dtype(size) for size in (261, 2**16, 2**16 + 1)] == [np.uint16, np.uint16, np.int32]
+    ids = encode([""], BYTES, seq_len=8).ids
+    assert ids.tolist() == [2, 3] and len(encode_cached([], BYTES, seq_len=8)) == 0
+
+
+def test_much_that_is_cut_off_is_warned_about() -> None:
+    texts = ["a" * 100, "b" * 40, "c" * 10]
+    made = encode(texts, BYTES, seq_len=42)
+    assert made.report()["documents_cut_share"] == pytest.approx(1 / 3) and made.cut_share == pytest.approx(0.4)
+    [warning] = made.warnings("train")
+    assert "1 of 3 documents" in warning and "40% of all tokens" in warning and "dataset.truncate" in warning
+    assert encode(texts, BYTES, seq_len=90).warnings("train") == []
+
+
 def test_unknown_words_are_measured_and_warned_about() -> None:
     words = make_tokenizer(Tokenizer(kind="words", min_frequency=2), ["a b c", "a b c d"])
     made = encode(["a b x", "a a y"], words, seq_len=8)

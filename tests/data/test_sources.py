@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+import yaml
 
+from tests.conftest import ROOT
 from xcls.data import hub
 from xcls.data.ag_news import AgNews
 from xcls.data.imdb import Imdb
 from xcls.data.source import Source, data_fingerprint, where
+from xcls.data.tokenizer import ByteTokenizer
 from xcls.schema import UserError
 
 
@@ -52,6 +54,17 @@ def test_imdb_from_the_official_archive(tmp_path: Path) -> None:
     before = Imdb(path=str(tmp_path)).fingerprint()
     (tmp_path / "train/pos/0_1.txt").rename(tmp_path / "train/neg/0_2.txt")
     assert Imdb(path=str(tmp_path)).fingerprint() != before
+
+
+def test_imdb_bytes_is_the_reviews_as_they_are(tmp_path: Path) -> None:
+    node = yaml.safe_load((ROOT / "conf" / "dataset" / "imdb_bytes.yaml").read_text())
+    assert node["source"].pop("_target_") == "xcls.data.imdb.Imdb"
+    source = Imdb(path=str(imdb_folder(tmp_path)), **node["source"])
+    splits = source.load()
+    assert list(splits.train["text"]) == ["bad<br /><br />film", "good film"] and splits.unlabelled is None
+    assert splits.validation is None and node["validation"] == 0.1  # carved out of train; test is for the end
+    ids, _ = ByteTokenizer().encode(list(splits.train["text"]))
+    assert len(ids) == 19 + 9
 
 
 def test_imdb_says_what_is_missing(tmp_path: Path) -> None:
@@ -102,17 +115,23 @@ def test_without_path_and_network_the_ways_out_are_named_soon(
     monkeypatch.setattr(hub, "_hub_answers", lambda: False)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     made: Source = source()
-    began = time.monotonic()
     with pytest.raises(UserError, match=r"dataset.path=<folder> or in \$XCLS_DATA/"):
         made.load()
-    assert time.monotonic() - began < 10 and os.environ["HF_HUB_OFFLINE"] == "1"
+    assert os.environ["HF_HUB_OFFLINE"] == "1"  # so that nothing is tried again and again
     assert made.fingerprint() != source(revision="abc").fingerprint()
 
 
 def test_a_hub_that_does_not_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    began = time.monotonic()
-    assert hub._hub_answers() is False and time.monotonic() - began < 5
+    assert hub._hub_answers() is False
+    patience: list[float] = []
+
+    def silent(request: object, timeout: float) -> None:
+        patience.append(timeout)
+        raise TimeoutError
+
+    monkeypatch.setattr(hub.urllib.request, "urlopen", silent)
+    assert hub._hub_answers() is False and len(patience) == 1 and 0 < patience[0] <= 5  # seconds
 
 
 def test_path_then_shelf_then_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from xcls.data.source import Splits, make_rows
 from xcls.data.splits import Prepared, prepare
-from xcls.data.stratify import allocate, carve, first_alike, sample
+from xcls.data.stratify import allocate, as_keys, carve, first_alike, sample
 from xcls.schema import Dataset, UserError
 
 Row = tuple
@@ -163,7 +163,7 @@ def test_places_are_allocated_whole_and_never_beyond_a_class(sizes: list[int], c
 )
 def test_carving_keeps_repeats_together_and_classes_on_both_sides(pairs: list, share: float, seed: int) -> None:
     labels = np.array([label for label, _ in pairs])
-    alike = first_alike([bytes([label, text]) for label, text in pairs])
+    alike = first_alike(as_keys([bytes([label, text]) for label, text in pairs]))
     chosen = carve(labels, share, seed=seed, alike=alike)
     assert (chosen == chosen[alike]).all()
     for label in np.unique(labels):

@@ -69,6 +69,30 @@ def test_a_tokenizer_is_a_string_in_a_checkpoint(kind: str) -> None:
         assert again.digest == made.digest and again.kind == kind
 
 
+def test_bytes_are_a_tokenizer_of_the_library_too() -> None:
+    made, draw = ByteTokenizer(), random.Random(3)
+    library = Library.from_str(json.loads(made.to_json())["tokenizer"])
+    assert library.get_vocab_size() == made.vocab_size
+    for _ in range(200):
+        signs = [draw.choice([32, 10, draw.randrange(0x80), draw.randrange(0x3000), draw.randrange(0x10000, 0x11000)]) for _ in range(30)]
+        text = "".join(map(chr, signs))
+        ids = made.encode([text])[0].tolist()
+        assert library.encode(text, add_special_tokens=False).ids == ids and library.decode(ids) == made.decode(ids) == text
+    assert from_json(json.dumps({"kind": "bytes"})).digest == made.digest  # as older checkpoints have it
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_words_that_are_looked_up_are_those_of_the_library(lowercase: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["[MAX 1 [min 2\t3 ]\r\n ] [MASK]", "", " \n ", "a\x0bb\x0cC\x1cd\x7f e", "É a\u2003b", "x" * 70_000 + " 1 zz"]
+    made = make_tokenizer(Tokenizer(kind="words", min_frequency=1, lowercase=lowercase), [text for text in texts if "x" not in text])
+    assert made._plain is not None
+    found = [made.encode(part) for part in (texts[:3], texts[3:], *([text] for text in texts))]
+    monkeypatch.setattr(made, "_plain", None)
+    for (ids, offsets), part in zip(found, (texts[:3], texts[3:], *([text] for text in texts))):
+        np.testing.assert_array_equal(ids, made.encode(part)[0])
+        np.testing.assert_array_equal(offsets, made.encode(part)[1])
+
+
 def test_offsets_delimit_the_documents() -> None:
     made = make_tokenizer(Tokenizer(vocab_size=300), corpus())
     ids, offsets = made.encode(["karo", "", "mi ten."])

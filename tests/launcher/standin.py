@@ -24,7 +24,8 @@ from xcls.stages.folder import decide
 
 ROOT = Path(__file__).resolve().parent
 CONFIG = """
-defaults: [_self_, {override hydra/launcher: gpu_server}, {override hydra/job_logging: none}, {override hydra/hydra_logging: none}]
+defaults: [_self_, {override hydra/launcher: gpu_server}, {override hydra/sweeper: xcls_grid}, {override hydra/job_logging: none},
+  {override hydra/hydra_logging: none}]
 mode: finetune
 exp: null
 sweep: null
@@ -107,6 +108,11 @@ def misbehave(how: str, folder: Path) -> None:
     if how.startswith("kill"):
         (folder / "ckpt_1.pt").touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "meet":  # until another job has begun too: jobs that are told so do run beside each other, however slow the machine
+        (ROOT / "met").mkdir(exist_ok=True)
+        (ROOT / "met" / str(os.getpid())).touch()
+        while len(list((ROOT / "met").iterdir())) < 2:
+            time.sleep(0.02)
     if how == "stubborn":
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if how in ("stubborn", "child"):

@@ -164,3 +164,22 @@ def test_redraw_changes_random_features_and_is_a_function_of_the_generator() -> 
     assert torch.equal(first(ids, mask), second(ids, mask))
     layers = [block.attention.attention.state_dict() for block in first.blocks]
     assert any(not torch.equal(layers[0][name], layers[1][name]) for name in layers[0])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("attention", ["sdpa", "performer", "reformer", "mean"])
+def test_the_rows_that_are_asked_for_are_those_of_all(attention: str, norm: str, checkpointing: bool) -> None:
+    """With the same dropout, forward and gradient."""
+    ids, mask = make_batch([9, 14, 5], width=14)
+    rows = torch.tensor([3, 0, 17, 17, 30])
+    found = []
+    for asked in (None, rows):
+        model = make_encoder(attention, norm=norm, dropout=0.3, gradient_checkpointing=checkpointing)
+        torch.manual_seed(1)
+        hidden = model(ids, mask, rows=asked)
+        hidden = hidden.flatten(0, 1)[rows] if asked is None else hidden
+        hidden.square().sum().backward()
+        found.append((hidden.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
+    assert found[0][0].shape == (5, 16)
+    assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)

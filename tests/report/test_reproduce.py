@@ -130,7 +130,7 @@ def test_a_run_made_from_a_template_brings_it(make):
 
 def test_a_run_started_from_another_folder_starts_from_the_one_in_the_clone(make):
     record = make.finetune(
-        command=["exp=ft", "pretrain=/home/me/xcls/pretrain/base"], pretrain={"folder": "pretrain/base", "hash": "x"}
+        command=["exp=ft", "pretrain=/elsewhere/xcls/pretrain/base"], pretrain={"folder": "pretrain/base", "hash": "x"}
     )
     assert "pretrain=pretrain/base" in command_for(record)
 

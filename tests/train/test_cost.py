@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,37 +17,43 @@ from xcls.train.cost import StepClock
 from xcls.train.versions import commit, describe_device, versions
 
 
-def step(clock: StepClock, seconds: float) -> None:
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which passes when a test says so."""
+    moment = [0.0]
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: moment[0]))
+    return moment
+
+
+def step(clock: StepClock, now: list[float], seconds: float) -> None:
     clock.start()
-    time.sleep(seconds)
+    now[0] += seconds
     clock.stop(tokens=30, padded_tokens=40)
 
 
-def test_first_step_and_compiling_steps_are_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_step_and_compiling_steps_are_set_aside(monkeypatch: pytest.MonkeyPatch, now: list[float]) -> None:
     graphs = [0]
     monkeypatch.setattr(cost, "compiled_graphs", lambda: graphs[0])
     clock = StepClock()
     assert set(clock.costs(10).values()) == {None}
-    step(clock, 0.05)
-    assert clock.steps == 0 and clock.set_aside >= 0.05
-    step(clock, 0.01)
+    step(clock, now, 5.0)
+    assert clock.steps == 0 and clock.set_aside == 5.0
+    step(clock, now, 1.0)
     graphs[0] = 2
-    step(clock, 0.05)
-    step(clock, 0.01)
-    assert clock.steps == 2 and 0.02 <= clock.seconds < 0.05 and clock.set_aside >= 0.1
-    costs = clock.costs(10)
-    assert costs["time_per_epoch"] == pytest.approx(10 * costs["time_per_step"])
-    assert costs["tokens_per_s"] == pytest.approx(60 / clock.seconds)
-    assert costs["padded_tokens_per_s"] == pytest.approx(80 / clock.seconds)
+    step(clock, now, 7.0)
+    now[0] += 100.0  # an evaluation
+    step(clock, now, 2.0)
+    assert (clock.steps, clock.seconds, clock.set_aside) == (2, 3.0, 12.0)
+    assert clock.costs(10) == {"time_per_step": 1.5, "time_per_epoch": 15.0, "tokens_per_s": 20.0, "padded_tokens_per_s": pytest.approx(80 / 3)}
 
 
-def test_a_clock_goes_on_from_its_state() -> None:
+def test_a_clock_goes_on_from_its_state(now: list[float]) -> None:
     clock = StepClock()
     for _ in range(3):
-        step(clock, 0.001)
+        step(clock, now, 1.0)
     other = StepClock(**clock.state())
     assert other.costs(5) == clock.costs(5)
-    step(other, 0.001)  # the first of its process
+    step(other, now, 1.0)  # the first of its process
     assert other.steps == clock.steps
 
 

@@ -81,13 +81,18 @@ def test_one_run_named_grouped_and_tagged(server: WandbServer, tmp_path: Path) -
     assert run.summary["status"] == "completed"
 
 
-SYNCED = pytest.param("offline", marks=pytest.mark.slow)
+def slow(*values: object, **named: Any) -> Any:
+    """A case for the slow suite alone: it starts W&B's processes, as a case beside it does in the fast one."""
+    return pytest.param(*values, marks=pytest.mark.slow, **named)
+
+
+SYNCED = slow("offline")
 
 
 @pytest.mark.parametrize("mode", [SYNCED, "online"])
 @pytest.mark.parametrize(
     ("error", "state"),
-    [(None, "finished"), (ValueError("no"), "failed"), (Interrupted("stopped by SIGTERM"), "preempted")],
+    [slow(None, "finished"), (ValueError("no"), "failed"), (Interrupted("stopped by SIGTERM"), "preempted")],
 )
 def test_the_state_in_which_a_run_ends(
     mode: str, error: Exception | None, state: str, server: WandbServer, tmp_path: Path
@@ -107,7 +112,7 @@ def test_the_state_in_which_a_run_ends(
     assert (run.state, run.exit_code, run.summary["status"]) == (state, EXIT_CODES[status], status)
 
 
-@pytest.mark.parametrize("mode", ["offline", "online"])
+@pytest.mark.parametrize("mode", [SYNCED, "online"])
 def test_a_resumed_run_goes_on_in_the_same_w_and_b_run(mode: str, server: WandbServer, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(Interrupted), open_journal(folder, mode) as journal:
@@ -128,7 +133,7 @@ def test_a_resumed_run_goes_on_in_the_same_w_and_b_run(mode: str, server: WandbS
     assert twice[0] == twice[1], "the same point of the same curve"
 
 
-@pytest.mark.parametrize("long", [1, 20_000], ids=["nothing written", "cut in the middle"])
+@pytest.mark.parametrize("long", [slow(1, id="nothing written"), pytest.param(20_000, id="cut in the middle")])
 def test_what_a_kill_of_everything_lost_is_sent_on_resume(long: int, server: WandbServer, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(Interrupted), open_journal(folder) as journal:
@@ -163,10 +168,10 @@ def test_the_copy_outlives_a_killed_run_and_loses_no_row(server: WandbServer, tm
     assert segment.summary["status"] == "killed" and read_record(tmp_path).status == "running"
 
 
-NO_SERVER = pytest.param("no server", marks=pytest.mark.slow)  # W&B tries for half a minute
+NO_SERVER = slow("no server")  # W&B tries for half a minute
 
 
-@pytest.mark.parametrize("fault", [NO_SERVER, "no key", "copy killed", "wandb-core killed", "folder is a file"])
+@pytest.mark.parametrize("fault", [NO_SERVER, "no key", slow("copy killed"), "wandb-core killed", slow("folder is a file")])
 def test_w_and_b_fails_and_the_run_does_not(
     fault: str, server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,8 +211,8 @@ def test_w_and_b_fails_and_the_run_does_not(
 
 @pytest.mark.parametrize(
     ("module", "reason"),
-    [("raise ModuleNotFoundError(\"No module named 'wandb'\")", "No module named 'wandb'"), ("raise SystemExit('bad wheel')", "bad wheel"),
-     ("1 / 0", "division by zero")],
+    [slow("raise ModuleNotFoundError(\"No module named 'wandb'\")", "No module named 'wandb'"), ("raise SystemExit('bad wheel')", "bad wheel"),
+     slow("1 / 0", "division by zero")],
 )  # fmt: skip
 def test_a_package_that_cannot_be_imported(
     module: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -260,6 +265,7 @@ def test_the_copy_of_a_killed_run_ends_though_the_server_is_silent(
         assert read_record(tmp_path / "run").status == "running"
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_w_and_b_is_noticed(tmp_path: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"  # no file grows beyond
     limit += "; journal.record.study = 'x' * 20_000"  # W&B's file holds many records, ours one
@@ -286,7 +292,7 @@ def test_a_full_disk_under_w_and_b_is_noticed(tmp_path: Path) -> None:
     assert offline(tmp_path) == written(tmp_path) and read_segments(tmp_path / "wandb")[-1].exit_code == 0
 
 
-@pytest.mark.parametrize("artifacts", ["none", "best", "all"])
+@pytest.mark.parametrize("artifacts", [slow("none"), "best", slow("all")])
 @pytest.mark.parametrize("mode", [SYNCED, "online"])
 def test_artifacts(artifacts: str, mode: str, server: WandbServer, tmp_path: Path) -> None:
     folder = tmp_path / "run"

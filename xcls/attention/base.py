@@ -9,7 +9,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 
 
 class Attention(nn.Module):
@@ -95,9 +98,37 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return (x.new_empty(1, 0) @ x.new_empty(0, 1)).dtype
 
 
+class _Zeroed(torch.autograd.Function):
+    """x [B, H, N, D] where `kept`, of its width in bits, is -1 (all bits), zero where it is 0; the gradient likewise."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(kept)
+        return (x.view(kept.dtype) & kept).view(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return (grad.view(kept.dtype) & kept).view(grad.dtype), None
+
+
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers by the bytes of an element
+
+
+def zero_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x [B, H, N, D] with zeros where `rows`, bool [1|B, 1|H, 1|N, 1], is true: NaN and Inf go too, and so do gradients.
+
+    On a CPU an `and` of the bits, which takes an eighth of the time of masked_fill.
+    """
+    if x.device.type != "cpu" or is_compiling():
+        return x.masked_fill(rows, 0.0)
+    return _Zeroed.apply(x, rows.to(BITS[x.element_size()]) - 1)
+
+
 def zero_padding(x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """x [B, H, N, D] with zeros in padded rows. Filled, not multiplied: NaN and Inf go too, and so do gradients."""
-    return x if key_padding_mask is None else x.masked_fill(key_padding_mask[:, None, :, None], 0.0)
+    """x [B, H, N, D] with zeros in padded rows, as `zero_rows` makes them."""
+    return x if key_padding_mask is None else zero_rows(x, key_padding_mask[:, None, :, None])
 
 
 def check_attn_mask(attn_mask: Tensor | None) -> Tensor | None:

@@ -9,10 +9,18 @@ Letters: B batch, H heads, N tokens, D head width, M random features, C tokens o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from xcls.attention.base import distance_matrix
 from xcls.attention.chunks import from_chunks, running_sum, to_chunks, windows
+
+CACHED = 2**20  # kernel entries of a group of chunks on a CPU: what stays in the cache that cores share
+LARGE = 2**26  # elsewhere, where launches cost more than memory does
 
 
 def banded_products(
@@ -36,9 +44,102 @@ def banded_products(
     q, k, values = (to_chunks(x, chunk, reach) for x in (phi_q, phi_k, values))
     shape = (batch, heads, q.shape[0] // (batch * heads))
     products = q @ far_field(k, values, shape, factor=factor, causal=causal, reach=reach)
-    kernel = q @ windows(k, reach).transpose(1, 2)  # [B*H*chunks, C, (2 reach + 1) C]
-    kernel = (kernel.view(*shape, *kernel.shape[1:]) * near[:, None]).flatten(0, 2)
-    return from_chunks(products + kernel @ windows(values, reach), batch, heads, length)
+    return from_chunks(products + NearField.apply(q, k, values, near, shape, reach), batch, heads, length)
+
+
+class NearField(torch.autograd.Function):
+    """The band pair by pair, a cacheful of chunks at a time, and again in the backward pass: nothing of it is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        q: Tensor,
+        k: Tensor,
+        values: Tensor,
+        near: Tensor,
+        shape: tuple[int, int, int],
+        reach: int,
+    ) -> Tensor:
+        """q, k [B*H*chunks, C, M], values [B*H*chunks, C, F], near [H|1, C, K], K = (2 reach + 1) C slots that a chunk
+        sees, shape (B, H, chunks) -> [B*H*chunks, C, F].
+        """
+        out = torch.empty_like(values)
+        for group in groups(shape, near, q.device):
+            kernel = q[group.own] @ group.windows(k, reach).transpose(1, 2)
+            group.by_head(kernel).mul_(near[group.heads, None])
+            torch.bmm(kernel, group.windows(values, reach), out=out[group.own])
+        ctx.save_for_backward(q, k, values, near)
+        ctx.shape, ctx.reach = shape, reach
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """[B*H*chunks, C, F] -> the gradients of q, k, values and near."""
+        q, k, values, near = ctx.saved_tensors
+        q_grad, k_grad, v_grad = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(values)
+        near_grad = torch.zeros_like(near) if ctx.needs_input_grad[3] else None
+        with torch.autocast(q.device.type, enabled=False):
+            for group in groups(ctx.shape, near, q.device):
+                keys, factor = group.windows(k, ctx.reach), near[group.heads, None]
+                kernel = q[group.own] @ keys.transpose(1, 2)
+                change = grad[group.own] @ group.windows(values, ctx.reach).transpose(1, 2)  # of kernel x factor
+                if near_grad is not None:
+                    part = group.by_head(change * kernel).sum(dim=(0, 2))
+                    near_grad[group.heads] += part.sum_to_size(factor[:, 0].shape)
+                group.by_head(kernel).mul_(factor)
+                group.add_windows(v_grad, kernel.transpose(1, 2) @ grad[group.own], ctx.reach)
+                group.by_head(change).mul_(factor)
+                torch.bmm(change, keys, out=q_grad[group.own])
+                group.add_windows(k_grad, change.transpose(1, 2) @ q[group.own], ctx.reach)
+        return q_grad, k_grad, v_grad, near_grad, None, None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive chunks: `own`, of the list of all; `shape` (b, h, n): whole examples, or n chunks of one head;
+    `heads` of the relative factor.
+    """
+
+    own: slice
+    shape: tuple[int, int, int]
+    heads: slice
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """[b*h*n, C, K] -> [b, h, n, C, K], a view."""
+        return x.view(*self.shape, *x.shape[1:])
+
+    def windows(self, x: Tensor, reach: int) -> Tensor:
+        """What these chunks see of x [all chunks, C, F]: [b*h*n, K, F]."""
+        first = max(0, self.own.start - reach)
+        seen = windows(x[first : self.own.stop + reach], reach)
+        return seen[self.own.start - first :][: self.own.stop - self.own.start]
+
+    def add_windows(self, x: Tensor, grads: Tensor, reach: int) -> None:
+        """Add gradients of windows [b*h*n, K, F] to the chunks they show, x [all chunks, C, F]."""
+        for number, part in enumerate(grads.split(x.shape[1], dim=1)):
+            first = self.own.start + number - reach
+            skip, last = max(0, -first), min(len(x), first + len(part))
+            x[first + skip : last] += part[skip : last - first]
+
+
+def groups(shape: tuple[int, int, int], near: Tensor, device: torch.device) -> Iterator[Group]:
+    """All chunks, as many at a time as a cache holds the kernel of: whole examples where they are short, else pieces
+    of a head. near: [H|1, C, K].
+    """
+    batch, heads, chunks = shape
+    most = max(1, (CACHED if device.type == "cpu" else LARGE) // near[0].numel())
+    if heads * chunks <= most:
+        step = most // (heads * chunks)
+        for b in range(0, batch, step):
+            stop = min(b + step, batch)
+            yield Group(slice(b * heads * chunks, stop * heads * chunks), (stop - b, heads, chunks), slice(None))
+        return
+    for row in range(batch * heads):
+        head = row % heads if near.shape[0] > 1 else 0
+        for n in range(0, chunks, most):
+            stop = min(n + most, chunks)
+            yield Group(slice(row * chunks + n, row * chunks + stop), (1, 1, stop - n), slice(head, head + 1))
 
 
 def far_field(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xcls.attention.base import full_dtype
+from xcls.attention.base import full_dtype, zero_padding
 
 CACHED = 2**20  # features of a block on a CPU: 4 MiB in fp32, which stay in the cache that cores share
 LARGE = 2**26  # elsewhere, where a block should fill the machine and not fit its cache
@@ -44,7 +44,9 @@ def fast_attention(
     """
     if block_entries is None:
         block_entries = CACHED if q.device.type == "cpu" else LARGE
-    return _FastAttention.apply(q, k, v, directions, offset, key_padding_mask, epsilon, block_entries)
+    q, k, v = (zero_padding(x, key_padding_mask) for x in (q, k, v))
+    out = _FastAttention.apply(q, k, v, directions, offset, key_padding_mask, epsilon, block_entries)
+    return zero_padding(out, key_padding_mask)
 
 
 def slots(shape: torch.Size, num_features: int, block_entries: int) -> Iterator[list[Slot]]:
@@ -61,12 +63,9 @@ def slots(shape: torch.Size, num_features: int, block_entries: int) -> Iterator[
         yield [(group, slice(start, min(start + tokens, length))) for start in range(0, length, tokens)]
 
 
-def block_of(x: Tensor, slot: Slot, dtype: torch.dtype, pads: Tensor | None = None) -> Tensor:
-    """A block of x [B, H, N, D] as [G, n, D] in `dtype`, zeros in pads; a view where nothing has to change."""
-    part = x[slot[0], :, slot[1]]
-    if pads is not None:
-        part = part.masked_fill(pads[slot][:, None, :, None], 0.0)
-    return part.to(dtype).flatten(0, 1)
+def block_of(x: Tensor, slot: Slot, dtype: torch.dtype) -> Tensor:
+    """A block of x [B, H, N, D] as [G, n, D] in `dtype`; a view where nothing has to change."""
+    return x[slot[0], :, slot[1]].to(dtype).flatten(0, 1)
 
 
 def put_product(x: Tensor, slot: Slot, a: Tensor, b: Tensor) -> Tensor:
@@ -186,19 +185,17 @@ class _FastAttention(torch.autograd.Function):
                 w = per_head(directions.to(dtype), group, heads)
                 keys = _Keys(w, per_head(offset, group, heads), width)
                 for slot in blocks:
-                    block = block_of(k, slot, dtype, pads), block_of(v, slot, products, pads)
+                    block = block_of(k, slot, dtype), block_of(v, slot, products)
                     kept.add(keys.add(*block, pads_of(pads, slot, heads)), keys.peak)
                 mean, level, total = keys.prototypes(epsilon)
                 mean = mean.to(products)
                 for slot in blocks:
-                    exponent = torch.bmm(block_of(q, slot, dtype, pads), w.transpose(1, 2)).add_(level)
+                    exponent = torch.bmm(block_of(q, slot, dtype), w.transpose(1, 2)).add_(level)
                     weights = torch.softmax(exponent, dim=-1).to(products)
                     put_product(out, slot, weights, mean)
                     kept.add(weights)
                 kept.add(mean, total, keys.peak)
-        if pads is not None:
-            out.masked_fill_(pads[:, None, :, None], 0.0)
-        ctx.save_for_backward(q, k, v, directions, offset, pads, out, *kept.tensors)
+        ctx.save_for_backward(q, k, v, directions, offset, out, *kept.tensors)
         ctx.epsilon, ctx.block_entries = epsilon, block_entries
         return out
 
@@ -206,7 +203,7 @@ class _FastAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of q, k, v, directions and offset."""
-        q, k, v, directions, offset, pads, out, *kept = ctx.saved_tensors
+        q, k, v, directions, offset, out, *kept = ctx.saved_tensors
         kept, dtype = iter(kept), full_dtype(q)
         grads = [token_major(x) for x in (q, k, v)]
         given = zip((directions, offset), ctx.needs_input_grad[3:5])
@@ -219,26 +216,23 @@ class _FastAttention(torch.autograd.Function):
                 w = per_head(directions, blocks[0][0], q.shape[1]).to(mean.dtype)
                 dmean, dlevel = 0.0, 0.0
                 for slot, softmax in zip(blocks, weights):
-                    more = _backward_queries(slot, softmax, mean, w, (q, out, grad, pads), grads)
+                    more = _backward_queries(slot, softmax, mean, w, (q, out, grad), grads)
                     dmean, dlevel = dmean + more[0], dlevel + more[1]
                 dweighted = dmean / total
                 dtotal = dlevel / total.transpose(1, 2) - (dweighted * mean).sum(dim=-1).unsqueeze(1)
                 for slot, (phi, peak) in zip(blocks, features):
                     shrink = (peak - last).exp_()
                     sums = dweighted * shrink, dtotal * shrink, ctx.epsilon * dweighted.sum(dim=1, keepdim=True)
-                    _backward_keys(slot, phi, w, sums, (k, v, pads), grads)
-        if pads is not None:
-            for x in grads[:3]:
-                x.masked_fill_(pads[:, None, :, None], 0.0)
+                    _backward_keys(slot, phi, w, sums, (k, v), grads)
         return *grads, None, None, None
 
 
 def _backward_queries(
-    slot: Slot, softmax: Tensor, mean: Tensor, w: Tensor, inputs: tuple[Tensor | None, ...], grads: list[Tensor | None]
+    slot: Slot, softmax: Tensor, mean: Tensor, w: Tensor, inputs: tuple[Tensor, ...], grads: list[Tensor | None]
 ) -> tuple[Tensor, Tensor]:
     """Fills a block of dq, adds to the gradients of directions and offset; returns those of mu and log t."""
-    q, out, grad, pads = inputs
-    g = block_of(grad, slot, mean.dtype, pads)
+    q, out, grad = inputs
+    g = block_of(grad, slot, mean.dtype)
     delta = (g * block_of(out, slot, mean.dtype)).sum(dim=-1, keepdim=True)
     dexponent = torch.bmm(g, mean.transpose(1, 2)).sub_(delta).mul_(softmax)
     put_product(grads[0], slot, dexponent, w)
@@ -246,7 +240,7 @@ def _backward_queries(
     dlevel = dexponent.sum(dim=1, keepdim=True, dtype=dmean.dtype)
     add_per_head(grads[4], slot[0], dlevel)
     if grads[3] is not None:
-        add_per_head(grads[3], slot[0], torch.bmm(dexponent.transpose(1, 2), block_of(q, slot, mean.dtype, pads)))
+        add_per_head(grads[3], slot[0], torch.bmm(dexponent.transpose(1, 2), block_of(q, slot, mean.dtype)))
     return dmean, dlevel
 
 
@@ -255,7 +249,7 @@ def _backward_keys(
     phi: Tensor,
     w: Tensor,
     sums: tuple[Tensor, Tensor, Tensor],
-    inputs: tuple[Tensor | None, ...],
+    inputs: tuple[Tensor, ...],
     grads: list[Tensor | None],
 ) -> None:
     """Fills a block of dk and dv, adds to the gradients of directions and offset.
@@ -263,9 +257,9 @@ def _backward_keys(
     sums: the gradients of the two sums over keys, t mu [G, M, D] and t [G, 1, M], under the block's own peak, and that
     of every value through epsilon, [G, 1, D].
     """
-    k, v, pads = inputs
+    k, v = inputs
     dweighted, dtotal = (x.to(phi.dtype) for x in sums[:2])
-    values, keys = (block_of(x, slot, phi.dtype, pads) for x in (v, k))
+    values, keys = (block_of(x, slot, phi.dtype) for x in (v, k))
     dexponent = torch.baddbmm(dtotal, values, dweighted.transpose(1, 2)).mul_(phi)
     dnorm = dexponent.sum(dim=-1, keepdim=True).mul_(keys.shape[-1] ** -0.5)
     part = put_product(grads[1], slot, dexponent, w)

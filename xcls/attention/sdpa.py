@@ -17,6 +17,7 @@ from xcls.attention.base import (
     distance_matrix,
     product_dtype,
     zero_padding,
+    zero_rows,
 )
 from xcls.attention.sdpa_blocks import AttendRows, Rows
 
@@ -38,13 +39,17 @@ def softmax_rows(
         scores = scores.float() * headroom
     if bias is not None:
         scores = scores + bias
-    # Softmax sums in fp32 whatever it reads; a half-precision result is what the product with v takes anyway.
-    if blocked is None:
-        return torch.softmax(scores, dim=-1).to(v.dtype) @ v
-    nothing = blocked.all(dim=-1, keepdim=True)  # such rows attend to everything (finite), and are zeroed at the end
-    scores = scores.masked_fill(blocked & ~nothing, -torch.inf)
-    out = torch.softmax(scores, dim=-1).to(v.dtype) @ v
-    return out.masked_fill(nothing, 0.0)
+    nothing = None
+    if blocked is not None:
+        nothing = blocked.all(dim=-1, keepdim=True)  # such rows attend to everything (finite), and are zeroed at the end
+        wall = torch.zeros(blocked.shape, dtype=scores.dtype, device=scores.device)
+        scores = scores + wall.masked_fill_(blocked & ~nothing, -torch.inf)  # a sum: masks are small, scores are not
+    # Softmax works in fp32 whatever it reads, and what the product with v takes is of the dtype of v anyway; autocast
+    # would write the scores and the weights down in fp32 as well.
+    with torch.autocast(q.device.type, enabled=False):
+        weights = torch.softmax(scores, dim=-1).to(v.dtype)
+    out = weights @ v
+    return out if nothing is None else zero_rows(out, nothing)
 
 
 def sdpa(

@@ -33,8 +33,8 @@ def fused_without_bias(q: Tensor, k: Tensor, v: Tensor, pads: Tensor | None, att
     if pads is None and is_causal(attn_mask):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     nothing = blocked.all(dim=-1, keepdim=True)  # the kernels disagree on such rows: let them attend, then zero them
-    free = (~blocked | nothing).expand(-1, -1, q.shape[2], -1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=free).masked_fill(nothing, 0.0)
+    # A mask of pads alone stays [B, 1, 1, N]: of an expanded one PyTorch would make N x N floats.
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=~blocked | nothing).masked_fill(nothing, 0.0)
 
 
 def fused_with_bias(q: Tensor, k: Tensor, v: Tensor, *, blocked: Tensor | None, bias: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ class Case:
     num_heads: int
     num_layers: int
     compile: bool = False
+    gradient_checkpointing: bool = False  # of a step
     seed: int = 0
 
     @property
@@ -71,6 +72,9 @@ class Trial:
     def compile(self) -> None:
         """Compiles the model in place: nothing happens before the first call."""
         self.model.compile(dynamic=False)
+
+    def settle(self) -> None:
+        """Brings about what lasts from the first step of a training on; nothing without an optimizer."""
 
     def prepare(self, measure: str) -> None:
         """Sets the mode that a measure wants. Not part of the time."""
@@ -107,6 +111,13 @@ class StepTrial(Trial):
         super().__init__(case=case, model=model, attention=attention, forward=forward)
         self.optimizer = make_optimizer(model, Training())
         self.scaler = Amp(precision=Precision(case.device, case.dtype), hardware=Hardware()).scaler
+
+    def settle(self) -> None:
+        """The optimizer's state, which a first step would make after its own peak."""
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def compile(self) -> None:
         """Compiles the blocks, as training does."""
@@ -213,6 +224,7 @@ def _step(case: Case) -> Trial:
         dropout=size.dropout,
         position=make_position(case),
         make_attention=lambda layer: make_attention(case, layer),
+        gradient_checkpointing=case.gradient_checkpointing,
     )
     head = Classifier(embed_dim=case.width, num_classes=NUM_CLASSES, pooling="mean", dropout=size.dropout)
     model = TextClassifier(encoder=encoder, head=head).to(case.device)

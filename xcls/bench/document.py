@@ -11,11 +11,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
+from xcls.bench import growth_results
+from xcls.bench.growth_plan import AXES
 from xcls.bench.results import COMPLETED, Row
 from xcls.bench.table import Column, markdown, number
+from xcls.bench.training_results import SPEED, TIMES
 
 BENCHES = Path("multirun/bench")
 MARK = re.compile(r"(<!-- table: (\w+) of ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -77,12 +81,32 @@ def work(rows: list[Row]) -> str:
 def steps(rows: list[Row]) -> str:
     """Whole training steps of a classifier."""
     chosen = [row for row in rows if row["part"] == "step"]
-    columns = [WHERE[0], ("position", words("position")), *WHERE[1:], ("step, ms", shown("training_ms")),
-               ("× sdpa", shown("training_ms_vs_sdpa")), ("× sdpa_fused", shown("training_ms_vs_sdpa_fused")),
-               ("memory, MiB", shown("training_MiB")), ("memory × sdpa", shown("training_MiB_vs_sdpa")),
-               ("memory × sdpa_fused", shown("training_MiB_vs_sdpa_fused")), ("rounds", words("rounds")),
-               ("failed", lambda row: "–" if row["status"] == COMPLETED else str(row["cause"]))]
+    found = [re.fullmatch(r"training_(?:ms|MiB)_vs_(.+)", key) for row in chosen for key in row]
+    references = list(dict.fromkeys(match.group(1) for match in found if match))
+    columns = [WHERE[0], ("position", words("position")), *WHERE[1:], ("step, ms", shown("training_ms"))]
+    columns += [(f"× {name}", shown(f"training_ms_vs_{name}")) for name in references]
+    columns += [("memory, MiB", shown("training_MiB"))]
+    columns += [(f"memory × {name}", shown(f"training_MiB_vs_{name}")) for name in references]
+    columns += [("rounds", words("rounds")),
+                ("failed", lambda row: "–" if row["status"] == COMPLETED else str(row["cause"]))]
     return markdown(columns, chosen)
+
+
+def places(rows: list[Row]) -> str:
+    """Peak memory of a training step by mechanism and position, that of inference in brackets, MiB."""
+    steps = [row for row in rows if row["part"] == "step"]
+    names, where = (list(dict.fromkeys(row[key] for row in steps)) for key in ("mechanism", "position"))
+    cells = {(row["mechanism"], row["position"]): row for row in steps}
+    columns: list[Column] = [("mechanism", words("mechanism"))]
+    columns += [(place, lambda line, place=place: _memory(cells.get((line["mechanism"], place)))) for place in where]
+    return markdown(columns, [{"mechanism": name} for name in names])
+
+
+def _memory(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    trained = number(row.get("training_MiB")) if row["status"] == COMPLETED else str(row["cause"])
+    return f"{trained} ({number(row.get('inference_MiB'))})"
 
 
 def errors(rows: list[Row]) -> str:
@@ -102,21 +126,35 @@ def trained(rows: list[Row]) -> str:
     return markdown(columns, chosen)
 
 
+def trainings(rows: list[Row]) -> str:
+    """Whole trainings beside transformers' Trainer: speed, memory, the distance from the arithmetic peak."""
+    return markdown(SPEED, [row for row in rows if row.get("tokens_per_s")])
+
+
+def parts(rows: list[Row]) -> str:
+    """Where a training step's time goes."""
+    return markdown(TIMES, [row for row in rows if row.get("tokens_per_s")])
+
+
 def _spread(row: Row) -> str:
     return f"{number(row['error_mean'])} ± {number(row['error_std'])}"
 
 
 TABLES: dict[str, Callable[[list[Row]], str]] = {
-    "rivals": rivals, "fused": fused, "work": work, "steps": steps, "errors": errors, "trained": trained,
+    "rivals": rivals, "fused": fused, "work": work, "steps": steps, "places": places, "errors": errors,
+    "trained": trained, "trainings": trainings, "parts": parts,
+    **{axis: partial(growth_results.table, axis=axis) for axis in AXES},
 }
 
 
 def source_of(bench: dict[str, Any]) -> str:
     """One line under a table: the machine, its rates, and the versions that matter to a time."""
     device, versions, rates = bench["device"], bench["versions"], bench.get("machine", {})
-    speeds = ", ".join(f"{number(rate['flops_per_s'] / 1e12)} TFLOP/s in {dtype}" for dtype, rate in rates.items())
-    copies = max((rate["bytes_per_s"] for rate in rates.values()), default=0.0)
-    machine = f"{device['name']}, {device['threads']} threads" + (f": {speeds}, {number(copies / 1e9)} GB/s" if copies else "")
+    rates = {dtype: rate if isinstance(rate, dict) else {"flops_per_s": rate} for dtype, rate in rates.items()}
+    speeds = [f"{number(rate['flops_per_s'] / 1e12)} TFLOP/s in {dtype}" for dtype, rate in rates.items()]
+    copies = max((rate.get("bytes_per_s", 0.0) for rate in rates.values()), default=0.0)
+    speeds += [f"{number(copies / 1e9)} GB/s"] if copies else []
+    machine = f"{device['name']}, {device['threads']} threads" + (f": {', '.join(speeds)}" if speeds else "")
     matter = ("python", "torch", "transformers", "performer-pytorch", "reformer-pytorch")
     return f"*{machine}. {', '.join(f'{name} {versions[name]}' for name in matter if versions.get(name))}.*"
 
@@ -139,16 +177,17 @@ def refresh(text: str, benches: Path) -> tuple[str, list[str]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Refreshes each document named. Returns 1 where a bench is missing."""
+    """Refreshes each document named. Returns 1 where none of its benches is there."""
     absent: list[str] = []
+    marks = 0
     for name in arguments:
         path = Path(name)
         text, missing = refresh(path.read_text(encoding="utf-8"), BENCHES)
         path.write_text(text, encoding="utf-8")
-        absent += missing
+        absent, marks = absent + missing, marks + len(MARK.findall(text))
     for name in dict.fromkeys(absent):
         print(f"{BENCHES / name}: no such bench, its tables stay as they are.", file=sys.stderr)
-    return 1 if absent else 0
+    return 1 if len(absent) == marks else 0
 
 
 if __name__ == "__main__":

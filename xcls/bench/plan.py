@@ -53,6 +53,10 @@ def refuse_impossible(settings: Bench) -> None:
     for dtype in settings.dtypes:
         if dtype not in DTYPES:
             wrong.append(f"bench.dtypes: {dtype}: one of {', '.join(DTYPES)} is needed.{nearest(dtype, list(DTYPES))}")
+    if not (settings.time or settings.memory or settings.error or settings.trained):
+        wrong.append("bench.time, bench.memory, bench.error: all are false, and nothing is left to measure.")
+    if settings.gradient_checkpointing and settings.what != "step":
+        wrong.append("bench.gradient_checkpointing=true: only a whole step has blocks to compute again: bench=step.")
     if settings.width % settings.num_heads:
         wrong.append(f"bench.num_heads={settings.num_heads}: the heads must divide the width {settings.width}.")
     if wrong:
@@ -100,6 +104,7 @@ def make_plan(
                 "num_heads": settings.num_heads,
                 "num_layers": settings.num_layers if settings.what == "step" else 1,
                 "compile": settings.compile,
+                "gradient_checkpointing": settings.gradient_checkpointing,
             }
             cases = [
                 Case(

@@ -43,14 +43,19 @@ def allocator_settings(variables: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in sorted(variables.items()) if key.startswith(prefixes)}
 
 
-def measure(job: dict[str, Any], variables: dict[str, str], hear: Callable[[dict[str, Any]], None]) -> Outcome:
-    """Runs a job (worker.py) to its end; hear(event) is called for each event as it comes.
+def measure(
+    job: dict[str, Any],
+    variables: dict[str, str],
+    hear: Callable[[dict[str, Any]], None],
+    module: str = "xcls.bench.worker",
+) -> Outcome:
+    """Runs a job (of worker.py, or another `module`) to its end; hear(event) is called for each event as it comes.
 
     An interruption ends the process as well. Never raises for what happens in there: see `Outcome.cause`.
     """
     outcome = Outcome()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        command = [sys.executable, "-W", "ignore", "-m", "xcls.bench.worker"]
+        command = [sys.executable, "-W", "ignore", "-m", module]
         pipe = subprocess.PIPE
         worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=variables, text=True)
         try:

@@ -20,7 +20,7 @@ COMPLETED, FAILED = "completed", "failed"
 def columns(references: Sequence[str]) -> list[str]:
     """The columns of results.csv, in order."""
     first = ["mechanism", "origin", "position", "part", "seq_len", "dtype", "batch", "device", "compile"]
-    first += ["status", "cause", "rounds"]
+    first += ["gradient_checkpointing", "status", "cause", "rounds"]
     times = [f"{measure}_{word}" for measure in MEASURES for word in ("ms", "min_ms", "max_ms")]
     measured = [*(f"{measure}_ms" for measure in MEASURES), "inference_MiB", "training_MiB"]
     ratios = [f"{name}_vs_{reference}" for reference in (*references, "rival") for name in measured]
@@ -43,7 +43,8 @@ def row_of(case: Case) -> Row:
     return {
         "mechanism": case.mechanism, "origin": case.origin, "position": case.position, "part": case.part,
         "seq_len": case.seq_len, "dtype": case.dtype, "batch": case.batch, "device": case.device,
-        "compile": case.compile, "status": COMPLETED, "cause": None,
+        "compile": case.compile, "gradient_checkpointing": case.gradient_checkpointing,
+        "status": COMPLETED, "cause": None,
     }  # fmt: skip
 
 
@@ -53,8 +54,8 @@ def fail(row: Row, cause: str) -> None:
 
 
 def add_memory(row: Row, event: dict[str, Any]) -> None:
-    """Takes peak memory from a `memory` event."""
-    row["inference_MiB"], row["training_MiB"] = event["inference_MiB"], event["training_MiB"]
+    """Takes peak memory from a `memory` event; it ran out where one is missing."""
+    row["inference_MiB"], row["training_MiB"] = event.get("inference_MiB"), event.get("training_MiB")
 
 
 def add_times(row: Row, event: dict[str, Any], machine: dict[str, Any]) -> None:

@@ -57,7 +57,8 @@ class Measuring:
         self.rows += rows
         if self.settings.memory:
             self._memory(cell, rows)
-        self._time(cell, rows)
+        if self.settings.time:
+            self._time(cell, rows)
         if self.settings.error:
             self._error(cell, rows)
         self.write("running")
@@ -114,7 +115,7 @@ class Measuring:
         """Times all that have not failed, in one process; if that dies, once more without the one it was at."""
         left = [place for place, row in enumerate(rows) if row["status"] != FAILED]
         while left:
-            settings = {"rounds": self.settings.rounds, "seconds": self.settings.seconds}
+            settings = {key: getattr(self.settings, key) for key in ("rounds", "least_rounds", "seconds")}
             outcome = self._cases("time", [cell.cases[place] for place in left], settings)
             for event in outcome.of("machine"):
                 self.machine[cell.dtype] = {key: value for key, value in event.items() if key != "event"}
@@ -211,7 +212,7 @@ def run_bench(
     for note in plan.notes:
         print(note, file=sys.stderr)
     with_memory = sum(case.part in MEMORY_PARTS for cell in plan.cells for case in cell.cases) if settings.memory else 0
-    total = with_memory + len(plan.cells) * (1 + settings.error) + (settings.trained is not None)
+    total = with_memory + len(plan.cells) * (settings.time + settings.error) + (settings.trained is not None)
     with tqdm(total=total, desc="bench", unit="job", disable=not progress) as bar:
         measuring = Measuring(settings=settings, plan=plan, device=device, folder=folder, threads=threads, bar=bar)
         try:

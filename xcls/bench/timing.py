@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Callable, Protocol, Sequence
 
-LEAST_ROUNDS = 3
+LEAST_ROUNDS = 3  # unless told otherwise
 SAMPLE = 0.01  # seconds: shorter calls are repeated within one sample
 MOST_CALLS = 100  # within one sample
 LONG = 5.0  # seconds: a call that long needs no second one to warm up, unless it was compiled
@@ -31,6 +31,7 @@ class Series:
     times: dict[str, list[float]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)  # within one sample
     first: dict[str, float] = field(default_factory=dict)  # seconds of the very first call, compilation included
+    ran: dict[str, float] = field(default_factory=dict)  # seconds of a call made before the rounds, for another purpose
     spent: float = 0.0  # seconds in rounds
     cause: str | None = None  # why it failed
 
@@ -55,8 +56,11 @@ def sample(call: Callable[[], None], calls: int, wait: Callable[[], None], clock
 
 
 def warm_up(series: Series, wait: Callable[[], None], clock: Callable[[], float]) -> None:
-    """Calls every measure once or twice, and settles how many calls make a sample."""
+    """Calls every measure once or twice, and settles how many calls make a sample. What has run long is warm."""
     for measure in series.measures:
+        if series.ran.get(measure, 0.0) >= LONG and not series.compiled:
+            series.first[measure], series.calls[measure] = series.ran[measure], 1
+            continue
         series.trial.prepare(measure)
         call = getattr(series.trial, measure)
         series.first[measure] = took = sample(call, 1, wait, clock)
@@ -84,8 +88,9 @@ def interleave(
     begin: Callable[[Series], None],
     failed: Callable[[Series, Exception], None],
     clock: Callable[[], float] = time.perf_counter,
+    least: int = LEAST_ROUNDS,
 ) -> None:
-    """Fills `everything`: `rounds` rounds over all, at least LEAST_ROUNDS of each.
+    """Fills `everything`: `rounds` rounds over all, at least `least` of each.
 
     Once `seconds` are used up, only those go on that have not had their even share of them: one slow mechanism does
     not take the rounds of the quick ones. begin(series) is called before every turn, failed(series, error) once for
@@ -106,7 +111,7 @@ def interleave(
     gc.disable()
     try:
         for number in range(rounds):
-            late = number >= LEAST_ROUNDS and clock() - start > seconds
+            late = number >= least and clock() - start > seconds
             for series in everything:
                 if series.cause is None and not (late and series.spent > seconds / len(everything)):
                     turn(series, one_round)

@@ -156,7 +156,7 @@ def make_recipe(config: Config, stage: str, *, device: str, dtype: str, texts: T
 
 def as_job(recipe: Recipe, contender: Contender, *, count: bool) -> dict[str, Any]:
     """What a process is told, as JSON can hold it. `count`: whether its operations will be counted."""
-    cases = [{"compile": recipe.compile}]  # of which worker.prepare_process reads this much
+    cases = [{"compile": recipe.compile, "device": recipe.device}]  # of which worker.prepare_process reads this much
     return {
         "recipe": asdict(recipe), "contender": asdict(contender), "count": count, "cases": cases,
         "threads": recipe.hardware.threads,

@@ -15,11 +15,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from xcls.bench.cases import OURS
 from xcls.bench.process import allocator_settings, environment
 from xcls.bench.results import Row, fail
 from xcls.bench.timing import LEAST_ROUNDS
 from xcls.bench.training_meter import COUNT, PARTS, PEAK, TIME, WARM
-from xcls.bench.training_plan import Contender, Recipe, StageText, TrainingPlan, as_job, make_recipe, write_texts
+from xcls.bench.training_plan import (
+    TRANSFORMERS,
+    Contender,
+    Recipe,
+    StageText,
+    TrainingPlan,
+    as_job,
+    make_recipe,
+    write_texts,
+)
 from xcls.bench.training_process import TrainingProcess
 from xcls.bench.training_results import add_parts, add_segments, add_work, compare, report, row_of, to_csv
 from xcls.record import plain, write_atomic
@@ -33,8 +43,9 @@ class Contest:
     """The trainings of one stage and dtype, side by side."""
 
     def __init__(
-        self, *, recipe: Recipe, contenders: list[Contender], variables: dict[str, str], bar: tqdm
+        self, *, recipe: Recipe, contenders: list[Contender], variables: dict[str, dict[str, str]], bar: tqdm
     ) -> None:
+        """variables: the environment of a process, for each origin of a contender."""
         self.recipe, self.contenders, self.variables, self.bar = recipe, contenders, variables, bar
         self.rows = [row_of(recipe, contender) for contender in contenders]
         self.processes: dict[int, TrainingProcess] = {}
@@ -66,7 +77,8 @@ class Contest:
         """Starts a training and lets two segments pass, the first of them counted where the counter can follow."""
         for count in (False,) if self.recipe.compile else (True, False):
             self._show(place, "start")
-            process = TrainingProcess(as_job(self.recipe, self.contenders[place], count=count), self.variables)
+            contender = self.contenders[place]
+            process = TrainingProcess(as_job(self.recipe, contender, count=count), self.variables[contender.origin])
             first = process.ask(COUNT if count else WARM) if process.ready else None
             if first is not None:
                 self.processes[place] = process
@@ -156,10 +168,12 @@ def run_training_bench(
     folder.mkdir(parents=True, exist_ok=True)
     for note in plan.notes:
         print(note, file=sys.stderr)
-    variables = environment(settings.allocator)
+    theirs = settings.allocator if settings.others_allocator == "same" else settings.others_allocator
+    variables = {OURS: environment(settings.allocator), TRANSFORMERS: environment(theirs)}
     threads = {"threads": config.hardware.threads} if config.hardware.threads else {}
     about = {
-        "device": describe_device(torch.device(device)) | threads, "environment": allocator_settings(variables),
+        "device": describe_device(torch.device(device)) | threads, "environment": allocator_settings(variables[OURS]),
+        "others_environment": allocator_settings(variables[TRANSFORMERS]),
         "fingerprint": fingerprint, "started": time.time(),
     }  # fmt: skip
     total = len(settings.dtypes) * sum(len(plan.contenders[stage]) + settings.rounds for stage in settings.stages)

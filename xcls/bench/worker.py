@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any, Callable
@@ -20,9 +21,10 @@ import torch
 from xcls.bench.cases import MEASURES, OURS, Case, build, make_attention, make_position
 from xcls.bench.error import SHARED, SOFTMAX, attend, draws, errors_of, exact, random_inputs, summary
 from xcls.bench.formulas import Shape, work
+from xcls.bench.limit import limit_memory, refusal
 from xcls.bench.machine import copy_rate, counted, matmul_rate, synchronizer
 from xcls.bench.make import make
-from xcls.bench.timing import Series, interleave
+from xcls.bench.timing import LONG, Series, interleave
 from xcls.bench.trained import trained_inputs
 from xcls.train.amp import DTYPES
 from xcls.train.cost import MemoryGauge
@@ -34,6 +36,9 @@ GRAPHS = 1024  # torch.compile: how many versions of one function may live besid
 
 def cause_of(error: BaseException) -> str:
     """The error in one line."""
+    refused = refusal(error)
+    if refused is not None:
+        return refused
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip()[:300]}" if lines else type(error).__name__
 
@@ -52,8 +57,10 @@ def trim() -> None:
 def measure_memory(job: dict[str, Any], emit: Emit) -> None:
     """Peak memory of inference and of training of one case, MiB, above what the warmed-up process holds already.
 
-    On CPU the growth of peak RSS; on CUDA the allocator's peak. Inputs and weights count, but for compiled cases on
-    CPU: those are compiled at full size first, since the compiler needs more memory than they do.
+    On CPU the growth of peak RSS; on CUDA the allocator's peak. Inputs, weights and the optimizer's state count, but
+    for compiled cases on CPU: those are compiled at full size first, since the compiler needs more memory than they
+    do. Two calls of each measure; one where a call takes longer than LONG. What was found before memory ran out is
+    told.
     """
     case = Case(**job["cases"][0])
     emit("begin", {"case": 0})
@@ -69,16 +76,29 @@ def measure_memory(job: dict[str, Any], emit: Emit) -> None:
     trim()
     gauge, found = MemoryGauge(torch.device(case.device)), {}
     trial = trial if case.compile else build(case)
-    for measure in measured:
-        trial.prepare(measure)
-        for _ in range(2):
-            getattr(trial, measure)()
-        synchronizer(case.device)()
-        gauge.pause()
-        peak = gauge.peaks["max_gpu_mem_MiB"] if case.device == "cuda" else gauge.peaks["rss_growth_MiB"]
-        found[f"{measure}_MiB"] = peak
-        gauge.resume()
-    emit("memory", {"case": 0, **found})
+    trial.settle()
+    try:
+        for measure in measured:
+            trial.prepare(measure)
+            took = 0.0
+            for _ in range(2):
+                if took < LONG:
+                    took = seconds_of(getattr(trial, measure), case.device)
+            gauge.pause()
+            peak = gauge.peaks["max_gpu_mem_MiB"] if case.device == "cuda" else gauge.peaks["rss_growth_MiB"]
+            found[f"{measure}_MiB"] = peak
+            gauge.resume()
+    finally:
+        if found:
+            emit("memory", {"case": 0, **found})
+
+
+def seconds_of(call: Callable[[], Any], device: str) -> float:
+    """How long one call took, the device waited for."""
+    began = time.perf_counter()
+    call()
+    synchronizer(device)()
+    return time.perf_counter() - began
 
 
 def describe_work(case: Case, attention: torch.nn.Module) -> dict[str, Any]:
@@ -106,17 +126,23 @@ def measure_time(job: dict[str, Any], emit: Emit) -> None:
     for place, case in enumerate(cases):
         emit("begin", {"case": place})
         try:
-            trial = build(case)
+            trial, ran = build(case), {}
             details[place] = describe_work(case, trial.attention)
             for measure, call in (("inference", trial.forward), ("training", trial.training)):
                 trial.prepare(measure)
-                details[place][f"{measure}_flops_counted"] = counted(call)  # which cannot follow no_grad everywhere
+                began = time.perf_counter()
+                flops = counted(call)  # which cannot follow no_grad everywhere
+                details[place][f"{measure}_flops_counted"] = flops
+                if flops is not None:
+                    ran[measure] = time.perf_counter() - began
             if case.compile:
                 trial.compile()
+            if "inference" in ran:
+                ran["forward"] = ran["inference"]
         except Exception as error:
             emit("failed", {"case": place, "cause": cause_of(error)})
             continue
-        everything.append(Series(trial, MEASURES, compiled=case.compile))
+        everything.append(Series(trial, MEASURES, compiled=case.compile, ran=ran))
         places[id(everything[-1])] = place
 
     def begin(series: Series) -> None:
@@ -129,7 +155,8 @@ def measure_time(job: dict[str, Any], emit: Emit) -> None:
             torch.cuda.empty_cache()
 
     wait = synchronizer(device)
-    interleave(everything, rounds=job["rounds"], seconds=job["seconds"], wait=wait, begin=begin, failed=failed)
+    limits = {"rounds": job["rounds"], "least": job["least_rounds"], "seconds": job["seconds"]}
+    interleave(everything, **limits, wait=wait, begin=begin, failed=failed)
     for series in everything:
         if series.cause is None:
             place = places[id(series)]
@@ -200,12 +227,17 @@ TASKS = {"memory": measure_memory, "time": measure_time, "error": measure_error,
 
 
 def prepare_process(job: dict[str, Any]) -> None:
-    """The same settings for every mechanism: threads, the limits of torch.compile, first in line for the OOM killer."""
+    """The same settings for every mechanism: threads, the limits of torch.compile, a ceiling on memory on the CPU, and
+    first in line for the OOM killer.
+    """
     if job.get("threads"):
         torch.set_num_threads(job["threads"])
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("900", encoding="ascii")
-    if any(case["compile"] for case in job.get("cases", [])):
+    cases = job.get("cases", [])
+    if cases and all(case["device"] == "cpu" for case in cases):
+        limit_memory()
+    if any(case["compile"] for case in cases):
         import torch._dynamo as dynamo
 
         for limit in ("recompile_limit", "cache_size_limit"):  # the new name and the old one

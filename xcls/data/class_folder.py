@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
-from xcls.data.readers import open_text
+from xcls.data.formats import CHARACTERS, PIECE, open_text
 from xcls.schema import UserError
 
 
@@ -25,14 +25,28 @@ def class_files(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
     return found
 
 
-def read_class_folder(
+def class_pieces(
     folder: Path, names: Sequence[str], encoding: str = "utf-8"
-) -> tuple[list[str], list[str], list[str]]:
-    """(texts, class names, places) of the documents in `folder/<name>/**/*.txt`. UserError for an empty class."""
-    texts, found, places = [], [], []
+) -> Iterator[tuple[list[str], list[str], list[str]]]:
+    """(texts, class names, places) of the documents in `folder/<name>/**/*.txt`, some at a time. UserError for an empty
+    class."""
+    texts, found, places, size = [], [], [], 0
     for name, file in class_files(folder, names):
         with open_text(file, encoding) as stream:
             texts.append(stream.read().replace("\0", " "))
         found.append(name)
         places.append(file.relative_to(folder).as_posix())
+        size += len(texts[-1])
+        if len(texts) == PIECE or size >= CHARACTERS:
+            yield texts, found, places
+            texts, found, places, size = [], [], [], 0
+    yield texts, found, places
+
+
+def read_class_folder(
+    folder: Path, names: Sequence[str], encoding: str = "utf-8"
+) -> tuple[list[str], list[str], list[str]]:
+    """(texts, class names, places) of all of them. UserError for an empty class."""
+    pieces = list(class_pieces(folder, names, encoding))
+    texts, found, places = ([value for piece in pieces for value in piece[part]] for part in range(3))
     return texts, found, places

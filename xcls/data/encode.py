@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -15,13 +15,16 @@ from xcls.data.tokenizer import CLS, SEP, UNK, TextTokenizer
 from xcls.schema import UserError
 
 UNK_WARNING = 0.01  # a larger share of unknown tokens is warned about
-BATCH = 1000  # texts that are tokenised at once
-VERSION = 1
+CUT_WARNING = 0.2  # so is a larger share of tokens beyond seq_len
+BATCH = 1000  # texts that are tokenised at once, at most
+CHARACTERS = 2_000_000  # of them together: a library's tokens take a hundred bytes each while they are made
+HEADER = 128  # bytes before the ids in their file
+VERSION = 2
 
 
 @dataclass
 class Encoded:
-    """Token ids of D documents, special tokens included: `ids` int32 [T], `offsets` int64 [D + 1].
+    """Token ids of D documents, special tokens included: `ids` uint16 or int32 [T], `offsets` int64 [D + 1].
 
     `cut` documents were longer than seq_len; `tokens` were there before the cut; `unk` is the share of [UNK] in them.
     """
@@ -37,7 +40,7 @@ class Encoded:
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """int32 [N]: [CLS], the tokens, [SEP]."""
+        """uint16 or int32 [N]: [CLS], the tokens, [SEP]."""
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
     @property
@@ -45,25 +48,37 @@ class Encoded:
         """Tokens of each document, int64 [D]."""
         return np.diff(self.offsets)
 
+    @property
+    def cut_share(self) -> float:
+        """The share of the documents' tokens that was left out."""
+        kept = int(self.offsets[-1]) - min(2 * len(self), int(self.offsets[-1]))
+        return 1.0 - kept / self.tokens if self.tokens else 0.0
+
     def report(self) -> dict[str, Any]:
         """What a record keeps: documents, tokens, and the shares cut off and unknown."""
-        kept = int(self.offsets[-1]) - min(2 * len(self), int(self.offsets[-1]))
         return {
             "documents": len(self),
             "tokens": int(self.offsets[-1]),
             "documents_cut": self.cut,
-            "tokens_cut_share": 1.0 - kept / self.tokens if self.tokens else 0.0,
+            "documents_cut_share": self.cut / max(len(self), 1),
+            "tokens_cut_share": self.cut_share,
             "unk_share": self.unk,
         }
 
     def warnings(self, name: str) -> list[str]:
-        """Sentences about [UNK] for the log and the record."""
-        if self.unk <= UNK_WARNING:
-            return []
-        return [
-            f"{name}: {self.unk:.1%} of the tokens are [UNK], so the vocabulary does not fit this text. Train one on "
-            "it (tokenizer.path=null), or add subwords of this domain (tokenizer.extend=1000)."
-        ]
+        """Sentences about what was cut off and about [UNK], for the log and the record."""
+        found = []
+        if self.cut_share > CUT_WARNING:
+            found.append(
+                f"{name}: {self.cut} of {len(self)} documents are longer than seq_len, and {self.cut_share:.0%} of all "
+                "tokens are left out. Raise seq_len, or choose what is kept: dataset.truncate=head, tail or head_tail."
+            )
+        if self.unk > UNK_WARNING:
+            found.append(
+                f"{name}: {self.unk:.1%} of the tokens are [UNK], so the vocabulary does not fit this text. Train one on "
+                "it (tokenizer.path=null), or add subwords of this domain (tokenizer.extend=1000)."
+            )
+        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the folder and not the arrays, so that workers map the same memory."""
@@ -79,56 +94,88 @@ def encode(
     seq_len: int,
     truncate: str = "head",
     what: str = "text",
-    progress: bool = False,
 ) -> Encoded:
-    """Tokenises documents as [CLS] … [SEP] of at most `seq_len` tokens.
+    """Tokenises documents as [CLS] … [SEP] of at most `seq_len` tokens, in memory.
 
     `truncate` of a longer one keeps its `head`, its `tail`, or `head_tail`: a quarter from the start and the rest from
     the end (Sun et al. 2019, 128 + 382); `refuse` raises UserError. A seq_len of 1 leaves [CLS] alone.
     """
+    parts: list[np.ndarray] = []
+    made = _encode(texts, tokenizer, parts.append, seq_len=seq_len, truncate=truncate, what=what)
+    made.ids = np.concatenate([made.ids, *parts])
+    return made
+
+
+def _encode(
+    texts: Sequence[str],
+    tokenizer: TextTokenizer,
+    keep: Callable[[np.ndarray], Any],
+    *,
+    seq_len: int,
+    truncate: str,
+    what: str,
+    progress: bool = False,
+) -> Encoded:
+    """Hands the flat ids to `keep`, batch by batch, and gives all the rest (no ids, of their dtype)."""
     from tqdm import tqdm
 
-    parts, counts = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
-    steps = range(0, len(texts), BATCH)
-    for start in tqdm(
-        steps, desc=f"tokenising {what}", unit_scale=BATCH, unit="text", disable=not progress, mininterval=1.0
-    ):
-        ids, offsets = tokenizer.encode(texts[start : start + BATCH])
-        parts.append(ids)
-        counts.append(np.diff(offsets))
-    ids, lengths = np.concatenate(parts), np.concatenate(counts)
     room = max(seq_len - 2, 0)
-    cut = lengths > room
-    if truncate == "refuse" and cut.any():
+    head = {"head": room, "tail": 0, "head_tail": room // 4, "refuse": room}[truncate]
+    counts, kind, unknown = [np.empty(0, np.int64)], smallest_dtype(tokenizer.vocab_size), 0
+    with tqdm(desc=f"tokenising {what}", total=len(texts), unit="text", disable=not progress, mininterval=1.0) as bar:
+        for batch in _batches(texts):
+            ids, offsets = tokenizer.encode(batch)
+            keep(_framed(ids.astype(kind), offsets, room=room, head=head, ends=min(seq_len, 2)))
+            counts.append(np.diff(offsets))
+            unknown += int((ids == UNK).sum())
+            bar.update(len(batch))
+    lengths = np.concatenate(counts)
+    cut, total = int((lengths > room).sum()), int(lengths.sum())
+    if truncate == "refuse" and cut:
         row = int(np.argmax(lengths))
         raise UserError(
-            f"{what}: {cut.sum()} of {len(lengths)} documents are longer than seq_len={seq_len}; the longest, "
+            f"{what}: {cut} of {len(lengths)} documents are longer than seq_len={seq_len}; the longest, "
             f"row {row}, has {lengths[row] + 2} tokens with [CLS] and [SEP]. Raise seq_len, or set "
             "dataset.truncate=head, tail or head_tail."
         )
-    heads = {"head": room, "tail": 0, "head_tail": room // 4, "refuse": room}[truncate]
-    flat, offsets = _framed(ids, lengths, room=room, head=heads, ends=min(seq_len, 2))
-    unknown = float((ids == UNK).mean()) if len(ids) else 0.0
-    return Encoded(flat, offsets, int(cut.sum()), len(ids), unknown)
+    offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, room) + min(seq_len, 2))]).astype(np.int64)
+    return Encoded(np.empty(0, kind), offsets, cut, total, unknown / max(total, 1))
 
 
-def _framed(ids: np.ndarray, lengths: np.ndarray, *, room: int, head: int, ends: int) -> tuple[np.ndarray, np.ndarray]:
-    """(flat ids int32, offsets int64): of each document up to `room` tokens, `head` of them from its start and the rest
-    from its end where it is longer, behind [CLS] and, if there is room for both `ends`, before [SEP]."""
-    kept = np.minimum(lengths, room)
-    offsets = np.concatenate([[0], np.cumsum(kept + ends)]).astype(np.int64)
-    flat = np.empty(offsets[-1], np.int32)
-    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], kept + ends) - 1  # of a token within its kept ones
-    first = np.repeat(np.cumsum(lengths) - lengths, kept + ends)
-    gap = np.repeat(lengths - kept, kept + ends)  # tokens left out in the middle
-    long = gap > 0
-    source = first + place + np.where(long & (place >= head), gap, 0)
-    inside = (place >= 0) & (place < np.repeat(kept, kept + ends))
-    flat[inside] = ids[source[inside]]
-    flat[offsets[:-1]] = CLS
-    if ends == 2:
-        flat[offsets[1:] - 1] = SEP
-    return flat, offsets
+def smallest_dtype(vocab_size: int) -> type[np.integer]:
+    """The integer type that token ids are kept in: two bytes do for all but very large vocabularies."""
+    return np.uint16 if vocab_size <= 2**16 else np.int32
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Runs of texts: at most `BATCH`, and few enough characters that their tokens take little memory."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        if batch and (len(batch) == BATCH or size + len(text) > CHARACTERS):
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch
+
+
+def _framed(ids: np.ndarray, offsets: np.ndarray, *, room: int, head: int, ends: int) -> np.ndarray:
+    """Flat ids: of each document up to `room` tokens, `head` of them from its start and the rest from its end where it is
+    longer, behind [CLS] and, if there is room for both `ends`, before [SEP]."""
+    flat = np.empty(int(np.minimum(np.diff(offsets), room).sum()) + ends * (len(offsets) - 1), ids.dtype)
+    place = 0
+    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist()):
+        flat[place] = CLS
+        kept = min(end - start, room)
+        first = kept if kept == end - start else head
+        flat[place + 1 : place + 1 + first] = ids[start : start + first]
+        flat[place + 1 + first : place + 1 + kept] = ids[end - kept + first : end]
+        place += kept + ends
+        if ends == 2:
+            flat[place - 1] = SEP
+    return flat
 
 
 def encode_cached(
@@ -142,14 +189,25 @@ def encode_cached(
     name = digest([VERSION, content.hexdigest(), tokenizer.digest, seq_len, truncate])[:24]
 
     def build(folder: Path) -> None:
-        made = encode(texts, tokenizer, seq_len=seq_len, truncate=truncate, what=what, progress=len(texts) > 5000)
         folder.mkdir()
-        np.save(folder / "ids.npy", made.ids)
+        with open(folder / "ids.npy", "wb") as file:  # as it is made: a large corpus never lies in memory as ids
+            file.write(bytes(HEADER))
+            how = {"seq_len": seq_len, "truncate": truncate, "what": what, "progress": len(texts) > 5000}
+            made = _encode(texts, tokenizer, lambda ids: file.write(ids.tobytes()), **how)
+            file.seek(0)
+            file.write(_npy_header(made.ids.dtype, int(made.offsets[-1])))
         np.save(folder / "offsets.npy", made.offsets)
         info = {"cut": made.cut, "tokens": made.tokens, "unk": made.unk}
         (folder / "info.json").write_text(json.dumps(info), "utf-8")
 
     return read_encoded(build_once(cache_folder() / "encoded" / name, build, what=f"the tokens of {what}"))
+
+
+def _npy_header(kind: np.dtype, count: int) -> bytes:
+    """The first `HEADER` bytes of a .npy file (format 1.0) with one dimension."""
+    text = repr({"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (count,)})
+    start = np.lib.format.magic(1, 0) + (HEADER - 10).to_bytes(2, "little")
+    return start + text.ljust(HEADER - 11).encode("latin1") + b"\n"
 
 
 def read_encoded(folder: Path) -> Encoded:

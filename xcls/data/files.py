@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Iterator
 
 import numpy as np
 
-from xcls.data.class_folder import class_files, class_names, read_class_folder
-from xcls.data.readers import TABLES, Format, Table, as_text_columns, kind_of, read_table, text_column
+from xcls.data.cache import build_once, cache_folder, digest
+from xcls.data.class_folder import class_files, class_names, class_pieces
+from xcls.data.readers import TABLES, Format, Table, as_text_columns, kind_of, read_pieces, text_column
+from xcls.data.rows import RowCollector, Rows, RowWriter, read_rows
 from xcls.data.source import (
     Splits,
     as_columns,
     check_classes,
     class_order,
-    column,
     files_digest,
     label_ids,
-    make_rows,
     name_of_class,
     where,
+    writable,
 )
-from xcls.data.stratify import carve, first_alike, text_key
+from xcls.data.stratify import as_keys, carve, first_alike
 from xcls.schema import UserError
 
-if TYPE_CHECKING:
-    import datasets
-
+VERSION = 1  # of the rows in the cache folder; goes up when they are read otherwise
 NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
     "unlabelled": ("unlabelled", "unlabeled", "unsupervised"),
 }
+SMALL = 8_000_000  # bytes of files that are read into memory as a whole
 ROW_ID = "<row id>"  # a key that no column of a file has
 
 
@@ -73,13 +75,9 @@ class Files:
 
     def fingerprint(self) -> str:
         """Of the files' names below `path`, their contents and the options."""
-        files = []
-        for part in self._parts().values():
-            for entry in part:
-                files += [entry] if entry.is_file() else [file for _, file in class_files(entry, class_names(entry))]
         form = self.form
         return files_digest(
-            files,
+            self._files(),
             [
                 self.text,
                 self.label,
@@ -94,16 +92,29 @@ class Files:
         )
 
     def load(self) -> Splits:
-        """Reads all parts, names the classes by those of train, and carves a test part if there is none."""
-        tables = {split: self._read(split, entries) for split, entries in self._parts().items()}
-        train = tables["train"]
-        names = {name for name in map(name_of_class, train.columns[self.label]) if name is not None}
-        check_classes(names, len(train.places), where=str(self.root), label=self.label)
-        classes = class_order(names)
-        made = {split: self._rows(split, table, classes) for split, table in tables.items()}
-        notes = [note for table in tables.values() for note in table.notes]
+        """Reads all parts, names the classes by those of train, and carves a test part if there is none.
+
+        Rows of larger files are kept in the cache folder, in a form that is read piece by piece, until the files change.
+        """
+        before = self._stamps()
+        if sum(size for size, _ in before.values()) <= SMALL:
+            made, about = self._read(None)
+        else:
+            name = digest([VERSION, self.fingerprint(), str(self.root), list(before)])[:24]
+
+            def build(folder: Path) -> None:
+                folder.mkdir()
+                _, found = self._read(folder)
+                if self._stamps() != before:
+                    raise UserError(f"{self.root}: changed while it was read. Start again when nobody writes there.")
+                (folder / "about.json").write_text(json.dumps(found), "utf-8")
+
+            folder = build_once(cache_folder() / "rows" / name, build, what=f"the rows of {self.root}")
+            about = json.loads((folder / "about.json").read_text("utf-8"))
+            made = {split: read_rows(folder / split) for split in about["splits"]}
+        notes = list(about["notes"])
         if "test" not in made:
-            chosen = self._carve(column(made["train"], "text"), column(made["train"], "label"))
+            chosen = self._carve(made["train"])
             made["test"] = made["train"].select(np.flatnonzero(chosen))
             made["train"] = made["train"].select(np.flatnonzero(~chosen))
             notes.append(f"{self.root}: no test part there; {self.test_share:.0%} of each class was set aside as test.")
@@ -112,15 +123,49 @@ class Files:
             validation=made.get("validation"),
             test=made["test"],
             unlabelled=made.get("unlabelled"),
-            classes=classes,
+            classes=about["classes"],
             notes=notes,
         )
 
-    def _carve(self, texts: list[str | None], labels: list[int | None]) -> np.ndarray:
+    def _carve(self, rows: Rows) -> np.ndarray:
         """bool [R]: the rows that become test."""
-        keys = [text_key(text or "") for text in texts]
-        known = np.array([-1 if label is None else label for label in labels], np.int64)
-        return carve(known, self.test_share, seed=self.test_seed, alike=first_alike(keys))
+        return carve(rows.labels, self.test_share, seed=self.test_seed, alike=first_alike(rows.keys()))
+
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        """Size and time of change of every file."""
+        return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in self._files()}
+
+    def _files(self) -> list[Path]:
+        """Every file that is read, in order."""
+        files = []
+        for part in self._parts().values():
+            for entry in part:
+                files += [entry] if entry.is_file() else [file for _, file in class_files(entry, class_names(entry))]
+        return files
+
+    def _read(self, folder: Path | None) -> tuple[dict[str, Rows], dict[str, Any]]:
+        """The rows of each split, in memory or below `folder`; their classes, and what was odd about the files."""
+        classes: list[str] = []  # those of train, which comes first
+        made, parts, notes = {}, self._parts(), []
+        for split, entries in parts.items():
+            keeper = RowCollector() if folder is None else RowWriter(folder / split)
+            numbers: dict[str, int] = {}  # of train's classes as they come; they are put in order at the end
+            rows = 0
+            for piece in self._pieces(split, entries, notes):
+                rows += len(piece.places)
+                labels = piece.columns[self.label] if split != "unlabelled" else [None] * len(piece.places)
+                if split == "train":
+                    names = map(name_of_class, labels)
+                    ids = [None if name is None else numbers.setdefault(name, len(numbers)) for name in names]
+                else:
+                    ids = label_ids(labels, classes, where=str(self.root), row_names=piece.places)
+                keeper.add(text=text_column(piece, self.text), label=ids, id=piece.columns[ROW_ID])
+            if split == "train":
+                check_classes(set(numbers), rows, where=str(self.root), label=self.label)
+                classes = class_order(set(numbers))
+            order = {name: number for number, name in enumerate(classes)}
+            made[split] = keeper.rows(np.array([order[name] for name in numbers], np.int64) if numbers else None)
+        return made, {"splits": list(parts), "classes": classes, "notes": notes}
 
     def _parts(self) -> dict[str, list[Path]]:
         """The files, or the folder with class folders, of each split that is there. Raises UserError."""
@@ -150,39 +195,38 @@ class Files:
             "folder per class with .txt files is needed."
         )
 
-    def _read(self, split: str, entries: list[Path]) -> Table:
-        """The columns of one split, from tables or from class folders."""
-        whole = Table({name: [] for name in dict.fromkeys([*self.text, self.label, ROW_ID])}, [])
+    def _pieces(self, split: str, entries: list[Path], notes: list[str]) -> Iterator[Table]:
+        """The columns of one split, from tables or from class folders, some rows at a time, with ROW_ID."""
         for entry in entries:
             if entry.is_dir():
-                part = self._read_folder(entry)
-            else:
-                unlabelled = [] if split == "unlabelled" else [self.label]
-                wanted = [*self.text, *unlabelled, *([self.id] if self.id else [])]
-                part = read_table(entry, wanted, self.form, optional=[self.label])
-                ids = (
-                    part.columns[self.id] if self.id else [f"{entry.name}:{place.split()[-1]}" for place in part.places]
+                yield from self._folder_pieces(entry)
+                continue
+            unlabelled = [] if split == "unlabelled" else [self.label]
+            wanted = [*self.text, *unlabelled, *([self.id] if self.id else [])]
+            seen = [np.empty((0, 2), np.uint64)]
+            for piece in read_pieces(entry, wanted, self.form, optional=[self.label], notes=notes):
+                if self.id:
+                    ids = [writable(str(value)) for value in piece.columns[self.id]]
+                    seen.append(as_keys([hash_of(name) for name in ids]))
+                else:
+                    ids = [writable(f"{entry.name}:{place.split()[-1]}") for place in piece.places]
+                piece.columns[ROW_ID] = ids
+                piece.columns.setdefault(self.label, [None] * len(piece.places))
+                piece.places = [f"{entry.name} {place}" for place in piece.places]
+                yield piece
+            keys = np.concatenate(seen)
+            if (first_alike(keys) != np.arange(len(keys))).any():
+                raise UserError(
+                    f"{entry}: values of the column '{self.id}' repeat; dataset.source.id needs a column "
+                    "with a different value in each row."
                 )
-                part.columns[ROW_ID] = [str(value) for value in ids]
-                if len(set(part.columns[ROW_ID])) < len(ids):
-                    raise UserError(
-                        f"{entry}: values of the column '{self.id}' repeat; dataset.source.id needs a column "
-                        "with a different value in each row."
-                    )
-                part.columns.setdefault(self.label, [None] * len(part.places))
-                part.places = [f"{entry.name} {place}" for place in part.places]
-            for name, values in whole.columns.items():
-                values += part.columns[name]
-            whole.places += part.places
-            whole.notes += part.notes
-        return whole
 
-    def _read_folder(self, folder: Path) -> Table:
-        texts, labels, places = read_class_folder(folder, class_names(folder), self.form.encoding)
-        return Table({**as_text_columns(self.text, texts), self.label: labels, ROW_ID: places}, places)
+    def _folder_pieces(self, folder: Path) -> Iterator[Table]:
+        for texts, labels, places in class_pieces(folder, class_names(folder), self.form.encoding):
+            ids = [writable(place) for place in places]
+            yield Table({**as_text_columns(self.text, texts), self.label: labels, ROW_ID: ids}, places)
 
-    def _rows(self, split: str, table: Table, classes: list[str]) -> datasets.Dataset:
-        """One split as a data set; labels as numbers (none in unlabelled text)."""
-        labels = table.columns[self.label] if split != "unlabelled" else [None] * len(table.places)
-        ids = label_ids(labels, classes, where=str(self.root), row_names=table.places)
-        return make_rows(text=text_column(table, self.text), label=ids, id=table.columns[ROW_ID])
+
+def hash_of(name: str) -> bytes:
+    """16 bytes that tell row names apart."""
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()

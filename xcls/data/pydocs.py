@@ -8,44 +8,31 @@ go to one split, so that no split sees a neighbour of another's text.
 from __future__ import annotations
 
 import ast
-import hashlib
-import importlib.util
-import platform
-import re
-import sysconfig
 import warnings
 from collections import Counter
-from importlib import metadata
 from inspect import cleandoc
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
-from xcls.data.cache import build_once, cache_folder, digest
+from xcls.data.cache import digest
 from xcls.data.near_duplicates import keep_first
-from xcls.data.source import Splits, make_rows
-from xcls.schema import UserError
+from xcls.data.packages import (
+    assign_files,
+    cached_rows,
+    chosen_packages,
+    name_masker,
+    package_files,
+    package_folder,
+    package_version,
+)
+from xcls.data.source import Splits
 
 VERSION = 1  # of this extractor; goes up when the rows it makes change
 PACKAGES = ("matplotlib", "numpy", "pandas", "python", "scipy", "sklearn", "torch", "wandb")
-MASK = "LIB"
-SHARES = {"test": 0.15, "validation": 0.1}
 FEWEST_WORDS = 10
-# Folders of tests, and of copies of other people's packages.
-_TESTS = "__pycache__ test tests testing _testing idlelib lib2to3 turtledemo"
-_COPIES = "vendor _vendor _vendored _bundled externals extern array_api_compat array_api_extra ensurepip"
-NOT_READ = frozenset(f"site-packages dist-packages {_TESTS} {_COPIES}".split())
 # Calls by which numpy, scipy and torch document compiled functions.
 ADD_DOC = frozenset(("add_docstr", "add_newdoc", "_add_docstr"))
-_LIBRARIES = (
-    r"torch|scipy|sklearn|scikit[-_ ]?learn|pandas|numpy|matplotlib|pyplot|wandb|weights\s*(?:&|and)\s*biases|w&b"
-)
-_NAMES = re.compile(rf"\w*(?:{_LIBRARIES})\w*", re.IGNORECASE)
-_ALIASES = re.compile(r"\b(?:np|pd|plt|mpl|sp)\b")
-
-
-def mask_names(text: str) -> str:
-    """Writes LIB for each word that contains a library's name, and for the usual aliases (np, pd, plt, mpl, sp)."""
-    return _ALIASES.sub(MASK, _NAMES.sub(MASK, text))
+mask_names = name_masker()
 
 
 def docstrings(source: str) -> Iterator[tuple[int, str]]:
@@ -80,36 +67,6 @@ def _added_docstring(call: ast.Call) -> str | None:
     return cleandoc(max(strings, key=len)) if strings else None
 
 
-def package_folder(package: str) -> Path:
-    """Where the package's source lies, without importing it; `python` is the standard library. Raises UserError."""
-    if package == "python":
-        return Path(sysconfig.get_paths()["stdlib"])
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise UserError(
-            f"dataset=pydocs reads the docstrings of '{package}', which is not installed. Run 'make setup', "
-            "or name the packages to read in dataset.source.packages."
-        )
-    return Path(next(iter(found.submodule_search_locations)))
-
-
-def package_version(package: str) -> str:
-    """The installed version, from the package's metadata."""
-    if package == "python":
-        return platform.python_version()
-    try:
-        return metadata.version({"sklearn": "scikit-learn"}.get(package, package))
-    except metadata.PackageNotFoundError:
-        package_folder(package)  # says what to do where the package is missing altogether
-        return "unknown"
-
-
-def package_files(package: str) -> list[Path]:
-    """The package's own Python files, sorted; no tests, no copies of other packages."""
-    root = package_folder(package)
-    return [file for file in sorted(root.rglob("*.py")) if not NOT_READ.intersection(file.relative_to(root).parts)]
-
-
 def read_docstrings(file: Path) -> list[tuple[int, str]]:
     """(line, masked docstring) of every docstring of `FEWEST_WORDS` words or more; none if the file does not parse."""
     try:
@@ -121,35 +78,13 @@ def read_docstrings(file: Path) -> list[tuple[int, str]]:
     return [(line, mask_names(text)) for line, text in found if len(text.split()) >= FEWEST_WORDS]
 
 
-def assign_files(counts: dict[str, int], package: str) -> dict[str, str]:
-    """A split for each module file: files come in an order drawn from their names; each goes to test, else to
-    validation, while its documents fit into that split's share, else to train. So does a file that would be more than a
-    fifth of a split (and more than eight documents)."""
-    total = sum(counts.values())
-    room = {split: share * total for split, share in SHARES.items()}
-    splits = {}
-    for file in sorted(counts, key=lambda name: hashlib.sha256(f"{package}/{name}".encode()).digest()):
-        fitting = [split for split in room if counts[file] <= min(room[split], max(0.2 * SHARES[split] * total, 8))]
-        splits[file] = fitting[0] if fitting else "train"
-        if fitting:
-            room[fitting[0]] -= counts[file]
-    return splits
-
-
 class Pydocs:
     """Docstrings of installed packages, a class each. `packages`: two or more, `python` being the standard library."""
 
     def __init__(
         self, *, path: str | None = None, text: str = "text", label: str = "label", packages: list[str] | None = None
     ) -> None:
-        if path is not None or text != "text" or label != "label":
-            raise UserError(
-                "dataset=pydocs reads the installed packages: dataset.path, text and label do not apply. "
-                "For your own files: dataset=files dataset.path=<file or folder>."
-            )
-        self.packages = sorted(set(packages or PACKAGES))
-        if len(self.packages) < 2:
-            raise UserError("dataset.source.packages: two packages or more are needed, a class each.")
+        self.packages = chosen_packages("pydocs", path, text, label, packages, PACKAGES)
 
     def fingerprint(self) -> str:
         """A hash of the packages' versions, Python's, and the extractor's."""
@@ -157,23 +92,10 @@ class Pydocs:
 
     def load(self) -> Splits:
         """Reads the cached rows; the first time (under a minute) makes them."""
-        import pyarrow.parquet as parquet
+        return cached_rows("pydocs", self.fingerprint(), self._build, self.packages)
 
-        file = cache_folder() / "pydocs" / f"{self.fingerprint()[:16]}.parquet"
-        table = parquet.read_table(build_once(file, self._build, what="the data set pydocs")).to_pydict()
-        rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-        for position, split in enumerate(table["split"]):
-            rows[split].append(position)
-        made = {
-            split: make_rows(**{column: [table[column][i] for i in chosen] for column in ("text", "label", "id")})
-            for split, chosen in rows.items()
-        }
-        return Splits(train=made["train"], validation=made["validation"], test=made["test"], classes=self.packages)
-
-    def _build(self, file: Path) -> None:
-        """Writes the parquet file with the columns split, text, label, id."""
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
+    def _build(self) -> list[dict[str, Any]]:
+        """The rows, with split, text, label and id."""
         from tqdm import tqdm
 
         files = [
@@ -194,4 +116,4 @@ class Pydocs:
                 for own, module, line, text in kept
                 if own == label
             ]
-        parquet.write_table(pa.Table.from_pylist(rows), file)
+        return rows

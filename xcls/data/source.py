@@ -1,7 +1,7 @@
 """What a source of text is, and what all sources share: where the files lie, how labels become numbers.
 
 A new data set is one module with a class like those beside this file, one YAML in `conf/dataset/`, and one test.
-`datasets` is imported only where rows are made, so that a fingerprint costs milliseconds.
+Nothing heavy is imported before rows are made, so that a fingerprint costs milliseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xcls.data.cache import digest
 from xcls.schema import UserError
 
 if TYPE_CHECKING:
-    import datasets
+    from xcls.data.rows import Rows
 
 
 @dataclass
@@ -28,11 +28,11 @@ class Splits:
     `notes` are warnings for the run's record.
     """
 
-    train: datasets.Dataset
-    test: datasets.Dataset
+    train: Rows
+    test: Rows
     classes: list[str]
-    validation: datasets.Dataset | None = None
-    unlabelled: datasets.Dataset | None = None
+    validation: Rows | None = None
+    unlabelled: Rows | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -100,10 +100,11 @@ def as_columns(names: Any, key: str = "dataset.text") -> list[str]:
     return columns
 
 
-def make_rows(*, text: list[str | None], label: list[int | None], id: list[str]) -> datasets.Dataset:
-    """A split from its columns, held in memory."""
-    import datasets
+def make_rows(*, text: list[str | None], label: list[int | None], id: list[str]) -> Rows:
+    """A split from its columns, held in memory. For rows by the million: `RowWriter` in rows.py."""
     import pyarrow as pa
+
+    from xcls.data.rows import rows_of
 
     table = pa.table(
         {
@@ -112,11 +113,11 @@ def make_rows(*, text: list[str | None], label: list[int | None], id: list[str])
             "id": pa.array([writable(name) for name in id], pa.string()),
         }
     )
-    return datasets.Dataset(table)
+    return rows_of(table)
 
 
-def column(rows: datasets.Dataset, name: str) -> list[Any]:
-    """A whole column as a list; `list(rows[name])` would go row by row, thirty times slower."""
+def column(rows: Rows, name: str) -> list[Any]:
+    """A whole column as a list. `rows[name]` by itself is a sequence that is read piece by piece."""
     return list(rows[name][:])
 
 

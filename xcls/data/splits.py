@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Sequence
 
 import numpy as np
 
-from xcls.data.readers import read_texts
-from xcls.data.source import Source, Splits, as_columns, column, is_missing
-from xcls.data.stratify import carve, first_alike, sample, text_key
+from xcls.data.cache import build_once, cache_folder, digest
+from xcls.data.readers import text_files, text_pieces
+from xcls.data.rows import Rows, RowWriter, Texts, read_rows, rows_of
+from xcls.data.source import Source, Splits, as_columns, files_digest
+from xcls.data.stratify import as_keys, carve, first_alike, sample, stands_in, text_key
 from xcls.schema import Dataset, UserError
 
-if TYPE_CHECKING:
-    import datasets
+EXTRA_VERSION = 1  # of extra text in the cache folder; goes up when it is read otherwise
+Keys = dict[str, np.ndarray]  # of each split, uint64 [R, 2]
 
 
 @dataclass
 class Prepared:
     """The splits of a run, with the columns `text` (str), `label` (int) and `id` (str), no value missing.
 
-    `mlm_texts`: training text, unlabelled and extra text, none of it in validation or test. `report`: counts, and
+    `mlm_texts`: training text, unlabelled and extra text, none of it in validation or test; read as it is walked over. `report`: counts, and
     `warnings`, a list of sentences for the log and the record.
     """
 
-    train: datasets.Dataset
-    validation: datasets.Dataset
-    test: datasets.Dataset
-    mlm_texts: list[str]
+    train: Rows
+    validation: Rows
+    test: Rows
+    mlm_texts: Sequence[str]
     classes: list[str]
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -41,27 +43,29 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
     splits = source.load()
     report: dict[str, Any] = {"warnings": list(splits.notes)}
     names = ["train", *(["validation"] if splits.validation is not None else []), "test"]
-    made = {name: _whole_rows(getattr(splits, name), name, settings.missing, report) for name in names}
+    made, keys = {}, {}
+    for name in names:
+        rows = rows_of(getattr(splits, name))
+        made[name], keys[name] = _whole_rows(rows, name, settings.missing, report)
     for name, rows in made.items():
         if not len(rows):
             raise UserError(
                 f"dataset={settings.name}: no row of {name} has both text and label. Look at the columns that "
                 "dataset.text and dataset.label name."
             )
-    keys = {name: [text_key(text) for text in column(rows, "text")] for name, rows in made.items()}
     _leaks(made, keys, settings.leak, report)
     _repeats(made["train"], keys["train"], report)
     whole = len(made["train"])
     if splits.validation is None:
         chosen = carve(
-            np.asarray(column(made["train"], "label")),
+            made["train"].labels,
             settings.validation,
             seed=settings.split_seed,
             alike=first_alike(keys["train"]),
         )
         for name, side in (("validation", chosen), ("train", ~chosen)):  # train last: both are cut from it
             rows = np.flatnonzero(side)
-            made[name], keys[name] = made["train"].select(rows), [keys["train"][row] for row in rows]
+            made[name], keys[name] = made["train"].select(rows), keys["train"][rows]
         if not len(made["validation"]):
             raise UserError(
                 f"dataset={settings.name}: {whole} training rows are too few to set some aside for validation. Give more, or "
@@ -80,48 +84,52 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
     )
 
 
-def _whole_rows(rows: datasets.Dataset, name: str, missing: str, report: dict[str, Any]) -> datasets.Dataset:
-    """The rows that have text and label; the others are counted, and refused if `missing` says so."""
-    texts, labels, ids = column(rows, "text"), column(rows, "label"), column(rows, "id")
-    no_text = [is_missing(text) for text in texts]
-    no_label = [label is None for label in labels]
-    report[f"{name}_no_text"], report[f"{name}_no_label"] = sum(no_text), sum(no_label)
-    bad = [row for row in range(len(rows)) if no_text[row] or no_label[row]]
-    if not bad:
-        return rows
-    found = f"{name}: {sum(no_text)} rows have no text and {sum(no_label)} no label (the first is {ids[bad[0]]})"
+def _whole_rows(rows: Rows, name: str, missing: str, report: dict[str, Any]) -> tuple[Rows, np.ndarray]:
+    """The rows that have text and label, and their keys; the others are counted, and refused if `missing` says so."""
+    keys = rows.keys()
+    no_text, no_label = _blank(keys), rows.labels < 0
+    bad = no_text | no_label
+    report[f"{name}_no_text"], report[f"{name}_no_label"] = int(no_text.sum()), int(no_label.sum())
+    if not bad.any():
+        return rows, keys
+    first = rows["id"][int(np.argmax(bad))]
+    found = f"{name}: {no_text.sum()} rows have no text and {no_label.sum()} no label (the first is {first})"
     if missing == "refuse":
         raise UserError(f"{found}. Mend them, or set dataset.missing=skip to leave them out.")
-    report["warnings"].append(f"{found}; {len(bad)} of {len(rows)} rows are left out.")
-    return rows.select(np.setdiff1d(np.arange(len(rows)), bad))
+    report["warnings"].append(f"{found}; {bad.sum()} of {len(rows)} rows are left out.")
+    return rows.select(np.flatnonzero(~bad)), keys[~bad]
 
 
-def _leaks(made: dict[str, datasets.Dataset], keys: dict[str, list[bytes]], leak: str, report: dict[str, Any]) -> None:
+def _blank(keys: np.ndarray) -> np.ndarray:
+    """Which of the keys uint64 [R, 2] are that of a text that is missing or nothing but white space, bool [R]."""
+    return (keys == as_keys([text_key("")])).all(axis=1)
+
+
+def _leaks(made: dict[str, Rows], keys: Keys, leak: str, report: dict[str, Any]) -> None:
     """Counts rows whose text stands in a later split too, and drops them from the earlier one if `leak` says so."""
-    later = set(keys["test"])
+    later = keys["test"]
     for name in ("validation", "train"):
         if name not in made:
             continue
-        leaking = [key in later for key in keys[name]]
-        report[f"{name}_leak"] = sum(leaking)
-        if any(leaking):
-            first = made[name][leaking.index(True)]["id"]
+        leaking = stands_in(keys[name], later)
+        report[f"{name}_leak"] = int(leaking.sum())
+        if leaking.any():
+            first = made[name]["id"][int(np.argmax(leaking))]
             where = "test" if name == "validation" or "validation" not in made else "validation or test"
             done = "they are dropped." if leak == "drop" else "dataset.leak=drop leaves them out."
             report["warnings"].append(
-                f"{sum(leaking)} rows of {name} stand in {where} too (the first is {first}); {done}"
+                f"{leaking.sum()} rows of {name} stand in {where} too (the first is {first}); {done}"
             )
             if leak == "drop":
-                kept = [row for row, leaks in enumerate(leaking) if not leaks]
-                if not kept:
+                if leaking.all():
                     raise UserError(f"every row of {name} stands in {where} too; dataset.leak=drop leaves nothing.")
-                made[name], keys[name] = made[name].select(kept), [keys[name][row] for row in kept]
-        later |= set(keys[name])
+                made[name], keys[name] = made[name].select(np.flatnonzero(~leaking)), keys[name][~leaking]
+        later = np.concatenate([later, keys[name]])
 
 
-def _repeats(train: datasets.Dataset, keys: list[bytes], report: dict[str, Any]) -> None:
+def _repeats(train: Rows, keys: np.ndarray, report: dict[str, Any]) -> None:
     """Counts rows of train that repeat an earlier text, and those that do so under another label."""
-    alike, labels = first_alike(keys), np.asarray(column(train, "label"))
+    alike, labels = first_alike(keys), train.labels
     repeated = alike != np.arange(len(alike))
     contrary = repeated & (labels != labels[alike])
     report["train_repeated"], report["train_contrary"] = int(repeated.sum()), int(contrary.sum())
@@ -139,28 +147,26 @@ def _repeats(train: datasets.Dataset, keys: list[bytes], report: dict[str, Any])
         )
 
 
-def _limit(
-    made: dict[str, datasets.Dataset], keys: dict[str, list[bytes]], settings: Dataset, report: dict[str, Any]
-) -> None:
+def _limit(made: dict[str, Rows], keys: Keys, settings: Dataset, report: dict[str, Any]) -> None:
     """Cuts train to `limit` rows and validation in proportion, both stratified. Test stays whole: it is the test."""
     if settings.limit is None or settings.limit >= len(made["train"]):
         return
     shrink = settings.limit / len(made["train"])
     for name, count in (("train", settings.limit), ("validation", max(round(shrink * len(made["validation"])), 1))):
-        labels = np.asarray(column(made[name], "label"))
+        labels = made[name].labels
         chosen = sample(labels, max(count, min(len(np.unique(labels)), len(labels))), seed=settings.split_seed)
-        made[name], keys[name] = made[name].select(chosen), [keys[name][row] for row in chosen]
+        made[name], keys[name] = made[name].select(chosen), keys[name][chosen]
     report["warnings"].append(f"dataset.limit={settings.limit}: a part of the training data, for a quick look only.")
 
 
-def _check_classes(made: dict[str, datasets.Dataset], classes: list[str], name: str, report: dict[str, Any]) -> None:
+def _check_classes(made: dict[str, Rows], classes: list[str], name: str, report: dict[str, Any]) -> None:
     """Counts rows per split and class; at least two classes must be left in train, and no class should be absent."""
     report["rows"] = {split: len(rows) for split, rows in made.items()}
-    counts = {split: Counter(column(rows, "label")) for split, rows in made.items()}
-    report["classes"] = {split: {label: counts[split][i] for i, label in enumerate(classes)} for split in made}
-    if len(counts["train"]) < 2:
+    counts = {split: np.bincount(rows.labels, minlength=len(classes)).tolist() for split, rows in made.items()}
+    report["classes"] = {split: dict(zip(classes, counts[split])) for split in made}
+    if sum(map(bool, counts["train"])) < 2:
         raise UserError(
-            f"dataset={name}: the training rows have {len(counts['train'])} class; a classifier needs two. Add rows of another, or "
+            f"dataset={name}: the training rows have {sum(map(bool, counts['train']))} class; a classifier needs two. Add rows of another, or "
             "set dataset.label to the column with the classes."
         )
     for split in ("train", "validation", "test"):
@@ -170,29 +176,46 @@ def _check_classes(made: dict[str, datasets.Dataset], classes: list[str], name: 
 
 
 def _mlm_texts(
-    made: dict[str, datasets.Dataset],
-    keys: dict[str, list[bytes]],
+    made: dict[str, Rows],
+    keys: Keys,
     splits: Splits,
     settings: Dataset,
     share: float,
     report: dict[str, Any],
-) -> list[str]:
+) -> Texts:
     """Text of train, then unlabelled and extra text (under a limit `share` of it); nothing of validation or test."""
-    held_out = {*keys["validation"], *keys["test"]}
-    texts = [text for text, key in zip(column(made["train"], "text"), keys["train"]) if key not in held_out]
-    more = (
-        []
-        if splits.unlabelled is None
-        else [text for text in column(splits.unlabelled, "text") if not is_missing(text)]
-    )
-    report["rows"]["unlabelled"] = len(more)
+    held_out = np.concatenate([keys["validation"], keys["test"]])
+    texts = made["train"].select(np.flatnonzero(~stands_in(keys["train"], held_out)))
+    more, kept = [], []
+    if splits.unlabelled is not None:
+        rows = rows_of(splits.unlabelled)
+        blank = _blank(rows.keys())
+        more.append(rows.select(np.flatnonzero(~blank)) if blank.any() else rows)
+    report["rows"]["unlabelled"] = sum(map(len, more))
     for path in settings.extra:
-        found = read_texts(path, as_columns(settings.text))
+        found = _extra_rows(path, as_columns(settings.text))
         report["rows"]["extra"] = report["rows"].get("extra", 0) + len(found)
-        more += found
-    if settings.limit is not None:
-        more = more[: round(share * len(more))]
-    kept = [text for text in more if text_key(text) not in held_out]
-    report["mlm_held_out"] = len(made["train"]) - len(texts) + len(more) - len(kept)
-    report["rows"]["mlm"] = len(texts) + len(kept)
-    return texts + kept
+        more.append(found)
+    left = sum(map(len, more)) if settings.limit is None else round(share * sum(map(len, more)))
+    count = left
+    for rows in more:
+        rows = rows.select(np.arange(left)) if left < len(rows) else rows
+        kept.append(rows.select(np.flatnonzero(~stands_in(rows.keys(), held_out))))
+        left -= len(rows)
+    found = Texts([rows["text"] for rows in (texts, *kept)])
+    report["mlm_held_out"] = len(made["train"]) + count - len(found)
+    report["rows"]["mlm"] = len(found)
+    return found
+
+
+def _extra_rows(path: str, text: list[str]) -> Rows:
+    """The documents at `path`, kept in the cache folder in a form that is read piece by piece. Raises UserError."""
+    name = digest([EXTRA_VERSION, files_digest(text_files(path)), [file.name for file in text_files(path)], text])[:24]
+
+    def build(folder: Path) -> None:
+        writer = RowWriter(folder)
+        for piece in text_pieces(path, text):
+            writer.add(text=piece, label=[None] * len(piece), id=[""] * len(piece))
+        writer.rows()
+
+    return read_rows(build_once(cache_folder() / "rows" / name, build, what=f"the text of {path}"))

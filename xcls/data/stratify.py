@@ -15,10 +15,30 @@ def text_key(text: str) -> bytes:
     return hashlib.blake2b(" ".join(text.split()).casefold().encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def first_alike(keys: Sequence[bytes]) -> np.ndarray:
-    """For each row the first row with the same key, int64 [R]."""
-    seen: dict[bytes, int] = {}
-    return np.array([seen.setdefault(key, row) for row, key in enumerate(keys)], np.int64)
+def as_keys(keys: Sequence[bytes]) -> np.ndarray:
+    """Keys of 16 bytes at most as an array, uint64 [R, 2]: an eighth of the memory."""
+    return np.frombuffer(b"".join(key.ljust(16, b"\0") for key in keys), np.uint64).reshape(-1, 2)
+
+
+def first_alike(keys: np.ndarray) -> np.ndarray:
+    """For each row of uint64 [R, 2] (from as_keys) the first row with the same key, int64 [R]."""
+    if not len(keys):
+        return np.empty(0, np.int64)
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of equal keys the first row comes first
+    new = np.ones(len(keys), bool)
+    new[1:] = False
+    for column in (0, 1):
+        ordered = keys[order, column]
+        new[1:] |= ordered[1:] != ordered[:-1]
+    starts = np.flatnonzero(new)
+    found = np.empty(len(keys), np.int64)
+    found[order] = np.repeat(order[starts], np.diff(starts, append=len(keys)))
+    return found
+
+
+def stands_in(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which of the keys uint64 [R, 2] are among `others` uint64 [S, 2], bool [R]."""
+    return first_alike(np.concatenate([others, keys]))[len(others) :] < len(others)
 
 
 def allocate(sizes: np.ndarray, count: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any, Callable, Iterator, Sequence
 import numpy as np
 
 from xcls.data.cache import build_once, cache_folder, digest
+from xcls.data.rows import Texts
 from xcls.data.source import at, writable
 from xcls.schema import Tokenizer, UserError
 
@@ -24,6 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(5)
+_NO_SPACE = "\x1c\x1d\x1e\x1f"  # white space to Python, but not to the library
 PIECE = 50_000  # characters that are tokenised at once: a document of any length takes little memory
 VERSION = 1
 
@@ -80,8 +82,10 @@ class ByteTokenizer(TextTokenizer):
         return bytes(i - len(SPECIAL_TOKENS) for i in ids if i >= len(SPECIAL_TOKENS)).decode("utf-8", "replace")
 
     def to_json(self) -> str:
-        """The kind is all there is to keep."""
-        return json.dumps({"kind": self.kind})
+        """The kind, and the same vocabulary as the library `tokenizers` would read it."""
+        from xcls.data.vocabulary import bytes_state
+
+        return json.dumps({"kind": self.kind, "tokenizer": bytes_state()})
 
 
 class LibraryTokenizer(TextTokenizer):
@@ -98,12 +102,15 @@ class LibraryTokenizer(TextTokenizer):
         self.continues = np.array(
             [prefix is not None and token.startswith(prefix) and len(token) > 2 for token, _ in tokens]
         )
+        self._plain = _plain_words(json.loads(state)) if kind == "words" else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return from_json, (self.to_json(),)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32 [T], offsets int64 [D + 1])."""
+        """(ids int32 [T], offsets int64 [D + 1]). Plain ASCII words are looked up here, ten times as fast as the library."""
+        if self._plain is not None and all(text.isascii() and not any(sign in text for sign in _NO_SPACE) for text in texts):
+            return self._look_up(texts)
         pieces = [list(_pieces(text)) for text in texts]
         flat = self.library.encode_batch_fast([piece for part in pieces for piece in part], add_special_tokens=False)
         found = [encoding.ids for encoding in flat]
@@ -115,6 +122,16 @@ class LibraryTokenizer(TextTokenizer):
         ids[ids < len(SPECIAL_TOKENS)] = UNK  # a word that reads like a special token is none
         return ids, np.cumsum(sizes, dtype=np.int64)
 
+    def _look_up(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """`encode` for words between white space, as the library would."""
+        assert self._plain is not None
+        vocab, lowercase = self._plain
+        words = [(text.lower() if lowercase else text).split() for text in texts]
+        offsets = np.cumsum([0, *map(len, words)], dtype=np.int64)
+        ids = np.fromiter((vocab.get(word, UNK) for part in words for word in part), np.int32, int(offsets[-1]))
+        ids[ids < len(SPECIAL_TOKENS)] = UNK
+        return ids, offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """The words, separated by spaces."""
         return self.library.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -122,6 +139,14 @@ class LibraryTokenizer(TextTokenizer):
     def to_json(self) -> str:
         """The kind and the library's own JSON."""
         return json.dumps({"kind": self.kind, "tokenizer": self.state})
+
+
+def _plain_words(state: dict[str, Any]) -> tuple[dict[str, int], bool] | None:
+    """(vocabulary, whether capitals go) of a word-level tokenizer that splits at white space and no more; else None."""
+    split, normal = state.get("pre_tokenizer") or {}, state.get("normalizer")
+    if split.get("type") != "WhitespaceSplit" or (normal and normal.get("type") != "Lowercase"):
+        return None
+    return state["model"]["vocab"], normal is not None
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -137,9 +162,9 @@ def _pieces(text: str) -> Iterator[str]:
 def from_json(text: str) -> TextTokenizer:
     """The tokenizer that `to_json` wrote."""
     state = json.loads(text)
-    return (
-        ByteTokenizer() if "tokenizer" not in state else LibraryTokenizer(kind=state["kind"], state=state["tokenizer"])
-    )
+    if state["kind"] == "bytes":
+        return ByteTokenizer()
+    return LibraryTokenizer(kind=state["kind"], state=state["tokenizer"])
 
 
 def check_tokenizer(settings: Tokenizer) -> None:
@@ -185,7 +210,7 @@ def make_tokenizer(settings: Tokenizer, texts: Sequence[str]) -> TextTokenizer:
     )[:24]
 
     def build(file: Path) -> None:
-        state = _state(settings, [writable(text) for text in texts])
+        state = _state(settings, texts if isinstance(texts, Texts) else [writable(text) for text in texts])
         file.write_text(LibraryTokenizer(kind=settings.kind, state=state).to_json(), "utf-8")
 
     file = build_once(cache_folder() / "tokenizers" / f"{name}.json", build, what="the tokenizer")

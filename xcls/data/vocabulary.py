@@ -71,6 +71,24 @@ def words_state(tokens: Sequence[str], lowercase: bool) -> str:
     return library.to_str()
 
 
+def bytes_state() -> str:
+    """The JSON of a tokenizer whose tokens are the 256 bytes (byte b is the id 5 + b), as `ByteTokenizer` has them."""
+    letters = bytes_to_letters()
+    vocab = _numbered([*SPECIAL_TOKENS, *(letters[byte] for byte in range(256))])
+    library = Tokenizer(models.BPE(vocab, [], unk_token="[UNK]"))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    return library.to_str()
+
+
+def bytes_to_letters() -> list[str]:
+    """The visible character that the library's ByteLevel writes for each byte: itself where it is visible in Latin-1, else
+    the next free one from 256 on (Radford et al. 2019, GPT-2)."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = iter(range(256, 512))
+    return [chr(byte if byte in visible else next(hidden)) for byte in range(256)]
+
+
 def load(path: Path, *, kind: str, lowercase: bool) -> str:
     """A vocabulary from `vocab.txt` (a token a line, as BERT's) or `tokenizer.json` of the library, as JSON.
 

@@ -79,8 +79,13 @@ class Block(nn.Module):
         relative_bias: Tensor | None = None,
         rotate: Rotate | None = None,
         context: dict[str, Any] | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """x [B, N, E] -> [B, N, E]; the other arguments are those of `MultiHeadAttention.forward`."""
+        """x [B, N, E] -> [B, N, E]; the other arguments are those of `MultiHeadAttention.forward`.
+
+        With `rows` [K] the result is [K, E]: behind the attention a token needs no other.
+        """
+        whole = x
         attended = self.attention(
             self.attention_norm(x) if self.pre_norm else x,
             key_padding_mask=key_padding_mask,
@@ -88,9 +93,12 @@ class Block(nn.Module):
             relative_bias=relative_bias,
             rotate=rotate,
             context=context,
+            rows=rows,
         )
-        x = x + self.dropout(attended)
+        if rows is not None:
+            x = x.flatten(0, 1).index_select(0, rows)
+        x = x + self.dropout(attended, rows, whole).to(x.dtype)  # a sum of two dtypes takes three times as long on a CPU
         if self.pre_norm:
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)), rows, whole).to(x.dtype)
         x = self.attention_norm(x)
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x), rows, whole))

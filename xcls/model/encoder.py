@@ -65,12 +65,17 @@ class Encoder(nn.Module):
         self.position = position  # after initialise: a position encoding fills its own parameters
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, attn_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """input_ids [B, N], attention_mask [B, N] (True = real token) -> [B, N, E].
 
         `attn_mask` ([N, N] or [B, 1|H, N, N], True = may not be attended) goes to every layer. Rows of padding are
-        finite and reach no other row. Raises UserError when N is greater than `seq_len`.
+        finite and reach no other row. With `rows` [K], of the B * N tokens, the result is [K, E]: theirs alone, for which
+        the last layer does less. Raises UserError when N is greater than `seq_len`.
         """
         length = input_ids.shape[1]
         if length > self.seq_len:
@@ -93,6 +98,7 @@ class Encoder(nn.Module):
                 "attn_mask": attn_mask,
                 "relative_bias": self.position.bias(layer),
                 "rotate": rotate,
+                "rows": rows if layer == len(self.blocks) - 1 else None,
             }
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = _recomputed(block, x, shared, context)

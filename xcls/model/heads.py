@@ -30,7 +30,8 @@ class MLMHead(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-    """Encoder and MLM head. Logits are computed only where a token was chosen: at 15 %, a seventh of the work."""
+    """Encoder and MLM head. Logits, and what the last layer does behind its attention, are computed only where a token
+    was chosen: at 15 %, a seventh of that work."""
 
     def __init__(self, *, encoder: Encoder, head: MLMHead) -> None:
         super().__init__()
@@ -39,12 +40,12 @@ class MaskedLanguageModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor) -> tuple[Tensor, int]:
         """input_ids, attention_mask, labels [B, N] (-100: not chosen) -> sum of losses (nats, fp32), their number."""
-        hidden = self.encoder(input_ids, attention_mask).flatten(0, 1)  # [B*N, E]
         chosen = (labels.flatten() != IGNORED).nonzero().squeeze(1)
         filler = -len(chosen) % ROWS
         rows = F.pad(chosen, (0, filler))  # [K]
         targets = F.pad(labels.flatten().index_select(0, chosen), (0, filler), value=IGNORED)
-        logits = self.head(hidden.index_select(0, rows), self.encoder.token_embedding.weight)  # [K, V]
+        hidden = self.encoder(input_ids, attention_mask, rows=rows)  # [K, E]
+        logits = self.head(hidden, self.encoder.token_embedding.weight)  # [K, V]
         return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum"), len(chosen)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from xcls.attention.base import Attention
@@ -40,23 +42,17 @@ class MultiHeadAttention(nn.Module):
         relative_bias: Tensor | None = None,
         rotate: Rotate | None = None,
         context: dict[str, Any] | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """x [B, N, E] -> [B, N, E]. Masks are True where nothing may be attended: [B, N], and [N, N] or [B, 1|H, N, N].
+        """x [B, N, E] -> [B, N, E], or [K, E] for the K of the B * N tokens that `rows` [K] names. Masks are True where nothing may be attended: [B, N], and [N, N] or [B, 1|H, N, N].
 
         `relative_bias` [H, 2W+1] is this layer's; `rotate` maps [B, H, N, D] to the same shape; `context` is shared by
         the layers of one forward pass.
         """
-        v = self._split(self.v_proj(x))
-        q = v if self.q_proj is None else self._split(self.q_proj(x))
-        rotate_here = None if self.attention.wants_unrotated else rotate
-        if self.q_proj is None:
-            k = v
-        elif self.k_proj is None:
-            q = k = q if rotate_here is None else rotate_here(q)
-        else:
-            k = self._split(self.k_proj(x))
-            if rotate_here is not None:
-                q, k = rotate_here(q), rotate_here(k)
+        *qk, v = self._project(x)
+        if rotate is not None and not self.attention.wants_unrotated:
+            qk = [rotate(part) for part in qk]
+        q, k = qk if len(qk) == 2 else (*qk, *qk) if qk else (v, v)
         out = self.attention(
             q,
             k,
@@ -67,8 +63,17 @@ class MultiHeadAttention(nn.Module):
             rotate=rotate if self.attention.wants_unrotated else None,
             context=context,
         )
-        return self.out_proj(out.transpose(1, 2).flatten(2))  # [B, H, N, D] -> [B, N, E]
+        out = out.transpose(1, 2).flatten(2)  # [B, H, N, D] -> [B, N, E]
+        return self.out_proj(out if rows is None else out.flatten(0, 1).index_select(0, rows))
 
-    def _split(self, x: Tensor) -> Tensor:
-        """[B, N, E] -> [B, H, N, D]."""
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+    def _project(self, x: Tensor) -> list[Tensor]:
+        """q, k, v, as many of them as the mechanism reads: x [B, N, E] -> [B, H, N, D] each. One product for all, so
+        that x is read once, and its gradient is summed within the product; a product each where someone watches one of
+        the layers (a search for the first bad number does)."""
+        layers = [layer for layer in (self.q_proj, self.k_proj, self.v_proj) if layer is not None]
+        if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
+            return [layer(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for layer in layers]
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = torch.cat([layer.bias for layer in layers])
+        projected = F.linear(x, weight, bias).unflatten(2, (len(layers), self.num_heads, -1))  # [B, N, 1..3, H, D]
+        return [part.transpose(1, 2) for part in projected.unbind(2)]

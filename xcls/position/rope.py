@@ -9,8 +9,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from xcls.position.base import Position
+
+is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 
 
 def rotary_angles(length: int, head_dim: int, base: float) -> Tensor:
@@ -28,6 +31,32 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second, rest = x.to(torch.promote_types(x.dtype, cos.dtype)).split((half, half, x.shape[-1] - 2 * half), -1)
     turned = (first * cos - second * sin, second * cos + first * sin, rest)
     return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+class _Turn(torch.autograd.Function):
+    """`rotate_pairs` in few passes over whole rows: x cos + swap(x) sin, where swap exchanges the halves of a row.
+
+    cos, sin [N, D]: for all channels, with the signs of the formula. The gradient is turned back by the same angles.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return turn(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return turn(grad, cos, -sin), None, None
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x cos + swap(x) sin: x [B, H, N, D], cos and sin [N, D] -> [B, H, N, D] in the dtype of x."""
+    x = x.contiguous()
+    dtype, half = torch.promote_types(x.dtype, cos.dtype), x.shape[-1] // 2
+    swapped = torch.cat((x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]), dim=-1)
+    return (x.to(dtype) * cos).addcmul_(swapped.to(dtype), sin).to(x.dtype)
 
 
 class Rotary(Position):
@@ -55,9 +84,11 @@ class Rotary(Position):
         """The map [B, H, N, D] -> [B, H, N, D] for N = length. Raises ValueError where it is above seq_len."""
         self.check_length(length)
         cos, sin = self.cos[:length].to(device), self.sin[:length].to(device)
+        rest = cos.new_ones(length, self.head_dim % 2)
+        wide_cos, wide_sin = torch.cat((cos, cos, rest), -1), torch.cat((-sin, sin, 1 - rest), -1)
 
         def rotate(x: Tensor) -> Tensor:
             """x [B, H, N, D] -> [B, H, N, D]."""
-            return rotate_pairs(x, cos, sin)
+            return rotate_pairs(x, cos, sin) if is_compiling() else _Turn.apply(x, wide_cos, wide_sin)
 
         return rotate

@@ -7,6 +7,7 @@ from typing import Any, Sequence
 from xcls.report.aggregate import Board, Group, Stat
 from xcls.report.circumstances import unlike_groups
 from xcls.report.collect import Found
+from xcls.report.cut import cut_note
 from xcls.report.differences import OPEN, Interval
 from xcls.report.endings import ending
 from xcls.report.labels import BASELINE
@@ -144,7 +145,8 @@ def footnotes(board: Board, reference: str) -> list[str]:
         notes.append(
             "The runs are from different devices or settings of the device: their costs do not compare across these."
         )
-    return notes
+    cut = cut_note(run.record for group in board.groups for run in group.runs)
+    return notes if cut is None else [*notes, cut]
 
 
 def claims_table(board: Board, judge: Judge, reference: str, split: str) -> Table:

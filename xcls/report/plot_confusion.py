@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Sequence
 
 from xcls.report.aggregate import Board, Group
@@ -76,17 +77,15 @@ def counts_of(group: Group) -> Counts:
 def _read(run: Run) -> Counts:
     """The counts of one run; none where the file is gone or holds something else."""
     import pyarrow
-    import pyarrow.compute
     import pyarrow.parquet
 
     if PREDICTIONS not in run.record.files:
         return {}
     try:
-        table = pyarrow.parquet.read_table(run.folder / PREDICTIONS, columns=["split", "label", "prediction"])
-        table = table.filter(pyarrow.compute.equal(table["split"], "test"))
-        grouped = table.group_by(["label", "prediction"]).aggregate([("split", "count")])
-        rows = zip(grouped["label"].to_pylist(), grouped["prediction"].to_pylist(), grouped["split_count"].to_pylist())
-        return {(str(label), str(prediction)): int(count) for label, prediction, count in rows}
+        with pyarrow.parquet.ParquetFile(run.folder / PREDICTIONS) as opened:  # read_table and compute would import pandas
+            table = opened.read(columns=["split", "label", "prediction"])
+        rows = zip(*(table[name].to_pylist() for name in ("split", "label", "prediction")))
+        return Counter((str(label), str(prediction)) for split, label, prediction in rows if split == "test")
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
         return {}
 

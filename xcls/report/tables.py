@@ -10,6 +10,7 @@ from typing import Any, Sequence
 from xcls.record import Record
 from xcls.report.aggregate import Board, Group, survived
 from xcls.report.collect import Run
+from xcls.report.cut import cut_shares
 from xcls.report.differences import Interval
 from xcls.report.endings import ending
 from xcls.report.identify import ENCODER, GROUPS
@@ -22,7 +23,8 @@ FIRST = (
     "time_per_step", "tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB", "PASS_WNF", "PASS_WNF_TEST",
 )  # fmt: skip
 ALSO = (
-    "group", "hash", "folder", "exp", "study", "commit", "step", "shared_device", "faults",
+    "group", "hash", "folder", "exp", "study", "commit", "step", "shared_device", "faults", "tokens_cut_share",
+    "documents_cut_share",
     *(name for name in MEASURES if name not in FIRST),
 )  # fmt: skip
 OF_GROUP = (
@@ -98,7 +100,7 @@ def results(
             "PASS_WNF": verdict[0], "PASS_WNF_TEST": verdict[1],
             "group": group, "hash": record.hash, "folder": run.place, "exp": record.exp, "study": record.study,
             "commit": record.commit, "step": record.step, "shared_device": record.device.get("shared"),
-            "faults": "; ".join(survived(record)) or None,
+            "faults": "; ".join(survived(record)) or None, **cut_shares(record),
         })  # fmt: skip
         for whole in ("params", "params_trainable"):
             rows[-1][whole] = None if rows[-1][whole] is None else int(rows[-1][whole])

@@ -109,6 +109,7 @@ def claims_for(claims: dict[str, Any], typed: Sequence[str]) -> Callable[[Group]
         return any(key == node or key.startswith(f"{node}.") or not node for node in typed)
 
     def of(group: Group) -> tuple[Claims, str]:
+        """The thresholds of one group, and what is wrong with them."""
         own = [
             {key.partition(".")[2]: value for key, value in run.record.config.items() if key.startswith("claims.")}
             for run in group.runs

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from xcls.data.source import column
 from xcls.data.splits import Prepared
 from xcls.schema import Baseline
-from xcls.stages.predictions import predictions_frame, write_predictions
+from xcls.stages.predictions import Predicted, write_predictions
 from xcls.stages.texts import Labelled
 from xcls.train.journal import Journal
 from xcls.train.metrics import scores
@@ -113,7 +113,7 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal) -> None:
                 texts["train"], labels["train"], validation_texts=texts["validation"], plan=plan, bar=bar,
                 score=lambda p: scores(labels["validation"], p)["macro_f1"],
             )
-    frames = []
+    parts = []
     for prefix, model in fitted.items():
         for split in ("validation", "test"):
             began = time.perf_counter()
@@ -121,8 +121,8 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal) -> None:
             seconds = time.perf_counter() - began
             record.metrics[prefix + split] = scores(labels[split], probabilities)
             if not prefix:
-                rows = Labelled(encoded=None, labels=labels[split], ids=column(getattr(prepared, split), "id"))
-                frames.append(predictions_frame(split, rows, probabilities, prepared.classes))
+                rows = Labelled(encoded=None, labels=labels[split], ids=getattr(prepared, split)["id"])
+                parts.append(Predicted(split, rows, probabilities, prepared.classes))
             if not prefix and split == "test":
                 rate = len(labels[split]) / seconds
                 record.costs.update(inference_examples_per_s=rate, inference_ms_per_example=1000 / rate)
@@ -131,5 +131,5 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal) -> None:
         journal.event("fitted", {"name": prefix or "default", **model.settings, **record.metrics[prefix + "test"]})
     vocabulary = len(fitted[""].pipeline[0].vocabulary_)
     record.params = {"total": int((vocabulary + 1) * fitted[""].pipeline[1].coef_.shape[0])}
-    write_predictions(journal.folder / "predictions.parquet", frames)
+    write_predictions(journal.folder / "predictions.parquet", parts)
     journal.add_row({"step": 0, "epoch": 0.0, **record.metrics["validation"]})

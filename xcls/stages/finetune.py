@@ -13,7 +13,7 @@ from xcls.data.tokenizer import TextTokenizer
 from xcls.model.heads import TextClassifier
 from xcls.record import Record
 from xcls.schema import Hardware, Training
-from xcls.stages.predictions import predictions_frame, write_predictions
+from xcls.stages.predictions import Predicted, write_predictions
 from xcls.stages.setting import carried, interrupted_run, place
 from xcls.stages.texts import ClassificationData, Labelled, note_data
 from xcls.train.amp import Amp
@@ -134,18 +134,18 @@ def _final(model: TextClassifier, data: ClassificationData, *, size: int, amp: A
     """The best checkpoint on validation and, once, on test: scores, predictions, head, speed of inference."""
     best = load_for_use(journal.folder, "best")
     model.load_state_dict(best["model"])
-    frames = []
+    parts = []
     record = journal.record
     for name in ("validation", "test"):
         rows = data.split(name)
         result = score_split(model, rows, size=size, amp=amp)
         probabilities = softmax(result.logits)
         record.metrics[name] = scores(rows.labels, probabilities)
-        frames.append(predictions_frame(name, rows, probabilities, data.classes))
+        parts.append(Predicted(name, rows, probabilities, data.classes))
         if name == "test":
             record.costs.update(result.costs(), tokenize_ms_per_example=data.tokenize_ms)
             record.costs.update(document_latency(model, rows, amp=amp))
-    write_predictions(journal.folder / "predictions.parquet", frames)
+    write_predictions(journal.folder / "predictions.parquet", parts)
     head = {name: tensor.cpu().contiguous() for name, tensor in model.head.state_dict().items()}
     write_bytes(journal.folder / "head.safetensors", save(head))
     test = record.metrics["test"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def predict(
     model.to(amp.device)
     model.load_state_dict(checkpoint["model"])
     encoded = encode(found, from_json(checkpoint["tokenizer"]), seq_len=seq_len, truncate=truncate, what=str(source))
+    for message in encoded.warnings(str(source)):
+        print(f"WARNING: {message}", file=sys.stderr)
     labels = np.zeros(len(found), np.int64)
     maker = ClassBatches(encoded=encoded, labels=labels, multiple=width_multiple(seq_len))
     probabilities = softmax(classify(model, maker, encoded.lengths, batch_size=eval_batch_size, amp=amp).logits)

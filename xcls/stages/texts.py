@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -16,11 +16,11 @@ from xcls.train.journal import Journal
 
 @dataclass
 class Labelled:
-    """One split: token ids of D documents, labels int64 [D], stable ids."""
+    """One split: token ids of D documents, labels int64 [D], stable ids (which may be read as they are asked for)."""
 
     encoded: Encoded
     labels: np.ndarray
-    ids: list[str]
+    ids: Sequence[str]
 
 
 @dataclass
@@ -60,9 +60,9 @@ def classification_data(
     splits, warnings, report, speed = {}, [], {}, None
     for name in ("train", "validation", "test"):
         rows = getattr(prepared, name)
-        texts = list(rows["text"])
+        texts = rows["text"]
         encoded = encode_cached(texts, tokenizer, seq_len=seq_len, truncate=truncate, what=name)
-        splits[name] = Labelled(encoded=encoded, labels=np.asarray(rows["label"], np.int64), ids=list(rows["id"]))
+        splits[name] = Labelled(encoded=encoded, labels=rows.labels, ids=rows["id"])
         warnings += encoded.warnings(name)
         report[name] = encoded.report()
         if name == "test":
@@ -71,9 +71,9 @@ def classification_data(
     return ClassificationData(**splits, classes=list(prepared.classes), **common)
 
 
-def _tokenize_ms(texts: list[str], tokenizer: TextTokenizer, *, seq_len: int, most: int = 200) -> float:
+def _tokenize_ms(texts: Sequence[str], tokenizer: TextTokenizer, *, seq_len: int, most: int = 200) -> float:
     """Milliseconds to tokenise a document: the second of two passes over some of `texts`, spread over all of them."""
-    some = texts[:: max(1, len(texts) // most)][:most]
+    some = [texts[row] for row in range(0, len(texts), max(1, len(texts) // most))][:most]
     for _ in range(2):
         began = time.perf_counter()
         encode(some, tokenizer, seq_len=seq_len)
@@ -82,7 +82,7 @@ def _tokenize_ms(texts: list[str], tokenizer: TextTokenizer, *, seq_len: int, mo
 
 def language_data(prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int, truncate: str) -> LanguageData:
     """Encodes the text for MLM and the validation split. Raises UserError as `classification_data` does."""
-    validation_texts = list(prepared.validation["text"])
+    validation_texts = prepared.validation["text"]
     train = encode_cached(prepared.mlm_texts, tokenizer, seq_len=seq_len, truncate=truncate, what="text for MLM")
     validation = encode_cached(validation_texts, tokenizer, seq_len=seq_len, truncate=truncate, what="validation")
     return LanguageData(

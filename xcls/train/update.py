@@ -112,6 +112,7 @@ class Updater:
         size = self.micro_batch(progress)
 
         def attempt() -> None:
+            """The step's forward pass (and its backward pass, where the loss was finite) once more."""
             if math.isfinite(loss):
                 self._gradients(batch, size)
                 return

@@ -1,0 +1,208 @@
+"""Rows in memory and rows in files that are read piece by piece: the same rows, and no more memory than a few bytes each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xcls.data import files, rows
+from xcls.data.files import Files
+from xcls.data.rows import MISSING, RowCollector, Rows, RowWriter, Texts, rows_of
+from xcls.data.source import column, make_rows
+from xcls.data.splits import prepare
+from xcls.data.stratify import as_keys, first_alike, stands_in
+from xcls.schema import Dataset, UserError
+
+TEXTS = ["one", None, " ONE ", "", "zwei ä", "three\nlines"] * 4
+LABELS = [0, 1, None, 2, 0, 1] * 4
+IDS = [f"file:{row}" for row in range(24)]
+
+
+def in_pieces(keeper: RowCollector, size: int = 5) -> Rows:
+    for start in range(0, 24, size):
+        part = slice(start, start + size)
+        keeper.add(text=TEXTS[part], label=LABELS[part], id=IDS[part])
+    return keeper.rows()
+
+
+@pytest.fixture(params=["collected", "written", "table"])
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Rows:
+    if request.param == "table":
+        return make_rows(text=TEXTS, label=LABELS, id=IDS)
+    return in_pieces(RowCollector() if request.param == "collected" else RowWriter(tmp_path / "rows"))
+
+
+def test_rows_are_what_was_given(made: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "BATCH", 7)
+    assert len(made) == 24 and column(made, "text") == list(made["text"]) == TEXTS
+    assert list(made["label"]) == LABELS and list(made["id"]) == IDS
+    assert made.labels.tolist() == [MISSING if label is None else label for label in LABELS]
+    assert made[4] == {"text": "zwei ä", "label": 0, "id": "file:4"} == list(made)[4]
+    assert made[3:5]["id"] == IDS[3:5] and made["id"][-1] == "file:23" and made["text"][::9] == TEXTS[::9]
+    assert np.asarray(made.select([0, 3])["label"]).tolist() == [0, 2]
+    with pytest.raises(IndexError):
+        made["id"][24]
+    with pytest.raises(KeyError):
+        made["nothing"]
+
+
+def test_picked_rows_keep_their_order(made: Rows) -> None:
+    picked = made.select([20, 3, 3, 11, 4]).select([4, 0, 1])
+    assert list(picked["id"]) == ["file:4", "file:20", "file:3"] and picked.labels.tolist() == [0, MISSING, 2]
+    assert (picked.keys() == made.keys()[[4, 20, 3]]).all()
+    assert len(made.select([])) == 0 and list(made.select([])["text"]) == []
+
+
+def test_keys_tell_texts_apart_but_not_case_and_space(made: Rows) -> None:
+    alike = first_alike(made.keys())
+    assert alike[:6].tolist() == [0, 1, 0, 1, 4, 5] and (alike[6:] == alike[:6].tolist() * 3).all()
+
+
+def test_texts_are_one_sequence() -> None:
+    one, other = make_rows(text=["a", "b", "c"], label=[0] * 3, id=["x"] * 3), make_rows(text=["d"], label=[0], id=["x"])
+    texts = Texts([one["text"], other.select([])["text"], other["text"]])
+    assert len(texts) == 4 and list(texts) == ["a", "b", "c", "d"] == texts[:] and texts[1:4] == ["b", "c", "d"]
+    assert texts[-1] == "d" and texts[2:3] == ["c"]
+    with pytest.raises(IndexError):
+        texts[4]
+
+
+@given(st.lists(st.sampled_from([b"a", b"b", b"ab", b"x" * 16, b"x" * 15 + b"y", b""])), st.lists(st.sampled_from([b"a", b"x" * 16])))
+def test_equal_keys_are_found_as_a_dictionary_finds_them(keys: list[bytes], others: list[bytes]) -> None:
+    seen: dict[bytes, int] = {}
+    assert first_alike(as_keys(keys)).tolist() == [seen.setdefault(key, row) for row, key in enumerate(keys)]
+    assert stands_in(as_keys(keys), as_keys(others)).tolist() == [key in set(others) for key in keys]
+
+
+def test_a_data_set_of_the_library_is_taken_too() -> None:
+    datasets = pytest.importorskip("datasets")
+    table = {"text": TEXTS, "label": LABELS, "id": IDS}
+    found = rows_of(datasets.Dataset.from_dict(table).select([5, 1, 2]))
+    assert column(found, "text") == [TEXTS[5], None, " ONE "] and column(found, "label") == [1, 1, None]
+
+
+def many(count: int = 90) -> list[dict]:
+    return [{"text": f"text number {row % 70}", "label": ["good", "bad", "so so"][row % 3]} for row in range(count)]
+
+
+def write(folder: Path, kind: str) -> Path:
+    if kind == "folder":
+        for row, values in enumerate(many()):
+            file = folder / "data" / values["label"] / f"{row}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(values["text"])
+        return folder / "data"
+    path = folder / f"data.{kind}"
+    if kind == "parquet":
+        parquet.write_table(pa.Table.from_pylist(many()), path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in many()))
+    else:
+        path.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in many()))
+    return path
+
+
+def everything(path: Path) -> list:
+    splits = Files(path=str(path)).load()
+    return [splits.classes, splits.notes, *([column(part, name) for name in ("text", "label", "id")] for part in (splits.train, splits.test))]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "folder"])
+def test_large_files_give_the_rows_of_small_ones(
+    kind: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, kind)
+    small = everything(path)
+    assert not own_cache.exists()
+    monkeypatch.setattr(files, "SMALL", 0)
+    monkeypatch.setattr("xcls.data.formats.PIECE", 7)
+    assert everything(path) == small and len(list((own_cache / "rows").glob("*/train/rows.arrow"))) == 1
+    monkeypatch.setattr(files, "read_pieces", None)  # the second time they are not read again
+    monkeypatch.setattr(files, "class_pieces", None)
+    assert everything(path) == small
+
+
+def test_a_file_that_changes_while_it_is_read_leaves_nothing(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = write(tmp_path, "csv"), files.read_pieces
+
+    def slowly(*given, **named):
+        yield from read(*given, **named)
+        path.write_text(path.read_text() + "one more,good\n")
+
+    monkeypatch.setattr(files, "SMALL", 0)
+    monkeypatch.setattr(files, "read_pieces", slowly)
+    with pytest.raises(UserError, match="data.csv: changed while it was read"):
+        Files(path=str(path)).load()
+    assert not [found for found in (own_cache / "rows").iterdir() if found.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("small", [0, 10**9])
+def test_the_splits_of_a_seed_stay_what_they_were(tmp_path: Path, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hashes are of the rows that the first version of the suite made of this file."""
+    monkeypatch.setattr(files, "SMALL", small)
+    draws = np.random.default_rng(3)
+    lines = []
+    for row in range(2500):
+        words = " ".join(f"w{word}" for word in draws.integers(0, 9, 3))
+        lines.append(("" if row % 97 == 0 else words) + "," + ("" if row % 101 == 0 else "abc"[int(draws.integers(0, 3))]))
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    extra = "".join(f"extra w{row % 9} w{row % 7}\n" if row % 5 else "w1 w2 w3\n" for row in range(300))
+    (tmp_path / "extra.txt").write_text(extra)
+    source = Files(path=str(tmp_path / "rows.csv"))
+    assert source.fingerprint().startswith("e4f418ecc96900df")
+    more = Dataset(limit=300, leak="drop", extra=[str(tmp_path / "extra.txt")])
+    for settings, known in ((Dataset(), "8f62a89aa79ff4de"), (more, "ccccf0c0da544b93")):
+        made, whole = prepare(source, settings), hashlib.sha256()
+        for part in (made.train, made.validation, made.test):
+            for name in ("id", "text", "label"):
+                whole.update(repr(column(part, name)).encode())
+        whole.update(repr(list(made.mlm_texts)).encode())
+        assert whole.hexdigest().startswith(known)
+
+
+GROWTH = """
+import sys
+import pandas, pyarrow.ipc, tqdm, filelock, tokenizers, numpy
+from xcls.bench.growth_rows import Peak
+from xcls.data.batching import batches
+from xcls.data.files import Files
+from xcls.data.splits import prepare
+from xcls.data.tokenizer import make_tokenizer
+from xcls.schema import Dataset, Tokenizer
+from xcls.stages.texts import classification_data
+peak = Peak()
+peak.start()
+prepared = prepare(Files(path=sys.argv[1]), Dataset())
+data = classification_data(prepared, make_tokenizer(Tokenizer(kind="words"), prepared.mlm_texts), seq_len=64, truncate="head")
+batches(data.train.encoded.lengths, batch_size=32, seed=0, epoch=0)
+print(peak.growth)
+"""
+
+
+@pytest.mark.slow
+def test_memory_hardly_grows_with_the_number_of_rows(tmp_path: Path) -> None:
+    from xcls.bench.growth_rows import write_rows
+
+    grown = {}
+    for count in (60_000, 260_000):  # both above what is read into memory as a whole
+        write_rows(tmp_path / f"{count}.csv", count)
+        assert (tmp_path / f"{count}.csv").stat().st_size > files.SMALL
+        out = subprocess.run(
+            [sys.executable, "-c", GROWTH, str(tmp_path / f"{count}.csv")], cwd=Path(__file__).parents[2], capture_output=True, text=True,
+        )
+        assert out.returncode == 0, out.stderr
+        grown[count] = float(out.stdout)
+    a_row = 2**20 * (grown[260_000] - grown[60_000]) / 200_000
+    assert a_row < 250, grown  # bytes; a text by itself takes 160, and held in memory as Python has it five times as much

@@ -1,0 +1,99 @@
+"""What is quick changes nothing: the same seed gives the same loss curve as the formulas written out, within rounding."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.faults.runs import Case, live
+from tests.samples import from_yaml
+from xcls.attention import base
+from xcls.data.masking import IGNORED
+from xcls.model.dropout import Dropout, draw
+from xcls.model.heads import MaskedLanguageModel
+from xcls.model.multihead import MultiHeadAttention
+from xcls.position import rope
+from xcls.train import optim
+
+MECHANISMS = ["sdpa", "sdpa_fused", "performer", "performer_band_oprf", "reformer", "smyrf"]
+
+
+def dropped(self: Dropout, x: Tensor, rows: None = None, whole: Tensor | None = None) -> Tensor:
+    """The same draws as a product."""
+    return x * draw(x, self.threshold).to(x.dtype) * self.scale if self.training and self.rate else x
+
+
+def projected(self: MultiHeadAttention, x: Tensor) -> list[Tensor]:
+    """A product for each projection."""
+    layers = [layer for layer in (self.q_proj, self.k_proj, self.v_proj) if layer is not None]
+    return [layer(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for layer in layers]
+
+
+def all_logits(
+    self: MaskedLanguageModel, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor
+) -> tuple[Tensor, int]:
+    """The whole vocabulary at every token."""
+    logits = self.head(self.encoder(input_ids, attention_mask), self.encoder.token_embedding.weight).float()
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return loss, int((labels != IGNORED).sum())
+
+
+@contextmanager
+def written_out(attention: str) -> Iterator[None]:
+    """Every quick path replaced by its formula: dense attention, rotation, masks, dropout, projections, logits, AdamW."""
+    mechanism = from_yaml("attention", attention)[0]
+    with ExitStack() as stack:
+        for owner, name, plain in (
+            (mechanism, "forward", lambda self, *args, **named: self.oracle(*args, **named)),
+            (Dropout, "forward", dropped),
+            (MultiHeadAttention, "_project", projected),
+            (MaskedLanguageModel, "forward", all_logits),
+            (rope, "is_compiling", lambda: True),  # the formulas that a compiler is given
+            (base, "is_compiling", lambda: True),
+            (optim, "TORCH", (2, 2)),  # which has no fused optimizer on a CPU
+        ):
+            stack.enter_context(mock.patch.object(owner, name, plain))
+        yield
+
+
+def curve(folder: Path, case: Case, **changes: Any) -> Tensor:
+    """The loss of every step of a small run."""
+    live(folder, case, **changes)
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    return torch.tensor([event["step_loss"] for event in events if event["event"] == "step"], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("stage", ["finetune", "pretrain"])
+@pytest.mark.parametrize("attention", MECHANISMS)
+def test_the_curve_is_that_of_the_formulas(attention: str, stage: str, tmp_path: Path) -> None:
+    case = Case(stage, attention)
+    quick = curve(tmp_path / "quick", case)
+    with written_out(attention):
+        plain = curve(tmp_path / "plain", case)
+    assert len(quick) == 10 and quick.isfinite().all() and quick.std() > 0.01
+    torch.testing.assert_close(quick, plain, rtol=1e-5, atol=0.0)
+
+
+def test_another_curve_is_noticed(tmp_path: Path) -> None:
+    """Else the tests here could not fail: another batch size is a thousand times outside."""
+    case = Case("finetune", "sdpa")
+    curves = [curve(tmp_path / str(size), case, batch_size=size)[:5] for size in (8, 7)]
+    assert ((curves[0] - curves[1]).abs() / curves[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("stage", ["finetune", "pretrain"])
+@pytest.mark.parametrize("attention", ["sdpa", "performer"])
+def test_in_bf16_the_curve_is_the_same_to_its_rounding(attention: str, stage: str, tmp_path: Path) -> None:
+    case = Case(stage, attention, dtype="bf16")
+    quick = curve(tmp_path / "quick", case)
+    with written_out(attention):
+        plain = curve(tmp_path / "plain", case)
+    torch.testing.assert_close(quick, plain, rtol=2**-6, atol=0.0)
