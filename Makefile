@@ -80,7 +80,12 @@ long-memory: setup  ## of these, the memory at 16,384 tokens of every attention 
 	  bench.gradient_checkpointing=true
 	$(PY) -m xcls.bench.document docs/mechanisms.md
 
-performance: setup  ## measure the tables of docs/performance.md anew (half an hour on two cores that do nothing else)
+TEXT ?= dataset=imdb  # of the trainings beside transformers: dataset.path=… where there is no network
+BESIDE := bench=training $(TEXT) dataset.limit=3000 size=mini bench.rounds=3 bench.steps_per_segment=5
+
+performance: setup  ## measure the tables of docs/performance.md anew (40 minutes on two cores that do nothing else)
+	$(BENCH) $(BESIDE) bench.name=training seq_len=256
+	$(BENCH) $(BESIDE) bench.name=training_512 seq_len=512 'bench.stages=[finetune]'
 	$(BENCH) bench=growth
 	$(PY) -m xcls.bench.document docs/performance.md
 

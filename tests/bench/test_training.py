@@ -169,9 +169,12 @@ def test_a_segment_is_so_many_steps_of_the_optimizer() -> None:
             meter.enter("backward")
             loss.backward()
             optimizer.step()
+            done.append(len(told))
 
+    done: list[int] = []
     with pytest.raises(Enough):
         train()
+    assert done == [1] * STEPS + [2] * (STEPS + 1), "a step more in each segment, before the clock starts"
     assert [event for event, _ in told] == ["peak", "segment", "segment"] and told[0][1]["flops_per_s"] > 0
     for _, segment in told[1:]:
         assert (segment["steps"], segment["tokens"], segment["computed"]) == (STEPS, 7 * STEPS, 10 * STEPS)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xcls.attention.base import mix
+from xcls.attention.base import is_compiling, mix
 from xcls.attention.kernel import FeatureMap, KernelAttention
 from xcls.attention.performer_fast import fast_attention
 
@@ -56,7 +56,7 @@ class ExpPlus(torch.autograd.Function):
 
 def exp_plus(x: Tensor, epsilon: float) -> Tensor:
     """exp(x) + epsilon: [...] -> [...]; x may be overwritten. The compiler fuses the plain formula by itself."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return x.exp() + epsilon
     return ExpPlus.apply(x, epsilon)
 

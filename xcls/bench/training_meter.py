@@ -51,15 +51,19 @@ class Meter:
             if self.word != PEAK:
                 break
             self.emit("peak", {"flops_per_s": matmul_rate(self.dtype, self.device)})
+        self.counting = counter() if self.word == COUNT else nullcontext()
+        self.leading = self.word in (TIME, PARTS)
+        self._start_clock()
+        self.counting.__enter__()
+
+    def _start_clock(self) -> None:
         self.real: list[Tensor | int] = []
         self.computed = self.steps = 0
         self.parts: dict[str, float] = {}
         self.open: str | None = None
-        self.counting = counter() if self.word == COUNT else nullcontext()
         self.wait_for_device()
         self.enter(REST)
         self.began = time.perf_counter()
-        self.counting.__enter__()
 
     def end(self) -> None:
         """A segment is over: tells what it took, and waits for the next."""
@@ -92,9 +96,17 @@ class Meter:
         self.open, self.entered = part, now
 
     def watch(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Makes a segment of every so many steps of `optimizer`, and times them."""
+        """Makes a segment of every so many steps of `optimizer`, and times them.
+
+        One step more goes before those that are timed: this training has waited while others ran, its caches are cold and
+        the system may have taken its memory back.
+        """
 
         def after() -> None:
+            if self.leading:
+                self.leading = False
+                self._start_clock()
+                return
             self.enter(REST)
             self.steps += 1
             if self.steps == steps:
