@@ -175,11 +175,11 @@ def test_the_rows_that_are_asked_for_are_those_of_all(attention: str, norm: str,
     rows = torch.tensor([3, 0, 17, 17, 30])
     found = []
     for asked in (None, rows):
-        model = make_encoder(attention, norm=norm, dropout=0.3, gradient_checkpointing=checkpointing)
+        model = make_encoder(attention, norm=norm, dropout=0.3, gradient_checkpointing=checkpointing).double()
         torch.manual_seed(1)
         hidden = model(ids, mask, rows=asked)
         hidden = hidden.flatten(0, 1)[rows] if asked is None else hidden
         hidden.square().sum().backward()
         found.append((hidden.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
     assert found[0][0].shape == (5, 16)
-    assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+    assert_close(found[0], found[1], atol=1e-9, rtol=1e-9)  # in fp64: sharp attention makes much of fp32's rounding
