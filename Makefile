@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow report status watch clean lock mechanisms long long-memory performance reliability
+.PHONY: help setup setup-bench demo test test-slow report status watch clean lock mechanisms long long-memory performance reliability
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ $(READY): requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --disable-pip-version-check -q -r requirements.lock
 	@touch $(READY)
+
+setup-bench: setup  ## add the other implementations that mode=bench measures beside ours
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements-bench.lock
 
 demo: setup  ## a small real sweep on text that is on your disk already, and its report (about ten minutes on two cores)
 	$(PY) run.py -m experiment=quick
@@ -92,10 +95,13 @@ performance: setup  ## measure the tables of docs/performance.md anew (40 minute
 reliability: setup  ## try the faults, a thousand kills among them (a quarter of an hour), and write docs/reliability.md
 	$(PY) -m tests.faults.reliability full docs/reliability.md
 
-lock: setup  ## make requirements.lock anew (needs the network)
+COMPILE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --no-header --no-annotate pyproject.toml --extra test
+PLAIN := grep -Ev '^(nvidia-|cuda-|triton)'
+lock: setup  ## make requirements.lock and requirements-bench.lock anew (needs the network)
 	$(PY) -m pip install -q uv
-	{ sed -n '/^#/p' requirements.lock; $(VENV)/bin/uv pip compile --universal --python-version 3.10 --no-header --no-annotate \
-	  --extra test pyproject.toml | grep -Ev '^(nvidia-|cuda-|triton)'; } > requirements.new && mv requirements.new requirements.lock
+	{ sed -n '/^#/p' requirements.lock; $(COMPILE) | $(PLAIN); } > requirements.new && mv requirements.new requirements.lock
+	{ sed -n '/^[#-]/p' requirements-bench.lock; $(COMPILE) --extra bench -c requirements.lock | $(PLAIN) | grep -vxFf requirements.lock; } \
+	  > requirements.new && mv requirements.new requirements-bench.lock
 
 clean:  ## remove the virtual environment and caches (runs stay)
 	rm -rf $(VENV) .pytest_cache

@@ -79,7 +79,7 @@ def test_missing_packages_are_one_line_that_says_how_to_get_them(monkeypatch: py
     monkeypatch.setattr("xcls.bench.others.Other.installed", property(lambda other: False))
     plan = plan_of(Bench())
     assert plan.notes == [
-        "Not measured: performer-pytorch, reformer-pytorch, transformers are not installed. pip install 'xcls[bench]'"
+        "Not measured: performer-pytorch, reformer-pytorch, transformers are not installed. To measure them too: make setup-bench"
     ]
     assert all(case.origin == "xcls" for cell in plan.cells for case in cell.cases)
 

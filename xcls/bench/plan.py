@@ -15,7 +15,7 @@ from xcls.train.amp import DTYPES
 
 PARTS = {"attention": ("module", "core"), "step": ("step",)}
 MEMORY_PARTS = ("module", "step")  # a core is not measured by itself: what surrounds it decides what lives how long
-INSTALL = "pip install 'xcls[bench]'"
+INSTALL = "To measure them too: make setup-bench"
 
 
 @dataclass
