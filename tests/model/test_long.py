@@ -85,3 +85,15 @@ def test_the_longest_document_trains_and_infers_in_little_memory(attention: str,
     assert gauge.peaks["rss_growth_MiB"] < 2048  # one [4, N, N] of bf16 alone is as much
     with pytest.raises(UserError, match="A sequence of 16385 tokens is longer than the limit of 16384"):
         encoder(torch.ones(1, length + 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("attention", "position"), [("sdpa", "rope"), ("sdpa_fused", "relative")])
+def test_a_single_long_document_is_in_blocks_as_several_are(attention: str, position: str) -> None:
+    made, values = from_yaml("attention", attention)  # with the limits of its YAML
+    place, place_values = from_yaml("position", position)
+    shape, length = {"num_heads": 4, "head_dim": 4}, 4096
+    bias = place(embed_dim=16, **shape, num_layers=1, seq_len=length, **place_values).bias(0)
+    q, k, v = torch.randn(3, 1, 4, length, 4, requires_grad=True).unbind()
+    with LargestTensor() as largest, KeptTensors() as kept:
+        made(**shape, layer=0, seed=0, **values)(q, k, v, relative_bias=bias).sum().backward()
+    assert largest.entries <= 4 * length * length / 4 and kept.entries < length * length / 4

@@ -178,6 +178,15 @@ def distance_matrix(bias: Tensor, *, rows: int, columns: int, offset: int = 0) -
     return repeated[:, : rows * (size - 1)].view(-1, rows, size - 1)[:, :, :columns]
 
 
+def kept_whole(batch: int, heads: int, length: int, block_above: int) -> bool:
+    """Is an N x N matrix per head small enough to be kept: at most `block_above` entries in all, and a quarter of that
+    in each example? The second bound keeps a long document in blocks where a batch of several would have them: else
+    a smaller micro-batch could take more memory.
+    """
+    entries = heads * length * length
+    return batch * entries <= block_above and entries <= block_above // 4
+
+
 def by_query_blocks(attend: Callable[[Tensor, int], Tensor], q: Tensor, block_size: int) -> Tensor:
     """attend(block of q [B, H, block, D], its first row) for all blocks of rows, joined to [B, H, N, D].
 

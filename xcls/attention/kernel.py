@@ -20,6 +20,7 @@ from xcls.attention.base import (
     distance_matrix,
     full_dtype,
     is_causal,
+    kept_whole,
     zero_padding,
 )
 from xcls.attention.performer_chunks import banded_products
@@ -115,7 +116,7 @@ def kernel_attention(
         if dense:
             products = rows(phi_q, 0)
         elif attn_mask is not None and not causal:
-            whole = batch * heads * length * length <= block_above
+            whole = kept_whole(batch, heads, length, block_above)
             products = rows(phi_q, 0) if whole else by_query_blocks(rows, phi_q, block_size)
         elif causal or factor is not None:
             products = banded_products(phi_q, phi_k, values, factor=factor, causal=causal, chunk_size=chunk_size)

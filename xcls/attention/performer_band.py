@@ -23,6 +23,7 @@ from xcls.attention.base import (
     distance_matrix,
     full_dtype,
     is_causal,
+    kept_whole,
     zero_padding,
 )
 from xcls.attention.chunks import chunk_count, from_chunks, outside_windows, to_chunks, windows
@@ -140,7 +141,7 @@ def band_attention(
                 return dense_products(parts, chunk=chunk, block=block, start=start, attn_mask=mask)
 
             packed = torch.cat((parts.q, parts.phi_q, parts.level), dim=-1)
-            whole = dense or q.shape[0] * q.shape[1] * length * length <= block_above
+            whole = dense or kept_whole(*q.shape[:2], length, block_above)
             products = rows(packed, 0) if whole else by_query_blocks(rows, packed, block_size)
         else:
             products = chunked_products(parts, chunk=min(chunk, max(length, 1)), causal=causal)

@@ -15,6 +15,7 @@ from xcls.attention.base import (
     blocked_pairs,
     check_attn_mask,
     distance_matrix,
+    kept_whole,
     product_dtype,
     zero_padding,
     zero_rows,
@@ -65,14 +66,14 @@ def sdpa(
 ) -> Tensor:
     """Exact attention (Vaswani et al. 2017, section 3.2.1): q, k, v [B, H, N, D] -> [B, H, N, D].
 
-    Masks and bias as in `Attention.forward`. A score matrix of more than `block_above` entries (B x H x N x N) is
-    computed in blocks of `block_size` query rows, and again in the backward pass, instead of being kept.
+    Masks and bias as in `Attention.forward`. A score matrix of more than `block_above` entries (B x H x N x N; see
+    `kept_whole`) is computed in blocks of `block_size` query rows, and again in the backward pass, instead of being kept.
     """
     batch, heads, length, _ = q.shape
     attn_mask = check_attn_mask(attn_mask)
     q, k, v = (zero_padding(x, key_padding_mask) for x in (q, k, v))
 
-    if batch * heads * length * length > block_above:
+    if not kept_whole(batch, heads, length, block_above):
         out = in_blocks(q, k, v, key_padding_mask, attn_mask, relative_bias, block_size)
     else:
         blocked, bias = blocked_pairs(key_padding_mask, attn_mask), None

@@ -17,6 +17,7 @@ from xcls.attention.base import (
     check_attn_mask,
     distance_matrix,
     is_causal,
+    kept_whole,
     zero_padding,
 )
 from xcls.attention.sdpa import dense_softmax, in_blocks
@@ -70,7 +71,7 @@ def sdpa_fused(
     if relative_bias is None:
         return zero_padding(fused_without_bias(q, k, v, key_padding_mask, attn_mask), key_padding_mask)
 
-    if batch * heads * length * length > block_above:
+    if not kept_whole(batch, heads, length, block_above):
         out = in_blocks(q, k, v, key_padding_mask, attn_mask, relative_bias, block_size)
     else:
         bias = distance_matrix(relative_bias, rows=length, columns=length)

@@ -12,6 +12,7 @@ from typing import Callable
 
 from torch import nn
 
+from xcls.attention.base import kept_whole
 from xcls.attention.performer import Performer
 from xcls.attention.reformer import Reformer
 from xcls.attention.sdpa import Sdpa
@@ -61,7 +62,8 @@ def _sdpa(attention: Sdpa, shape: Shape) -> tuple[Work, Work]:
     """
     product = 2.0 * shape.pairs * shape.head_dim
     moved = float(shape.itemsize) * (4 * shape.vectors + 4 * shape.pairs)
-    products = 6 if shape.pairs <= attention.block_above else 8
+    whole = kept_whole(shape.batch, shape.heads, shape.length, attention.block_above)
+    products = 6 if whole else 8
     return Work(2 * product, moved), Work(products * product, moved * products / 2)
 
 
