@@ -159,6 +159,8 @@ def take_run(tree: dict[str, Any], config_exp: str | None, typed: Typed, choices
         known = sorted(p.parent.name for p in (ROOT / "finetune").glob("*/resolved_config.yaml"))
         raise UserError(f"exp={config_exp}: no such run under finetune/.{nearest(config_exp, known)} Runs that exist: {', '.join(known) or 'none'}.")
     free = ("mode", "exp", "split", "input", "output", "checkpoint", "hardware", "wandb", "dataset.path", "finetuning.eval_batch_size")
+    if tree["mode"] == "predict":  # its documents are others than those of the run
+        free += ("dataset.truncate",)
     refused = [key for key in sorted(typed.groups | typed.values) if not any(key == f or key.startswith(f + ".") for f in free)]
     if refused:
         raise UserError(f"{', '.join(refused)}: mode={tree['mode']} reads a finished run as it is; only {', '.join(free[2:])} may be set.")

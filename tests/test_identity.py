@@ -38,7 +38,7 @@ def test_what_shapes_the_result_changes_the_hash(path: str, value: object) -> No
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("exp", "x"), ("sweep", "s"), ("resume", True), ("wandb.mode", "online"), ("hardware.micro_batch", 4), ("hardware.compile", True),
+    [("exp", "x"), ("sweep", "s"), ("resume", True), ("wandb.mode", "online"), ("hardware.micro_batch", 4), ("hardware.micro_tokens", 4096), ("hardware.compile", True),
      ("dataset.path", "/elsewhere"), ("finetuning.checkpoint_every_steps", 3), ("finetuning.keep", 9), ("pretraining.lr", 1.0), ("study", "t")],
 )
 def test_what_does_not_leaves_it(path: str, value: object) -> None:

@@ -40,3 +40,15 @@ def test_refused_documents_stop_before_anything_is_written(project: Project) -> 
     result = project.run("mode=finetune", "exp=no", "dataset.path=long.csv", "tokenizer=bytes", "dataset.truncate=refuse")
     assert result.returncode == 2 and "longer than seq_len=24" in result.stderr and "dataset.truncate=head" in result.stderr
     assert not [name for name in project.files() if name.startswith("finetune/")]
+
+
+def test_a_run_that_refused_long_documents_can_be_told_to_cut_those_it_predicts(project: Project) -> None:
+    result = project.run("mode=finetune", "exp=strict", "dataset.path=rows.csv", "tokenizer=bytes", "dataset.truncate=refuse", "seq_len=300")
+    assert result.returncode == 0, result.stderr
+    (project.folder / "new.txt").write_text("short\n" + "fine " * 1000 + "\n")
+    words = ("mode=predict", "exp=strict", "input=new.txt", "output=out.csv")
+    result = project.run(*words, small=False)
+    assert result.returncode == 2 and "the longest, line 2, has 5002 tokens" in result.stderr, result.stderr
+    assert "Raise seq_len" not in result.stderr and not (project.folder / "out.csv").exists()
+    result = project.run(*words, "dataset.truncate=tail", small=False)
+    assert result.returncode == 0 and len((project.folder / "out.csv").read_text().splitlines()) == 3, result.stderr

@@ -190,6 +190,7 @@ class Hardware:
     device: str = one_of("auto", "cpu", "cuda")
     dtype: str = one_of("auto", "fp32", "bf16", "fp16")
     micro_batch: Optional[int] = between(None, 1)
+    micro_tokens: Optional[int] = between(None, 1)
     gradient_checkpointing: bool = False
     compile: bool = False
     workers: int = between(0, 0, 256)

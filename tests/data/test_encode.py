@@ -85,14 +85,17 @@ def test_much_that_is_cut_off_is_warned_about() -> None:
     texts = ["a" * 100, "b" * 40, "c" * 10]
     made = encode(texts, BYTES, seq_len=42)
     assert made.report()["documents_cut_share"] == pytest.approx(1 / 3) and made.cut_share == pytest.approx(0.4)
-    [warning] = made.warnings("train")
-    assert "1 of 3 documents" in warning and "40% of all tokens" in warning and "dataset.truncate" in warning
-    assert encode(texts, BYTES, seq_len=90).warnings("train") == []
+    [warning] = made.warnings("train", seq_len=42)
+    assert "1 of 3 documents are longer than seq_len=42" in warning and "40% of all tokens" in warning and "dataset.truncate" in warning
+    assert encode(texts, BYTES, seq_len=90).warnings("train", seq_len=90) == []
+    most = encode(["a" * 11, "b" * 11, "c"], BYTES, seq_len=12)  # little of it, but in most documents
+    assert most.cut_share < 0.2 and "2 of 3 documents" in most.warnings("train", seq_len=12)[0]
 
 
 def test_unknown_words_are_measured_and_warned_about() -> None:
     words = make_tokenizer(Tokenizer(kind="words", min_frequency=2), ["a b c", "a b c d"])
     made = encode(["a b x", "a a y"], words, seq_len=8)
     assert made.unk == pytest.approx(2 / 6)
-    assert "33.3%" in made.warnings("train")[0] and "tokenizer.extend" in made.warnings("train")[0]
-    assert encode(["a b"], words, seq_len=8).warnings("train") == []
+    assert "33.3%" in made.warnings("train", seq_len=8)[0] and "tokenizer.extend" in made.warnings("train", seq_len=8)[0]
+    assert "Train on text like this" in made.warnings("train", seq_len=8, finished=True)[0]
+    assert encode(["a b"], words, seq_len=8).warnings("train", seq_len=8) == []

@@ -23,6 +23,7 @@ from xcls.train.checkpoint import Checkpoints, read_checkpoint, write_checkpoint
 from xcls.train.faults import BadNumbers, OutOfMemory, first_bad_layer
 from xcls.train.loop import Loop
 from xcls.train.signals import Interrupted
+from xcls.train.stream import on_device
 from xcls.train.update import Updater
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,6 +205,22 @@ def test_an_evaluation_out_of_memory_names_its_own_setting(tmp_path: Path, monke
     monkeypatch.setattr("xcls.train.scoring.on_device", exhaust)
     with pytest.raises(OutOfMemory, match=r"evaluation, 6 rows at once, .* Set finetuning.eval_batch_size=3"):
         live(tmp_path, PLAIN)
+
+
+def test_an_evaluation_goes_on_in_smaller_parts_where_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def narrow(batch: Any, size: int | None, amp: Any) -> Iterator[Any]:
+        for part in on_device(batch, size, amp):
+            if len(part["index"]) > 2:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+            yield part
+
+    case = CASES["micro-batches halved"]
+    live(tmp_path / "whole", case)
+    monkeypatch.setattr("xcls.train.scoring.on_device", narrow)
+    live(tmp_path / "parts", case)
+    first, second = (read_record(tmp_path / name) for name in ("whole", "parts"))
+    assert second.status == "completed" and second.faults == first.faults  # those of the training
+    assert second.metrics["test"] == pytest.approx(first.metrics["test"], abs=1e-5)
 
 
 @pytest.fixture

@@ -90,7 +90,9 @@ def make_arguments(recipe: Recipe, grouped: bool, folder: Path) -> Any:
     from transformers import TrainingArguments
 
     training, batch = recipe.training, recipe.training.batch_size
-    most = min(recipe.hardware.micro_batch or batch, batch)
+    hardware = recipe.hardware
+    tokens = max(1, (hardware.micro_tokens or batch * recipe.seq_len) // recipe.seq_len)
+    most = min(hardware.micro_batch or batch, tokens, batch)
     micro = next(size for size in range(most, 0, -1) if batch % size == 0)
     modern = "train_sampling_strategy" in {field.name for field in fields(TrainingArguments)}
     grouping = {"train_sampling_strategy": "group_by_length"} if modern else {"group_by_length": True}

@@ -15,7 +15,8 @@ from xcls.data.tokenizer import CLS, SEP, UNK, TextTokenizer
 from xcls.schema import UserError
 
 UNK_WARNING = 0.01  # a larger share of unknown tokens is warned about
-CUT_WARNING = 0.2  # so is a larger share of tokens beyond seq_len
+CUT_WARNING = 0.2  # so is a larger share of tokens beyond seq_len,
+CUT_DOCUMENTS_WARNING = 0.5  # and of documents that are longer
 BATCH = 1000  # texts that are tokenised at once, at most
 CHARACTERS = 2_000_000  # of them together: a library's tokens take a hundred bytes each while they are made
 HEADER = 128  # bytes before the ids in their file
@@ -65,19 +66,20 @@ class Encoded:
             "unk_share": self.unk,
         }
 
-    def warnings(self, name: str) -> list[str]:
-        """Sentences about what was cut off and about [UNK], for the log and the record."""
+    def warnings(self, name: str, *, seq_len: int, finished: bool = False) -> list[str]:
+        """Sentences about what was cut off and about [UNK], for the log and the record. `finished`: by a run that was
+        trained before, whose seq_len and vocabulary cannot be changed."""
         found = []
-        if self.cut_share > CUT_WARNING:
+        if self.cut_share > CUT_WARNING or self.cut > CUT_DOCUMENTS_WARNING * len(self):
+            raised = "Train with a larger seq_len" if finished else "Raise seq_len"
             found.append(
-                f"{name}: {self.cut} of {len(self)} documents are longer than seq_len, and {self.cut_share:.0%} of all "
-                "tokens are left out. Raise seq_len, or choose what is kept: dataset.truncate=head, tail or head_tail."
+                f"{name}: {self.cut} of {len(self)} documents are longer than seq_len={seq_len}, and {self.cut_share:.0%} of "
+                f"all tokens are left out. {raised}, or choose what is kept: dataset.truncate=head, tail or head_tail."
             )
         if self.unk > UNK_WARNING:
-            found.append(
-                f"{name}: {self.unk:.1%} of the tokens are [UNK], so the vocabulary does not fit this text. Train one on "
-                "it (tokenizer.path=null), or add subwords of this domain (tokenizer.extend=1000)."
-            )
+            remedy = ("Train on text like this." if finished else "Train one on it (tokenizer.path=null), or add subwords of "
+                      "this domain (tokenizer.extend=1000).")
+            found.append(f"{name}: {self.unk:.1%} of the tokens are [UNK], so the vocabulary does not fit this text. {remedy}")
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,14 +96,16 @@ def encode(
     seq_len: int,
     truncate: str = "head",
     what: str = "text",
+    places: Sequence[str] | None = None,
 ) -> Encoded:
     """Tokenises documents as [CLS] … [SEP] of at most `seq_len` tokens, in memory.
 
     `truncate` of a longer one keeps its `head`, its `tail`, or `head_tail`: a quarter from the start and the rest from
-    the end (Sun et al. 2019, 128 + 382); `refuse` raises UserError. A seq_len of 1 leaves [CLS] alone.
+    the end (Sun et al. 2019, 128 + 382); `refuse` raises UserError. A seq_len of 1 leaves [CLS] alone. `places`: what
+    the message calls the documents, where they are read by a run that was trained before.
     """
     parts: list[np.ndarray] = []
-    made = _encode(texts, tokenizer, parts.append, seq_len=seq_len, truncate=truncate, what=what)
+    made = _encode(texts, tokenizer, parts.append, seq_len=seq_len, truncate=truncate, what=what, places=places)
     made.ids = np.concatenate([made.ids, *parts])
     return made
 
@@ -115,6 +119,7 @@ def _encode(
     truncate: str,
     what: str,
     progress: bool = False,
+    places: Sequence[str] | None = None,
 ) -> Encoded:
     """Hands the flat ids to `keep`, batch by batch, and gives all the rest (no ids, of their dtype)."""
     from tqdm import tqdm
@@ -135,8 +140,8 @@ def _encode(
         row = int(np.argmax(lengths))
         raise UserError(
             f"{what}: {cut} of {len(lengths)} documents are longer than seq_len={seq_len}; the longest, "
-            f"row {row}, has {lengths[row] + 2} tokens with [CLS] and [SEP]. Raise seq_len, or set "
-            "dataset.truncate=head, tail or head_tail."
+            f"{f'row {row}' if places is None else places[row]}, has {lengths[row] + 2} tokens with [CLS] and [SEP]. "
+            f"{'Raise seq_len, or set' if places is None else 'Set'} dataset.truncate=head, tail or head_tail."
         )
     offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, room) + min(seq_len, 2))]).astype(np.int64)
     return Encoded(np.empty(0, kind), offsets, cut, total, unknown / max(total, 1))

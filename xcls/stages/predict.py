@@ -31,7 +31,8 @@ def documents(source: Path, text: list[str]) -> tuple[list[str], list[str]]:
     Nothing is left out: an empty document is one. Raises UserError for a file that is not there, empty or unreadable.
     """
     if not source.is_file():
-        raise UserError(f"input={source}: no such file (looked at {source.absolute()}).")
+        what = "this is a folder, not a file" if source.is_dir() else "no such file"
+        raise UserError(f"input={source}: {what} (looked at {source.absolute()}).")
     if kind_of(source) != ".txt":
         table = read_table(source, text)
         return [document or "" for document in text_column(table, text)], table.places
@@ -75,8 +76,9 @@ def predict(
     amp = Amp(precision=precision, hardware=hardware)
     model.to(amp.device)
     model.load_state_dict(checkpoint["model"])
-    encoded = encode(found, from_json(checkpoint["tokenizer"]), seq_len=seq_len, truncate=truncate, what=str(source))
-    for message in encoded.warnings(str(source)):
+    how = {"seq_len": seq_len, "truncate": truncate, "what": str(source), "places": places}
+    encoded = encode(found, from_json(checkpoint["tokenizer"]), **how)
+    for message in encoded.warnings(str(source), seq_len=seq_len, finished=True):
         print(f"WARNING: {message}", file=sys.stderr)
     labels = np.zeros(len(found), np.int64)
     maker = ClassBatches(encoded=encoded, labels=labels, multiple=width_multiple(seq_len))

@@ -28,6 +28,7 @@ def place(model: nn.Module, *, hardware: Hardware, precision: Precision, journal
         "dtype": precision.dtype,
         "compile": hardware.compile,
         "micro_batch": hardware.micro_batch,
+        "micro_tokens": hardware.micro_tokens,
         "gradient_checkpointing": hardware.gradient_checkpointing,
         "shared": shared,  # the launcher knows whether another job has the same device
     }

@@ -63,7 +63,7 @@ def classification_data(
         texts = rows["text"]
         encoded = encode_cached(texts, tokenizer, seq_len=seq_len, truncate=truncate, what=name)
         splits[name] = Labelled(encoded=encoded, labels=rows.labels, ids=rows["id"])
-        warnings += encoded.warnings(name)
+        warnings += encoded.warnings(name, seq_len=seq_len)
         report[name] = encoded.report()
         if name == "test":
             speed = _tokenize_ms(texts, tokenizer, seq_len=seq_len)
@@ -88,7 +88,9 @@ def language_data(prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int,
     return LanguageData(
         train=train,
         validation=validation,
-        warnings=train.warnings("text for MLM") + validation.warnings("validation"),
+        warnings=[
+            *train.warnings("text for MLM", seq_len=seq_len), *validation.warnings("validation", seq_len=seq_len)
+        ],
         report={"mlm": train.report(), "validation": validation.report()},
     )
 

@@ -22,7 +22,7 @@ class Amp:
             raise UserError(f"hardware.device=cuda: torch finds no GPU here. {remedy}")
         if hardware.threads is not None:
             torch.set_num_threads(hardware.threads)
-        self.precision = precision
+        self.precision, self.hardware = precision, hardware
         self.device = torch.device(precision.device)
         self.scaler = _scaler(precision)
 

@@ -53,11 +53,17 @@ class StepClock:
         self._graphs = graphs
 
     def costs(self, steps_per_epoch: int) -> dict[str, float | None]:
-        """time_per_step, time_per_epoch (seconds), tokens_per_s (real), padded_tokens_per_s; None before any step."""
+        """time_per_step, time_per_epoch (seconds), tokens_per_s (real), padded_tokens_per_s; None before any step.
+
+        And set_aside_s, the seconds that are in none of these.
+        """
+        apart = {"set_aside_s": self.set_aside}
         if not self.steps or self.seconds <= 0:
-            return dict.fromkeys(("time_per_step", "time_per_epoch", "tokens_per_s", "padded_tokens_per_s"))
+            names = ("time_per_step", "time_per_epoch", "tokens_per_s", "padded_tokens_per_s")
+            return {**dict.fromkeys(names), **apart}
         per_step = self.seconds / self.steps
         return {
+            **apart,
             "time_per_step": per_step,
             "time_per_epoch": per_step * steps_per_epoch,
             "tokens_per_s": self.tokens / self.seconds,

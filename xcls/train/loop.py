@@ -7,8 +7,6 @@ never stopped, to the bit on a CPU.
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 from contextlib import closing
 from dataclasses import asdict
@@ -24,7 +22,7 @@ from xcls.train.cost import MemoryGauge, StepClock
 from xcls.train.faults import BadNumbers
 from xcls.train.journal import Journal
 from xcls.train.optim import make_optimizer, rate
-from xcls.train.progress import Progress, Scores, passes
+from xcls.train.progress import Progress, Scores, passes, progress_bar
 from xcls.train.randomness import derived_generator, random_states, restore_random_states
 from xcls.train.recovery import Recovery
 from xcls.train.signals import Interrupted, StopSignals
@@ -123,7 +121,7 @@ class Loop:
         batch = next(batches)
         loss, norm = self._step(batch)
         if len(self.progress.faults) == faults:  # else its time says nothing about the others
-            tokens, padded = real_and_padded(batch, self.updater.micro_batch(self.progress))
+            tokens, padded = real_and_padded(batch, self.updater.micro_batch(batch, self.progress))
             self.clock.stop(tokens=tokens, padded_tokens=padded)
         self._show(bar, loss, norm)
 
@@ -297,13 +295,5 @@ class Loop:
             self.journal.event("step", values)
 
     def _bar(self) -> tqdm:
-        """A bar on stderr, seldom drawn where nobody watches; none with XCLS_PROGRESS=0."""
-        return tqdm(
-            total=self.total,
-            initial=self.progress.step,
-            desc=self.journal.record.mode,
-            unit="step",
-            disable=os.environ.get("XCLS_PROGRESS") == "0",
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-            leave=False,
-        )
+        """The bar of the steps."""
+        return progress_bar(total=self.total, initial=self.progress.step, desc=self.journal.record.mode, unit="step")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from tqdm import tqdm
 
 Scores = dict[str, "float | None"]
 
@@ -41,3 +45,16 @@ def passes(step: int, *, steps: int | None, epochs: float | None, steps_per_epoc
         return False
     interval = epochs * steps_per_epoch
     return math.floor(step / interval + 1e-9) > math.floor((step - 1) / interval + 1e-9)
+
+
+def progress_bar(*, total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
+    """A bar on stderr, seldom drawn where nobody watches; none with XCLS_PROGRESS=0."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=desc,
+        unit=unit,
+        disable=os.environ.get("XCLS_PROGRESS") == "0",
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        leave=False,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Iterable, Iterator, TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +13,12 @@ from xcls.data.batching import Batches, evaluation_batches
 from xcls.model.heads import MaskedLanguageModel, TextClassifier
 from xcls.train.amp import Amp
 from xcls.train.cost import compiled_graphs
-from xcls.train.faults import memory_errors
-from xcls.train.stream import Batch, on_device, real_and_padded
+from xcls.train.faults import OutOfMemory, free_memory, memory_errors
+from xcls.train.progress import progress_bar
+from xcls.train.stream import Batch, on_device, real_and_padded, rows_at_once
+
+
+Result = TypeVar("Result")
 
 
 def no_poll() -> None:
@@ -41,6 +45,33 @@ class Inference:
         }
 
 
+class _InParts:
+    """Batches of an evaluation in the parts that the hardware allows; with on_oom=halve in ever smaller ones where memory
+    runs out. What comes out depends on neither."""
+
+    def __init__(self, stage: str, amp: Amp) -> None:
+        self.stage, self.amp = stage, amp
+        self.most: int | None = None  # rows at once, where memory has run out with more
+
+    def run(self, batch: Batch, use: Callable[[Batch], Result]) -> list[Result]:
+        """use(part) of every part of `batch`, on the device and under autocast. Raises OutOfMemory."""
+        while True:
+            size = rows_at_once(batch, self.most, tokens=self.amp.hardware.micro_tokens)
+            try:
+                with memory_errors(lambda: _sizes(batch, size, self.stage, self.amp)):
+                    return [self._one(part, use) for part in on_device(batch, size, self.amp)]
+            except OutOfMemory:
+                rows = min(size or len(batch["input_ids"]), len(batch["input_ids"]))
+                if self.amp.hardware.on_oom != "halve" or rows == 1:
+                    raise
+                self.most = (rows + 1) // 2
+            free_memory()  # only here, after `except`: the error has kept the attempt's tensors alive
+
+    def _one(self, part: Batch, use: Callable[[Batch], Result]) -> Result:
+        with self.amp.autocast():
+            return use(part)
+
+
 @torch.no_grad()
 def classify(
     model: TextClassifier,
@@ -55,16 +86,17 @@ def classify(
     model.eval()
     logits = np.zeros((len(lengths), model.head.linear.out_features), np.float32)
     result = Inference(logits=logits, seconds=0.0, examples=0, tokens=0)
-    for number, rows in enumerate(evaluation_batches(lengths, batch_size=batch_size)):
+    parts = _InParts("finetuning", amp)
+
+    def outputs(part: Batch) -> np.ndarray:
+        return model(part["input_ids"], part["attention_mask"]).float().cpu().numpy()  # waits for the device
+
+    for number, rows in enumerate(_shown(evaluation_batches(lengths, batch_size=batch_size), len(lengths))):
         poll()
         batch = maker.build(rows, 0)
         tokens, _ = real_and_padded(batch, None)
         began = time.perf_counter()
-        with memory_errors(lambda: _sizes(batch, "finetuning", amp)):
-            for micro in on_device(batch, None, amp):
-                with amp.autocast():
-                    out = model(micro["input_ids"], micro["attention_mask"])
-                logits[rows] = out.float().cpu().numpy()  # waits for the device
+        logits[rows] = np.concatenate(parts.run(batch, outputs))
         if number:
             result.seconds += time.perf_counter() - began
             result.examples += len(rows)
@@ -112,21 +144,33 @@ def masked_loss(
     """Mean loss (nats) over the chosen tokens of every row, with the masks of epoch 0; None where none was chosen."""
     model.eval()
     total, count = 0.0, 0
-    for rows in evaluation_batches(lengths, batch_size=batch_size):
+    parts = _InParts("pretraining", amp)
+
+    def losses(part: Batch) -> tuple[float, int]:
+        loss, terms = model(part["input_ids"], part["attention_mask"], part["labels"])
+        return float(loss), terms
+
+    for rows in _shown(evaluation_batches(lengths, batch_size=batch_size), len(lengths)):
         poll()
         batch = maker.build(rows, 0)
-        with memory_errors(lambda: _sizes(batch, "pretraining", amp)):
-            for micro in on_device(batch, None, amp):
-                with amp.autocast():
-                    loss, terms = model(micro["input_ids"], micro["attention_mask"], micro["labels"])
-                total += float(loss)
-                count += terms
+        for loss, terms in parts.run(batch, losses):
+            total += loss
+            count += terms
     return total / count if count else None
 
 
-def _sizes(batch: Batch, stage: str, amp: Amp) -> str:
+def _shown(batches: Iterable[np.ndarray], total: int) -> Iterator[np.ndarray]:
+    """The batches, with a bar for the user who waits for them."""
+    with progress_bar(total=total, desc="evaluating", unit="row") as bar:
+        for rows in batches:
+            yield rows
+            bar.update(len(rows))
+
+
+def _sizes(batch: Batch, size: int | None, stage: str, amp: Amp) -> str:
     """The sizes behind a memory that an evaluation has exhausted, and the way out."""
     rows, longest = batch["input_ids"].shape
+    rows = min(size or rows, rows)
     remedy = f"{stage}.eval_batch_size={(rows + 1) // 2} (same results)" if rows > 1 else "a smaller seq_len"
     where = f"{amp.precision.dtype} on {amp.precision.device}"
     return f"evaluation, {rows} rows at once, longest sequence {longest} tokens, {where}. Set {remedy}."

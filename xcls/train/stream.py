@@ -98,6 +98,17 @@ def _begin_worker(number: int) -> None:
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
 
 
+def rows_at_once(batch: Batch, *limits: int | None, tokens: int | None) -> int | None:
+    """How many rows of `batch` go through at once, for `on_device`; None: all of them.
+
+    No more than any of `limits`, and than have so many `tokens` together, padding included (one row at least).
+    """
+    sizes = [limit for limit in limits if limit is not None]
+    if tokens is not None:
+        sizes.append(max(1, tokens // batch["input_ids"].shape[1]))
+    return min(sizes, default=None)
+
+
 def on_device(batch: Batch, size: int | None, amp: Amp) -> Iterator[dict[str, Tensor | None]]:
     """The micro-batches of at most `size` rows on the device; `attention_mask` is None where nothing is padded."""
     for micro in micro_batches(batch, size, multiple=MULTIPLE):

@@ -15,7 +15,7 @@ from xcls.train.faults import BadNumbers, OutOfMemory, bad_numbers, first_bad_la
 from xcls.train.progress import Progress
 from xcls.train.randomness import random_states, restore_random_states
 from xcls.train.recovery import Recovery
-from xcls.train.stream import Batch, Stream, on_device
+from xcls.train.stream import Batch, Stream, on_device, rows_at_once
 
 SMALLEST_SCALE = 1.0  # a loss scale below it: the gradient overflows whatever the scale
 
@@ -38,10 +38,10 @@ class Updater:
         self.model, self.loss, self.optimizer, self.stream = model, loss, optimizer, stream
         self.training, self.hardware, self.amp, self.recovery = training, hardware, amp, recovery
 
-    def micro_batch(self, progress: Progress) -> int | None:
-        """Rows that go through at once; None for the whole effective batch."""
-        sizes = [size for size in (self.hardware.micro_batch, progress.micro_batch) if size is not None]
-        return min(sizes, default=None)
+    def micro_batch(self, batch: Batch, progress: Progress) -> int | None:
+        """Rows of `batch` that go through at once; None for the whole effective batch."""
+        hardware = self.hardware
+        return rows_at_once(batch, hardware.micro_batch, progress.micro_batch, tokens=hardware.micro_tokens)
 
     def apply(self, batch: Batch, progress: Progress) -> tuple[float, float]:
         """One update. Returns the mean loss over the terms of the effective batch, and the gradient's norm.
@@ -80,9 +80,9 @@ class Updater:
             states = random_states() if self.recovery.halves else None
             try:
                 with memory_errors(lambda: self._sizes(batch, progress)):
-                    return self._gradients(batch, self.micro_batch(progress))
+                    return self._gradients(batch, self.micro_batch(batch, progress))
             except OutOfMemory as error:
-                rows = min(self.micro_batch(progress) or len(batch["labels"]), len(batch["labels"]))
+                rows = min(self.micro_batch(batch, progress) or len(batch["labels"]), len(batch["labels"]))
                 if states is None or rows == 1:
                     raise
                 self.recovery.halve(progress, rows, error)
@@ -109,7 +109,7 @@ class Updater:
 
     def _bad(self, batch: Batch, progress: Progress, loss: float, norm: float) -> BadNumbers:
         """The exception for this batch: its rows' ids, and the layer found by running it again."""
-        size = self.micro_batch(progress)
+        size = self.micro_batch(batch, progress)
 
         def attempt() -> None:
             """The step's forward pass (and its backward pass, where the loss was finite) once more."""
@@ -127,10 +127,11 @@ class Updater:
     def _sizes(self, batch: Batch, progress: Progress) -> str:
         """The sizes behind an exhausted memory, and the way out."""
         rows, longest = batch["input_ids"].shape
-        micro = min(self.micro_batch(progress) or rows, rows)
-        smaller = f"hardware.micro_batch={(micro + 1) // 2} (same results), " if micro > 1 else ""
+        micro = min(self.micro_batch(batch, progress) or rows, rows)
+        ways = [f"hardware.micro_batch={(micro + 1) // 2} (same results)"] if micro > 1 else []
+        ways += [] if self.hardware.gradient_checkpointing else ["hardware.gradient_checkpointing=true"]
         return (
             f"step {progress.step}, effective batch {rows}, micro-batch {micro}, longest sequence {longest} "
             f"tokens, {self.amp.precision.dtype} on {self.amp.precision.device}. "
-            f"Set {smaller}hardware.gradient_checkpointing=true, or a smaller seq_len."
+            f"Set {', '.join([*ways, 'or a smaller seq_len' if ways else 'a smaller seq_len or size'])}."
         )
