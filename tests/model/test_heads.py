@@ -27,6 +27,19 @@ def test_logits_only_where_masked_equal_the_whole_computation() -> None:
     assert_close(loss, expected)
 
 
+def test_logits_of_cls_alone_equal_the_whole_computation() -> None:
+    model = make_classifier("performer", pooling="cls", dropout=0.2, seed=3)
+    ids, mask = make_batch([9, 12])
+    found = []
+    for logits in (lambda: model(ids, mask), lambda: model.head(model.encoder(ids, mask), mask)):
+        torch.manual_seed(5)  # dropout falls on the same elements
+        model.zero_grad()
+        out = logits()
+        out.square().sum().backward()
+        found.append([out.detach(), *(parameter.grad for parameter in model.parameters())])
+    assert_close(*found)
+
+
 def test_no_chosen_token_gives_zero_and_a_backward_pass() -> None:
     model = make_mlm()
     ids, mask = make_batch([4, 6])

@@ -91,7 +91,7 @@ class Classifier(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """Encoder and classifier."""
+    """Encoder and classifier. With pooling=cls the last layer does what comes behind its attention for [CLS] alone."""
 
     def __init__(self, *, encoder: Encoder, head: Classifier) -> None:
         super().__init__()
@@ -100,4 +100,8 @@ class TextClassifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """input_ids, attention_mask [B, N] -> logits [B, C]."""
-        return self.head(self.encoder(input_ids, attention_mask), attention_mask)
+        if self.head.pooling != "cls":
+            return self.head(self.encoder(input_ids, attention_mask), attention_mask)
+        batch, length = input_ids.shape
+        rows = torch.arange(batch, device=input_ids.device) * length
+        return self.head(self.encoder(input_ids, attention_mask, rows=rows).unsqueeze(1), None)  # [B, 1, E]
