@@ -132,6 +132,27 @@ def test_a_project_that_cannot_be_written_is_named(entry: Entry) -> None:
     assert outcome.code == 2 and not outcome.traceback and "/finetune/new: Not a directory. Check the path" in outcome.stderr
 
 
+@pytest.mark.parametrize("mode", ["finetune", "pretrain"])
+@pytest.mark.parametrize("name", ["mydata.csv", "metrics.csv", "events.jsonl", "notes/today.md", "wandb/run.wandb"])
+def test_a_folder_of_the_user_s_own_is_refused_and_left_as_it_is(entry: Entry, mode: str, name: str) -> None:
+    folder = entry.folder / ("pretrain" if mode == "pretrain" else "finetune") / "mine"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("weeks of labelling")
+    said = refused(entry, *SMALL, f"mode={mode}", "exp=mine")
+    assert f"/mine holds {name.partition('/')[0]}, but no record.json" in said and "Move what is in it away, or choose another exp" in said
+    assert (folder / name).read_text() == "weeks of labelling"
+
+
+def test_what_comes_before_a_record_is_no_hindrance(entry: Entry) -> None:
+    folder = entry.folder / "pretrain" / "mine"
+    (folder / "logs").mkdir(parents=True)
+    left = [".lock", ".making", ".room", ".record.json.12.tmp", "config.yaml~", ".config.yaml.swp", "#config.yaml#", "logs/run.log"]
+    for name in left:
+        (folder / name).touch()
+    assert entry(*SMALL, "mode=pretrain", "exp=mine").code == 0 and entry.stages == [str(folder)]
+    assert all((folder / name).exists() for name in left)
+
+
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_the_right_to_write_is_named(entry: Entry) -> None:
     (entry.folder / "finetune").chmod(0o500)

@@ -19,7 +19,7 @@ from xcls.record import Record, read_record
 from xcls.report.reproduce import script_for
 from xcls.run_files import baseline_values, pretraining_values, resolved_values, write_values
 from xcls.schema import Config, UserError
-from xcls.stages.folder import DONE, RESUME, clear, decide, read_or_refuse, refuse_twin, take_back
+from xcls.stages.folder import DONE, RESUME, decide, read_or_refuse, refuse_twin, take_back
 from xcls.train.checkpoint import load_for_use
 from xcls.train.journal import Journal, one_line
 from xcls.train.randomness import seed_everything
@@ -95,7 +95,6 @@ def _train(plan: Plan) -> int:
         if state == DONE:
             return OK
         if state != RESUME:
-            clear(plan.folder)
             record = None
         try:
             return _run_stage(plan, prepared, record)

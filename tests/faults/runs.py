@@ -17,7 +17,7 @@ from tests.samples import (
 from xcls.record import Events, read_record
 from xcls.schema import Hardware, Masking
 from xcls.stages.finetune import finetune
-from xcls.stages.folder import RESUME, clear, decide
+from xcls.stages.folder import RESUME, decide
 from xcls.stages.pretrain import pretrain
 from xcls.train.checkpoint import Checkpoints, read_checkpoint
 from xcls.train.precision import Precision
@@ -85,8 +85,6 @@ def live(folder: Path, case: Case, **changes: Any) -> None:
     journal = make_journal(folder, mode=case.stage)
     folder.mkdir(exist_ok=True)
     state, _ = decide(folder, journal.record.hash, resume=True, sweep=False, retry_failed=False)
-    if state != RESUME:
-        clear(folder)
     settings = {**case.training, **changes}
     common = {
         "tokenizer": TinyTokenizer(), "seed": 0, "journal": journal, "resume": state == RESUME,

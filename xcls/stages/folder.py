@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from xcls.record import Record, read_record
 from xcls.schema import UserError
 
 DONE, RESUME, FRESH = "done", "resume", "fresh"
+BEFORE_RECORD = re.compile(  # what may lie there before the first record is written; an editor leaves copies of a config.yaml
+    r"\.lock|\.making|\.room|logs|\..+\.tmp|[.#]*config\.yaml.*"
+)
 
 
 def read_or_refuse(folder: Path) -> Record:
@@ -50,8 +54,7 @@ def decide(folder: Path, digest: str, *, resume: bool, sweep: bool, retry_failed
     """
     refuse_twin(folder)
     if not (folder / "record.json").is_file():
-        if any(folder.glob("ckpt_*.pt")):
-            raise UserError(f"{folder} holds checkpoints, but no record.json says of which run. Move that folder away.")
+        _refuse_foreign(folder)
         return FRESH, None
     record = read_or_refuse(folder)
     if record.hash != digest:
@@ -70,9 +73,16 @@ def decide(folder: Path, digest: str, *, resume: bool, sweep: bool, retry_failed
     return (RESUME if any(folder.glob("ckpt_*.pt")) else FRESH), record
 
 
-def clear(folder: Path) -> None:
-    """Removes what an unfinished run without a checkpoint left; its `config.yaml` stays, it is the user's."""
-    for path in folder.iterdir():
-        if path.name in ("config.yaml", ".lock", ".making"):
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _refuse_foreign(folder: Path) -> None:
+    """Refuses a folder without a record that holds what no run puts there before its record: a user's own files, or
+    the work of a run that nothing tells of any more. Raises UserError."""
+    found = sorted(os.listdir(folder)) if folder.is_dir() else []
+    if any(name.startswith("ckpt_") and name.endswith(".pt") for name in found):
+        raise UserError(f"{folder} holds checkpoints, but no record.json says of which run. Move that folder away.")
+    foreign = [name for name in found if not BEFORE_RECORD.fullmatch(name)]
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise UserError(
+            f"{folder} holds {', '.join(foreign[:3])}{more}, but no record.json, so it is not the folder of a run. "
+            "Move what is in it away, or choose another exp=…."
+        )
