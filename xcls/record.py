@@ -64,6 +64,13 @@ class Record:
     schema_version: int = SCHEMA_VERSION
 
 
+def carry_over(record: Record, before: Record) -> None:
+    """Puts into the `record` of a run's next life what its earlier lives leave to it: they are one run."""
+    record.started, record.wandb_id, record.warnings = before.started, before.wandb_id, list(before.warnings)
+    record.device["shared"] = bool(record.device.get("shared") or before.device.get("shared"))  # its costs add up over its lives
+    record.costs = {name: before.costs.get(name) for name in ("wall_seconds", "energy_wh")}
+
+
 def without_secrets(text: str) -> str:
     """`text` with `***` for every API key, token and password: those in the environment, and those that look like one."""
     for name, value in os.environ.items():

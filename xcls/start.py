@@ -15,11 +15,11 @@ from xcls.build import Plan, check_architecture, check_head, make_classifier, ma
 from xcls.data.tokenizer import TextTokenizer, from_json, make_tokenizer
 from xcls.identity import run_folder
 from xcls.outline import completed_pretraining
-from xcls.record import Record, read_record
+from xcls.record import Record, carry_over, read_record
 from xcls.report.reproduce import script_for
 from xcls.run_files import baseline_values, pretraining_values, resolved_values, write_values
 from xcls.schema import Config, UserError
-from xcls.stages.folder import DONE, RESUME, decide, read_or_refuse, refuse_twin, take_back
+from xcls.stages.folder import DONE, decide, read_or_refuse, refuse_twin, take_back
 from xcls.train.checkpoint import load_for_use
 from xcls.train.journal import Journal, one_line
 from xcls.train.randomness import seed_everything
@@ -94,8 +94,6 @@ def _train(plan: Plan) -> int:
         state, record = decide(plan.folder, plan.digest, **how)  # another process may have been here meanwhile
         if state == DONE:
             return OK
-        if state != RESUME:
-            record = None
         try:
             return _run_stage(plan, prepared, record)
         except UserError:  # refused before it began to train: as if it had not been typed
@@ -105,13 +103,12 @@ def _train(plan: Plan) -> int:
 
 
 def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
-    """Runs the stage in its folder, with the journal open. `before`: the record of the run to go on with."""
+    """Runs the stage in its folder, with the journal open. `before`: the record of the run's earlier lives, from whose
+    last checkpoint it goes on, or from the beginning where there is none."""
     config, folder = plan.config, plan.folder
     record = plan.record(prepared)
     if before is not None:
-        record.started, record.wandb_id, record.warnings = before.started, before.wandb_id, list(before.warnings)
-        record.device["shared"] = bool(record.device["shared"] or before.device.get("shared"))  # its costs add up over its lives
-        record.costs = {name: before.costs.get(name) for name in ("wall_seconds", "energy_wh")}
+        carry_over(record, before)
     journal = Journal(folder=folder, record=record, wandb=config.wandb)
     try:
         with journal:
@@ -211,7 +208,7 @@ def _finetune_stage(plan: Plan, prepared: Any, tokenizer: Any, parent: Any, jour
 def _baseline_stage(plan: Plan, prepared: Any, tokenizer: Any, parent: Any, journal: Journal, resume: bool) -> None:
     from xcls.stages.baseline import baseline
 
-    baseline(prepared=prepared, plan=plan.config.baseline, journal=journal)
+    baseline(prepared=prepared, plan=plan.config.baseline, journal=journal, resume=resume)
 
 
 def _process(overrides: list[str], root: Path) -> int:

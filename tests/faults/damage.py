@@ -13,7 +13,7 @@ from unittest import mock
 
 from tests.faults.tally import Tally
 from tests.faults.process import spawn, wait
-from tests.faults.runs import CASES, differences, live
+from tests.faults.runs import CASES, differences, history, live
 from xcls.record import read_record
 from xcls.train import checkpoint
 from xcls.train.checkpoint import Checkpoints, read_checkpoint
@@ -97,8 +97,9 @@ def damaged(folder: Path, number: int, seed: int) -> list[Tally]:
             if new == old:
                 continue  # a block that was zeros already
             tally.tried, tally.runs = tally.tried + 1, tally.runs + 1
+            before = history(place)
             code = wait(spawn(lambda: live(place, CASE), folder / "log"))
-            wrong = [f"exit {code}"] if code else differences(whole, place)
+            wrong = [f"exit {code}"] if code else differences(whole, place, before)
             if not any(f"{newest} is damaged" in warning for warning in read_record(place).warnings):
                 wrong.append("no warning names it")
             tally.problems += [f"{kind} {attempt}: {item}" for item in wrong]
@@ -160,8 +161,9 @@ def full_disks(folder: Path, number: int, seed: int) -> Tally:
             wrong.append(f"with {room} bytes of room it ended {record.status}: {record.cause}")
         for path in Checkpoints(folder=place, keep=9).steps():
             read_checkpoint(path)  # raises where it is not whole
+        before = history(place)
         code = wait(spawn(lambda: live(place, CASE), folder / "log"))
-        wrong += [f"exit {code}"] if code else differences(whole, place)
+        wrong += [f"exit {code}"] if code else differences(whole, place, before)
         tally.tried, tally.runs = tally.tried + 1, tally.runs + 1
         tally.problems += [f"disk {attempt}: {item}" for item in wrong]
     return tally

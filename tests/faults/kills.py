@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tests.faults.process import KILLED, LastCall, spawn, wait
-from tests.faults.runs import CASES, Case, differences, live, saved_step
+from tests.faults.runs import CASES, Case, differences, forgotten, history, live, saved_step
 from tests.faults.tally import Tally
 from xcls.record import read_record
 from xcls.train.checkpoint import Checkpoints, read_checkpoint
@@ -78,14 +78,15 @@ class Kills:
             left = seconds * (1 - 0.8 * saved_step(folder) / total) if folder.exists() else seconds
             if self._kill(name, case, folder, self.draws.random() * left):
                 break
+        before = history(folder)
         if wait(spawn(lambda: live(folder, case), self.folder / "log")):
             self.problems.append(f"{name}, {folder.name}: it could not be resumed")
         else:
-            self.problems += [f"{name}, {folder.name}: {item}" for item in differences(whole, folder)]
+            self.problems += [f"{name}, {folder.name}: {item}" for item in differences(whole, folder, before)]
 
     def _kill(self, name: str, case: Case, folder: Path, delay: float) -> bool:
         """One life, killed after `delay` seconds. Has it come to its end before?"""
-        before = len(all_lines(folder))
+        before = history(folder)
         process = spawn(lambda: live(folder, case), self.folder / "log")
         time.sleep(delay)
         chosen = self.draws.choice(SIGNALS)
@@ -94,7 +95,8 @@ class Kills:
         os.kill(process, getattr(signal, chosen))
         code = wait(process)
         self.made[chosen] += 1
-        life = events(folder) if len(all_lines(folder)) > before else []
+        self.problems += [f"{name}, {folder.name}, after {chosen}: {item}" for item in forgotten(before, folder)]
+        life = events(folder) if len(history(folder)) > len(before) else []
         step = reached(life)
         if step is None:
             return False  # it had not begun to train
@@ -105,12 +107,6 @@ class Kills:
             if code < 0 or status not in ("interrupted", "completed") or lost > 0:
                 self.problems.append(f"{name}, {folder.name}: {chosen} left it {status} (exit {code}), {lost} steps lost")
         return False
-
-
-def all_lines(folder: Path) -> list[str]:
-    """The lines of events.jsonl so far."""
-    path = folder / "events.jsonl"
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def cut_saves(folder: Path) -> Tally:
@@ -152,7 +148,8 @@ def cut_runs(folder: Path, stride: int, names: tuple[str, ...]) -> Tally:
             if code == 0:
                 break
             tally.tried, tally.runs = tally.tried + 1, tally.runs + 1
+            before = history(place)
             code = wait(spawn(lambda: live(place, case), folder / "log"))
-            wrong = [f"exit {code}"] if code else differences(whole, place)
+            wrong = [f"exit {code}"] if code else differences(whole, place, before)
             tally.problems += [f"{name}, before operation {fatal}: {item}" for item in wrong]
     return tally

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,10 @@ import torch
 from tests.samples import (
     TinyTokenizer, make_classifier, make_data, make_journal, make_language_data, make_mlm, make_training,
 )  # fmt: skip
-from xcls.record import Events, read_record
+from xcls.record import Events, carry_over, read_record
 from xcls.schema import Hardware, Masking
 from xcls.stages.finetune import finetune
-from xcls.stages.folder import RESUME, decide
+from xcls.stages.folder import DONE, decide
 from xcls.stages.pretrain import pretrain
 from xcls.train.checkpoint import Checkpoints, read_checkpoint
 from xcls.train.precision import Precision
@@ -81,13 +82,18 @@ def injected(fault: str | None) -> Iterator[None]:
 
 
 def live(folder: Path, case: Case, **changes: Any) -> None:
-    """One life of a run in `folder`, as `resume=true` would begin it: fresh, or from the last checkpoint."""
+    """One life of a run in `folder`, as `resume=true` would begin it: fresh, or after its earlier lives, from the last
+    checkpoint or without one."""
     journal = make_journal(folder, mode=case.stage)
     folder.mkdir(exist_ok=True)
-    state, _ = decide(folder, journal.record.hash, resume=True, sweep=False, retry_failed=False)
+    state, before = decide(folder, journal.record.hash, resume=True, sweep=False, retry_failed=False)
+    if state == DONE:
+        return
+    if before is not None:
+        carry_over(journal.record, before)
     settings = {**case.training, **changes}
     common = {
-        "tokenizer": TinyTokenizer(), "seed": 0, "journal": journal, "resume": state == RESUME,
+        "tokenizer": TinyTokenizer(), "seed": 0, "journal": journal, "resume": before is not None,
         "precision": Precision(device="cpu", dtype=case.dtype),
         "hardware": Hardware(
             device="cpu", dtype=case.dtype, workers=case.workers, micro_batch=case.micro_batch,
@@ -109,11 +115,35 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if key not in TIMED} for row in csv.DictReader(file)]
 
 
-def differences(whole: Path, parts: Path) -> list[str]:
-    """In what the run in `parts` ended otherwise than the one in `whole`; an empty list where in nothing."""
+def history(folder: Path) -> bytes:
+    """events.jsonl so far; empty before there is one."""
+    path = folder / "events.jsonl"
+    return path.read_bytes() if path.exists() else b""
+
+
+def starts(told: bytes) -> list[float]:
+    """When the lives that a history tells of began, in seconds since the epoch."""
+    return [json.loads(line)["time"] for line in told.splitlines() if line.startswith(b'{"event": "start"') and line.endswith(b"}")]
+
+
+def forgotten(before: bytes, folder: Path) -> list[str]:
+    """What the run in `folder` tells no more of the history that it had `before`; an empty list where it tells all."""
+    now = history(folder)
+    found = [] if now.startswith(before) else ["events.jsonl: what it said before is gone"]
+    if len(starts(now)) < len(starts(before)):
+        found.append(f"events.jsonl: {len(starts(before))} lives before, {len(starts(now))} now")
+    if starts(before) and read_record(folder).started > starts(before)[0] + 0.01:  # the time of an event is rounded
+        found.append("record: started is not when its first life began")
+    return found
+
+
+def differences(whole: Path, parts: Path, before: bytes = b"") -> list[str]:
+    """In what the run in `parts` ended otherwise than the one in `whole`, and what is missing of the history that it had
+    `before` it was resumed; an empty list where nothing."""
     left, right = read_record(whole), read_record(parts)
     found = [] if rows(whole) == rows(parts) else ["metrics.csv"]
     names = ("status", "step", "best_step", "epoch", "metrics", "faults")
+    found += forgotten(before, parts)
     found += [f"record: {name}" for name in names if getattr(left, name) != getattr(right, name)]
     if left.files.get("predictions.parquet") != right.files.get("predictions.parquet"):
         found.append("predictions.parquet")

@@ -93,8 +93,9 @@ def document_latency(model: Fitted, texts: list[str], *, most: int = 100) -> dic
     return {"latency_ms": float(np.median(times[1:])), "latency_p95_ms": float(np.quantile(times[1:], 0.95))}
 
 
-def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal) -> None:
-    """Fits and evaluates the baselines, once on test. Call it within `with journal:`.
+def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal, resume: bool = False) -> None:
+    """Fits and evaluates the baselines, once on test. Call it within `with journal:`. It has no checkpoints: on
+    `resume` it fits them anew, after the history of its earlier lives.
 
     The record's metrics: `validation` and `test` of the defaults, `tuned.validation` and `tuned.test` of the tuned one.
     """
@@ -102,6 +103,8 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal) -> None:
     record.versions, record.commit = versions(), commit()
     record.device = {**describe_device(torch.device("cpu")), "dtype": "fp64", "shared": False}
     journal.begin(rows=[], wandb_id=None)
+    if resume:
+        journal.rewind([], step=0)
     texts = {name: column(getattr(prepared, name), "text") for name in ("train", "validation", "test")}
     labels = {name: np.asarray(column(getattr(prepared, name), "label"), np.int64) for name in texts}
     fits = 1 + plan.tuned * len(TUNED_NGRAMS) * len(TUNED_C)

@@ -49,6 +49,7 @@ def take_back(folder: Path, kept: set[str]) -> None:
 def decide(folder: Path, digest: str, *, resume: bool, sweep: bool, retry_failed: bool) -> tuple[str, Record | None]:
     """What to do with `folder` for the run of hash `digest`: DONE, RESUME or FRESH, and the record found there.
 
+    FRESH with a record is a run that has begun and has no checkpoint: it starts again, and keeps its history.
     In a sweep resume is implied, and a failed run stays failed unless `retry_failed`. Raises UserError where an `exp`
     has already run, or where the folder holds a run of another configuration.
     """

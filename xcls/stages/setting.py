@@ -14,6 +14,8 @@ from xcls.train.journal import Journal
 from xcls.train.precision import Precision
 from xcls.train.versions import commit, describe_device, versions
 
+RESULTS = ("predictions.parquet", "head.safetensors")  # of a training's end: made again, and not to be found before
+
 
 def place(model: nn.Module, *, hardware: Hardware, precision: Precision, journal: Journal) -> Amp:
     """Puts the model on its device and writes into the record what runs where. Raises UserError without that device."""
@@ -41,6 +43,8 @@ def place(model: nn.Module, *, hardware: Hardware, precision: Precision, journal
 def interrupted_run(journal: Journal, *, resume: bool, keep: int) -> dict[str, Any] | None:
     """The checkpoint to go on from, and the journal begun: with its rows on resume, else empty.
 
+    Without a checkpoint a resumed run starts again at step 0. Its history stays: the evaluations of its earlier lives
+    are marked as withdrawn, and it keeps its W&B id; of their results only what would else pass for this life's goes.
     Raises UserError where the checkpoint is of another configuration.
     """
     payload = Checkpoints(folder=journal.folder, keep=keep).newest(journal.warn) if resume else None
@@ -49,12 +53,17 @@ def interrupted_run(journal: Journal, *, resume: bool, keep: int) -> dict[str, A
             f"{journal.folder}: the checkpoint is of another configuration (hash {payload['hash'][:6]}, this one "
             f"{journal.record.hash[:6]}). Choose another exp=…, or move the checkpoints away."
         )
-    if resume and payload is None:
-        journal.warn("There is no checkpoint to go on from: the run starts from the beginning.")
+    again = resume and payload is None
+    if again:
+        journal.warn("There is no checkpoint to go on from; it starts again at step 0.")
+        for name in RESULTS:
+            (journal.folder / name).unlink(missing_ok=True)
     journal.begin(
         rows=payload["rows"] if payload else [],
         wandb_id=payload["wandb_id"] if payload else None,
     )
+    if again:
+        journal.rewind([], step=0)
     return payload
 
 
