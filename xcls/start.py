@@ -15,7 +15,7 @@ from xcls.build import Plan, check_architecture, check_head, make_classifier, ma
 from xcls.data.tokenizer import TextTokenizer, from_json, make_tokenizer
 from xcls.identity import run_folder
 from xcls.outline import completed_pretraining
-from xcls.record import Record, carry_over, read_record
+from xcls.record import Record, carry_over, read_record, write_atomic
 from xcls.report.reproduce import script_for
 from xcls.run_files import baseline_values, pretraining_values, resolved_values, write_values
 from xcls.schema import Config, UserError
@@ -130,7 +130,7 @@ def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
         print(f"{_shown(plan)}: failed: {one_line(error)}\n  traceback: {folder / 'logs' / 'traceback.txt'}", file=sys.stderr)
         code = FAILED
     try:
-        (folder / "reproduce.sh").write_text(script_for(record, _origins(plan)), encoding="utf-8")
+        write_atomic(folder / "reproduce.sh", script_for(record, _origins(plan)))
         (folder / "reproduce.sh").chmod(0o755)
     except OSError as error:  # a full disk; how the run ended is told already
         print(f"WARNING: {folder / 'reproduce.sh'}: {error.strerror}", file=sys.stderr)

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from xcls.disk import remedy
 from xcls.record import Events, Record, plain, sha256, without_secrets, write_atomic, write_record
-from xcls.schema import Wandb
+from xcls.schema import UserError, Wandb
 from xcls.train.signals import Interrupted, StopSignals
 from xcls.train.spent import Spent
 from xcls.train.tracking import Tracker
@@ -33,6 +34,7 @@ Row = dict[str, Any]
 
 class Journal:
     """Writes down one run. As a context manager it also settles how the run ended: completed, failed or interrupted.
+    Entering it raises UserError where its folder cannot be written, on a full disk say.
 
     `record` comes with what is known before anything runs (run, mode, hash, choices, config, command, …) and is
     filled in. Every change of it is on disk before the method returns.
@@ -49,6 +51,29 @@ class Journal:
         self.signals = StopSignals(at_once=True)  # the training loop puts its own in place, which finish the step
 
     def __enter__(self) -> Journal:
+        self.signals.at_once = False  # one that comes now is obeyed when the folder is in order
+        self.signals.__enter__()
+        try:
+            self._open()
+        except BaseException as error:
+            (self.folder / ROOM).unlink(missing_ok=True)
+            self._close_log()
+            self.signals.__exit__(type(error), error, error.__traceback__)
+            if isinstance(error, OSError):
+                place = error.filename or self.folder
+                raise UserError(f"{place}: {error.strerror or error}, as the run began. {remedy(error, place=self.folder)}; "
+                                "the same command then begins it.") from error
+            raise
+        try:
+            self.signals.at_once = True
+            self.signals.check()
+        except Interrupted as stop:
+            self.__exit__(type(stop), stop, stop.__traceback__)
+            raise
+        return self
+
+    def _open(self) -> None:
+        """Everything that must be in the folder before anything runs. Raises OSError where it cannot be written."""
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink(missing_ok=True)
@@ -59,8 +84,6 @@ class Journal:
         self.save()
         place = {name: os.environ[variable] for name, variable in PLACE.items() if variable in os.environ}
         self.event("start", {"run": self.record.run, "hash": self.record.hash, "host": socket.gethostname(), "pid": os.getpid(), **place})
-        self.signals.__enter__()
-        return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.signals.at_once = False  # what a signal now asks for is under way
