@@ -21,6 +21,7 @@ from xcls.train.checkpoint import Checkpoints, read_checkpoint
 
 SOFT = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 SIGNALS = ("SIGKILL",) * 4 + SOFT
+EARLY = {True: "SIGKILL, early", False: "signal, early"}  # those that came before a life had begun to train
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -50,17 +51,20 @@ class Kills:
         self.problems: list[str] = []
 
     def run(self) -> list[Tally]:
-        """All of them. One tally for SIGKILL and one for the signals that give notice."""
+        """All of them. Two tallies for SIGKILL and two for the signals that give notice: in training, and before it."""
         while sum(self.made.values()) < self.number:
             name = list(CASES)[self.runs % len(CASES)]
             if name not in self.whole:
                 self.whole[name] = self._undisturbed(name, CASES[name])
             self._disturbed(name, CASES[name], *self.whole[name])
             self.runs += 1
-        hard = Tally("SIGKILL at a random instant", self.made["SIGKILL"], self.runs, "in the results nothing")
-        soft = Tally(f"{', '.join(SOFT)} at a random instant", sum(self.made[name] for name in SOFT), self.runs, hard.lost)
+        lost, notice = "in the results nothing", ", ".join(SOFT)
+        hard = Tally("SIGKILL at a random instant of training", self.made["SIGKILL"], self.runs, lost)
+        soft = Tally(f"{notice} at a random instant of training", sum(self.made[name] for name in SOFT), self.runs, lost)
         hard.steps, soft.steps, hard.problems = max(self.lost["SIGKILL"]), max(self.lost["signal"]), self.problems
-        return [hard, soft]
+        before = "at a random instant before it trains"
+        return [hard, soft, Tally(f"SIGKILL {before}", self.made[EARLY[True]], self.runs, lost),
+                Tally(f"{notice} {before}", self.made[EARLY[False]], self.runs, lost)]
 
     def _undisturbed(self, name: str, case: Case) -> tuple[Path, float, int]:
         """The folder of a run that nobody disturbs, its seconds and its steps."""
@@ -94,15 +98,15 @@ class Kills:
             return True
         os.kill(process, getattr(signal, chosen))
         code = wait(process)
-        self.made[chosen] += 1
         self.problems += [f"{name}, {folder.name}, after {chosen}: {item}" for item in forgotten(before, folder)]
         life = events(folder) if len(history(folder)) > len(before) else []
+        if not life and code == 0:
+            return True  # it had been complete before, and had nothing to do
         step = reached(life)
-        if step is None:
-            return False  # it had not begun to train
-        lost = step - saved_step(folder)
+        self.made[chosen if step is not None else EARLY[chosen == "SIGKILL"]] += 1
+        lost = 0 if step is None else step - saved_step(folder)
         self.lost["SIGKILL" if chosen == "SIGKILL" else "signal"].append(lost)
-        if chosen != "SIGKILL":
+        if life and chosen != "SIGKILL":  # it had begun, so it must say how it ended
             status = read_record(folder).status
             if code < 0 or status not in ("interrupted", "completed") or lost > 0:
                 self.problems.append(f"{name}, {folder.name}: {chosen} left it {status} (exit {code}), {lost} steps lost")
