@@ -1,7 +1,7 @@
 """Whatever is typed, and whatever stands in a run's file: a valid configuration, or one message and nothing written.
 
-No traceback, no hang, no process, no file outside the run's folder, no half-made folder. 300 inputs here, 10,000 (or
-XCLS_FUZZ) among the slow tests; a third are command lines, the others YAML files.
+No traceback, no hang, no process, no file outside the run's folder, no half-made folder. 170 inputs here, 50 of them
+command lines and 120 YAML files; among the slow tests 10,000 (or XCLS_FUZZ), three tenths of them command lines.
 """
 
 from __future__ import annotations
