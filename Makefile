@@ -92,7 +92,7 @@ performance: setup  ## measure the tables of docs/performance.md anew (40 minute
 	$(BENCH) bench=growth
 	$(PY) -m xcls.bench.document docs/performance.md
 
-reliability: setup  ## try the faults, a thousand kills among them (a quarter of an hour), and write docs/reliability.md
+reliability: setup  ## try the faults, a thousand kills and ten thousand inputs among them (an hour), and write docs/reliability.md
 	$(PY) -m tests.faults.reliability full docs/reliability.md
 
 COMPILE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --no-header --no-annotate pyproject.toml --extra test

@@ -1,6 +1,6 @@
 """Tries the faults and writes down what was lost: `make reliability`, or
 
-    python -m tests.faults.reliability full docs/reliability.md    a thousand kills; a quarter of an hour
+    python -m tests.faults.reliability full docs/reliability.md    a thousand kills, ten thousand inputs; an hour
     python -m tests.faults.reliability quick                       the same in a minute or two, to the screen
 
 A third word names a file in which finished parts are kept, so that a command that was cut off goes on with the next.
@@ -11,15 +11,14 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable
 
+from tests.faults.elsewhere import LIST, run_fuzz, run_tests
 from tests.faults.tally import Tally, joined
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,25 +26,14 @@ ALONE = {  # one thread in the parent, so that its forks are whole processes
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "XCLS_PROGRESS": "0",
     "JE_ARROW_MALLOC_CONF": "background_thread:false", "ARROW_DEFAULT_MEMORY_POOL": "system", "CUDA_VISIBLE_DEVICES": "",
 }  # fmt: skip
-SIZES = {  # kills; runs cut before every so-manieth file operation; damages of each kind; full disks; tests too
-    "tiny": {"kills": 10, "stride": 1801, "damages": 1, "disks": 2, "tests": False},
-    "quick": {"kills": 60, "stride": 401, "damages": 4, "disks": 6, "tests": False},
-    "slow": {"kills": 200, "stride": 201, "damages": 10, "disks": 20, "tests": False},
-    "full": {"kills": 1000, "stride": 101, "damages": 15, "disks": 20, "tests": True},
+SIZES = {  # kills; runs cut before every so-manieth file operation; damages of each kind; full disks; other tests too; random inputs
+    "tiny": {"kills": 10, "stride": 1801, "damages": 1, "disks": 2, "tests": False, "fuzz": 0},
+    "quick": {"kills": 60, "stride": 401, "damages": 4, "disks": 6, "tests": False, "fuzz": 0},
+    "slow": {"kills": 200, "stride": 201, "damages": 10, "disks": 20, "tests": False, "fuzz": 0},
+    "full": {"kills": 1000, "stride": 101, "damages": 15, "disks": 20, "tests": True, "fuzz": 10_000},
 }
 PORTION = 200  # kills in a part of their own
 CUT = ("LSH, redrawn rotations", "restarts after NaN")
-TESTS = {  # what other tests try, where they are there
-    "training: resume, bad numbers, lack of memory, signals": ("tests/train/test_loop.py", "tests/train/test_faults.py"),
-    "checkpoint files: damage, other formats, a stranger's code": ("tests/train/test_checkpoint.py",),
-    "W&B unreachable, slow, killed; secrets": ("tests/train/test_tracking.py",),
-    "bad data": ("tests/data",),
-    "bad configuration and names": (
-        "tests/test_fuzz.py", "tests/test_names.py", "tests/test_traps.py", "tests/test_schema.py",
-    ),
-    "records and configurations that lie, in the report": ("tests/report",),
-    "two at once": ("tests/test_locks.py",),
-}  # fmt: skip
 
 
 def warm_up(folder: Path) -> None:
@@ -77,10 +65,10 @@ def parts(size: dict[str, Any], folder: Path) -> dict[str, Callable[[], list[Tal
     found["runs"] = lambda: [cut_runs(folder / "runs", size["stride"], CUT)]
     found["damage"] = lambda: damaged(folder / "damage", size["damages"], seed=2)
     found["disks"] = lambda: [full_disks(folder / "disks", size["disks"], seed=3)]
-    for what, paths in TESTS.items() if size["tests"] else ():
-        present = [path for path in paths if (ROOT / path).exists()]
-        if present:
-            found[what] = lambda what=what, present=present: [run_tests(what, present)]
+    for what, tests in LIST.items() if size["tests"] else ():
+        found[what] = lambda what=what, tests=tests: [run_tests(what, tests)]
+    if size["fuzz"]:
+        found["fuzz"] = lambda: [run_fuzz(size["fuzz"])]
     return found
 
 
@@ -100,20 +88,6 @@ def attempt(size: dict[str, Any], known: Path | None) -> tuple[list[Tally], floa
                 known.write_text(json.dumps(done), encoding="utf-8")
     tallies = [Tally(**tally) for part in done.values() for tally in part["tallies"]]
     return joined(tallies), sum(part["seconds"] for part in done.values())
-
-
-def run_tests(what: str, paths: list[str]) -> Tally:
-    """The tests in `paths`, which try faults of one kind."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *paths]
-        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
-        cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skipped = [case for case in cases if case.find("skipped") is not None]
-    names = [f"{case.get('classname')}::{case.get('name')}" for case in failed]
-    shown = ", ".join(f"`{path}`" for path in paths)
-    return Tally(f"{what}: tests in {shown}", len(cases) - len(skipped), 0, "each test says what must not be", problems=names)
 
 
 def document(tallies: list[Tally], name: str, seconds: float) -> str:
