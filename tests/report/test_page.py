@@ -160,8 +160,11 @@ def test_nothing_from_a_record_reaches_the_page_unescaped(make, tmp_path):
         record.device = {**record.device, "name": EVIL}
         record.data = {**record.data, "classes": {EVIL: 1}}
         record.command = [f"study={EVIL}"]
+    made[-1].cause = f"{EVIL} AT&T [click](javascript:alert(1)) ![](https://spy.example/x.png)"
     html = page_of(make, tmp_path, made)
     assert html.count("<script") == 1 and html.count("&lt;script&gt;") > 20
+    text = next(tmp_path.rglob("report.md")).read_text(encoding="utf-8")
+    assert not set("<>") & set(text) and text.count("&lt;script&gt;") > 5 and "AT&amp;T" in text and "](" not in text
     known = """html head meta title style body header main section nav ul li a h1 h2 h3 p b span div small table caption
                thead tbody tr th td details summary pre figure img figcaption script"""
     assert {tag for tag, _ in read(html)} <= set(known.split())

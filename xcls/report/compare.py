@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any, Sequence
 
 from xcls.report.aggregate import Board, Group, Stat
@@ -307,6 +308,12 @@ def in_markdown(sheets: Sequence[Sheet], boards: Sequence[Board]) -> str:
                 table = sheet.header, [[cell(row.get(name)) for name in sheet.header] for row in sheet.rows]
                 blocks.append(f"## {board.name}: {sheet.title}\n\n{sheet.words}\n\n{markdown(table)}\n")
     return "".join(f"\n{block}" for block in blocks)
+
+
+def shown_not_run(text: str) -> str:
+    """Markdown in which HTML and links are letters: names, causes and settings of a run come from anywhere, and what
+    shows a .md file would take them for its own. Nothing else in `text` is HTML or a link."""
+    return escape(text, quote=False).replace("](", "]\\(")
 
 
 def stdout(

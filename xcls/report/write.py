@@ -66,7 +66,7 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     _write_plots(out / "plots", plots)
     text = compare.stdout(boards, judge, claims.references[0], found, studies)
     text += "".join(f"\n{note}\n" for note in notes)
-    write_atomic(out / "report.md", text + compare.in_markdown(sheets, boards))
+    write_atomic(out / "report.md", compare.shown_not_run(text + compare.in_markdown(sheets, boards)))
     used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
     story = Story(boards, groups, found, judge, claims, studies, plots, sheets, notes, settings.rank_by, used)
     write_atomic(out / "index.html", page(story))
