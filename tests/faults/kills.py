@@ -46,7 +46,7 @@ class Kills:
         self.draws = random.Random(seed)
         self.made: Counter[str] = Counter()
         self.runs = 0
-        self.whole: dict[str, tuple[Path, float, int]] = {}
+        self.whole: dict[str, tuple[Path, float, float, int]] = {}
         self.lost: dict[str, list[int]] = {"SIGKILL": [0], "signal": [0]}
         self.problems: list[str] = []
 
@@ -66,21 +66,25 @@ class Kills:
         return [hard, soft, Tally(f"SIGKILL {before}", self.made[EARLY[True]], self.runs, lost),
                 Tally(f"{notice} {before}", self.made[EARLY[False]], self.runs, lost)]
 
-    def _undisturbed(self, name: str, case: Case) -> tuple[Path, float, int]:
-        """The folder of a run that nobody disturbs, its seconds and its steps."""
+    def _undisturbed(self, name: str, case: Case) -> tuple[Path, float, float, int]:
+        """The folder of a run that nobody disturbs, its seconds before it trains and those after, and its steps."""
         folder = self.folder / "whole" / str(list(CASES).index(name))
         folder.mkdir(parents=True)
-        began = time.monotonic()
+        began = time.time()
         if wait(spawn(lambda: live(folder, case), self.folder / "log")):
             raise RuntimeError(f"{name}: it fails without any fault: {self.folder / 'log'}")
-        return folder, time.monotonic() - began, read_record(folder).step
+        ended = time.time()
+        lead = next(event["time"] for event in events(folder) if event["event"] == "step") - began
+        return folder, lead, ended - began - lead, read_record(folder).step
 
-    def _disturbed(self, name: str, case: Case, whole: Path, seconds: float, total: int) -> None:
-        """One run, killed two to ten times, then left to end; compared with the one nobody disturbed."""
+    def _disturbed(self, name: str, case: Case, whole: Path, lead: float, seconds: float, total: int) -> None:
+        """One run, killed two to ten times, one time in five before it trains, then left to end; compared with the one
+        nobody disturbed."""
         folder = self.folder / f"run{self.runs}"
         for _ in range(self.draws.randint(2, 10)):
             left = seconds * (1 - 0.8 * saved_step(folder) / total) if folder.exists() else seconds
-            if self._kill(name, case, folder, self.draws.random() * left):
+            early = self.draws.random() < 0.2
+            if self._kill(name, case, folder, self.draws.random() * lead if early else lead + self.draws.random() * left):
                 break
         before = history(folder)
         if wait(spawn(lambda: live(folder, case), self.folder / "log")):

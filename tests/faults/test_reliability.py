@@ -33,6 +33,7 @@ def test_nothing_is_lost(size: str, tmp_path: Path) -> None:
     numbers = SIZES[size]
     kills = sum(number for what, number in found.items() if "at a random instant" in what)
     assert kills >= numbers["kills"]
+    assert sum(number for what, number in found.items() if "instant of training" in what) >= kills / 4  # a machine may be slow
     assert found["kill before each file operation of a checkpoint write"] >= 20
     assert sum(number for what, number in found.items() if "of a whole run" in what) >= 4
     assert found["disk full in a checkpoint write"] == numbers["disks"]
