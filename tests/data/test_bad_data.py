@@ -75,6 +75,9 @@ REFUSED = {
     "broken JSON": ({"a.jsonl": b'{"text": "a", "label": 1}\n{"text": \n'}, "", "a.jsonl, line 2: not JSON"),
     "numbers for classes": ({"a.csv": as_csv([(text, str(row / 7)) for row, (text, _) in enumerate(ROWS)])}, "", "40 different values in 40 rows"),
     "too few for validation": ({"train.csv": as_csv(ROWS[:2]), "test.csv": GOOD}, "", "2 training rows are too few to set some aside for validation"),
+    "too few for test": ({"a.csv": as_csv(ROWS[:2])}, "", "a.csv: its 2 rows are too few to set a test part aside: 2 different texts have a label"),
+    "too few beside test": ({"a.csv": as_csv(ROWS[:4])}, "", "(data/a.csv): 2 training rows are too few to set some aside for validation"),
+    "no text anywhere": ({"a.csv": as_csv([("", label) for _, label in ROWS])}, "", "no row of train has both text and label"),
     "a kind that is not known": ({"a.xlsx": b"PK"}, "", "a.xlsx: a file of this kind is not known"),
     "a vocabulary that is none": ({"a.csv": GOOD}, "tokenizer.path=data/a.csv tokenizer.kind=wordpiece tokenizer.extend=-1", "tokenizer.extend=-1"),
 }

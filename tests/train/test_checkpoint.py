@@ -121,6 +121,16 @@ def test_a_full_disk_leaves_the_older_ones_whole(tmp_path: Path, monkeypatch: py
     assert checkpoints.newest(print)["step"] == 7
 
 
+def test_only_a_full_disk_wants_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error, while ckpt_step00000001.pt was written. Check") as error:
+        Checkpoints(folder=tmp_path, keep=2).save(1, PAYLOAD, best=True)
+    assert "Make room" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
 def test_a_kill_between_any_two_calls_leaves_something_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call that changes the folder, in turn, is the last one made."""
 

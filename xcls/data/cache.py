@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
+from xcls.disk import is_full
 from xcls.schema import UserError
 
 
@@ -31,7 +32,7 @@ def build_once(path: Path, build: Callable[[Path], None], *, what: str) -> Path:
     """Makes `path` (a file or a folder) by `build(temporary path)` unless it is there, under a lock between processes.
 
     The result appears by one rename, so nobody sees half of it, and the lock of a process that died is free.
-    Raises UserError when the folder cannot be written.
+    Raises UserError when the folder cannot be written, or what it is built from not be read.
     """
     if path.exists():
         return path
@@ -41,11 +42,19 @@ def build_once(path: Path, build: Callable[[Path], None], *, what: str) -> Path:
             if not path.exists():
                 _build(path, build)
     except OSError as error:
-        raise UserError(
-            f"{path.parent}: cannot keep {what} there ({error.strerror or error}). Free some space or set XCLS_CACHE "
-            "to a folder that can be written."
-        ) from error
+        raise UserError(_not_kept(path, what, error)) from error
     return path
+
+
+def _not_kept(path: Path, what: str, error: OSError) -> str:
+    """Why `what` could not be kept at `path`, and what to do: nobody is told to make room where there is some."""
+    cause, other = error.strerror or str(error), "set XCLS_CACHE to a folder that can be written"
+    if is_full(error):
+        return f"{path.parent}: cannot keep {what} there ({cause}). Make room on that disk, or {other}."
+    place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes, os.PathLike)) else path
+    if place.is_relative_to(path.parent):
+        return f"{path.parent}: cannot keep {what} there ({place.name}: {cause}). Look at that folder, or {other}."
+    return f"{place}: {cause}, while {what} was made. Check that it is there, and that it may be read."
 
 
 def _build(path: Path, build: Callable[[Path], None]) -> None:

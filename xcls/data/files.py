@@ -24,7 +24,7 @@ from xcls.data.source import (
     where,
     writable,
 )
-from xcls.data.stratify import as_keys, carve, first_alike
+from xcls.data.stratify import as_keys, carve, first_alike, text_key
 from xcls.schema import UserError
 
 VERSION = 1  # of the rows in the cache folder; goes up when they are read otherwise
@@ -128,8 +128,18 @@ class Files:
         )
 
     def _carve(self, rows: Rows) -> np.ndarray:
-        """bool [R]: the rows that become test."""
-        return carve(rows.labels, self.test_share, seed=self.test_seed, alike=first_alike(rows.keys()))
+        """bool [R]: the rows that become test. Raises UserError where no class has two texts, so that none can."""
+        keys, labels = rows.keys(), rows.labels
+        alike = first_alike(keys)
+        chosen = carve(labels, self.test_share, seed=self.test_seed, alike=alike)
+        whole = (labels >= 0) & ~(keys == as_keys([text_key("")])).all(axis=1)
+        if whole.any() and not chosen[whole].any():
+            raise UserError(
+                f"{self.root}: its {len(rows)} rows are too few to set a test part aside: {len(np.unique(alike[whole]))} different texts "
+                "have a label, and no class has two of them. Give two or more texts of each class (and one more for validation), or "
+                "a folder with train.csv and test.csv."
+            )
+        return chosen
 
     def _stamps(self) -> dict[str, tuple[int, int]]:
         """Size and time of change of every file."""

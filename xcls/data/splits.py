@@ -67,9 +67,10 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
             rows = np.flatnonzero(side)
             made[name], keys[name] = made["train"].select(rows), keys["train"][rows]
         if not len(made["validation"]):
+            place = f" ({settings.path})" if settings.path else ""
             raise UserError(
-                f"dataset={settings.name}: {whole} training rows are too few to set some aside for validation. Give more, or "
-                "a validation file (dataset=files)."
+                f"dataset={settings.name}{place}: {whole} training rows are too few to set some aside for validation. Give more, or "
+                "a validation file (dataset=files): two or more different texts of a class must be left beside test."
             )
     _limit(made, keys, settings, report)
     _check_classes(made, splits.classes, settings.name, report)

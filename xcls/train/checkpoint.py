@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Callable
 
 import torch
 
+from xcls.disk import remedy
 from xcls.schema import UserError
 from xcls.train.faults import is_out_of_memory
 
@@ -78,8 +79,9 @@ def write_checkpoint(path: Path, payload: dict[str, Any]) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        remedy = "Make room; resume=true then goes on from the checkpoint before it"
-        raise OSError(error.errno, f"{error.strerror}, while {path.name} was written. {remedy}") from error
+        what = remedy(error, place=path.parent)
+        after = "resume=true then goes on from the checkpoint before it"
+        raise OSError(error.errno, f"{error.strerror or error}, while {path.name} was written. {what}; {after}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
