@@ -60,7 +60,7 @@ mechanisms: setup  ## measure the tables of docs/mechanisms.md anew (two hours o
 	  'bench.seq_lens=[512,4096]' 'bench.dtypes=[bf16]' bench.others=false
 	[ ! -d $(TRAINED_SDPA) ] || $(BENCH) bench=attention bench.name=trained_sdpa 'bench.attentions=[$(MECHANISMS),smyrf,window,mean]' \
 	  $(ON_TRAINED) bench.trained=$(TRAINED_SDPA)
-	[ ! -d $(TRAINED_REFORMER) ] || $(BENCH) bench=attention bench.name=trained_reformer 'bench.attentions=[$(HASHING),window,mean]' \
+	[ ! -d $(TRAINED_REFORMER) ] || $(BENCH) bench=attention bench.name=trained_reformer 'bench.attentions=[$(HASHING),reformer_learned,window,mean]' \
 	  $(ON_TRAINED) bench.trained=$(TRAINED_REFORMER)
 	$(MAKE) long long-memory
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
+from xcls.attention.base import Attention
 from xcls.attention.performer import Performer
-from xcls.attention.reformer import Reformer
+from xcls.attention.reformer import Reformer, lsh_attention
+from xcls.attention.reformer_shared import ReformerShared
+from xcls.attention.reformer_sort import lsh_buckets
 from xcls.attention.sdpa import Sdpa
 from xcls.bench.cases import Case, build
 from xcls.bench.error import attend, errors_of, exact, random_inputs, relative_error
 from xcls.bench.formulas import Shape, Work, core_work, work
 from xcls.bench.machine import copy_rate, counted, matmul_rate
 from xcls.bench.trained import catch, load_encoder, trained_inputs
+from xcls.bench.worker import layer_errors
+from xcls.model.encoder import Encoder
+from xcls.position.rope import Rotary
 from xcls.schema import UserError
 from xcls.train.checkpoint import write_checkpoint
 
@@ -164,8 +170,6 @@ def trained_run(tmp_path: Path) -> Path:
         "dataset.text": "text",
         "dataset.label": "label",
     }
-    from xcls.model.encoder import Encoder
-
     torch.manual_seed(0)
     sizes = {"embed_dim": 16, "num_heads": 2, "head_dim": 8, "num_layers": 2, "seq_len": 32}
     tokenizer = ByteTokenizer()
@@ -214,33 +218,63 @@ def test_trained_queries_and_keys_are_those_of_the_layers(trained_run: Path) -> 
     assert not torch.equal(layers[0].q, layers[1].q)
 
 
-def test_rotations_are_applied_to_what_is_caught() -> None:
-    from xcls.model.encoder import Encoder
-    from xcls.position.rope import Rotary
-
-    sizes = {"embed_dim": 16, "num_heads": 2, "head_dim": 8, "num_layers": 1, "seq_len": 8}
-    position = Rotary(**sizes)
-    encoder = Encoder(
+def encoder_with(make_attention: Callable[[int], Attention]) -> Encoder:
+    """Two layers with rotary positions."""
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 16, "num_heads": 2, "num_layers": 2, "seq_len": 48}
+    return Encoder(
         vocab_size=20,
-        seq_len=8,
-        num_layers=1,
-        embed_dim=16,
-        num_heads=2,
         feed_forward=16,
         norm="pre",
         activation="gelu",
         dropout=0.0,
-        position=position,
-        make_attention=lambda layer: Reformer(num_heads=2, head_dim=8, layer=layer, seed=0, bucket_size=4),
+        position=Rotary(**sizes, head_dim=8),
+        make_attention=make_attention,
+        **sizes,
     ).eval()
+
+
+def reformer(layer: int, kind: type = Reformer, **changes: Any) -> Reformer:
+    """LSH attention with chunks of four tokens, in eight buckets at least."""
+    return kind(num_heads=2, head_dim=8, layer=layer, seed=0, **{"bucket_size": 4, **changes})
+
+
+@pytest.mark.parametrize("run_hashes_rotated", [False, True])
+@pytest.mark.parametrize("hash_rotated", [False, True])
+def test_a_mechanism_gets_what_it_would_get_in_the_run(run_hashes_rotated: bool, hash_rotated: bool) -> None:
+    encoder = encoder_with(lambda layer: reformer(layer, hash_rotated=run_hashes_rotated))
     attention, given = encoder.blocks[0].attention, []
     hook = attention.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
-    (layer,) = catch(encoder, torch.randint(5, 20, (1, 8)))
+    layer, _ = catch(encoder, torch.randint(5, 20, (1, 48)))
     hook.remove()
-    q = attention.q_proj(given[0]).unflatten(2, (2, -1)).transpose(1, 2)
+    q, v = (part(given[0]).unflatten(2, (2, -1)).transpose(1, 2) for part in (attention.q_proj, attention.v_proj))
+    rotate = encoder.position.rotation(48, q.device)
     assert layer.tied
-    torch.testing.assert_close(layer.q, position.rotation(8, q.device)(q))
-    assert not torch.allclose(layer.q, q, atol=1e-3), "not rotated"
+    torch.testing.assert_close(layer.q, q)
+    torch.testing.assert_close(layer.rotated()[0], rotate(q))
+    measured = reformer(0, hash_rotated=hash_rotated)
+    q_given, k_given, settings = layer.given(measured)
+    torch.testing.assert_close((q_given, k_given), (rotate(q), rotate(q)) if hash_rotated else (q, q))
+    assert (settings["rotate"] is None) == hash_rotated
+    turned = rotate(q)
+    buckets = lsh_buckets(turned if hash_rotated else q, measured.rotations, bucket_size=4)
+    expected = lsh_attention(turned, v, buckets, bucket_size=4)
+    torch.testing.assert_close(attend(measured, q_given, k_given, v, {**settings, "context": {}}), expected)
+    swapped = lsh_buckets(q if hash_rotated else turned, measured.rotations, bucket_size=4)
+    assert not torch.equal(buckets, swapped), "the order of hashing and rotating makes no difference here"
+
+
+def test_layers_share_what_they_share_in_a_run() -> None:
+    layers = catch(encoder_with(reformer), torch.randint(5, 20, (1, 48)))
+    node = {"_target_": "xcls.attention.reformer_shared.ReformerShared", "bucket_size": 4}
+    errors, against = layer_errors(node, layers)
+    context: dict[str, Any] = {}
+    for (error, _), layer in zip(errors, layers):
+        q, k, settings = layer.given(reformer(layer.layer))
+        out = attend(reformer(layer.layer, ReformerShared), q, k, layer.v, {**settings, "context": context})
+        assert error == relative_error(out, exact(*layer.rotated(), layer.v, shared=True))
+    plain, _ = layer_errors({**node, "_target_": "xcls.attention.reformer.Reformer"}, layers)
+    assert against == "shared-QK softmax" and errors[0] == plain[0] and errors[1] != plain[1]
 
 
 def test_a_checkpoint_without_a_run_is_refused(tmp_path: Path) -> None:

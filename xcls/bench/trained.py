@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -25,14 +25,27 @@ DOCUMENTS, CONSIDERED = 4, 512  # the longest of the first so many training text
 
 @dataclass
 class Caught:
-    """What one layer's mechanism was called with: q, k, v [B, H, N, D]; `bias` [H, 2W+1] or None."""
+    """What one layer attends with: q, k, v [B, H, N, D] before any rotation; `rotate` [B, H, N, D] -> the same, or None;
+    `bias` [H, 2W+1] or None; `tied`: q and k are one projection.
+    """
 
     layer: int
     q: Tensor
     k: Tensor
     v: Tensor
+    rotate: Callable[[Tensor], Tensor] | None
     bias: Tensor | None
     tied: bool
+
+    def rotated(self) -> tuple[Tensor, Tensor]:
+        """q and k as exact attention has them."""
+        return (self.q, self.k) if self.rotate is None else (self.rotate(self.q), self.rotate(self.k))
+
+    def given(self, attention: nn.Module) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """q, k and settings as `MultiHeadAttention` hands them to `attention`: LSH may hash before the rotation."""
+        unrotated = attention.wants_unrotated
+        q, k = (self.q, self.k) if unrotated else self.rotated()
+        return q, k, {"relative_bias": self.bias, "rotate": self.rotate if unrotated else None}
 
 
 def checkpoint_of(folder: Path) -> Path:
@@ -87,17 +100,23 @@ def real_text(payload: dict[str, Any], config: dict[str, Any]) -> Tensor:
 
 @torch.no_grad()
 def catch(encoder: Encoder, ids: Tensor) -> list[Caught]:
-    """Runs the encoder on ids [B, N] and keeps what each layer's mechanism gets, rotated where positions rotate."""
+    """Runs the encoder on ids [B, N] and keeps what each layer's projections give.
+
+    Taken at the projections and not at the mechanism, which may get q and k rotated already.
+    """
     caught: list[Caught] = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], settings: dict[str, Any]) -> None:
-        q, k, v = inputs
-        rotate = settings.get("rotate")
-        if rotate is not None:
-            q, k = rotate(q), rotate(k)
-        caught.append(Caught(len(caught), q, k, v, settings.get("relative_bias"), module.ties_qk))
+        def heads(projection: nn.Module) -> Tensor:
+            return projection(inputs[0]).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
 
-    hooks = [block.attention.attention.register_forward_pre_hook(keep, with_kwargs=True) for block in encoder.blocks]
+        v = heads(module.v_proj)
+        q = v if module.q_proj is None else heads(module.q_proj)
+        k = q if module.k_proj is None else heads(module.k_proj)
+        rotate, bias = settings.get("rotate"), settings.get("relative_bias")
+        caught.append(Caught(len(caught), q, k, v, rotate, bias, module.attention.ties_qk))
+
+    hooks = [block.attention.register_forward_pre_hook(keep, with_kwargs=True) for block in encoder.blocks]
     try:
         encoder(ids, torch.ones_like(ids, dtype=torch.bool))
     finally:

@@ -25,7 +25,7 @@ from xcls.bench.limit import limit_memory, refusal
 from xcls.bench.machine import copy_rate, counted, matmul_rate, synchronizer
 from xcls.bench.make import make
 from xcls.bench.timing import LONG, Series, interleave
-from xcls.bench.trained import trained_inputs
+from xcls.bench.trained import Caught, trained_inputs
 from xcls.train.amp import DTYPES
 from xcls.train.cost import MemoryGauge
 
@@ -165,7 +165,10 @@ def measure_time(job: dict[str, Any], emit: Emit) -> None:
 
 
 def measure_error(job: dict[str, Any], emit: Emit) -> None:
-    """Relative error of each case's core against exact attention on random inputs, over several draws of everything."""
+    """Relative error of each case's core against exact attention on random inputs, over several draws of everything.
+
+    A single layer: what layers share does not show here, `measure_trained` has it.
+    """
     cases = [Case(**case) for case in job["cases"]]
     first = cases[0]
     shape = (1, first.num_heads, first.seq_len, first.head_dim)
@@ -194,31 +197,41 @@ def measure_error(job: dict[str, Any], emit: Emit) -> None:
         emit("error", {"case": place, **summary(found, SHARED if tied[place] else SOFTMAX)})
 
 
+def layer_errors(node: dict[str, Any], layers: list[Caught]) -> tuple[list[tuple[float, float]], str]:
+    """The errors in each of a trained run's layers, and what they are against.
+
+    One context for all layers, as in a forward pass: what a layer leaves to the next is part of the mechanism.
+    """
+    errors, context = [], {}
+    for layer in layers:
+        sizes = {"num_heads": layer.q.shape[1], "head_dim": layer.q.shape[3], "layer": layer.layer, "seed": 0}
+        attention = make(node, sizes).to(layer.q.device)
+        if attention.ties_qk and not layer.tied:
+            raise ValueError("it ties q and k, and the run does not")
+        q, k, settings = layer.given(attention)
+        out = attend(attention, q, k, layer.v, {**settings, "context": context})
+        reference = exact(*layer.rotated(), layer.v, shared=attention.ties_qk, bias=layer.bias)
+        errors.append(errors_of(out, reference, layer.v))
+    return errors, SHARED if attention.ties_qk else SOFTMAX
+
+
 def measure_trained(job: dict[str, Any], emit: Emit) -> None:
     """The same on the q, k, v of a trained run's layers: mean and deviation over layers, fp32.
 
-    A mechanism that ties q and k has no meaning on the two of a run that does not: such a case is left out.
+    A mechanism that ties q and k has no meaning on the two of a run that does not: such a case is left out. Trained
+    rotations are measured as they are first drawn: those of the run belong to its own mechanism.
     """
     layers, config = trained_inputs(Path(job["folder"]), job["device"])
     about = {
         "seq_len": layers[0].q.shape[2], "batch": layers[0].q.shape[0], "position": config["position"]["name"],
         "trained_attention": config["attention"]["name"],
     }  # fmt: skip
-    heads, head_dim = layers[0].q.shape[1], layers[0].q.shape[3]
     for place, node in enumerate(job["nodes"]):
         emit("begin", {"case": place})
         try:
-            errors = []
-            for layer in layers:
-                sizes = {"num_heads": heads, "head_dim": head_dim, "layer": layer.layer, "seed": 0}
-                attention = make(node, sizes).to(layer.q.device)
-                if attention.ties_qk and not layer.tied:
-                    raise ValueError("it ties q and k, and the run does not")
-                out = attend(attention, layer.q, layer.k, layer.v, {"relative_bias": layer.bias, "context": {}})
-                reference = exact(layer.q, layer.k, layer.v, shared=attention.ties_qk, bias=layer.bias)
-                errors.append(errors_of(out, reference, layer.v))
-            found = summary(errors, SHARED if attention.ties_qk else SOFTMAX)
-            emit("error", {"case": place, **about, **found, "error_by_layer": " ".join(f"{e:.4f}" for e, _ in errors)})
+            errors, against = layer_errors(node, layers)
+            found = {**summary(errors, against), "error_by_layer": " ".join(f"{error:.4f}" for error, _ in errors)}
+            emit("error", {"case": place, **about, **found})
         except Exception as error:
             emit("no_error", {"case": place, **about, "cause": cause_of(error)})
 
