@@ -2,121 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
 
-from xcls.attention.base import Attention
-from xcls.position.base import Position
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
-ATTENTIONS = sorted(path.stem for path in (CONF / "attention").glob("*.yaml"))
-POSITIONS = sorted(path.stem for path in (CONF / "position").glob("*.yaml"))
-HEADS, WIDTH = 2, 4
-SMALL = {  # so that a dozen tokens already fill several chunks and blocks, where a mechanism has such a setting
-    "block_above": 8,
-    "block_size": 4,
-    "bucket_size": 4,
-    "chunk_size": 4,
-    "num_features": 8,
-    "num_hashes": 2,
-    "window": 3,
-}
-every_attention = pytest.mark.parametrize("attention_file", ATTENTIONS)
-every_position = pytest.mark.parametrize("position_file", POSITIONS)
+from tests.attention.layers import (
+    HEADS,
+    MASKS,
+    POSITIONS,
+    WIDTH,
+    Layer,
+    every_attention,
+    every_path,
+    every_position,
+    inputs,
+    masks_of,
+    padding,
+    weight_like,
+)
 
 
-def build(group: str, file: str, small: bool = True, **facts: int) -> torch.nn.Module:
-    """The object of conf/<group>/<file>.yaml, with the sizes of SMALL."""
-    node = yaml.safe_load((CONF / group / f"{file}.yaml").read_text())
-    module, _, name = node.pop("_target_").rpartition(".")
-    node.pop("name")
-    if small:
-        node = {key: SMALL.get(key, value) for key, value in node.items()}
-    return getattr(importlib.import_module(module), name)(**facts, **node)
-
-
-class Layer(torch.nn.Module):
-    """Embedding with positions, fixed projections, attention: what stands around a mechanism, at its smallest."""
-
-    def __init__(self, attention_file: str, position_file: str, *, seq_len: int = 160, small: bool = True) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.weights = torch.randn(3, HEADS * WIDTH, HEADS * WIDTH, dtype=torch.float64) / WIDTH**0.5
-        self.attention: Attention = build(
-            "attention", attention_file, small, num_heads=HEADS, head_dim=WIDTH, layer=0, seed=1
-        )
-        self.position: Position = build(
-            "position",
-            position_file,
-            small,
-            embed_dim=HEADS * WIDTH,
-            num_heads=HEADS,
-            head_dim=WIDTH,
-            num_layers=1,
-            seq_len=seq_len,
-        )
-        self.double()
-
-    def forward(self, x: torch.Tensor, *, oracle: bool = False, **masks: torch.Tensor | None) -> torch.Tensor:
-        x = self.position.embed(x)
-        shape = (*x.shape[:2], HEADS, WIDTH)
-        q, k, v = ((x @ weight.to(x.dtype)).view(shape).transpose(1, 2) for weight in self.weights)
-        k = q if self.attention.ties_qk else k
-        rotate = self.position.rotation(x.shape[1], x.device)
-        if rotate is not None and not self.attention.wants_unrotated:
-            q, k, rotate = rotate(q), rotate(k), None
-        k = q if self.attention.ties_qk else k
-        run = self.attention.oracle if oracle else self.attention
-        return run(q, k, v, relative_bias=self.position.bias(0), rotate=rotate, context={}, **masks)
-
-    def outputs(self, x: torch.Tensor, **arguments) -> list[torch.Tensor]:
-        """The result, and the gradients of a weighted sum of it: in x and in every weight of the position."""
-        x = x.detach().clone().requires_grad_()
-        out = self(x, **arguments)
-        inputs = [x, *self.position.parameters()]
-        grads = torch.autograd.grad((out * weight_like(out)).sum(), inputs, allow_unused=True, materialize_grads=True)
-        return [out.detach(), *grads]
-
-
-def weight_like(out: torch.Tensor) -> torch.Tensor:
-    """Weights [N, D] of a loss, the same for the same position whatever the length and the batch."""
-    return torch.arange(out.shape[-2] * out.shape[-1], dtype=out.dtype).view(out.shape[-2:]).cos()
-
-
-def inputs(length: int, batch: int = 2, seed: int = 0) -> torch.Tensor:
-    return torch.randn(batch, length, HEADS * WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def padding(length: int, *real: int) -> torch.Tensor:
-    return torch.arange(length) >= torch.tensor(real)[:, None]
-
-
-def masks_of(kind: str, length: int) -> dict[str, torch.Tensor | None]:
-    generator = torch.Generator().manual_seed(5)
-    position = torch.arange(length)
-    pads = padding(length, length - 4, length)
-    causal = position > position[:, None]
-    cases = {
-        "none": (None, None),
-        "padding": (pads, None),
-        "causal": (None, causal),
-        "padding+causal": (pads, causal),
-        "blocks": (None, position // 5 != position[:, None] // 5),
-        "random": (None, torch.rand(2, 1, length, length, generator=generator) < 0.5),
-        "padding+per head": (pads, torch.rand(2, HEADS, length, length, generator=generator) < 0.5),
-    }
-    key_padding_mask, attn_mask = cases[kind]
-    return {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask}
-
-
-MASKS = ["none", "padding", "causal", "padding+causal", "blocks", "random", "padding+per head"]
-
-
-@every_attention
+@every_path
 @every_position
 @pytest.mark.parametrize("kind", MASKS)
 def test_equals_the_dense_kernel(attention_file: str, position_file: str, kind: str) -> None:
@@ -136,22 +41,23 @@ def test_equals_the_dense_kernel_in_bf16(attention_file: str, position_file: str
         torch.testing.assert_close(out.float(), dense.float(), rtol=0.05, atol=0.05)
 
 
-@every_attention
+@every_path
 @every_position
 @pytest.mark.parametrize("garbage", [0.0, 1e4, float("nan"), float("inf")])
 def test_padding_is_invisible(attention_file: str, position_file: str, garbage: float) -> None:
     layer, x = Layer(attention_file, position_file), inputs(13)
-    alone = layer.outputs(x, key_padding_mask=None)
     longer = torch.cat((x, torch.full((2, 10, x.shape[-1]), garbage, dtype=x.dtype)), dim=1)
-    x2 = longer.clone().requires_grad_()
-    out = layer(x2, key_padding_mask=padding(23, 13, 13))
-    loss = (out * weight_like(out))[:, :, :13].sum()
-    grads = torch.autograd.grad(loss, [x2, *layer.position.parameters()], allow_unused=True, materialize_grads=True)
-    torch.testing.assert_close([out[:, :, :13].detach(), grads[0][:, :13], *grads[1:]], alone)
-    assert not out[:, :, 13:].any() and not grads[0][:, 13:].any()
+    for mask in (None, masks_of("random", 23)["attn_mask"]):
+        alone = layer.outputs(x, key_padding_mask=None, attn_mask=None if mask is None else mask[:, :, :13, :13])
+        x2 = longer.clone().requires_grad_()
+        out = layer(x2, key_padding_mask=padding(23, 13, 13), attn_mask=mask)
+        loss = (out * weight_like(out))[:, :, :13].sum()
+        grads = torch.autograd.grad(loss, [x2, *layer.position.parameters()], allow_unused=True, materialize_grads=True)
+        torch.testing.assert_close([out[:, :, :13].detach(), grads[0][:, :13], *grads[1:]], alone)
+        assert not out[:, :, 13:].any() and not grads[0][:, 13:].any()
 
 
-@every_attention
+@every_path
 @every_position
 def test_batch_mates_are_invisible(attention_file: str, position_file: str) -> None:
     layer, x = Layer(attention_file, position_file), inputs(17)
@@ -164,7 +70,7 @@ def test_batch_mates_are_invisible(attention_file: str, position_file: str) -> N
     torch.testing.assert_close([together[0][1:, :, :9], together[1][1:, :9]], second[:2])
 
 
-@every_attention
+@every_path
 @every_position
 def test_rows_with_nothing_to_attend_to_are_zero(attention_file: str, position_file: str) -> None:
     layer, x = Layer(attention_file, position_file), inputs(11)
@@ -189,15 +95,16 @@ def test_two_evaluations_and_a_loaded_copy_are_bit_equal(attention_file: str, po
     assert torch.equal(out, copy(x, key_padding_mask=pads))
 
 
-@every_attention
+@every_path
 @every_position
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [WIDTH, 64])
 def test_half_precision_is_finite_at_a_hundred_times_the_scale(
-    attention_file: str, position_file: str, dtype: torch.dtype
+    attention_file: str, position_file: str, dtype: torch.dtype, width: int
 ) -> None:
-    layer = Layer(attention_file, position_file).float()
+    layer = Layer(attention_file, position_file, width=width).float()
     for kind in ("none", "padding+causal", "padding+per head"):
-        x = (inputs(21) * 100).float().requires_grad_()
+        x = (inputs(21, width=width) * 100).float().requires_grad_()
         with torch.autocast("cpu", dtype):
             out = layer(x, **masks_of(kind, 21))
         assert out.isfinite().all()
@@ -213,7 +120,7 @@ def test_any_length(attention_file: str, length: int) -> None:
         torch.testing.assert_close(layer(x), layer(x, oracle=True))
 
 
-@every_attention
+@every_path
 @every_position
 def test_gradients_are_those_of_the_function(attention_file: str, position_file: str) -> None:
     layer = Layer(attention_file, position_file)

@@ -8,8 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from xcls.attention.base import full_dtype, zero_padding
 from xcls.attention.reformer import Reformer, UnitKeys, lsh_attention
 from xcls.attention.reformer_sort import lsh_buckets
+from xcls.position.rope import Rotary
 
 FACTS = {"num_heads": 2, "head_dim": 4, "layer": 0, "seed": 1}
 
@@ -187,3 +189,21 @@ def test_unit_keys_are_unit_and_their_gradient_is_that_of_the_function() -> None
     torch.testing.assert_close(UnitKeys.apply(x), torch.nn.functional.normalize(x, dim=-1))
     assert torch.autograd.gradcheck(UnitKeys.apply, (x,))
     assert not UnitKeys.apply(torch.zeros(2, 4)).any()
+
+
+@pytest.mark.parametrize("hash_rotated", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_buckets_are_those_of_the_vectors_that_the_setting_names(hash_rotated: bool, half: bool) -> None:
+    qk, v = inputs(64)
+    qk = qk.to(torch.bfloat16 if half else qk.dtype)
+    rotate = Rotary(embed_dim=8, num_heads=2, head_dim=4, num_layers=1, seq_len=64).rotation(64, qk.device)
+    reformer = Reformer(**FACTS, num_hashes=3, bucket_size=4, hash_rotated=hash_rotated)
+    pads = torch.arange(64) >= torch.tensor([64, 50])[:, None]
+    settings = {"bucket_size": 4, "key_padding_mask": pads}
+    turned, rotations = rotate(qk), reformer.rotations.to(full_dtype(qk))
+    either = [lsh_buckets(zero_padding(x, pads), rotations, **settings) for x in (qk, turned)]
+    assert not torch.equal(*either)
+    hashed = reformer.arguments(qk, key_padding_mask=pads, rotate=rotate, context=None)
+    assert torch.equal(hashed["buckets"], either[hash_rotated]) and torch.equal(hashed["qk"], turned)
+    found = reformer(qk, qk, v.to(qk.dtype), key_padding_mask=pads, rotate=rotate)
+    assert torch.equal(found, lsh_attention(turned, v.to(qk.dtype), either[hash_rotated], **settings))

@@ -1,0 +1,98 @@
+"""Half precision against the fp32 oracle: how far off autocast may be, forward and backward, over every mechanism."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.attention.layers import ATTENTIONS, HEADS, Layer, every_attention, inputs, masks_of, weight_like
+
+WIDTH = 16
+# About one and a half times the largest relative error measured over all mechanisms, masks and positions here: an
+# intermediate result that is rounded once too often, or scaled, is beyond it.
+LIMITS = {torch.bfloat16: (0.008, 0.035), torch.float16: (0.0011, 0.006)}  # of the output, of gradients
+half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+
+
+def rounded_inputs(layer: Layer, dtype: torch.dtype) -> tuple[list[Tensor], object]:
+    """q, k, v [B, H, N, D] as a projection in half precision leaves them, and the rotation where the mechanism wants it.
+
+    Rotated before they are rounded, so that both precisions hash the same numbers.
+    """
+    x = layer.position.embed(inputs(21, width=WIDTH).float())
+    rotate = layer.position.rotation(x.shape[1], x.device)
+    q, k, v = ((x @ w.float()).unflatten(2, (HEADS, WIDTH)).transpose(1, 2) for w in layer.weights)
+    if rotate is not None and not layer.attention.wants_unrotated:
+        q, k, rotate = rotate(q), rotate(k), None
+    return [x.detach().to(dtype) for x in (q, k, v)], rotate
+
+
+def results(layer: Layer, qkv: list[Tensor], rotate: object, dtype: torch.dtype | None, masks: dict) -> list[Tensor]:
+    """The output and the gradients of q, k, v and of the position: under autocast, or of the oracle where dtype is None."""
+    q, k, v = leaves = [x.to(dtype or torch.float32).requires_grad_() for x in (y.clone() for y in qkv)]
+    run = layer.attention.oracle if dtype is None else layer.attention
+    with nullcontext() if dtype is None else torch.autocast("cpu", dtype):
+        k = q if layer.attention.ties_qk else k
+        out = run(q, k, v, relative_bias=layer.position.bias(0), rotate=rotate, context={}, **masks)
+    assert out.dtype == (dtype or torch.float32)
+    loss, wanted = (out.float() * weight_like(out.float())).sum(), [*leaves, *layer.position.parameters()]
+    return [out.detach(), *torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)]
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """|found - exact| / |exact|, Frobenius norms."""
+    return float((found.float() - exact).norm() / exact.norm())
+
+
+@every_attention
+@pytest.mark.parametrize("position_file", ["none", "relative", "rope"])
+@pytest.mark.parametrize("kind", ["none", "padding", "causal", "padding+causal", "random"])
+@half
+def test_is_near_the_oracle_in_fp32(attention_file: str, position_file: str, kind: str, dtype: torch.dtype) -> None:
+    layer, masks = Layer(attention_file, position_file, width=WIDTH).float(), masks_of(kind, 21)
+    qkv, rotate = rounded_inputs(layer, dtype)
+    out, *grads = results(layer, qkv, rotate, dtype, masks)
+    exact, *exact_grads = results(layer, qkv, rotate, None, masks)
+    assert relative_error(out, exact) < LIMITS[dtype][0]
+    compared = [relative_error(grad, other) for grad, other in zip(grads, exact_grads) if other.any()]
+    assert compared and max(compared) < LIMITS[dtype][1]
+
+
+@pytest.mark.parametrize("attention_file", [name for name in ATTENTIONS if name.startswith("performer")])
+@pytest.mark.parametrize("position_file,kind", [("none", "padding+causal"), ("none", "random"), ("relative", "padding")])
+@half
+def test_features_and_normaliser_are_fp32(attention_file: str, position_file: str, kind: str, dtype: torch.dtype) -> None:
+    """Where a mask or a bias keeps FAVOR+ from its quick way: values in fp32 show what rounding the output would hide."""
+    layer, masks = Layer(attention_file, position_file, width=WIDTH).float(), masks_of(kind, 21)
+    (q, k, v), _ = rounded_inputs(layer, dtype)
+    with torch.autocast("cpu", dtype):
+        out = layer.attention(q, k, v.float(), relative_bias=layer.position.bias(0), **masks)
+    exact = layer.attention.oracle(q.float(), k.float(), v.float(), relative_bias=layer.position.bias(0), **masks)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, exact)
+
+
+@pytest.mark.parametrize("attention_file", [name for name in ATTENTIONS if name.startswith("performer")])
+@pytest.mark.parametrize("kind", ["causal", "bias", "pairs"])
+@half
+def test_features_are_fp32_where_weights_nearly_cancel(attention_file: str, kind: str, dtype: torch.dtype) -> None:
+    """Keys so short that all weights are nearly alike, and values of opposite sign by pairs: the output is what weights
+    differ by, and a rounding of the features is as large as a tenth of it.
+    """
+    layer, pairs = Layer(attention_file, "none", width=WIDTH).float(), 16
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, HEADS, 2 * pairs, WIDTH, generator=generator) for _ in range(3))
+    v[:, :, 1::2] = -v[:, :, ::2]
+    q, k, v = (0.05 * q).to(dtype), (0.05 * k).to(dtype), v.to(dtype)
+    position = torch.arange(2 * pairs)
+    blocked = torch.rand(2 * pairs, pairs, generator=generator) < 0.3
+    masks = {"causal": position > position[:, None], "pairs": blocked.repeat_interleave(2, dim=1), "bias": None}
+    settings = {"attn_mask": masks[kind], "relative_bias": torch.zeros(HEADS, 5) if kind == "bias" else None}
+    with torch.autocast("cpu", dtype):
+        out = layer.attention(q, k, v, **settings)
+    exact = layer.attention.oracle(q.float(), k.float(), v.float(), **settings)
+    limit = {torch.bfloat16: 0.0021, torch.float16: 0.00027}[dtype]  # what rounding the output alone makes, and a fifth
+    assert relative_error(out[:, :, 1::2], exact[:, :, 1::2]) < limit
