@@ -7,15 +7,19 @@ from typing import Any, Callable
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.testing import assert_close
 
 from xcls.attention.base import Attention
 from xcls.attention.performer import Performer
 from xcls.attention.reformer import Reformer, lsh_attention
+from xcls.attention.reformer_learned import ReformerLearned
+from xcls.attention.reformer_local import ReformerLocal
 from xcls.attention.reformer_shared import ReformerShared
 from xcls.attention.reformer_sort import lsh_buckets
 from xcls.attention.sdpa import Sdpa
+from xcls.attention.smyrf import Smyrf
 from xcls.bench.cases import Case, build
 from xcls.bench.error import attend, errors_of, exact, random_inputs, relative_error
 from xcls.bench.formulas import Shape, Work, core_work, work
@@ -27,6 +31,7 @@ from xcls.position.rope import Rotary
 from xcls.schema import UserError
 from xcls.train.checkpoint import write_checkpoint
 
+CONF = Path(__file__).resolve().parents[2] / "conf" / "attention"
 NODES = {
     "sdpa": {"_target_": "xcls.attention.sdpa.Sdpa"},
     "sdpa_fused": {"_target_": "xcls.attention.sdpa_fused.SdpaFused"},
@@ -63,13 +68,34 @@ def test_formulas_agree_with_the_counter(name: str, part: str) -> None:
     assert counted(trial.training) == found["training"].flops
 
 
+@pytest.mark.parametrize("part", ["core", "module"])
+@pytest.mark.parametrize("length", [64, 300, 1024])
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_mechanism_has_a_formula_that_agrees_with_the_counter(path: Path, length: int, part: str) -> None:
+    node = yaml.safe_load(path.read_text())
+    trial = build(case("sdpa", part, node=node, seq_len=length, width=64))
+    found = work(part, trial.attention, Shape(batch=2, heads=2, length=length, head_dim=32, itemsize=4))
+    assert counted(trial.forward) == pytest.approx(found["inference"].flops, rel=0.03)
+    assert counted(trial.training) == pytest.approx(found["training"].flops, rel=0.03)
+    assert 0 < found["inference"].bytes <= found["training"].bytes
+
+
+@pytest.mark.parametrize("kind", [Reformer, ReformerLocal, ReformerLearned, Smyrf])
+def test_formulas_of_clusters_count_every_round(kind: type) -> None:
+    attention = kind(num_heads=2, head_dim=8, layer=0, seed=0, num_hashes=3, bucket_size=4)
+    x = torch.randn(2, 2, 18, 8, requires_grad=True)
+    found = core_work(attention, Shape(batch=2, heads=2, length=18, head_dim=8, itemsize=4))
+    assert counted(lambda: attention(x, x, x)) == found["inference"].flops
+    assert counted(lambda: attention(x, x, x).sum().backward()) == found["training"].flops
+
+
 def test_lsh_counts_products_of_whole_chunks_beside_hashing() -> None:
     attention = Reformer(num_heads=2, head_dim=8, layer=0, seed=0, num_hashes=3, bucket_size=4)
     found = core_work(attention, Shape(batch=2, heads=2, length=16, head_dim=8, itemsize=4))
     vectors = 2 * 2 * 16 * 8
-    hashing, attending = 2 * 3 * vectors * 2, 4 * 3 * vectors * 8  # 4 buckets: 2 columns; a window of 2 chunks of 4
-    assert found["inference"].flops == hashing + attending
-    assert found["training"].flops == hashing + 3 * attending
+    hashing, product = 2 * 3 * vectors * 2, 2 * 3 * vectors * 8  # 4 buckets: 2 columns; a window of 2 chunks of 4
+    assert found["inference"].flops == hashing + 2 * product
+    assert found["training"].flops == hashing + 7 * product  # the logits are computed again
 
 
 def test_a_mechanism_may_bring_its_own_formula_and_a_subclass_has_its_parents() -> None:

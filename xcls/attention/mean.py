@@ -7,6 +7,8 @@ Letters: B batch, H heads, N tokens, D head width.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from xcls.attention.base import zero_padding
@@ -33,3 +35,11 @@ class Mean(KernelAttention):
     def feature_map(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> One:
         """Always the same."""
         return One()
+
+    def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Operations and bytes of inference and of training: the sum of the values with the normaliser as a column, and
+        as much to hand it out; each has one product backward. v is read, the output written.
+        """
+        products = 4.0 * shape.vectors * (1 + 1 / shape.head_dim)
+        moved = 2.0 * shape.itemsize * shape.vectors
+        return (products, moved), (2 * products, 2 * moved)

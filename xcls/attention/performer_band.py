@@ -210,10 +210,15 @@ class PerformerBand(RandomFeatures):
         )
 
     def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-        """As in `RandomFeatures`, and q k^T and the product with v over the three chunks of the band."""
-        (inference, moved), (training, moved_more) = super().operations(shape)
-        near = 4.0 * shape.vectors * 3 * min(self.window, shape.length)
-        return (inference + near, moved), (training + 3 * near, moved_more)
+        """Features as in `RandomFeatures`; then of whole chunks, the empty one behind the tokens included, the far field
+        and the three chunks of the band, the normaliser being a column of the values. Two products backward for each.
+        """
+        chunk = min(self.window, shape.length)
+        slots = shape.batch * shape.heads * chunk_count(shape.length, chunk, 1) * chunk
+        features, width = 4.0 * shape.vectors * self.num_features, shape.head_dim
+        band, far = 2.0 * slots * 3 * chunk * (2 * width + 1), 4.0 * slots * self.num_features * (width + 1)
+        moved = 4.0 * shape.itemsize * shape.vectors
+        return (features + band + far, moved), (2 * features + 3 * (band + far), 3 * moved)
 
 
 class PerformerBandOprf(PerformerBand):
@@ -222,3 +227,8 @@ class PerformerBandOprf(PerformerBand):
     def feature_map(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> Exponential:
         """Those that are best for these q, k."""
         return oprf_features(self.projection, q, k, key_padding_mask, epsilon=self.epsilon)
+
+    def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
+        """As in `PerformerBand`, and backward the gradient of the directions, through which A gets its own."""
+        inference, (flops, moved) = super().operations(shape)
+        return inference, (flops + 4.0 * shape.vectors * self.num_features, moved)

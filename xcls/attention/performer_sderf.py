@@ -81,8 +81,13 @@ class PerformerSderf(RandomFeatures):
             return sderf_map(self.projection, moments(q, k, key_padding_mask), epsilon=self.epsilon)
 
     def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-        """As in FAVOR++, and Q^T Q and K^T K with their gradients; the eigenvectors of S are not counted."""
+        """As in FAVOR++, and Q^T Q and K^T K with their gradients. Of each head A, B and the directions times both, with
+        theirs, whatever its length; the eigenvectors of S are not counted.
+        """
         (inference, moved), (training, moved_more) = super().operations(shape)
+        heads, width = shape.batch * shape.heads, shape.head_dim
         training += 4.0 * shape.vectors * self.num_features
-        squares = 4.0 * shape.vectors * shape.head_dim
-        return (inference + squares, moved), (training + 3 * squares, moved_more)
+        squares = 4.0 * shape.vectors * width
+        cubes, turned = 4.0 * heads * width**3, 4.0 * heads * self.num_features * width**2
+        once = inference + squares + cubes + turned
+        return (once, moved), (training + 3 * squares + 4 * cubes + 2 * turned, moved_more)

@@ -111,6 +111,11 @@ class Window(Attention):
         )
 
     def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Operations and bytes of inference and of training: q k^T and p v over three chunks, twice that backward."""
-        products, moved = 4.0 * shape.vectors * 3 * min(self.window, shape.length), 4.0 * shape.itemsize * shape.vectors
+        """Operations and bytes of inference and of training: q k^T and p v over three chunks, twice that backward.
+
+        Of whole chunks, the empty one behind the tokens included.
+        """
+        chunk = min(self.window, shape.length)
+        slots = shape.batch * shape.heads * chunk_count(shape.length, chunk, 1) * chunk
+        products, moved = 4.0 * slots * 3 * chunk * shape.head_dim, 4.0 * shape.itemsize * shape.vectors
         return (products, moved), (3 * products, 3 * moved)

@@ -2,12 +2,13 @@
 
 Operations are those of matrix products, two for a multiplication and addition, as PyTorch's counter has them; bytes
 are what has to pass between memory and cores when everything that is not part of the definition stays in the cache.
-Letters: B batch, H heads, N tokens, D head width, E model width, M random features, R rounds, C tokens of a chunk.
+Letters: B batch, H heads, N tokens, D head width, E model width, M random features, R rotations.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable
 
 from torch import nn
@@ -15,8 +16,11 @@ from torch import nn
 from xcls.attention.base import kept_whole
 from xcls.attention.performer import Performer
 from xcls.attention.reformer import Reformer
+from xcls.attention.reformer_learned import ReformerLearned
+from xcls.attention.reformer_local import ReformerLocal
 from xcls.attention.sdpa import Sdpa
 from xcls.attention.sdpa_fused import SdpaFused
+from xcls.attention.smyrf import Smyrf
 
 
 @dataclass(frozen=True)
@@ -81,19 +85,53 @@ def _performer(attention: Performer, shape: Shape) -> tuple[Work, Work]:
     return Work(features + products, moved), Work(2 * features + 3 * products, 3 * moved)
 
 
-def _reformer(attention: Reformer, shape: Shape) -> tuple[Work, Work]:
-    """In each round x R for the hashes, and two products of each query with the K tokens of its window.
+def _attend_clusters(
+    shape: Shape, *, rounds: int, size: int, span: int, key_width: int | None = None
+) -> tuple[float, float]:
+    """Operations of softmax within chunks, `size` tokens that meet `span` keys: of inference and of training.
 
-    Bytes: x for the hashes, then in each round the sorted q and v and the round's output; the outputs are read once
-    more where there are several. Hashing has no backward pass.
+    Two products for each slot of a chunk, empty ones included; backward five, of which one is the logits again: they
+    are not kept. key_width: of q and k where it is not D.
     """
-    rounds, columns = attention.rotations.shape[0], attention.rotations.shape[-1]
-    columns = min(columns, -(-shape.length // (2 * attention.bucket_size)))
-    window = attention.bucket_size * (attention.chunks_before + 1 + attention.chunks_after)
-    hashes = Work(2.0 * rounds * shape.vectors * columns, float(shape.itemsize) * shape.vectors)
+    slots = shape.batch * shape.heads * -(-shape.length // size) * size
+    keys, values = (2.0 * rounds * slots * span * width for width in (key_width or shape.head_dim, shape.head_dim))
+    return keys + values, 4 * keys + 3 * values
+
+
+def _cluster_bytes(shape: Shape, rounds: int) -> float:
+    """In each round the sorted q and v and the round's output; the outputs are read once more where there are several."""
     passes = 3 * rounds + (rounds + 1 if rounds > 1 else 0)
-    attend = Work(2 * 2.0 * rounds * shape.vectors * window, float(shape.itemsize) * passes * shape.vectors)
-    return hashes + attend, hashes + attend + attend + attend
+    return float(shape.itemsize) * passes * shape.vectors
+
+
+def _reformer(attention: Reformer, shape: Shape, *, unhashed: int = 0, coded: bool = False) -> tuple[Work, Work]:
+    """x R for the hashes, which has no backward pass, x being read once more; and attention within chunks in each round.
+
+    unhashed: rounds besides those that hash. coded: the columns of x R also widen q and k, x R then being computed with
+    a gradient too.
+    """
+    hashed, columns = attention.rotations.shape[0], attention.rotations.shape[-1]
+    columns = hashed * min(columns, -(-shape.length // (2 * attention.bucket_size)))
+    hashes = Work(2.0 * shape.vectors * columns, float(shape.itemsize) * shape.vectors)
+    codes = hashes.flops if coded else 0.0
+    inference, training = _attend_clusters(
+        shape,
+        rounds=hashed + unhashed,
+        size=attention.bucket_size,
+        span=attention.bucket_size * (attention.chunks_before + 1 + attention.chunks_after),
+        key_width=shape.head_dim + columns * coded,
+    )
+    moved = _cluster_bytes(shape, hashed + unhashed)
+    return hashes + Work(inference + codes, moved), hashes + Work(training + 3 * codes, 3 * moved)
+
+
+def _smyrf(attention: Smyrf, shape: Shape) -> tuple[Work, Work]:
+    """q and k along each round's direction, and attention within clusters."""
+    rounds, size = attention.directions.shape[0], attention.bucket_size
+    hashes = Work(4.0 * rounds * shape.vectors, 2.0 * shape.itemsize * shape.vectors)
+    inference, training = _attend_clusters(shape, rounds=rounds, size=size, span=size)
+    moved = _cluster_bytes(shape, rounds) + float(shape.itemsize) * rounds * shape.vectors  # k, sorted by itself
+    return hashes + Work(inference, moved), hashes + Work(training, 3 * moved)
 
 
 FORMULAS: dict[type[nn.Module], Callable[[nn.Module, Shape], tuple[Work, Work]]] = {
@@ -101,6 +139,9 @@ FORMULAS: dict[type[nn.Module], Callable[[nn.Module, Shape], tuple[Work, Work]]]
     SdpaFused: _sdpa_fused,
     Performer: _performer,
     Reformer: _reformer,
+    ReformerLocal: partial(_reformer, unhashed=1),
+    ReformerLearned: partial(_reformer, coded=True),
+    Smyrf: _smyrf,
 }
 
 
