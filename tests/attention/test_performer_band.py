@@ -31,7 +31,7 @@ def test_equals_the_kernel_pair_by_pair(window: int, causal: bool) -> None:
     weights = kernel_pair_by_pair(q, k, w, window)
     weights = weights if mask is None else weights.masked_fill(mask, 0.0)
     out = band_attention(q, k, v, favor_map(w, epsilon=0.0), window=window, attn_mask=mask)
-    torch.testing.assert_close(out, weights / weights.sum(-1, keepdim=True) @ v)
+    torch.testing.assert_close(out, weights / weights.sum(-1, keepdim=True) @ v, rtol=1e-12, atol=1e-12)
 
 
 def test_a_band_over_everything_is_exact_attention() -> None:

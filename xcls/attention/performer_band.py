@@ -10,6 +10,7 @@ Letters: B batch, H heads, N tokens, D head width, M random features, C tokens o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ def make_parts(
     q, k, v = (zero_padding(x, pads).to(dtype) for x in (q, k, v))
     phi_q, level_q = features.scaled_queries(q)
     phi_k, level_k = features.scaled_keys(k, pads)
-    level = (level_q + level_k - torch.tensor(phi_q.shape[-1]).log()).clamp(min=LOWEST)
+    level = (level_q + level_k - math.log(phi_q.shape[-1])).clamp(min=LOWEST)
     if bias is not None:
         bias = (bias - bias.detach().amax(dim=-1, keepdim=True)).to(dtype)
     return Parts(q * q.shape[-1] ** -0.5, k, phi_q, phi_k, level, with_ones(v), bias, pads)
