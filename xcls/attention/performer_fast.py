@@ -39,7 +39,9 @@ def fast_attention(
     """Linear attention with the features exp(w.x + c - |x|^2 / (2 sqrt D)): q, k, v [B, H, N, D] -> [B, H, N, D].
 
     directions: w [B|1, H|1, M, D]; offset: c [B|1, H|1, 1, M] or None; epsilon is added to the features of keys,
-    the largest of which is 1. Gradients reach all five. Features and normaliser are fp32 (fp64 for fp64 input); the
+    the largest of which is 1. Gradients reach all five; they hold the stabiliser, the largest exponent of a key, constant.
+    At epsilon = 0 it cancels in the output and they are exact; else the output depends on it through epsilon times its
+    exponential, and the gradient is that of the function up to terms of the size of epsilon. Features and normaliser are fp32 (fp64 for fp64 input); the
     products behind them are bf16 where v is. block_entries: features in a block, by default fit for the device.
     """
     if block_entries is None:

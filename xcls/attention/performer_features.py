@@ -68,7 +68,8 @@ def half_norm(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Exponential(FeatureMap):
-    """phi_m(x) = exp(w_m.x + c_m - |x|^2 / (2 sqrt D)), stabilised by factors that cancel in the normalised output.
+    """phi_m(x) = exp(w_m.x + c_m - |x|^2 / (2 sqrt D)), stabilised by factors that cancel in the normalised output (those
+    of the keys up to epsilon, which is measured by them; gradients hold them constant).
 
     directions: w [B|1, H|1, M, D], with the scale D^(-1/4) of q and k in it; offset: c [B|1, H|1, 1, M] or None.
     epsilon: added to the features of keys, of which the largest is 1. A query has a feature of 1 anyway.
