@@ -7,8 +7,10 @@ import torch
 
 from tests.attention.kernels import assert_unbiased, drawn, estimate, estimates, qkv, softmax_kernel
 from xcls.attention.kernel import kernel_attention
-from xcls.attention.performer import favor_map
-from xcls.attention.performer_oprf import mean_square_sum, optimal_scalar, oprf_features, oprf_map
+from xcls.attention.performer import Performer, favor_map
+from xcls.attention.performer_band import PerformerBand, PerformerBandOprf
+from xcls.attention.performer_oprf import PerformerOprf, mean_square_sum, optimal_scalar, oprf_features, oprf_map
+from xcls.attention.performer_sderf import PerformerSderf
 from xcls.attention.sdpa import sdpa
 
 
@@ -68,3 +70,19 @@ def test_closer_to_softmax_attention_than_favor_plus() -> None:
         return torch.stack([(out - exact).square().mean() for out in outs]).mean().item()
 
     assert error(lambda w: best_map(w, q, k)) < 0.9 * error(favor_map)
+
+
+@pytest.mark.parametrize(
+    "kind,strict",
+    [(Performer, True), (PerformerBand, True), (PerformerOprf, False), (PerformerSderf, False), (PerformerBandOprf, False)],
+)
+def test_under_a_causal_mask_later_tokens_show_in_the_features_alone(kind: type, strict: bool) -> None:
+    q, k, v = qkv(24)
+    far = {"window": 4} if issubclass(kind, PerformerBand) else {}
+    attention = kind(num_heads=2, head_dim=8, layer=0, seed=1, num_features=16, **far).double()
+    causal = torch.ones(24, 24, dtype=torch.bool).triu(1)
+    changed = [torch.cat((x[:, :, :16], 3 * x[:, :, 16:]), dim=2) for x in (q, k, v)]
+    out, other = (attention(*inputs, attn_mask=causal)[:, :, :16] for inputs in ((q, k, v), changed))
+    assert torch.allclose(out, other, rtol=1e-6) == strict
+    only_values = attention(q, k, changed[2], attn_mask=causal)[:, :, :16]
+    torch.testing.assert_close(only_values, out)
