@@ -115,7 +115,7 @@ def _run(run: Standing, named: int, one_line: bool, width: int) -> list[str]:
     if run.state in (RUNNING, SILENT):
         share = f" ({run.step / run.steps:.0%})" if run.steps else ""
         figures = FIGURES.format(
-            step=f"{run.step}/{run.steps}{share}" if run.steps else "-",
+            step=f"{run.step}/{run.steps}{share}" if run.steps else str(run.step or "-"),
             loss="-" if run.loss is None else f"{run.loss:.4f}",
             speed="-" if run.tokens_per_s is None else f"{run.tokens_per_s:,.0f}",
             left="-" if run.left is None else span(run.left),

@@ -46,7 +46,8 @@ def newest(folder: Path) -> dict[str, Any]:
 def numbers(folder: Path) -> str:
     """`newest(folder)` in words: `120/282 loss 0.53 macro_f1 0.71`."""
     found = newest(folder)
-    parts = [f"{found['step']}/{found['steps']}"] if found.get("steps") else []
+    step, steps = found.get("step"), found.get("steps")
+    parts = [f"{step}/{steps}"] if steps else [f"step {step}"] if step else []  # a record may lag behind the events
     parts += [f"{name} {found[name]:.3g}" for name in ("loss", "macro_f1") if found.get(name) is not None]
     if "macro_f1" not in found and found.get("val_loss") is not None:
         parts.append(f"val_loss {found['val_loss']:.3g}")

@@ -29,6 +29,8 @@ from xcls.train.signals import Interrupted, StopSignals
 from xcls.train.stream import Batch, Stream, batches_from, real_and_padded
 from xcls.train.update import Updater
 
+QUIET = 20.0  # seconds after which a step is told of, though it is no hundredth of all: steps may be slow
+
 
 class Loop:
     """Trains `model` by `training` and leaves checkpoints, metrics and costs behind.
@@ -70,7 +72,7 @@ class Loop:
         self.clock = StepClock()
         self.memory = MemoryGauge(amp.device)
         self.saved: tuple[int, int, int] | None = None  # what of the progress the last checkpoint knew
-        self.saved_time = time.monotonic()
+        self.saved_time = self.told_time = time.monotonic()
 
     def run(self, payload: dict[str, Any] | None) -> Progress:
         """Trains to the end, from the beginning or from the checkpoint `payload`.
@@ -79,8 +81,10 @@ class Loop:
         """
         record = self.journal.record
         record.steps = self.total
-        if payload is not None:
-            self._restore(payload)
+        if payload is None:
+            self.journal.save()  # whoever watches wants the total before the first evaluation, which may be hours away
+        else:
+            self._restore(payload)  # and saves
         with StopSignals() as stop, self._bar() as bar:
             if payload is None and self.recovery.restarts:
                 self._save(best=False, scheduled=True)  # bad numbers may come before the first checkpoint is due
@@ -290,7 +294,9 @@ class Loop:
         bar.set_postfix_str(f"loss {loss:.3f}{speed}", refresh=False)
         bar.update()
         step = self.progress.step
-        if math.isfinite(loss) and step % max(1, self.total // 100) == 0:
+        quiet = time.monotonic() - self.told_time >= QUIET
+        if math.isfinite(loss) and (quiet or step % max(1, self.total // 100) == 0):
+            self.told_time = time.monotonic()
             values = {"step": step, "step_loss": loss, "grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"]}
             self.journal.event("step", values)
 
