@@ -215,7 +215,7 @@ def test_a_damaged_record_is_a_state_with_a_cause(tmp_path: Path, text: str, cap
     (folder / "record.json").write_text(text)
     monkeypatch.chdir(tmp_path)
     assert status.main([]) == 1
-    assert "unreadable a\n" in capsys.readouterr().out
+    assert "unreadable  a\n" in capsys.readouterr().out
 
 
 def test_damaged_events_are_left_out(tmp_path: Path, hold: Any) -> None:
@@ -247,8 +247,9 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path, hold: Any) -> None:
         lines = status.table(groups, width, everything=True)
         assert max(map(len, lines)) <= width
         text = " ".join(" ".join(lines).split())
-        for words in ("200/400 (50%)", "OutOfMemory", "interrupted", "waiting"):
+        for words in ("200/400 (50%)", "OutOfMemory", "interrupted ", "waiting"):
             assert words in text, (width, words)
+    assert any(line.startswith("  interrupted imdb") for line in lines)  # the longest state, and its run
     one = [line for line in status.table(groups, 200, everything=True) if "performer_hyperbolic" in line]
     assert "200/400" in one[0]  # a wide terminal has it on one line
 

@@ -21,7 +21,7 @@ USUAL = ("multirun", "pretrain", "finetune")  # may be missing: nothing has run 
 LISTED = {RUNNING: 100, WAITING: 3, DONE: 0}  # runs of one group in this state that are shown without --all
 OTHERS = 20
 PIPED = 160  # columns where nobody looks at a terminal
-NAME, FIGURES = 11, "{step:>15}  {loss:>7}  {speed:>9}  {left:>11}  {device}"
+NAME, FIGURES = 12, "{step:>15}  {loss:>7}  {speed:>9}  {left:>11}  {device}"
 TITLES = FIGURES.format(step="step", loss="loss", speed="tokens/s", left="left", device="device")
 
 
@@ -77,7 +77,8 @@ def table(groups: list[Group], width: int, *, everything: bool = False) -> list[
         for note in group.notes:
             lines += textwrap.wrap(note, width, initial_indent="  ", subsequent_indent="  ")
         named = max((len(run.name) for run in rows), default=0)
-        one_line = 2 + NAME + named + 2 + len(TITLES) + 6 <= width
+        longer = max((len(run.device) - len("device") for run in rows), default=0)
+        one_line = 2 + NAME + named + 2 + len(TITLES) + max(0, longer) <= width
         if any(run.state in (RUNNING, SILENT) for run in rows):
             lines += _row("state", "run", TITLES, named, one_line, width)
         for run in rows:
