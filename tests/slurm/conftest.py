@@ -116,6 +116,11 @@ class Cluster:
         found = [job["device"] for job in self.jobs(exp)]
         return None if None in found else [device.removeprefix("slurm:") for device in found]
 
+    def submitted(self, exp: str) -> list[str]:
+        """The Slurm ids of all that was ever submitted for a sweep, as submitit's files tell."""
+        files = self.project.folder.glob(f"multirun/{exp}/.slurm/**/*_submitted.pkl")
+        return sorted(file.name.removesuffix("_submitted.pkl") for file in files)
+
     def slurm_id(self, exp: str, run: Run) -> str:
         """The Slurm id of a run."""
         folder = run.folder.relative_to(self.project.folder).as_posix()
@@ -134,9 +139,9 @@ class Cluster:
 
         return until(find)
 
-    def steps(self, seconds: float) -> str:
+    def steps(self, seconds: float, stage: str = "finetuning") -> str:
         """`finetuning.max_steps=…` for about so many seconds of training on this machine."""
-        return f"finetuning.max_steps={round(seconds / self.pace)}"
+        return f"{stage}.max_steps={round(seconds / self.pace)}"
 
 
 def until(found: Callable[[], Any]) -> Any:
@@ -150,10 +155,10 @@ def until(found: Callable[[], Any]) -> Any:
     raise AssertionError("it did not happen in time")
 
 
-def ended(launcher: subprocess.Popen[str], code: int) -> str:
+def ended(launcher: subprocess.Popen[str], code: int, patience: float = PATIENCE) -> str:
     """Waits for a launcher, whose exit code must be `code`; gives what it said."""
     try:
-        out, said = launcher.communicate(timeout=PATIENCE)
+        out, said = launcher.communicate(timeout=patience)
     finally:
         if launcher.poll() is None:
             launcher.send_signal(signal.SIGKILL)

@@ -52,6 +52,17 @@ def test_a_timeout_costs_at_most_a_step(cluster: Cluster) -> None:
     print(f"timeout: {len(run.lives)} stays, steps lost {run.lost}, of {run.record['step']}")
 
 
+def test_a_run_that_is_longer_than_its_time_limit_completes(cluster: Cluster) -> None:
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10")
+    launcher = cluster.start(*LONG, cluster.steps(65), "exp=whole", *limit)
+    ended(launcher, 0, patience=550)  # on a busy machine it takes many stays
+    (run,) = cluster.runs("whole")
+    assert run.record["status"] == "completed" and run.record["step"] == run.record["steps"] and len(run.lives) >= 2
+    assert [event["cause"] for event in run.events("interrupted")] == ["stopped by SIGUSR2"] * (len(run.lives) - 1)
+    assert max(run.lost) <= 1
+    print(f"longer than its limit: {len(run.lives)} stays, steps lost {run.lost}, of {run.record['step']}")
+
+
 def test_preemption_costs_at_most_a_step(cluster: Cluster) -> None:
     launcher = cluster.start(*LONG, cluster.steps(8), "exp=low", "hydra.launcher.partition=low", "wandb=offline")
     run = cluster.running("low", step=5)
@@ -129,9 +140,11 @@ def test_jobs_that_are_refused_killed_and_cancelled_are_rows(cluster: Cluster) -
 
 
 def test_the_launcher_may_leave_and_come_back(cluster: Cluster) -> None:
-    words = ("pretrain=auto", "seed=0,1", "exp=left", "pretraining.max_steps=400")
+    long = [word.replace("finetuning", "pretraining") for word in LONG]  # it outlives the second command's planning
+    words = ("pretrain=auto", "seed=0,1", "exp=left", *long, cluster.steps(45, "pretraining"))
     launcher = cluster.start(*words)
     ids = until(lambda: cluster.ids("left"))
+    assert cluster.submitted("left") == sorted(ids)
     assert sorted(cluster.queue().values())[:2] == [
         "PENDING",
         "PENDING",
@@ -140,7 +153,13 @@ def test_the_launcher_may_leave_and_come_back(cluster: Cluster) -> None:
     said = ended(launcher, 130)
     assert "4 jobs stay with Slurm" in said and f"scancel {ids[0].partition('_')[0]}" in said
     cluster.sweep(*words)
-    assert cluster.ids("left") == ids  # the same jobs: none was submitted twice
+    assert cluster.submitted("left") == sorted(ids)  # none was submitted twice
+    jobs = cluster.jobs("left")
+    assert len(jobs) == len(ids) == 4
+    followed = [(job["device"], f"slurm:{name}") for job, name in zip(jobs, ids) if job["state"] != "skipped"]
+    assert all(device == name for device, name in followed)  # one that ended before the second command looked is skipped
+    assert {job["kind"] for job in jobs if job["state"] == "skipped"} <= {"baseline"}
+    assert len(followed) >= 3
     (pretraining,) = [Run(path.parent) for path in cluster.project.folder.glob("pretrain/*/record.json")]
     runs = cluster.runs("left")
     assert [run.record["status"] for run in (pretraining, *runs)] == ["completed"] * 3
