@@ -40,7 +40,7 @@ def decide(board: Board, judge: Judge, references: Sequence[str]) -> Answer:
         )
     verdicts = [judge.verdict(group, board, first, "validation") for group in runners]
     judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in references]
-    passing = sorted((v for v in judged if v.state == PASS), key=_cost)
+    passing = sorted((v for v in judged if v.state == PASS), key=_saving)
     if passing:
         return _take(passing, board, judge, references)
     but = tuple(text for text in (_own_worth(board, judge, first), _bag_of_words(board)) if text)
@@ -74,10 +74,7 @@ def _take(passing: Sequence[Verdict], board: Board, judge: Judge, references: Se
     unsure = ", though these runs cannot tell" if doubt else ""
     text = f"{_capital(group.label)} saves {_saved(group, other)}{_at(group, other)}; it passes{unsure}."
     but = [f"{_capital(doubt)}."] if doubt else []
-    if len(passing) > 1:
-        others = _listed([verdict.group.label for verdict in passing[1:]])
-        passes, takes = ("passes", "takes") if len(passing) == 2 else ("pass", "take")
-        but.append(f"{_capital(others)} {passes} too, and {takes} more time.")
+    but += _further(best, passing[1:])
     on_test = judge.verdict(group, board, references[0], "test")
     if on_test.state != PASS:
         but.append(f"On the test split it does not pass: {on_test.state}.")
@@ -95,14 +92,45 @@ def _take(passing: Sequence[Verdict], board: Board, judge: Judge, references: Se
     return Answer(PASS, text, tuple(but))
 
 
-def _cost(verdict: Verdict) -> tuple[float, float, str]:
-    """What a passing group costs beside the reference: time first, then memory."""
-    group, other = verdict.group, verdict.reference_group
-    shares = [
-        None if other is None else ratio(group, other, name)
-        for name in ("time_per_epoch", memory_measure(group.device.get("kind")))
-    ]
-    return (*(float("inf") if share is None else share for share in shares), group.label)
+def _saving(verdict: Verdict) -> tuple[float, float, float, str]:
+    """What a group costs beside its own reference, in whole percent: time, then memory; of equals the better one."""
+    group = verdict.group
+    time, memory = (_percent(verdict, name) for name in ("time_per_epoch", memory_measure(group.device.get("kind"))))
+    return time, memory, -(group.stat("macro_f1").mean or 0.0), group.label
+
+
+def _percent(verdict: Verdict, name: str) -> float:
+    other = verdict.reference_group
+    share = None if other is None else ratio(verdict.group, other, name)
+    return float("inf") if share is None else round(100 * share)
+
+
+def _further(best: Verdict, others: Sequence[Verdict]) -> list[str]:
+    """The other groups that pass, and what they cost beside `best`.
+
+    Times compare only where the reference is the same group: another has another size, length or device.
+    """
+    told: dict[str, list[str]] = {}
+    for verdict in others:
+        told.setdefault(_dearer(best, verdict), []).append(verdict.group.label)
+    sentences = []
+    for words, names in told.items():
+        one, many = words.split("|") if "|" in words else (words, words)
+        passes = "passes" if len(names) == 1 else "pass"
+        sentences.append(f"{_capital(_listed(names))} {passes} too{one if len(names) == 1 else many}.")
+    return sentences
+
+
+def _dearer(best: Verdict, verdict: Verdict) -> str:
+    """How `verdict`'s group costs more than that of `best`, for one group | for several; '' where it is not known."""
+    mine, theirs = _percent(verdict, "time_per_epoch"), _percent(best, "time_per_epoch")
+    if float("inf") in (mine, theirs):
+        return ""
+    if verdict.reference_group is best.reference_group:
+        return ", and takes more time|, and take more time" if mine > theirs else ", in as much time"
+    if mine == theirs:
+        return ", and saves as much time beside its own reference|, and save as much time beside their own references"
+    return ", and saves less time beside its own reference|, and save less time beside their own references"
 
 
 def _saved(group: Group, other: Group | None) -> str:

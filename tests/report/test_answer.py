@@ -1,0 +1,49 @@
+"""The answer in words: what is compared with what, what is open, and what the reader is told to run next."""
+
+from __future__ import annotations
+
+from tests.report.test_page import page_of, words
+
+GOOD = (0.91, 0.911, 0.912)
+
+
+def sized(make, attention, size, scores=GOOD, **options):
+    """Runs of another model size."""
+    made = make.seeds(attention, scores, config={"size.width": 128 if size == "tiny" else 256}, **options)
+    for record in made:
+        record.choices["size"], record.run = size, record.run.replace("tiny", size)
+    return made
+
+
+def placed(make, attention, device, **options):
+    """Runs on another device, in folders of their own."""
+    made = make.seeds(attention, GOOD, device={"name": device}, **options)
+    for record in made:
+        record.run += f"-{device}"
+    return made
+
+
+def test_across_sizes_savings_are_compared_and_not_times(make, tmp_path):
+    made = [*sized(make, "sdpa", "tiny", time=2.0), *sized(make, "performer", "tiny", time=1.5),
+            *sized(make, "sdpa", "mini", time=20.0), *sized(make, "performer", "mini", time=10.0), make.baseline(0.80)]  # fmt: skip
+    text = words(page_of(make, tmp_path, made))
+    assert "Performer mini saves 50 % time" in text and "more time" not in text
+    assert "Performer tiny passes too, and saves less time beside its own reference." in text
+
+
+def test_across_devices_savings_are_compared_and_not_times(make, tmp_path):
+    made = [*placed(make, "sdpa", "slow", time=100), *placed(make, "performer", "slow", time=60),
+            *placed(make, "sdpa", "fast", time=4), *placed(make, "performer", "fast", time=3), make.baseline(0.8)]  # fmt: skip
+    text = words(page_of(make, tmp_path, made))
+    assert "Performer slow saves 40 % time" in text and "takes more time" not in text
+    assert "Performer fast passes too, and saves less time beside its own reference." in text
+
+
+def test_beside_the_same_reference_times_are_compared_and_of_equals_the_better_one_is_taken(make, tmp_path):
+    made = [*make.seeds("sdpa", GOOD), *make.seeds("performer", GOOD, time=7.0),
+            *make.seeds("reformer", (0.92, 0.921, 0.922), time=7.0), make.baseline(0.8)]  # fmt: skip
+    text = words(page_of(make, tmp_path / "equal", made))
+    assert "Reformer saves 30 % time" in text and "Performer passes too, in as much time." in text
+    slower = [*made[:6], *make.seeds("reformer", GOOD, time=7.9), made[-1]]
+    text = words(page_of(make, tmp_path / "slower", slower))
+    assert "Performer saves 30 % time" in text and "Reformer passes too, and takes more time." in text
