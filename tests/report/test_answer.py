@@ -47,3 +47,30 @@ def test_beside_the_same_reference_times_are_compared_and_of_equals_the_better_o
     slower = [*made[:6], *make.seeds("reformer", GOOD, time=7.9), made[-1]]
     text = words(page_of(make, tmp_path / "slower", slower))
     assert "Performer saves 30 % time" in text and "Reformer passes too, and takes more time." in text
+
+
+def test_what_can_never_be_judged_is_not_called_open_where_the_claims_length_was_run(make, tmp_path):
+    made = [make.baseline(0.8)]
+    for length, time in ((512, 10.0), (1024, 30.0)):
+        made += make.seeds("sdpa", GOOD, seq_len=length, time=time)
+        made += make.seeds("performer", GOOD, seq_len=length, time=2 * time)
+    text = words(page_of(make, tmp_path, made))
+    assert "Nothing passes: performer n512 does not meet every claim against sdpa." in text
+    assert "no verdict yet on" not in text and "Next:" not in text and "add seq_len=512" not in text
+
+
+def test_why_there_is_no_verdict_is_said_of_the_claims_length_where_it_was_run(make, tmp_path):
+    made = [make.baseline(0.8), *make.seeds("performer", GOOD), *make.seeds("sdpa", GOOD, config={"finetuning.lr": 1.0})]
+    for length in (1024, 2048):
+        made += [*make.seeds("sdpa", GOOD, seq_len=length), *make.seeds("performer", GOOD, seq_len=length)]
+    text = words(page_of(make, tmp_path, made))
+    assert "No verdict yet: no sdpa run alike in everything but attention; the closest differs in finetuning.lr" in text
+    assert "Next: Run sdpa with the settings and on the device of performer n512" in text
+
+
+def test_where_the_reference_alone_was_run_at_the_claims_length_the_others_are_asked_for(make, tmp_path):
+    made = [make.baseline(0.8), *make.seeds("sdpa", GOOD), *make.seeds("sdpa", GOOD, seq_len=1024)]
+    made += make.seeds("performer", GOOD, seq_len=1024)
+    text = words(page_of(make, tmp_path, made))
+    assert "No verdict yet: seq_len is 1024; the claims are made at 512." in text
+    assert "sdpa was run there, run the others there too: seq_len=512 in the same sweep." in text

@@ -10,7 +10,7 @@ from xcls.report.answer_lines import doubts
 from xcls.report.compare import amount, signed
 from xcls.report.labels import BASELINE
 from xcls.report.measures import memory_measure
-from xcls.report.verdict import FAIL, MISSING, PASS, Judge, Verdict, difference_pp, ratio, strictest
+from xcls.report.verdict import FAIL, MISSING, PASS, Judge, Verdict, difference_pp, find_reference, ratio, strictest
 
 SHOWN = 3  # groups named in a sentence
 
@@ -40,6 +40,7 @@ def decide(board: Board, judge: Judge, references: Sequence[str]) -> Answer:
         )
     verdicts = [judge.verdict(group, board, first, "validation") for group in runners]
     judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in references]
+    judged = [verdict for verdict in judged if _at_claims(verdict, judge)] or judged
     passing = sorted((v for v in judged if v.state == PASS), key=_saving)
     if passing:
         return _take(passing, board, judge, references)
@@ -185,6 +186,11 @@ def _bag_of_words(board: Board) -> str:
     return ""
 
 
+def _at_claims(verdict: Verdict, judge: Judge) -> bool:
+    """Whether a group was run at the length that its claims are made at; at another one it can never be judged."""
+    return verdict.group.record.seq_len == judge.claims_for(verdict.group)[0].seq_len
+
+
 def _reason(verdicts: Sequence[Verdict]) -> str:
     """Why there is no verdict: the reason that most of the verdicts have."""
     reasons = [
@@ -197,10 +203,14 @@ def _remedy(board: Board, judge: Judge, verdicts: Sequence[Verdict], reference: 
     """What to run so that there is a verdict."""
     waiting = [verdict for verdict in verdicts if verdict.state == MISSING]
     claims, _ = judge.claims_for(waiting[0].group)
-    if all(verdict.group.record.seq_len != claims.seq_len for verdict in waiting):
-        return f"The claims are made at {claims.seq_len} tokens: add seq_len={claims.seq_len} to the sweep."
-    if any(verdict.reference_group is None for verdict in waiting):
-        return _beside(board, reference)
+    if not any(_at_claims(verdict, judge) for verdict in waiting):
+        done = any(group.record.seq_len == claims.seq_len for group in board.of_mechanism.get(reference, []))
+        rest = f"{reference} was run there, run the others there too" if done else f"add seq_len={claims.seq_len}"
+        way = f": seq_len={claims.seq_len} in the same sweep" if done else " to the sweep"
+        return f"The claims are made at {claims.seq_len} tokens: {rest}{way}."
+    alone = [verdict for verdict in waiting if verdict.reference_group is None]
+    if alone:
+        return _beside(board, reference) or _twin(alone[0], board, reference)
     if strictest(board.baselines) is None:
         return f"Fit the baseline: python run.py mode=baseline dataset={board.groups[0].record.choices.get('dataset')}"
     if any(len(verdict.group.seeds) < claims.min_seeds for verdict in waiting):
@@ -214,6 +224,12 @@ def _beside(board: Board, reference: str) -> str:
         "A verdict needs runs that differ in the mechanism alone: "
         f"python run.py -m attention={reference},performer,reformer seed=0,1,2"
     )  # fmt: skip
+
+
+def _twin(verdict: Verdict, board: Board, reference: str) -> str:
+    """The reference was run, but not alike: what a group of it must have."""
+    _, reason = find_reference(verdict.group, board, reference)
+    return f"Run {reference} with the settings and on the device of {verdict.group.label}: {reason}."
 
 
 def _scored(group: Group) -> str:
