@@ -74,3 +74,16 @@ def test_where_the_reference_alone_was_run_at_the_claims_length_the_others_are_a
     text = words(page_of(make, tmp_path, made))
     assert "No verdict yet: seq_len is 1024; the claims are made at 512." in text
     assert "sdpa was run there, run the others there too: seq_len=512 in the same sweep." in text
+
+
+def test_costs_that_were_measured_differently_are_said_so_on_the_first_screen_and_in_the_table(make, tmp_path):
+    other = {"python": "3.11.7", "torch": "2.14.0"}
+    made = [*make.seeds("sdpa", GOOD), *make.seeds("performer", GOOD, time=7.0, versions=other), make.baseline(0.8)]
+    html = page_of(make, tmp_path, made)
+    unlike = "easured differently: torch 2.14.0 against 2.13.0"
+    box = words(html[html.index('<section class="answer') : html.index("What passing means")])
+    assert f"it passes. M{unlike}." in box and f"beside sdpa (n = 3, m{unlike})" in box
+    table = words(html[html.index('<section id="board-0"') :])
+    assert "7 (0.70× †)" in table and f"†: performer and sdpa were m{unlike}." in table
+    same = [*make.seeds("sdpa", GOOD), *make.seeds("performer", GOOD, time=7.0), make.baseline(0.8)]
+    assert "†" not in page_of(make, tmp_path / "same", same)

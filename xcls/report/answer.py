@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Sequence
 
 from xcls.report.aggregate import Board, Group
-from xcls.report.answer_lines import doubts
+from xcls.report.answer_lines import doubts, measured_differently
 from xcls.report.compare import amount, signed
 from xcls.report.labels import BASELINE
 from xcls.report.measures import memory_measure
@@ -75,6 +75,8 @@ def _take(passing: Sequence[Verdict], board: Board, judge: Judge, references: Se
     unsure = ", though these runs cannot tell" if doubt else ""
     text = f"{_capital(group.label)} saves {_saved(group, other)}{_at(group, other)}; it passes{unsure}."
     but = [f"{_capital(doubt)}."] if doubt else []
+    unlike = measured_differently(best)
+    but += [f"{_capital(unlike)}."] if unlike else []
     but += _further(best, passing[1:])
     on_test = judge.verdict(group, board, references[0], "test")
     if on_test.state != PASS:

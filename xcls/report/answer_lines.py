@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xcls.report.aggregate import Board, Group
+from xcls.report.circumstances import unlike_groups
 from xcls.report.compare import amount, signed
 from xcls.report.differences import OPEN
 from xcls.report.labels import BASELINE
@@ -65,7 +66,15 @@ def _costs(verdict: Verdict) -> str:
             told.append(f"{percent} % {'less' if share < 1 else 'more'} {word}" if percent else f"as much {word}")
     gap = difference_pp(group, other, "validation")
     told += [] if gap is None else [f"macro-F1 {signed(gap)} pp"]
-    return f"{', '.join(told) or 'nothing measured'} beside {other.label} (n = {len(group.runs)})"
+    unlike = measured_differently(verdict)
+    so = f", {unlike}" if unlike else ""
+    return f"{', '.join(told) or 'nothing measured'} beside {other.label} (n = {len(group.runs)}{so})"
+
+
+def measured_differently(verdict: Verdict) -> str:
+    """In what the costs compared were measured differently (`torch 2.12.0 against 2.13.0`), or ''."""
+    unlike = [] if verdict.reference_group is None else unlike_groups(verdict.group, verdict.reference_group)
+    return f"measured differently: {'; '.join(unlike)}" if unlike else ""
 
 
 def _end(verdict: Verdict) -> str:

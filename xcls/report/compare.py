@@ -90,7 +90,8 @@ def _beside(group: Group, other: Group | None, name: str) -> str:
     mean = group.stat(name).mean
     share = ratio(group, other, name) if other is not None and other is not group else None
     mark = "*" if group.shared and mean is not None else ""
-    return amount(mean) + mark + (f" ({share:.2f}×)" if share is not None else "")
+    unlike = " †" if share is not None and other is not None and unlike_groups(group, other) else ""
+    return amount(mean) + mark + (f" ({share:.2f}×{unlike})" if share is not None else "")
 
 
 def comparison(board: Board, judge: Judge, reference: str) -> Table:
@@ -142,6 +143,11 @@ def footnotes(board: Board, reference: str) -> list[str]:
         notes.append("Memory on CPU: growth of peak RSS from before the first step.")
     if any(group.shared for group in board.groups):
         notes.append("*: another job ran on the same device; no cost claim is made from it.")
+    for group in board.groups:
+        other, _ = find_reference(group, board, reference)
+        unlike = [] if other is None else unlike_groups(group, other)
+        if unlike:
+            notes.append(f"†: {group.label} and {other.label} were measured differently: {'; '.join(unlike)}.")
     if len({repr(group.device) for group in board.groups if group.runs}) > 1:
         notes.append(
             "The runs are from different devices or settings of the device: their costs do not compare across these."
