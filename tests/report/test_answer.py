@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from tests.report.test_page import page_of, words
+from xcls.report.answer_lines import doubts
+from xcls.report.differences import Interval
+from xcls.report.verdict import FAIL, Claim, Measured, Verdict
 
 GOOD = (0.91, 0.911, 0.912)
 
@@ -87,3 +90,31 @@ def test_costs_that_were_measured_differently_are_said_so_on_the_first_screen_an
     assert "7 (0.70× †)" in table and f"†: performer and sdpa were m{unlike}." in table
     same = [*make.seeds("sdpa", GOOD), *make.seeds("performer", GOOD, time=7.0), make.baseline(0.8)]
     assert "†" not in page_of(make, tmp_path / "same", same)
+
+
+def failing(*numbers, reason=""):
+    """A verdict that fails by one claim of these numbers; each is (name, value, limit, low, high)."""
+    measured = tuple(
+        Measured(name, value, "<=", limit, interval=None if low is None else Interval(value, low, high))
+        for name, value, limit, low, high in numbers
+    )
+    return Verdict(None, "sdpa", "validation", (Claim("WNF-2 quality", FAIL, measured, reason),))
+
+
+def test_a_failure_is_open_only_where_every_number_that_fails_is_open():
+    open_ = ("macro-F1 loss (pp)", 1.5, 1.0, 0.5, 2.5)
+    assert doubts(failing(open_)) == (
+        "the interval of its macro-F1 loss (+0.50 to +2.50 pp) spans its limit: these runs cannot tell"
+    )
+    alone = "the interval of its macro-F1 loss (+0.50 to +2.50 pp) spans its limit: of that alone these runs cannot tell"
+    assert doubts(failing(open_, ("macro-F1 gain (pp)", 9.0, 1.0, 8.0, 10.0))) == alone
+    assert doubts(failing(open_, ("macro-F1 spread (pp)", 3.0, 1.0, None, None))) == alone
+    assert doubts(failing(open_, reason="seed 1: NaN in the loss")) == alone
+    both = doubts(failing(open_, ("macro-F1 gain (pp)", 1.2, 1.0, 0.8, 2.0)))
+    assert both.endswith("and its macro-F1 gain (+0.80 to +2.00 pp) span their limits: these runs cannot tell")
+    assert doubts(failing(("time ratio", 1.2, 0.8, None, None))) == ""
+
+
+def test_a_time_that_is_too_long_does_not_fail_where_the_memory_is_low_enough():
+    saves = (("time ratio", 1.2, 0.8, None, None), ("memory ratio", 0.5, 0.8, None, None))
+    assert doubts(failing(*saves, ("macro-F1 loss (pp)", 1.5, 1.0, 0.5, 2.5))).endswith(": these runs cannot tell")

@@ -92,11 +92,13 @@ def _end(verdict: Verdict) -> str:
 
 def _why(claim: Claim) -> list[str]:
     """What fails in a claim, in words."""
-    if claim.reason:
-        return [claim.reason]
+    return [claim.reason] if claim.reason else [phrase(number) for number in _bad(claim)]
+
+
+def _bad(claim: Claim) -> list[Measured]:
+    """The numbers for which a claim fails: a ratio that is too high is none where the other one is low enough."""
     saves = any(number.name in RATIOS and number.state == PASS for number in claim.measured)
-    bad = [number for number in claim.measured if number.state == FAIL and not (saves and number.name in RATIOS)]
-    return [phrase(number) for number in bad]
+    return [number for number in claim.measured if number.state == FAIL and not (saves and number.name in RATIOS)]
 
 
 def phrase(number: Measured) -> str:
@@ -110,16 +112,31 @@ def phrase(number: Measured) -> str:
 def doubts(verdict: Verdict) -> str:
     """Where the interval of a number that decides spans its limit: the verdict is by the value, these runs cannot tell.
 
-    What decides a PASS are all numbers, what decides a FAIL those that fail.
+    What decides a PASS are all numbers: one that is open leaves the whole open. What decides a FAIL are those that
+    fail: one that fails for certain is enough, and the open ones are named as such.
     """
-    for claim in verdict.claims:
-        for number in claim.measured:
-            interval = number.interval
-            if number.told == OPEN and number.state == verdict.state and interval is not None:
-                name = number.name.replace(" (pp)", "")
-                span = f"{signed(interval.low)} to {signed(interval.high)} pp"
-                return f"the interval of its {name}, {span}, spans the limit: these runs cannot tell"
-    return ""
+    failing = [claim for claim in verdict.claims if claim.state == FAIL]
+    if verdict.state == FAIL:
+        deciding = [number for claim in failing for number in _bad(claim)]
+    else:
+        deciding = [number for claim in verdict.claims for number in claim.measured if number.state == verdict.state]
+    known = {number.name: number for number in deciding if number.told == OPEN and number.interval is not None}
+    if not known:
+        return ""
+    named = [f"its {name.replace(' (pp)', '')} ({_span(number)})" for name, number in known.items()]
+    certain = verdict.state == FAIL and (
+        any(claim.reason for claim in failing) or any(number.told != OPEN for number in deciding)
+    )
+    spans = "spans its limit" if len(named) == 1 else "span their limits"
+    intervals = f"the interval{'s' if len(named) > 1 else ''} of {' and '.join(named)} {spans}"
+    return f"{intervals}: of {'that' if len(named) == 1 else 'these'} alone these runs cannot tell" if certain else (
+        f"{intervals}: these runs cannot tell"
+    )  # fmt: skip
+
+
+def _span(number: Measured) -> str:
+    interval = number.interval
+    return "" if interval is None else f"{signed(interval.low)} to {signed(interval.high)} pp"
 
 
 def _baseline(baseline: Group) -> str:
