@@ -24,6 +24,7 @@ def learning_plot(
         return None
     figure, panels = canvas((WIDTH, 6.4), down=2)
     label = "validation loss (less is better)" if score == "val_loss" else "macro-F1 on validation"
+    named = []
     for axes, (way, words) in zip(panels, AXES):
         unit, divisor = _unit(way, [value for _, curves in shown for curve in curves for value in getattr(curve, way)])
         axes.set_xlabel(f"{words}, {unit}")
@@ -44,11 +45,13 @@ def learning_plot(
         axes.margins(x=0.05)
         left, right = axes.get_xlim()
         axes.set_xlim(left, right + 0.26 * (right - left))
-        name_ends(axes, ends)
+        named.append((axes, ends))
     panels[0].set_title(
         short(title, 60) if len(groups) <= MOST_LINES else f"{short(title, 44)}: {MOST_LINES} of {len(groups)} groups"
     )
-    key(panels[0])
+    key(panels[0])  # before the names: it takes room from the axes, and names are placed by the room there is
+    for axes, ends in named:
+        name_ends(axes, ends)
     words = f"{title}: {label}, over the time spent in training steps and over the tokens seen; a line per seed."
     return Plot(name, "Learning curves", words, _numbers(shown), png(figure), board)
 

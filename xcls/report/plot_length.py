@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import dataclass, field
 from typing import Any, Sequence
 
 from matplotlib.axes import Axes
@@ -13,38 +14,69 @@ from matplotlib.ticker import NullLocator
 from xcls.report.aggregate import Board, Group
 from xcls.report.collect import Bench
 from xcls.report.measures import MEASURES, number
-from xcls.report.plot_style import MOST, WIDTH, Looks, Plot, canvas, counted, key, name_ends, plain_logs, png, short
+from xcls.report.plot_style import (
+    BEHIND,
+    MOST,
+    WIDTH,
+    Looks,
+    Plot,
+    Style,
+    canvas,
+    counted,
+    key,
+    name_ends,
+    plain_logs,
+    png,
+    short,
+)
+from xcls.report.verdict import find_reference
 
 Line = dict[float, list[float]]  # length to the costs measured at it
 OURS = "xcls"
 
 
+@dataclass
+class Series:
+    """One line of a plot, and at the same lengths the reference that equals it in everything but the mechanism."""
+
+    name: str
+    is_reference: bool
+    line: Line = field(default_factory=dict)
+    against: str = ""  # the reference's name; '' where there is none
+    base: Line = field(default_factory=dict)
+
+
 def length_plot(board: Board, reference: str, looks: Looks) -> Plot | None:
     """Time per epoch of groups that are alike but for their length; None where none was run at two lengths."""
-    lines: dict[str, tuple[str, Line]] = {}
+    found: dict[str, Series] = {}
     for group in board.groups:
-        values = [
-            value for value in (MEASURES["time_per_epoch"].of(run.record) for run in group.runs) if value is not None
-        ]
+        values = _times(group)
         if values:
-            line = lines.setdefault(_family(group), (_without_length(group), {}))[1]
-            line.setdefault(float(group.record.seq_len), []).extend(values)
-    several = {family: item for family, item in lines.items() if len(item[1]) > 1}
-    if not several:
+            series = found.setdefault(_family(group), Series(_without_length(group), group.attention == reference))
+            length = float(group.record.seq_len)
+            series.line.setdefault(length, []).extend(values)
+            other, _ = find_reference(group, board, reference)
+            if other is not None and other is not group and _times(other):
+                series.against = _without_length(other)
+                series.base[length] = _times(other)
+    shown = sorted((series for series in found.values() if len(series.line) > 1), key=lambda series: series.name)
+    if not shown:
         return None
-    shown = [
-        (name, line, name.split(" ")[0] == reference)
-        for _, (name, line) in sorted(several.items(), key=lambda item: item[1][0])
-    ]
     figure, (axes,) = canvas()
-    crossings = _lines(axes, shown, looks)
+    ends, crossings = _lines(axes, shown, reference, looks)
     axes.set_ylabel("time per epoch, s")
     axes.set_title(counted(f"{short(board.name)}: cost against length", len(shown)))
-    key(axes)
+    key(axes)  # before the names: it takes room from the axes, and names are placed by the room there is
+    name_ends(axes, ends)
     words = f"Time per epoch against sequence length on {board.name}. {crossings}".strip()
     return Plot(
         f"cost_vs_length-{board.slug}", "Cost against length", words, _told(shown, "s"), png(figure), board.slug
     )
+
+
+def _times(group: Group) -> list[float]:
+    values = [MEASURES["time_per_epoch"].of(run.record) for run in group.runs]
+    return [value for value in values if value is not None]
 
 
 def bench_plot(bench: Bench, reference: str, looks: Looks) -> Plot | None:
@@ -58,19 +90,13 @@ def bench_plot(bench: Bench, reference: str, looks: Looks) -> Plot | None:
         return None
     dtypes = sorted({str(row.get("dtype")) for row in rows})
     figure, panels = canvas((WIDTH * max(1.0, 0.8 * len(dtypes)), 6.6), across=len(dtypes), down=2)
-    positions = {str(row.get("position")) for row in rows}
-    words, told = [], []
+    words, told, ends = [], [], []
     for number_, (measure, unit) in enumerate((("training_ms", "ms"), ("training_MiB", "MiB"))):
         for column, dtype in enumerate(dtypes):
             axes = panels[number_ * len(dtypes) + column]
-            lines: dict[str, Line] = {}
-            for row in rows:
-                cost = _cost(row, measure)
-                if str(row.get("dtype")) == dtype and cost is not None:
-                    name = str(row.get("mechanism")) + (f" {row.get('position')}" if len(positions) > 1 else "")
-                    lines.setdefault(name, {}).setdefault(float(row["seq_len"]), []).append(cost)
-            shown = [(name, line, name.split(" ")[0] == reference) for name, line in lines.items()]
-            crossings = _lines(axes, shown, looks) if shown else ""
+            shown = _of_bench([row for row in rows if str(row.get("dtype")) == dtype], measure, reference, rows)
+            ends_, crossings = _lines(axes, shown, reference, looks) if shown else ([], "")
+            ends.append((axes, ends_))
             axes.set_title(f"{'time' if unit == 'ms' else 'peak memory'}, {dtype}")
             if column == 0:
                 axes.set_ylabel(f"{unit} per sequence")
@@ -78,12 +104,33 @@ def bench_plot(bench: Bench, reference: str, looks: Looks) -> Plot | None:
                 words.append(f"{dtype}: {crossings}" if crossings else "")
                 told.append(f"{dtype}: {_told(shown, 'ms')}")
     key(panels[0], columns=3)
+    for axes, ends_ in ends:
+        name_ends(axes, ends_)
     device = bench.data.get("device")
     machine = device.get("name") if isinstance(device, dict) else None
     text = f"Forward and backward of one attention layer, per sequence, measured in turns on {machine or 'a device'}. "
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", bench.folder.name)
     title = f"Cost against length, mode=bench ({short(bench.folder.name)})"
     return Plot(f"bench-{name}", title, text + " ".join(filter(None, words)), " ".join(told), png(figure))
+
+
+def _of_bench(
+    rows: Sequence[dict[str, Any]], measure: str, reference: str, every: Sequence[dict[str, Any]]
+) -> list[Series]:
+    """A series per mechanism and position; the reference of each is the one with its own position."""
+    several = len({str(row.get("position")) for row in every}) > 1
+    found: dict[tuple[str, str], Series] = {}
+    for row in rows:
+        cost, mechanism, position = _cost(row, measure), str(row.get("mechanism")), str(row.get("position"))
+        if cost is not None:
+            name = mechanism + (f" {position}" if several else "")
+            series = found.setdefault((mechanism, position), Series(name, mechanism == reference))
+            series.line.setdefault(float(row["seq_len"]), []).append(cost)
+    for (_, position), series in found.items():
+        other = found.get((reference, position))
+        if other is not None and other is not series:
+            series.against, series.base = other.name, other.line
+    return list(found.values())
 
 
 def crossover(one: Line, other: Line) -> float | None:
@@ -103,53 +150,58 @@ def crossover(one: Line, other: Line) -> float | None:
     return 0.0
 
 
-def _lines(axes: Axes, shown: Sequence[tuple[str, Line, bool]], looks: Looks) -> str:
-    """Draws the lines, log-log, and marks where each crosses the reference for good; gives the crossings in words."""
-    ends, told = [], []
-    theirs = next((line for _, line, is_reference in shown if is_reference), None)
-    for name, line, is_reference in shown[:MOST]:
-        look, lengths = looks.of(name), sorted(line)
-        means = [_mean(line[length]) for length in lengths]
-        axes.plot(
-            lengths,
-            means,
-            marker=look.marker,
-            color=look.colour,
-            linestyle=look.line,
-            linewidth=1.3,
-            markersize=5.5,
-            label=short(name),
-        )
-        for length in lengths:
-            if len(line[length]) > 1:
-                axes.scatter(
-                    [length] * len(line[length]),
-                    line[length],
-                    s=14,
-                    facecolors="none",
-                    edgecolors=look.colour,
-                    zorder=4,
-                )
-        ends.append((lengths[-1], means[-1], name, look.colour))
-        meets = None if theirs is None or is_reference else crossover(line, theirs)
+def _lines(
+    axes: Axes, shown: Sequence[Series], reference: str, looks: Looks
+) -> tuple[list[tuple[float, float, str, str]], str]:
+    """Draws the lines, log-log, and marks where each crosses its own reference for good.
+
+    Gives the ends of the lines, for their names, and the crossings in words.
+    """
+    ends, told, alone = [], {}, []
+    crossed = 0
+    for series in shown[:MOST]:
+        look = looks.of(series.name)
+        ends.append(_draw(axes, series, look))
+        if series.is_reference:
+            continue
+        if len(set(series.line) & set(series.base)) < 2:
+            alone.append(series.name)
+            continue
+        meets = crossover(series.line, series.base)
+        told.setdefault(series.against, []).append(f"{series.name}: {_crossing(meets)}")
         if meets:
-            axes.axvline(meets, color=look.colour, linestyle=":", linewidth=1.2)
-            place = (meets, 0.93 - 0.07 * (len(told) % 6))
+            axes.axvline(meets, color=look.colour, linestyle=look.line, linewidth=0.9, alpha=0.6)
+            place = (meets, 0.95 - 0.07 * (crossed % 6))
             axes.annotate(
-                f"≈ {meets:,.0f}", place, xycoords=("data", "axes fraction"), xytext=(3, 2),
-                textcoords="offset points", fontsize=8, color=look.colour,
+                f"{short(series.name, 24)} ≈ {meets:,.0f}", place, xycoords=("data", "axes fraction"), xytext=(3, 2),
+                textcoords="offset points", fontsize=8, color=look.colour, bbox=BEHIND, zorder=7,
             )  # fmt: skip
-        if theirs is not None and not is_reference:
-            told.append(f"{name}: {_crossing(meets)}")
+            crossed += 1
+    lengths = sorted({length for series in shown for length in series.line})
     axes.set(xscale="log", yscale="log", xlabel="sequence length, tokens")
-    lengths = sorted({length for _, line, _ in shown for length in line})
     axes.set_xticks(lengths, [f"{length:,.0f}" for length in lengths])
     axes.xaxis.set_minor_locator(NullLocator())
     plain_logs(axes.yaxis)
     axes.set_xlim(lengths[0] / 1.15, lengths[-1] * (lengths[-1] / lengths[0]) ** 0.45)
-    name_ends(axes, ends)
-    reference = next((name for name, _, is_reference in shown if is_reference), "")
-    return f"Cheaper than {reference} for good: {'; '.join(told)}." if told else ""
+    words = [f"Cheaper than {against} for good: {'; '.join(items)}." for against, items in told.items()]
+    if alone:
+        words.append(f"Without a {reference} alike at two of their lengths, so without a crossing: {', '.join(alone)}.")
+    return ends, " ".join(words)
+
+
+def _draw(axes: Axes, series: Series, look: Style) -> tuple[float, float, str, str]:
+    """Draws one line through its means, and its single values where there are several; gives where it ends."""
+    lengths = sorted(series.line)
+    means = [_mean(series.line[length]) for length in lengths]
+    axes.plot(
+        lengths, means, marker=look.marker, color=look.colour, linestyle=look.line, linewidth=1.3, markersize=5.5,
+        label=short(series.name),
+    )  # fmt: skip
+    for length in lengths:
+        values = series.line[length]
+        if len(values) > 1:
+            axes.scatter([length] * len(values), values, s=14, facecolors="none", edgecolors=look.colour, zorder=4)
+    return lengths[-1], means[-1], series.name, look.colour
 
 
 def _crossing(meets: float | None) -> str:
@@ -158,14 +210,14 @@ def _crossing(meets: float | None) -> str:
     return f"from about {meets:,.0f} tokens on" if meets else "at every length measured"
 
 
-def _told(shown: Sequence[tuple[str, Line, bool]], unit: str) -> str:
+def _told(shown: Sequence[Series], unit: str) -> str:
     """The lines in words: each mechanism at its shortest and its longest length."""
     told = []
-    for name, line, _ in shown[:MOST]:
-        first, last = min(line), max(line)
+    for series in shown[:MOST]:
+        first, last = min(series.line), max(series.line)
         told.append(
-            f"{name} {_mean(line[first]):.3g} {unit} at {first:,.0f} and "
-            f"{_mean(line[last]):.3g} {unit} at {last:,.0f} tokens"
+            f"{series.name} {_mean(series.line[first]):.3g} {unit} at {first:,.0f} and "
+            f"{_mean(series.line[last]):.3g} {unit} at {last:,.0f} tokens"
         )
     return "; ".join(told) + "."
 
