@@ -145,3 +145,12 @@ def test_intervals_cover_the_truth_as_often_as_they_say(seeds, scatter, own):
     assert 0.92 <= covered / studies <= 0.985  # two standard errors of 400 studies are 0.022
     if scatter >= 0.2:
         assert redrawn / studies < 0.91 and covered > redrawn
+
+
+def test_an_interval_is_not_a_matter_of_the_draws() -> None:
+    """Three seeds a group: other draws of Student's t move the ends by little of the interval's width."""
+    draw = np.random.default_rng(0)
+    pair = [Sample(0.7 + 0.02 * draw.standard_normal(3), 0.7 + 1e-3 * draw.standard_normal((3, 5000))) for _ in range(2)]
+    ends = np.array([percentile_interval(difference(*pair, seed=0, name=name), 0.95) for name in "abcdefgh"])
+    widths = ends[:, 1] - ends[:, 0]
+    assert widths.mean() > 0.05 and np.ptp(ends, axis=0).max() < 0.02 * widths.mean()

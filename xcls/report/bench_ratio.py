@@ -15,6 +15,7 @@ from xcls.report.collect import Bench, collect
 from xcls.report.measures import number
 
 USUAL = "multirun/bench"
+OF_RUNS = ("micro_batch", "micro_tokens", "gradient_checkpointing", "cores")  # circumstances that a bench does not have
 KINDS = ("finetune", "step", "module", "core")  # the likest to a run's own steps first
 SAME = ("stage", "part", "position", "seq_len", "dtype", "batch")  # of two rows that were measured in turns
 
@@ -141,7 +142,7 @@ def _measurement(bench: Bench, mine: dict[str, Any], against: dict[str, Any], gr
     versions = bench.data.get("versions")
     theirs = {**device, **{name: (versions or {}).get(name) for name in ("torch", "cuda")}}
     ours = circumstances(group.record)
-    names = [name for name in WORDS if name not in ("micro_batch", "cores") and ours[name] != theirs.get(name)]
+    names = [name for name in WORDS if name not in OF_RUNS and ours[name] != theirs.get(name)]
     unlike = [f"{WORDS[name]} {ours[name]} in the runs, {theirs.get(name)} in the bench" for name in names]
     if mine.get("position") != group.record.choices.get("position"):
         unlike.append(f"position {group.record.choices.get('position')} in the runs")

@@ -97,7 +97,18 @@ def difference(mine: Sample, theirs: Sample, *, seed: int, name: str) -> np.ndar
         return values
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
     own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    return values + variance**0.5 * np.random.default_rng([seed, own]).standard_t(freedom, size=len(values))
+    return values + variance**0.5 * _student(freedom, len(values), np.random.default_rng([seed, own]))
+
+
+def _student(freedom: float, size: int, draw: np.random.Generator) -> np.ndarray:
+    """`size` draws of Student's t, one from each of as many equally likely intervals, in random order.
+
+    Of plain draws with two to four degrees of freedom, as three seeds give, thousands still leave the ends of an
+    interval uncertain by a tenth of its width.
+    """
+    from scipy.special import stdtrit
+
+    return draw.permutation(stdtrit(freedom, (np.arange(size) + 0.5) / size))
 
 
 def percentile_interval(values: np.ndarray, level: float) -> tuple[float, float]:

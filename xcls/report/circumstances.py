@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from xcls.report.aggregate import Group
 
 WORDS = {
-    "name": "device", "dtype": "dtype", "compile": "compile", "micro_batch": "micro-batch", "threads": "threads",
+    "name": "device", "dtype": "dtype", "compile": "compile", "micro_batch": "micro-batch",
+    "micro_tokens": "tokens at once", "gradient_checkpointing": "gradient checkpointing", "threads": "threads",
     "cores": "cores", "torch": "torch", "cuda": "CUDA",
 }  # fmt: skip
 OF_BASELINE = ("name", "threads", "cores")

@@ -8,7 +8,7 @@ from xcls.identity import NOT_SHAPING
 from xcls.record import Record
 
 GROUPS = ("dataset", "attention", "position", "size", "tokenizer")  # the choices that name a run
-DEVICE = ("kind", "name", "dtype", "compile", "micro_batch", "threads")
+DEVICE = ("kind", "name", "dtype", "compile", "micro_batch", "micro_tokens", "gradient_checkpointing", "threads")
 # Names, places and switches that shape no result; the seeds; and the mode, which is in the record itself.
 NOT_COMPARED = {
     "mode", "seed", "pretrain_seed", "exp", "study", "sweep", "pretrain", "resume", "retry_failed", "template", "split",

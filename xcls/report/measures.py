@@ -54,6 +54,7 @@ MEASURES = {
         Measure(GPU_MEMORY, "costs", GPU_MEMORY, "MiB", True),
         Measure("max_rss_MiB", "costs", "max_rss_MiB", "MiB", True),
         Measure(CPU_MEMORY, "costs", CPU_MEMORY, "MiB", True),
+        Measure("set_aside_s", "costs", "set_aside_s", "s", True),  # compilation and first steps, in none of these
         Measure("train_seconds", "costs", "train_seconds", "s", True),
         Measure("wall_seconds", "costs", "wall_seconds", "s", True),  # of the processes, evaluations and all
         Measure("energy_wh", "costs", "energy_wh", "Wh", True),  # where the GPU counts it

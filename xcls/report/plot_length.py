@@ -236,7 +236,7 @@ def _cost(row: dict[str, Any], measure: str) -> float | None:
 
 def _family(group: Group) -> str:
     """Equal for groups that differ in nothing but the length and, with it, the micro-batch."""
-    device = {name: value for name, value in group.device.items() if name != "micro_batch"}
+    device = {name: value for name, value in group.device.items() if name not in ("micro_batch", "micro_tokens")}
     settings = {
         name: value
         for name, value in group.key.items()

@@ -27,9 +27,10 @@ ALSO = (
     "documents_cut_share",
     *(name for name in MEASURES if name not in FIRST),
 )  # fmt: skip
+SETTINGS = ("compile", "micro_batch", "micro_tokens", "gradient_checkpointing", "threads")  # of a group's device
 OF_GROUP = (
     "group", "label", "mode", "dataset", "data", "attention", "position", "size", "tokenizer", "seq_len", "batch_size",
-    "dtype", "device", "compile", "micro_batch", "threads", "n", "seeds", "not_completed", "rank", "PASS_WNF",
+    "dtype", "device", *SETTINGS, "n", "seeds", "not_completed", "rank", "PASS_WNF",
     "PASS_WNF_TEST",
     "vs_baseline_pp", "vs_baseline_test_pp",
 )  # fmt: skip
@@ -120,7 +121,7 @@ def group_rows(
         baseline = baseline_of.get(group.id)
         state = states.get(group.id, (None, None))
         row = {
-            **_traits(group.record), **{name: group.device.get(name) for name in ("compile", "micro_batch", "threads")},
+            **_traits(group.record), **{name: group.device.get(name) for name in SETTINGS},
             "group": group.id, "label": group.label, "data": group.key["data"], "n": len(group.runs),
             "seeds": " ".join(map(str, group.seeds)), "not_completed": len(group.others), "rank": group.rank,
             "PASS_WNF": state[0], "PASS_WNF_TEST": state[1],
