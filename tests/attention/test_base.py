@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xcls.attention.base import blocked_pairs, by_query_blocks, distance_matrix, is_causal, mix, product_dtype
+from xcls.attention.base import (
+    blocked_pairs,
+    broken_sequences,
+    by_query_blocks,
+    distance_matrix,
+    is_causal,
+    isolated,
+    mix,
+    product_dtype,
+    spoiled,
+)
 
 
 def test_distance_matrix_by_its_definition() -> None:
@@ -72,3 +82,36 @@ def test_product_dtype_sees_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert product_dtype(x) == torch.bfloat16
     assert product_dtype(x) == torch.float32 and product_dtype(x.double()) == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compiling", [False, True])
+def test_broken_sequences_are_those_whose_real_tokens_are_not_finite(monkeypatch, dtype, compiling: bool) -> None:
+    monkeypatch.setattr("xcls.attention.base.is_compiling", lambda: compiling)
+    x, y = torch.ones(3, 2, 5, 4, dtype=dtype), torch.ones(3, 2, 5, 4, dtype=dtype)
+    pads = torch.arange(5) >= torch.tensor([5, 3, 5])[:, None]
+    x[2, 0] = torch.finfo(dtype).max  # its sum is not finite, it is
+    assert not broken_sequences(pads, x, y).any()
+    x[1, :, 3:] = torch.nan  # pads
+    assert not broken_sequences(pads, x, y).any()
+    y[0, 1, 4, 3], x[1, 0, 0, 0] = torch.inf, torch.nan
+    broken = broken_sequences(pads, x, y)
+    assert broken.shape == (3, 2, 1, 1) and broken.flatten(1).tolist() == [[False, True], [True, False], [False] * 2]
+
+
+def test_the_usual_case_costs_a_sum() -> None:
+    x = torch.randn(2, 2, 5, 4, requires_grad=True)
+    assert broken_sequences(None, x, x) is None and isolated(x, None) is x and spoiled(x, None) is x
+
+
+def test_an_isolated_sequence_is_zero_and_shows_in_output_and_gradient() -> None:
+    x = torch.ones(2, 1, 3, 2)
+    x[1, 0, 1] = torch.nan
+    x.requires_grad_()
+    broken = broken_sequences(None, x)
+    inside = isolated(x, broken)
+    assert torch.equal(inside[0], x[0]) and not inside[1].any()
+    out = spoiled(2 * inside, broken)
+    assert torch.equal(out[0], 2 * x[0]) and out[1].isnan().all()
+    (grad,) = torch.autograd.grad(out[0].sum(), x)
+    assert torch.equal(grad[0], torch.full((1, 3, 2), 2.0)) and grad[1].isnan().all()

@@ -71,6 +71,26 @@ def test_batch_mates_are_invisible(attention_file: str, position_file: str) -> N
 
 
 @every_path
+@pytest.mark.parametrize("position_file", ["none", "relative"])
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf")])
+@pytest.mark.parametrize("broken,token", [(0, 0), (0, 16), (1, 0), (1, 8)])
+def test_a_broken_batch_mate_is_invisible_and_shows_itself(
+    attention_file: str, position_file: str, garbage: float, broken: int, token: int
+) -> None:
+    layer, x, lengths = Layer(attention_file, position_file), inputs(17), (17, 9)
+    pads, mask, sound = padding(17, *lengths), masks_of("random", 17)["attn_mask"], 1 - broken
+    mask[broken, :, :, token] = False
+    x[broken, token] = garbage
+    real = slice(lengths[sound])
+    for attn_mask in (None, mask):
+        out, grad, *_ = layer.outputs(x, key_padding_mask=pads, attn_mask=attn_mask)
+        own = None if attn_mask is None else attn_mask[sound : sound + 1, :, real, real]
+        alone, alone_grad, *_ = layer.outputs(x[sound : sound + 1, real], attn_mask=own)
+        torch.testing.assert_close((out[sound, :, real], grad[sound, real]), (alone[0], alone_grad[0]))
+        assert not out[broken].isfinite().all(), "a loss of the broken example has to be NaN"
+
+
+@every_path
 @every_position
 def test_rows_with_nothing_to_attend_to_are_zero(attention_file: str, position_file: str) -> None:
     layer, x = Layer(attention_file, position_file), inputs(11)

@@ -131,6 +131,45 @@ def zero_padding(x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
     return x if key_padding_mask is None else zero_rows(x, key_padding_mask[:, None, :, None])
 
 
+def broken_sequences(key_padding_mask: Tensor | None, *inputs: Tensor) -> Tensor | None:
+    """Which sequences have a real token with a NaN or an Inf in one of `inputs` [B, H, N, D]: bool [B, H, 1, 1].
+
+    None where that is known to be none. On a CPU sums over tokens, the cheapest pass there is, tell: what is not finite
+    shows in them. Elsewhere everything is looked at, so that nobody waits for an answer.
+    """
+    if inputs[0].device.type == "cpu" and not is_compiling():
+        if all(x.detach().sum(dim=2).isfinite().all() for x in inputs):
+            return None
+    finite = torch.stack([x.detach().isfinite().all(dim=-1) for x in inputs]).all(dim=0)  # [B, H, N]
+    if key_padding_mask is not None:
+        finite = finite | key_padding_mask[:, None]
+    return ~finite.all(dim=-1)[..., None, None]
+
+
+class _Isolated(torch.autograd.Function):
+    """x [B, H, N, D] with zeros where `broken` [B, H, 1, 1]; the gradient has NaN there."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, broken: Tensor) -> Tensor:
+        ctx.save_for_backward(broken)
+        return x.masked_fill(broken, 0.0)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        (broken,) = ctx.saved_tensors
+        return grad.masked_fill(broken, torch.nan), None
+
+
+def isolated(x: Tensor, broken: Tensor | None) -> Tensor:
+    """x [B, H, N, D] with zeros in broken sequences, where neighbours in memory could meet them: 0 times NaN is NaN."""
+    return x if broken is None else _Isolated.apply(x, broken)
+
+
+def spoiled(out: Tensor, broken: Tensor | None) -> Tensor:
+    """out [B, H, N, D] with NaN in the sequences that `isolated` has zeroed, so that the example itself shows them."""
+    return out if broken is None else out.masked_fill(broken, torch.nan)
+
+
 def check_attn_mask(attn_mask: Tensor | None) -> Tensor | None:
     """attn_mask [N, N] or [B, 1|H, N, N] as [1|B, 1|H, N, N]. Raises on another rank and on a mask that is not bool."""
     if attn_mask is None:

@@ -19,12 +19,15 @@ from torch import Tensor
 
 from xcls.attention.base import (
     blocked_pairs,
+    broken_sequences,
     by_query_blocks,
     check_attn_mask,
     distance_matrix,
     full_dtype,
     is_causal,
+    isolated,
     kept_whole,
+    spoiled,
     zero_padding,
 )
 from xcls.attention.chunks import chunk_count, from_chunks, outside_windows, to_chunks, windows
@@ -196,7 +199,9 @@ class PerformerBand(RandomFeatures):
         *,
         dense: bool,
     ) -> Tensor:
-        return band_attention(
+        broken = broken_sequences(key_padding_mask, q, k, v)
+        q, k, v = (isolated(x, broken) for x in (q, k, v))
+        out = band_attention(
             q,
             k,
             v,
@@ -209,6 +214,7 @@ class PerformerBand(RandomFeatures):
             block_above=self.block_above,
             dense=dense,
         )
+        return out if broken is None else zero_padding(spoiled(out, broken), key_padding_mask)
 
     def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
         """Features as in `RandomFeatures`; then of whole chunks, the empty one behind the tokens included, the far field

@@ -41,15 +41,20 @@ class Optimum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """S [..., D, D] -> A [..., D, D], B [..., D, D], log D [..., 1, 1]."""
-        values, vectors = torch.linalg.eigh(second)
+        """S [..., D, D] -> A [..., D, D], B [..., D, D], log D [..., 1, 1]; NaN where S is not finite.
+
+        There `eigh` would raise, for all of the batch.
+        """
+        broken = ~second.isfinite().flatten(-2).all(dim=-1)[..., None, None]
+        values, vectors = torch.linalg.eigh(second.masked_fill(broken, 0.0))
         values = values.clamp(min=0.0)
         root = ((1 + 2 * values).square() + 8 * values).sqrt()
         a = (1 - 2 * values - root) / 16
         b = (1 - 4 * a).sqrt()
         ctx.save_for_backward(values, vectors, root, b)
-        matrices = ((vectors * x[..., None, :]) @ vectors.transpose(-1, -2) for x in (a, b))
-        return *matrices, b.log().sum(dim=-1)[..., None, None] / 2
+        matrices = [(vectors * x[..., None, :]) @ vectors.transpose(-1, -2) for x in (a, b)]
+        found = *matrices, b.log().sum(dim=-1)[..., None, None] / 2
+        return tuple(x.masked_fill_(broken, torch.nan) for x in found)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:

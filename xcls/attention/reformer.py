@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xcls.attention.base import Attention, check_attn_mask, full_dtype, mix, product_dtype, zero_padding
+from xcls.attention.base import (
+    Attention,
+    broken_sequences,
+    check_attn_mask,
+    full_dtype,
+    isolated,
+    mix,
+    product_dtype,
+    spoiled,
+    zero_padding,
+)
 from xcls.attention.cluster_fast import attend_clusters
 from xcls.attention.cluster_layout import as_rows, from_rows, lay_out
 from xcls.attention.reformer_oracle import dense_lsh
@@ -85,11 +95,12 @@ def lsh_attention(
         before=chunks_before,
         after=chunks_after,
     )
-    queries, values = (as_rows(zero_padding(x, key_padding_mask)) for x in (qk, v))
+    broken = broken_sequences(key_padding_mask, qk, v)
+    queries, values = (as_rows(isolated(zero_padding(x, key_padding_mask), broken)) for x in (qk, v))
     queries = queries.to(product_dtype(queries))
     keys = UnitKeys.apply(queries)
     if codes is not None:
-        more = as_rows(zero_padding(codes, key_padding_mask)).to(queries.dtype)
+        more = as_rows(isolated(zero_padding(codes, key_padding_mask), broken)).to(queries.dtype)
         queries, keys = torch.cat((queries, agreement * more), dim=-1), torch.cat((keys, more), dim=-1)
     out = attend(
         queries,
@@ -100,7 +111,7 @@ def lsh_attention(
         bias=relative_bias,
         shun_itself=True,
     )
-    return zero_padding(from_rows(out, batch, heads), key_padding_mask)
+    return zero_padding(spoiled(from_rows(out, batch, heads), broken), key_padding_mask)
 
 
 class Reformer(Attention):

@@ -15,7 +15,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from xcls.attention.base import Attention, check_attn_mask, full_dtype, mix, product_dtype, zero_padding
+from xcls.attention.base import (
+    Attention,
+    broken_sequences,
+    check_attn_mask,
+    full_dtype,
+    isolated,
+    mix,
+    product_dtype,
+    spoiled,
+    zero_padding,
+)
 from xcls.attention.cluster_fast import attend_clusters
 from xcls.attention.cluster_layout import as_rows, from_rows, lay_out
 from xcls.attention.reformer_oracle import ranks, softmax_over
@@ -81,7 +91,8 @@ def smyrf_attention(
     )
     # fp16 ends at 65,504, and q k^T of large activations does not: leave it four more powers of two.
     headroom = 16.0 if product_dtype(q) == torch.float16 else 1.0
-    queries, keys, values = (as_rows(zero_padding(x, key_padding_mask)) for x in (q, k, v))
+    broken = broken_sequences(key_padding_mask, q, k, v)
+    queries, keys, values = (as_rows(isolated(zero_padding(x, key_padding_mask), broken)) for x in (q, k, v))
     out = attend(
         queries * (width**-0.5 / headroom),
         keys,
@@ -91,7 +102,7 @@ def smyrf_attention(
         bias=relative_bias,
         scale=headroom,
     )
-    return zero_padding(from_rows(out, batch, heads), key_padding_mask)
+    return zero_padding(spoiled(from_rows(out, batch, heads), broken), key_padding_mask)
 
 
 def dense_smyrf(

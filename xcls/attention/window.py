@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xcls.attention.base import Attention, check_attn_mask, distance_matrix, zero_padding
+from xcls.attention.base import (
+    Attention,
+    broken_sequences,
+    check_attn_mask,
+    distance_matrix,
+    isolated,
+    spoiled,
+    zero_padding,
+)
 from xcls.attention.chunks import chunk_count, from_chunks, mask_windows, outside_windows, to_chunks, windows
 from xcls.attention.sdpa import dense_softmax, softmax_rows
 
@@ -47,10 +55,11 @@ def window_attention(
     blocked = beyond(chunk, 3 * chunk, window, -chunk, q.device) | outside_windows(key_padding_mask, q, chunk, 1)
     if attn_mask is not None:
         blocked = blocked | mask_windows(attn_mask, chunk, 1)  # [1|B, 1|H, chunks, C, 3C]
-    q, k, v = (to_chunks(zero_padding(x, key_padding_mask), chunk, 1) for x in (q, k, v))
+    broken = broken_sequences(key_padding_mask, q, k, v)
+    q, k, v = (to_chunks(isolated(zero_padding(x, key_padding_mask), broken), chunk, 1) for x in (q, k, v))
     k, v = (windows(x, 1).view(*shape, 3 * chunk, width) for x in (k, v))
     out = softmax_rows(q.view(*shape, chunk, width), k, v, blocked=blocked, bias=bias)
-    return zero_padding(from_chunks(out, batch, heads, length), key_padding_mask)
+    return zero_padding(spoiled(from_chunks(out, batch, heads, length), broken), key_padding_mask)
 
 
 class Window(Attention):
