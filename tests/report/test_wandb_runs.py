@@ -6,6 +6,7 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -277,6 +278,30 @@ def test_no_secret_is_in_anything_that_is_left_behind(project: Project) -> None:
         ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer ***"),
         ("hf_abcdefghijklmnopQRSTUV in a message", "*** in a message"),
         ("the key of-this-machine in a message", "the key *** in a message"),
+        ("wandb.api_key: sT4yH1dden", "wandb.api_key: ***"),
+        ('{"token": "sT4yH1dden", "rows": 3}', '{"token": "***", "rows": 3}'),
+        ("{'hf_token': 'correct horse'}", "{'hf_token': '***'}"),
+        (r'"{\"api-key\": \"sT4yH1dden\"}"', r'"{\"api-key\": \"***\"}"'),
+        ("run --token sT4yH1dden --rows 3", "run --token *** --rows 3"),
+        ("run --hf-token abcdefgh", "run --hf-token ***"),
+        ("export MY_TOKEN: sT4yH1dden", "export MY_TOKEN: ***"),
+        ("aws_secret_access_key=ab/cd+ef12", "aws_secret_access_key=***"),
+        ("git clone https://sT4yH1dden@host/x", "git clone https://***@host/x"),
+        ("ghp_abcdefghijklmnop1234 and github_pat_11ABCDEFG0123456789", "*** and ***"),
+        ("sk-abcdefghijklmnop1234, sk-proj-Ab1Cd2Ef3Gh4Ij5Kl6-Mn7", "***, ***"),
+        ("AKIAIOSFODNN7EXAMPLE was refused", "*** was refused"),
+        ("Authorization: Basic bWU6cGFzcw==", "Authorization: Basic ***"),
+        ("'Authorization': 'Bearer ab/cd=='", "'Authorization': 'Bearer ***'"),
+        ("https://s3/x?X-Amz-Signature=0a1b2c3d&rows=3", "https://s3/x?X-Amz-Signature=***&rows=3"),
+        ("https://blob/x?sv=1&sig=ab%2Fcd", "https://blob/x?sv=1&sig=***"),
+        ("password: hunter22", "password: ***"),
+        ("token=/no/such/file/Ab1", "token=***"),
+        ("token=/etc/passwd", None),
+        ("the word-pass of DB_PASS, the pat-of-someone, and /not/a/path/9", "the *** of DB_PASS, the ***, and ***"),
+        ("the token of a word; Unexpected token: position; a token is [UNK]; --token must be set; tokens: 12345678", None),
+        ("tokenizer.kind: wordpiece tokenizer.vocab_size: 30000000 tokens_per_s: 34,564.25 finetuning.token_share: 0.12345", None),
+        ('{"unk_token": "[UNK]", "pad_token": "<pad>"}', None),
+        ("exp=sk-large-run-2024-11-26 task-0123456789abcdefgh git@host:x ssh://git@host/x basic statistics of it", None),
         (
             "http://127.0.0.1:8080/x tokenizer.path=vocab.json token=x commit=0123456789abcdef0123456789abcdef01234567",
             None,
@@ -285,5 +310,16 @@ def test_no_secret_is_in_anything_that_is_left_behind(project: Project) -> None:
 )
 def test_secrets_are_masked_and_nothing_else(text: str, left: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "of-this-machine")
+    monkeypatch.setenv("DB_PASS", "word-pass")
+    monkeypatch.setenv("GITHUB_PAT", "pat-of-someone")
+    monkeypatch.setenv("OTHER_TOKEN", "/not/a/path/9")
+    monkeypatch.setenv("XPATH", "basic statistics")
     assert without_secrets(text) == (text if left is None else left)
     assert plain({"a": [text], "b": 1.5}) == {"a": [without_secrets(text)], "b": 1.5}
+
+
+@pytest.mark.parametrize("part", ["-", "sk-", "a-", "x", ".", "token: ", "://", "\\\"", "--token ", "1"])
+def test_long_texts_are_looked_through_soon(part: str) -> None:
+    began = time.monotonic()
+    assert len(without_secrets("sk-" + part * (60_000 // len(part)))) > 0
+    assert time.monotonic() - began < 20  # a second even on a slow machine; without bounds in the patterns, minutes
