@@ -79,8 +79,13 @@ def test_a_sweep_runs_once_with_its_baseline_and_reports(project: Project, mecha
     assert sorted(p["choices"]["attention"] for p in parents) == mechanisms  # one each, shared by the seeds
     assert {r["pretrain"]["hash"] for r in records.values() if r["pretrain"]} == {p["hash"] for p in parents}
     stamps = {folder: (folder / "record.json").stat().st_mtime_ns for folder in records}
-    ran(project.run(*axes))
+    again = ran(project.run(*axes))
     assert stamps == {folder: (folder / "record.json").stat().st_mtime_ns for folder in records}
+    assert "equal cells" not in again.stderr  # no two cells of this grid are equal; they share a pretraining, and find it made
+    jobs = json.loads((project.folder / "multirun" / "sw" / "sweep.json").read_text())["jobs"]
+    words = {job["folder"]: job["overrides"] for job in jobs if job["kind"] == "pretrain"}
+    made = [p.parent.name for p in project.folder.glob("pretrain/*/record.json")]
+    assert words == {f"pretrain/{name}": ["mode=pretrain", f"exp={name}", "resume=true"] for name in made}  # not the fine-tuning's
     result = ran(project.run("runs=[multirun/sw]", "out=rep", script="report.py"))
     assert "TF-IDF" in result.stdout and "reformer" in result.stdout
     assert len(pd.read_csv(project.folder / "rep" / "results.csv").query("mode == 'finetune'")) == 2 * len(mechanisms)

@@ -84,7 +84,9 @@ def _pretraining(plan: Plan) -> Outline:
     wanted = plan.pretraining
     made = completed_pretraining(wanted)
     if made is not None:
-        return Outline(kind="pretrain", folder=made, hash=wanted.digest, action="done", found=read_record(made))
+        found = read_record(made)
+        overrides = found.command or ["mode=pretrain", f"exp={made.name}"]
+        return Outline(kind="pretrain", folder=made, hash=wanted.digest, overrides=overrides, action="done", found=found)
     run = _outline(wanted, resume=True)
     run.overrides = ["mode=pretrain", f"exp={wanted.folder.name}", "resume=true"]
     run.file = yaml_text(pretraining_values(wanted.config, wanted.choices), "Made by pretrain=auto.")

@@ -248,9 +248,10 @@ def plan_sweep(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> Sw
             del task["hydra"]
         refuse_secrets(OmegaConf.to_container(task, resolve=True))
         threads = OmegaConf.select(task, "hardware.threads")
-        for outline in script.outline(task):
+        found = script.outline(task)
+        for outline in found:
             if outline.hash in known:
-                sweep.equal += outline.overrides is None
+                sweep.equal += outline is found[-1]  # the cell itself; several may need what comes before it
                 continue
             job = _job(sweep, outline, words, known)
             job.threads = threads
