@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins.xcls_launcher.sweep import DONE, FAILED, RUNNING, WAITING, Job, Sweep
+from hydra_plugins.xcls_launcher.sweep import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, Sweep
 from xcls.record import read_record
 
 TAIL = 16_384  # bytes of events.jsonl that are read
@@ -79,6 +79,9 @@ class Screen:
 
     def ended(self, job: Job) -> None:
         """A job has ended, well or not."""
+        if job.stopped:
+            self._line(f"{self._stopped(job)} {numbers(self.sweep.root / job.folder)}".rstrip())
+            return
         if job.state == FAILED:
             self.failed(job)
             return
@@ -119,10 +122,14 @@ class Screen:
         elif failed:
             self._line(f"run.py: {len(failed)} of {len(sweep.jobs)} jobs did not complete:")
             for job in failed:
-                self._line(f"  {job.label}: {job.cause}")
+                self._line(f"  {self._stopped(job) if job.stopped else f'{job.label}: {job.cause}'}")
             self._line("The same command goes on with interrupted jobs; retry_failed=true runs failed ones again.")
         if any(job.state == DONE or job.state == "skipped" for job in sweep.jobs):
             self._line(f"The report: python report.py 'runs=[{shown}]'")
+
+    def _stopped(self, job: Job) -> str:
+        """`stopped <run>: by SIGINT`, which is no failure."""
+        return f"{STOPPED} {job.label}: {(job.cause or '').removeprefix('stopped ')}"
 
     def _output(self, job: Job) -> str:
         """The file with what the job printed, as a user types it; empty where it has not run."""

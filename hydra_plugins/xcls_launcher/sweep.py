@@ -29,6 +29,7 @@ from xcls.record import plain, read_record, write_atomic, write_record
 from xcls.schema import UserError, check_name
 
 WAITING, RUNNING, DONE, SKIPPED, FAILED = "waiting", "running", "done", "skipped", "failed"
+STOPPED = "stopped"  # what a user reads of a job that has FAILED because it was asked to end; in sweep.json it is no state
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP, 128 + signal.SIGKILL)  # ends from outside
 
 
@@ -48,6 +49,7 @@ class Job:
     hash: str | None = None
     gpu: bool = False  # it computes on a GPU
     threads: int | None = None  # hardware.threads as configured
+    stopped: bool = False  # of those that FAILED: it was asked to end, saved, and says so; the same command goes on with it
     began: float = 0.0  # seconds since the epoch
     outline: Any = None
 
@@ -136,7 +138,7 @@ class Sweep:
         if exit_code == 0 and job.hash is None or exit_code in (0, None) and status == "completed":
             job.state, job.cause = DONE, None
         elif status in ("failed", "interrupted") and self._is_news(job):
-            job.state, job.cause = FAILED, cause or status
+            job.state, job.cause, job.stopped = FAILED, cause or status, status == "interrupted"
         else:
             self._fail(job, self._cause(job), "interrupted" if exit_code in (None, *INTERRUPTED) else "failed")
         self.write()
@@ -150,9 +152,9 @@ class Sweep:
         return True
 
     def counts(self) -> dict[str, int]:
-        """How many jobs are in each state; states without a job are left out."""
-        states = [job.state for job in self.jobs]
-        return {state: states.count(state) for state in (DONE, SKIPPED, FAILED, RUNNING, WAITING) if state in states}
+        """How many jobs are in each state, the stopped ones by themselves; states without a job are left out."""
+        states = [STOPPED if job.stopped else job.state for job in self.jobs]
+        return {state: states.count(state) for state in (DONE, SKIPPED, STOPPED, FAILED, RUNNING, WAITING) if state in states}
 
     @property
     def exit_code(self) -> int:

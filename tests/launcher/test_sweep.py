@@ -54,6 +54,27 @@ def test_how_a_job_ended(sweep: Sweep, code: int | None, left: str | None, state
                      "state": state, "cause": cause, "exit_code": code}  # fmt: skip
 
 
+@pytest.mark.parametrize(("code", "left", "counts"), [
+    (130, "interrupted", {"stopped": 1}), (None, "interrupted", {"stopped": 1}), (1, "failed", {"failed": 1}), (137, "running", {"failed": 1}),
+])  # fmt: skip
+def test_a_stopped_job_is_no_failure(sweep: Sweep, capsys: pytest.CaptureFixture[str], code: int | None, left: str, counts: dict[str, int]) -> None:
+    job = sweep.jobs[0]
+    folder = sweep.root / job.folder
+    folder.mkdir(parents=True)
+    sweep.start(job, "a")
+    write_record(blank(left, None if left == "running" else "stopped by SIGINT"), folder)
+    sweep.end(job, code)
+    screen = Screen(sweep)
+    screen.ended(job)
+    screen.end(2)
+    said = capsys.readouterr().err
+    stopped = left == "interrupted"
+    assert sweep.counts() == counts and sweep.exit_code == 1
+    assert ("stopped r: by SIGINT 2/10\n" in said, "FAILED r: " in said) == (stopped, not stopped)
+    assert f"sweep x: 1 {'stopped' if stopped else 'failed'}, " in said
+    assert json.loads((sweep.folder / "sweep.json").read_text())["jobs"][0]["state"] == "failed"  # as make status reads it
+
+
 def test_a_record_of_an_earlier_time_is_no_cause(sweep: Sweep) -> None:
     job = sweep.jobs[0]
     folder = sweep.root / job.folder
