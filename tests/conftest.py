@@ -60,8 +60,10 @@ class Project:
         return subprocess.Popen(self.command(*words), cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def command(self, *words: str, script: str = "run.py", small: bool = True) -> list[str]:
-        """The command line of `run`."""
-        return [sys.executable, str(self.folder / script), *(SMALL if small and script == "run.py" else []), *words]
+        """The command line of `run`: what SMALL says gives way to `words`, for no key may be typed twice."""
+        typed = {word.partition("=")[0] for word in words}
+        rest = [word for word in SMALL if word.partition("=")[0] not in typed]
+        return [sys.executable, str(self.folder / script), *(rest if small and script == "run.py" else []), *words]
 
     @property
     def environment(self) -> dict[str, str]:

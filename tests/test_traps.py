@@ -40,6 +40,13 @@ SLIPS = {
     "-m attention.name=sdpa,reformer": "attention=sdpa,reformer",
     "size.name=small": "size=small",
     "dataset.name=imdb": "dataset=imdb",
+    "-m attention=sdpa attention=performer": "-m attention=sdpa,performer",
+    "seed=0 size=mini seed=1": "seed=0 seed=1: seed is typed 2 times, and only one can be meant. Leave one. To run each, in a sweep: -m seed=0,1",
+    "seed=0 +seed=1": "-m seed=0,1",
+    "-m seed=0,1 seed=2": "-m seed=0,1,2",
+    "finetuning.lr=1e-3 finetuning.lr=1e-4": "-m finetuning.lr=1e-3,1e-4",
+    "hydra/launcher=slurm hydra/launcher=gpu_server": "typed 2 times",
+    "seed=0 seed=0": "typed 2 times",
     "--config-name=confg": "experiment=<name>",
     "--config-name report": "experiment=<name>",
     "-cn confg": "experiment=<name>",
@@ -52,7 +59,7 @@ FINE = [
     "-m seed=0,1 attention=sdpa,performer", "", "--cfg job", "--cfg job -p size", "-c job --resolve", "--help", "-sc install=bash", "--info", "--cfg hydra",
     "--config-dir /tmp seed=1", "--config-name=config", "+seed=0", "~seed", "exp=", "attention.num_features=64", "size.name=my_own size.width=64",
     "attention=performer attention.name=mine", "experiment=quick", "study=one,two", "'study=two words'", "bench.attentions=[sdpa,reformer:num_hashes=4]",
-    "hydra/launcher=slurm", "bench.name=attention", "attention=glob(*)",
+    "attention=performer attention.num_features=64 finetuning.lr=1 pretraining.lr=1", "dataset.path=a.csv dataset.path=b.csv", "hydra/launcher=slurm", "bench.name=attention", "attention=glob(*)",
 ]
 
 
@@ -83,6 +90,7 @@ END_TO_END = {
     "experiment=wnf_imbd": "Did you mean 'wnf_imdb'?",
     "+experiment=quick": "without the plus",
     "attention.name=performer": "attention=performer",
+    "-m attention=sdpa attention=performer": "-m attention=sdpa,performer",
     "--config-name=confg": "conf/config.yaml",
 }
 

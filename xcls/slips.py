@@ -12,11 +12,12 @@ SWITCHES = ("--help", "--hydra-help", "--version", "--resolve", "--run", "--mult
 VALUED = ("--cfg", "--package", "--config-path", "--config-name", "--config-dir", "--experimental-rerun")
 SHORT = {"-c": "--cfg", "-p": "--package", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
 SHORT_SWITCHES = ("-h", "-r", "-m", "-sc", "-i")
+LATER = ("dataset.path",)  # reproduce.sh takes another place of the data behind the one that its run had
 NAMED = ("attention", "position", "size", "dataset", "tokenizer", "hardware")  # groups whose files say what they are called
 
 
 def check_slips(words: Sequence[str], conf: Path) -> list[str]:
-    """Refuses stray blanks, options that do not exist, `+group=`, a second experiment, `attention.name=performer`.
+    """Refuses stray blanks, options that do not exist, `+group=`, a key typed twice, `attention.name=performer`.
 
     `words`: what was typed; the settings among them come back. `conf`: the folder of the config groups. Raises UserError
     with what to type instead.
@@ -28,6 +29,7 @@ def check_slips(words: Sequence[str], conf: Path) -> list[str]:
     experiments = [word for word in settings if word.lstrip("+").startswith("experiment=")]
     if len(experiments) > 1 or any("," in word or "(" in word for word in experiments):
         raise UserError(f"{' '.join(experiments)}: one study at a time. A second one is a second command.")
+    _check_twice(settings)
     groups = {place.name for place in conf.iterdir() if place.is_dir()}
     for word in settings:
         key, _, value = word.lstrip("+").partition("=")
@@ -62,6 +64,18 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
             raise UserError(f"--config-name={value}: run.py has one configuration, conf/config.yaml. A study is chosen by experiment=<name>, "
                             "a run's own file by exp=<name>, a file over the defaults by template=<file>.")
     return flags, settings
+
+
+def _check_twice(settings: list[str]) -> None:
+    """Refuses a key or group that is typed twice: Hydra would take the last word and say nothing."""
+    typed: dict[str, list[str]] = {}
+    for word in settings:
+        typed.setdefault(word.partition("=")[0].strip().lstrip("+~"), []).append(word)
+    for key, words in typed.items():
+        if len(words) > 1 and key not in LATER:
+            values = dict.fromkeys(word.partition("=")[2].strip() for word in words if "=" in word)
+            remedy = f" To run each, in a sweep: -m {shlex.quote(key + '=' + ','.join(values))}" if len(values) > 1 else ""
+            raise UserError(f"{shlex.join(words)}: {key} is typed {len(words)} times, and only one can be meant. Leave one.{remedy}")
 
 
 def _check_blanks(flags: list[str], settings: list[str], conf: Path) -> None:
