@@ -33,7 +33,7 @@ from hydra.errors import HydraException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from xcls.command_line import check_words  # noqa: E402
+from xcls.command_line import check_launcher, check_words, completion  # noqa: E402
 from xcls.discreet import hide_secrets  # noqa: E402
 from xcls.outline import Outline, outlines  # noqa: E402
 from xcls.record import without_secrets  # noqa: E402
@@ -313,9 +313,10 @@ def enter(words: list[str]) -> int:
     try:
         settings = check_slips(words, ROOT / "conf")
         check_words(settings)
+        check_launcher(settings, ROOT / "conf")
         check_grid(settings)
         sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
-        with package_worded(words, ROOT / "conf"):
+        with package_worded(words, ROOT / "conf"), completion(words, ROOT / "conf"):
             main()
     except Exception as fault:
         if not isinstance(fault, (UserError, HydraException, OmegaConfBaseException)) and not raised_by_hydra(fault):

@@ -86,6 +86,8 @@ END_TO_END = {
     "attention=": "attention=: no such option. There is: ",
     "hydra/launcher=slrum": "Did you mean 'slurm'?",
     "-m hydra/launcher=slrum seed=0,1": "Did you mean 'slurm'?",
+    "-m hydra/launcher=submitit_local seed=0,1": "hydra/launcher=submitit_local: no such option. There is: gpu_server, slurm.",
+    "-m hydra/launcher=basic seed=0,1": "There is: gpu_server, slurm.",
     "launcher=slurm": "Did you mean 'hydra/launcher'?",
     "experiment=wnf_imbd": "Did you mean 'wnf_imdb'?",
     "+experiment=quick": "without the plus",
@@ -152,3 +154,11 @@ def test_completion_knows_groups_options_and_studies(project: Project) -> None:
         result = subprocess.run([sys.executable, "run.py", "-sc", "query=bash"], cwd=project.folder, capture_output=True, text=True, timeout=60,
                                 env={**os.environ, "COMP_LINE": whole, "COMP_POINT": str(len(whole))})
         assert expected in result.stdout.split(), (line, result.stdout, result.stderr)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_offers_no_launcher_that_would_be_refused(project: Project, shell: str) -> None:
+    whole = "python run.py hydra/launcher="
+    result = subprocess.run([sys.executable, "run.py", "-sc", f"query={shell}"], cwd=project.folder, capture_output=True, text=True, timeout=60,
+                            env={**os.environ, "COMP_LINE": whole, "COMP_POINT": str(len(whole))})  # fmt: skip
+    assert result.stdout.split() == ["hydra/launcher=gpu_server", "hydra/launcher=slurm"], result.stderr
