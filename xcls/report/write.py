@@ -18,6 +18,7 @@ from xcls.report.page import Story, page
 from xcls.report.plot_style import Plot
 from xcls.report.plots import MOST_BOARDS, draw
 from xcls.report.reproduce import script
+from xcls.report.retyped import inside, overrides
 from xcls.report.settings import Claims, Settings, check_numbers, claims_from
 from xcls.report.sheet import Sheet
 from xcls.report.sheets import WORDS, Context, disagreements, further_sheets
@@ -36,7 +37,7 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     `typed` are the keys under `claims.` that the user typed: they win over an experiment's own claims. Paths are
     relative to `root`. Raises UserError before anything is written.
     """
-    claims = check(settings)
+    claims, settings = check(settings), inside(settings, root)
     found = collect(settings.runs, root)
     if not found.runs:
         unread = "".join(f"\n  {item.place}: {item.reason}" for item in found.unreadable)
@@ -70,7 +71,7 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
     story = Story(boards, groups, found, judge, claims, studies, plots, sheets, notes, settings.rank_by, used)
     write_atomic(out / "index.html", page(story))
-    _write_script(out, found, settings)
+    _write_script(out, found, overrides(settings, typed))
     return f"{text}\n{len(found.runs)} runs, {len(groups)} groups. The page: {shown(out, root)}/index.html\n"
 
 
@@ -156,12 +157,10 @@ def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
         (folder / f"{plot.name}.png").write_bytes(plot.image)
 
 
-def _write_script(out: Path, found: Found, settings: Settings) -> None:
-    """reproduce.sh, with the pretraining runs that the runs started from, wherever they lie."""
+def _write_script(out: Path, found: Found, report: Sequence[str]) -> None:
+    """reproduce.sh, with the pretraining runs that the runs started from, wherever they lie; `report`: the overrides."""
     records = {run.record.hash: run.record for run in reversed(found.runs) if run.record.status != "completed"}
     records.update(found.parents)
     records.update({run.record.hash: run.record for run in reversed(found.runs) if run.record.status == "completed"})
-    runs = ",".join(sorted({str(path) for path in settings.runs}))
-    report = [f"runs=[{runs}]", f"out={settings.out}", f"rank_by={settings.rank_by}"]
     write_atomic(out / "reproduce.sh", script(list(records.values()), report))
     os.chmod(out / "reproduce.sh", 0o755)
