@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable
+from typing import Callable
 
 import torch
+
+from xcls.train.energy import energy_counter
 
 WATT_HOUR = 3.6e6  # millijoules
 
@@ -23,7 +25,7 @@ class Spent:
         self._start = 0
 
     def watch(self, device: torch.device) -> None:
-        """Reads the device's energy counter from now on, where it has one (NVIDIA from Volta on, with pynvml).
+        """Reads the device's energy counter from now on, where it has one (NVIDIA from Volta on).
 
         It counts what all jobs on the device draw.
         """
@@ -36,19 +38,3 @@ class Spent:
         if self._counter is not None:
             energy = (energy or 0.0) + (self._counter() - self._start) / WATT_HOUR
         return {"wall_seconds": self.seconds + time.monotonic() - self._began, "energy_wh": energy}
-
-
-def energy_counter(device: torch.device) -> Callable[[], int] | None:
-    """What reads the energy (mJ) that a GPU has drawn since its driver was loaded; None where that is not to be had."""
-    if device.type != "cuda":
-        return None
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        uuid: Any = torch.cuda.get_device_properties(device).uuid  # torch 2.4 and newer
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # no pynvml, an old torch, an old or a divided GPU: energy is then reckoned from watts
-        return None
-    return lambda: int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
