@@ -130,3 +130,13 @@ def test_a_script_that_gets_in_is_refused_by_the_policy(browser, page):
     assert browser.run("document.title") != "taken" and any(
         "Content Security Policy" in line for line in browser.said()
     )
+
+
+def test_the_verdicts_are_in_sight_on_a_desk_without_scrolling(browser, page):
+    browser.open(page(), width=1280)
+    heads = "[...document.querySelector('section[id=board-0] table').tHead.rows[0].cells]"
+    names = browser.run(heads + ".map(cell => cell.textContent.replace(/\\u200b| ↕/g, '').trim())")
+    assert names[:3] == ["mechanism", "PASS_WNF", "PASS_WNF_TEST"]
+    right = browser.run(heads + ".slice(0, 3).map(cell => Math.ceil(cell.getBoundingClientRect().right))")
+    box = browser.run("Math.floor(document.querySelector('section[id=board-0] .scroll').getBoundingClientRect().right)")
+    assert max(right) <= box <= 1280
