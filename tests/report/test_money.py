@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.report.examples import rows
 from xcls.report.aggregate import group_runs, make_boards
 from xcls.report.collect import collect
 from xcls.report.money import bill, break_even, count_children, pays
 from xcls.report.settings import Cost, Price, Settings, check_numbers
+from xcls.report.write import write_report
 from xcls.schema import UserError
 
 FINE = {"wall_seconds": 3600.0, "inference_examples_per_s": 100.0, "tokenize_ms_per_example": 10.0}
@@ -117,3 +119,16 @@ def test_times_on_different_devices_are_not_set_against_each_other(make, tmp_pat
 def test_impossible_prices_are_refused(cost, key):
     with pytest.raises(UserError, match=key):
         check_numbers(Settings(cost=cost))
+
+
+def test_the_tuned_baseline_has_its_cost_and_it_is_said_who_pays_what(make, tmp_path):
+    base = make.baseline(costs={"train_seconds": 2.0, "tuned.train_seconds": 7200.0})
+    make.save([base, *make.seeds("sdpa")], tmp_path)
+    write_report(Settings(runs=["multirun"], out="out", cost=Cost(price_per_hour=0.5, watts=100.0)), root=tmp_path)
+    costs = {row["mechanism"]: row for row in rows(tmp_path / "out" / "costs.csv")}
+    tuned = costs["TF-IDF + LogReg, tuned"]
+    assert (tuned["train_hours"], tuned["train_EUR"], tuned["train_kWh"], tuned["dataset"]) == ("2.0", "1.0", "0.2", "demo")
+    assert tuned["macro_f1"] == "0.87" and tuned["million_documents_hours"] == ""
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "a baseline pays its fit alone, the tuned one every fit that was tried" in page
+    assert "<td>7,200 in all</td>" in page.replace(' class="num"', "").replace(' data-v="7200.0"', "")

@@ -50,7 +50,7 @@ def bill(group: Group, *, parents: dict[str, Record], children: dict[str, int], 
     shares = [_sum([_share(one, children) for one in chain]) for chain in chains] if known else []
     document = _mean([document_seconds(record) for record in records])
     watts = _mean([_watts(record, cost) for record in records])
-    prices = [cost.of(_device(record)).price_per_hour for record in records]
+    prices = [cost.of(device_name(record)).price_per_hour for record in records]
     whole = [[record, *chain] for record, chain in zip(records, chains)] if known else []
     return Bill(
         finetune_s=_mean([train_seconds(record) for record in records]),
@@ -84,6 +84,11 @@ def train_seconds(record: Record) -> float | None:
     return wall if wall is not None else _product(MEASURES["time_per_step"].of(record), number(record.step))
 
 
+def tuned_seconds(records: Sequence[Record]) -> float | None:
+    """The mean time to fit the tuned baseline, every fit that was tried on the way included; None of an encoder."""
+    return _mean([MEASURES["tuned_train_seconds"].of(record) for record in records])
+
+
 def document_seconds(record: Record) -> float | None:
     """Seconds to classify a document in batches, from its text. A baseline tokenises within its measured time."""
     rate = MEASURES["inference_examples_per_s"].of(record)
@@ -94,20 +99,21 @@ def document_seconds(record: Record) -> float | None:
 def energy(record: Record, cost: Cost) -> float | None:
     """Watt-hours of training: counted by the GPU itself, else time by the watts of the settings."""
     counted = MEASURES["energy_wh"].of(record)
-    return counted if counted is not None else _product(train_seconds(record), cost.of(_device(record)).watts, 1 / HOUR)
+    return counted if counted is not None else _product(train_seconds(record), cost.of(device_name(record)).watts, 1 / HOUR)
 
 
 def _watts(record: Record, cost: Cost) -> float | None:
     """The draw while it works: what the GPU counted in training, else that of the settings."""
     counted, wall = MEASURES["energy_wh"].of(record), MEASURES["wall_seconds"].of(record)
-    return counted * HOUR / wall if counted is not None and wall else cost.of(_device(record)).watts
+    return counted * HOUR / wall if counted is not None and wall else cost.of(device_name(record)).watts
 
 
 def _money(record: Record, cost: Cost) -> float | None:
-    return _product(train_seconds(record), cost.of(_device(record)).price_per_hour, 1 / HOUR)
+    return _product(train_seconds(record), cost.of(device_name(record)).price_per_hour, 1 / HOUR)
 
 
-def _device(record: Record) -> str:
+def device_name(record: Record) -> str:
+    """The device as `cost.devices` may name it: its kind and its own name."""
     return f"{record.device.get('kind')} {record.device.get('name')}"
 
 

@@ -12,7 +12,7 @@ from xcls.report.bench_ratio import agree, measured
 from xcls.report.circumstances import unlike_groups
 from xcls.report.collect import Bench, Found
 from xcls.report.measures import memory_measure
-from xcls.report.money import HOUR, MILLION, Bill, bill, count_children, pays
+from xcls.report.money import HOUR, MILLION, Bill, bill, count_children, device_name, pays, tuned_seconds
 from xcls.report.ranking import against_zero, modifications, ranks
 from xcls.report.settings import Settings
 from xcls.report.sheet import Sheet
@@ -28,7 +28,9 @@ WORDS = {
     "costs": (
         "What it costs",
         "Hours, money and energy to train one model (its whole pretraining and one fine-tuning; pretrain_share_hours: "
-        "divided among the runs here that share it), and to classify documents from their text; and when it pays.",
+        "divided among the runs here that share it), and to classify documents from their text; and when it pays. An encoder "
+        "pays the whole time of its processes, evaluations and checkpoints included; a baseline pays its fit alone, the "
+        "tuned one every fit that was tried.",
     ),
     "bench_ratios": (
         "Cost ratios beside mode=bench",
@@ -158,7 +160,22 @@ def cost_rows(context: Context, board: Board, bills: dict[str, Bill]) -> list[Ro
             row[f"documents_to_pay_against_{name}"] = pays(group, other, own, bills[other.id])[0]
             row[f"unlike_{name}"] = "; ".join(unlike_groups(group, other)) or None
         rows.append(row)
+        tuned = tuned_seconds([run.record for run in group.runs])
+        if group.record.mode == "baseline" and tuned is not None:
+            rows.append(_tuned(group, tuned, board.name, context))
     return rows
+
+
+def _tuned(group: Group, seconds: float, dataset: str, context: Context) -> Row:
+    """The row of the tuned baseline: what its search has cost. How fast it classifies was not measured."""
+    price, currency = context.settings.cost.of(device_name(group.record)), context.settings.cost.currency
+    hours = seconds / HOUR
+    return {
+        "mechanism": f"{group.label}, tuned", "dataset": dataset, "n": len(group.runs),
+        "macro_f1": group.stat("tuned_macro_f1").mean, "train_hours": hours, "finetune_hours": hours,
+        f"train_{currency}": _times(price.price_per_hour, hours), "train_kWh": _times(price.watts, hours * 1e-3),
+        "device": group.record.device.get("name"), "shared_device": group.shared or None,
+    }  # fmt: skip
 
 
 def bench_rows(context: Context, board: Board) -> list[Row]:
