@@ -88,6 +88,10 @@ def test_a_broken_batch_mate_is_invisible_and_shows_itself(
         alone, alone_grad, *_ = layer.outputs(x[sound : sound + 1, real], attn_mask=own)
         torch.testing.assert_close((out[sound, :, real], grad[sound, real]), (alone[0], alone_grad[0]))
         assert not out[broken].isfinite().all(), "a loss of the broken example has to be NaN"
+        with torch.no_grad():
+            evaluated = layer(x, key_padding_mask=pads, attn_mask=attn_mask)
+        torch.testing.assert_close(evaluated[sound], out[sound])
+        assert not evaluated[broken].isfinite().all()
 
 
 @every_path
@@ -140,6 +144,19 @@ def test_any_length(attention_file: str, length: int) -> None:
         torch.testing.assert_close(layer(x), layer(x, oracle=True))
 
 
+@every_attention
+@pytest.mark.parametrize("length", [1, 2, 31, 64, 65, 129])
+def test_any_length_padded_and_masked(attention_file: str, length: int) -> None:
+    mask = torch.rand(2, 1, length, length, generator=torch.Generator().manual_seed(length)) < 0.5
+    causal = torch.ones(length, length, dtype=torch.bool).triu(1)
+    cases = [(length, max(0, length - 3), None), (length, 1, mask), (length // 2, length, causal)]
+    for position_file in ("none", "relative", "rope"):
+        layer, x = Layer(attention_file, position_file, seq_len=length, small=False), inputs(length)
+        for first, second, attn_mask in cases:
+            masks = {"key_padding_mask": padding(length, first, second), "attn_mask": attn_mask}
+            torch.testing.assert_close(layer.outputs(x, **masks), layer.outputs(x, oracle=True, **masks))
+
+
 @every_path
 @every_position
 def test_gradients_are_those_of_the_function(attention_file: str, position_file: str) -> None:
@@ -175,6 +192,18 @@ def test_queries_keys_and_values_all_count_and_bad_input_is_refused(attention_fi
         layer.attention(q, k, v, attn_mask=torch.zeros(2, 13, 13, dtype=torch.bool))
     with pytest.raises(TypeError):
         type(layer.attention)(num_heads=HEADS, head_dim=WIDTH, layer=0, seed=1, nope=1)
+
+
+@pytest.mark.slow
+@every_attention
+def test_the_longest_sequence_padded_is_the_shorter_one(attention_file: str) -> None:
+    layer, x = Layer(attention_file, "rope", seq_len=16384, small=False).float(), inputs(16384, batch=1).float()
+    real = 16200
+    short = layer(x[:, :real])
+    x[:, real:] = torch.nan
+    out = layer(x, key_padding_mask=padding(16384, real))
+    torch.testing.assert_close(out[:, :, :real], short, rtol=1e-3, atol=1e-4)
+    assert not out[:, :, real:].any()
 
 
 @pytest.mark.slow

@@ -131,14 +131,17 @@ def zero_padding(x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
     return x if key_padding_mask is None else zero_rows(x, key_padding_mask[:, None, :, None])
 
 
-def broken_sequences(key_padding_mask: Tensor | None, *inputs: Tensor) -> Tensor | None:
+def broken_sequences(
+    key_padding_mask: Tensor | None, *inputs: Tensor, shown: tuple[Tensor, ...] | None = None
+) -> Tensor | None:
     """Which sequences have a real token with a NaN or an Inf in one of `inputs` [B, H, N, D]: bool [B, H, 1, 1].
 
-    None where that is known to be none. On a CPU sums over tokens, the cheapest pass there is, tell: what is not finite
-    shows in them. Elsewhere everything is looked at, so that nobody waits for an answer.
+    None where that is known to be none. On a CPU sums over dimension 2 tell, the cheapest pass there is: what is not
+    finite shows in them. Elsewhere everything is looked at, so that nobody waits for an answer.
+    shown: tensors [B, H, *, *] to sum instead, smaller ones in which every such number shows.
     """
     if inputs[0].device.type == "cpu" and not is_compiling():
-        if all(x.detach().sum(dim=2).isfinite().all() for x in inputs):
+        if all(x.detach().sum(dim=2).isfinite().all() for x in shown or inputs):
             return None
     finite = torch.stack([x.detach().isfinite().all(dim=-1) for x in inputs]).all(dim=0)  # [B, H, N]
     if key_padding_mask is not None:

@@ -199,7 +199,8 @@ class PerformerBand(RandomFeatures):
         *,
         dense: bool,
     ) -> Tensor:
-        broken = broken_sequences(key_padding_mask, q, k, v)
+        # The empty chunk behind a sequence sees the next one, which gradients alone could tell: its own output is dropped.
+        broken = broken_sequences(key_padding_mask, q, k, v) if torch.is_grad_enabled() else None
         q, k, v = (isolated(x, broken) for x in (q, k, v))
         out = band_attention(
             q,

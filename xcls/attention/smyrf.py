@@ -91,7 +91,7 @@ def smyrf_attention(
     )
     # fp16 ends at 65,504, and q k^T of large activations does not: leave it four more powers of two.
     headroom = 16.0 if product_dtype(q) == torch.float16 else 1.0
-    broken = broken_sequences(key_padding_mask, q, k, v)
+    broken = broken_sequences(key_padding_mask, q, k, v, shown=(q_scores, k_scores, v))
     queries, keys, values = (as_rows(isolated(zero_padding(x, key_padding_mask), broken)) for x in (q, k, v))
     out = attend(
         queries * (width**-0.5 / headroom),

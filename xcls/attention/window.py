@@ -55,7 +55,8 @@ def window_attention(
     blocked = beyond(chunk, 3 * chunk, window, -chunk, q.device) | outside_windows(key_padding_mask, q, chunk, 1)
     if attn_mask is not None:
         blocked = blocked | mask_windows(attn_mask, chunk, 1)  # [1|B, 1|H, chunks, C, 3C]
-    broken = broken_sequences(key_padding_mask, q, k, v)
+    # The empty chunk behind a sequence sees the next one, which gradients alone could tell: its own output is dropped.
+    broken = broken_sequences(key_padding_mask, q, k, v) if torch.is_grad_enabled() else None
     q, k, v = (to_chunks(isolated(zero_padding(x, key_padding_mask), broken), chunk, 1) for x in (q, k, v))
     k, v = (windows(x, 1).view(*shape, 3 * chunk, width) for x in (k, v))
     out = softmax_rows(q.view(*shape, chunk, width), k, v, blocked=blocked, bias=bias)
