@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from xcls.allocator import RETAIN
+from xcls.ctrl_c import end_early, stopped
 
 QUESTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")  # nothing runs
 ASKED = any(word.partition("=")[0] in QUESTIONS for word in sys.argv[1:])
 if __name__ == "__main__" and sys.platform == "linux" and not ASKED and not set(RETAIN) & set(os.environ):
     os.environ.update(RETAIN)  # read when a process starts, so this one starts anew
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+if __name__ == "__main__":
+    sys.excepthook = end_early
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors, and `refuse` below words them
 
@@ -42,6 +46,9 @@ from xcls.schema import Config, UserError, check, check_name, check_texts, flatt
 from xcls.signature import check_node  # noqa: E402
 from xcls.slips import check_slips  # noqa: E402
 from xcls.wording import package_worded, word_hydra  # noqa: E402
+
+if __name__ == "__main__":
+    sys.excepthook = sys.__excepthook__  # `enter` sees to it from here
 
 ROOT = Path(__file__).resolve().parent
 MOST_JOBS = 10_000  # of one sweep
@@ -273,11 +280,16 @@ def refuse(error: Exception) -> int:
 def main(cfg: DictConfig) -> None:
     """One run. Ends the process with 0 (done), 1 (the run failed), 2 (bad input), 130/143 (stopped from outside)."""
     hide_secrets()  # here and in `enter`: a job of a sweep does not come by there
+    config = None
     try:
         config, choices, folder = settle(cfg)
         from xcls.start import start  # torch and the rest, only now
 
         code = start(config, choices, folder, command=list(HydraConfig.get().overrides.task), root=ROOT)
+    except KeyboardInterrupt as stop:
+        if not stop.args and config is not None and config.mode in ("eval", "predict", "bench"):
+            stop = KeyboardInterrupt(f"mode={config.mode}: interrupted.")  # it may have written something
+        code = stopped(stop)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as fault:
         code = refuse(fault)
     sys.exit(code)
@@ -318,6 +330,8 @@ def enter(words: list[str]) -> int:
         sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
         with package_worded(words, ROOT / "conf"), completion(words, ROOT / "conf"):
             main()
+    except KeyboardInterrupt as stop:
+        return stopped(stop)
     except Exception as fault:
         if not isinstance(fault, (UserError, HydraException, OmegaConfBaseException)) and not raised_by_hydra(fault):
             raise

@@ -100,6 +100,11 @@ def _train(plan: Plan) -> int:
             if not any(plan.folder.glob("ckpt_*.pt")):
                 take_back(plan.folder, kept)
             raise
+        except KeyboardInterrupt as stop:  # before the journal was open, or after it was closed
+            if (plan.folder / "record.json").is_file():
+                raise KeyboardInterrupt(f"{_shown(plan)}: interrupted; the same command with resume=true goes on.") from stop
+            take_back(plan.folder, kept)
+            raise
 
 
 def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
@@ -248,7 +253,7 @@ def _pretraining_first(plan: Plan) -> Path:
             write_values(folder / "config.yaml", pretraining_values(wanted.config, wanted.choices), "Made by pretrain=auto.")
             code = _process(["mode=pretrain", f"exp={folder.name}", "resume=true"], plan.root)
             if code == INTERRUPTED:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"{folder}: the pretraining run that comes first was interrupted; the same command goes on with it.")
             if code == REFUSED:
                 take_back(folder, kept)
             if code != OK:
