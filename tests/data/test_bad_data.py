@@ -141,9 +141,9 @@ def test_a_vocabulary_that_does_not_fit_is_in_the_record(project: Project) -> No
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["tokenizer.path=vocab.json"], "vocab.json: not a tokenizer.json"),
-        (["tokenizer.path=empty.txt"], "empty.txt: no tokens there"),
-        (["dataset.truncate=refuse", "seq_len=4"], "documents are longer than seq_len=4"),
+        (["mode=finetune", "tokenizer.path=vocab.json"], "vocab.json: not a tokenizer.json"),
+        (["mode=finetune", "tokenizer.path=empty.txt"], "empty.txt: no tokens there"),
+        (["mode=finetune", "dataset.truncate=refuse", "seq_len=4"], "documents are longer than seq_len=4"),
         (["mode=pretrain", "dataset.truncate=refuse", "seq_len=4"], "dataset.truncate=head"),
     ],
 )
@@ -151,6 +151,6 @@ def test_what_shows_only_in_the_stage_leaves_no_folder(project: Project, words: 
     (project.folder / "vocab.json").write_text('{"model": ')
     (project.folder / "empty.txt").write_text("\n")
     before = project.files()
-    result = project.run("mode=finetune", "exp=x", *words)
+    result = project.run("exp=x", *words)
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
     assert project.files() == before and not Path(project.folder / "finetune" / "x").exists()
