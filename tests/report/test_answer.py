@@ -118,3 +118,17 @@ def test_a_failure_is_open_only_where_every_number_that_fails_is_open():
 def test_a_time_that_is_too_long_does_not_fail_where_the_memory_is_low_enough():
     saves = (("time ratio", 1.2, 0.8, None, None), ("memory ratio", 0.5, 0.8, None, None))
     assert doubts(failing(*saves, ("macro-F1 loss (pp)", 1.5, 1.0, 0.5, 2.5))).endswith(": these runs cannot tell")
+
+
+def test_the_cheapest_that_is_as_good_is_named_where_it_is_not_the_one_recommended(make, tmp_path):
+    made = [*make.seeds("sdpa", GOOD), *make.seeds("performer", GOOD, time=7.0), make.baseline(0.8)]
+    assert "Cheapest within" not in words(page_of(make, tmp_path / "taken", made))
+    fused = [*made, *make.seeds("sdpa_fused", GOOD, time=5.0), *make.seeds("window", (0.89, 0.89, 0.89), time=1.0)]
+    text = words(page_of(make, tmp_path / "fused", fused))
+    assert "Performer saves 30 % time" in text and "Cheapest within 1 pp of sdpa: sdpa_fused, 50 % less time" in text
+    window = [*made, *make.seeds("window", GOOD, time=3.0)]
+    told = words(page_of(make, tmp_path / "window", window))
+    assert (
+        "Cheapest within 1 pp of sdpa: window, 70 % less time, as much memory, macro-F1 +0.00 pp beside sdpa (n = 3); "
+        "no claim is made for it." in told
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Sequence
 
 from xcls.report.aggregate import Board, Group
-from xcls.report.answer_lines import doubts, measured_differently
+from xcls.report.answer_lines import cheapest_nearby, doubts, measured_differently
 from xcls.report.compare import amount, signed
 from xcls.report.labels import BASELINE
 from xcls.report.measures import memory_measure
@@ -44,7 +44,8 @@ def decide(board: Board, judge: Judge, references: Sequence[str]) -> Answer:
     passing = sorted((v for v in judged if v.state == PASS), key=_saving)
     if passing:
         return _take(passing, board, judge, references)
-    but = tuple(text for text in (_own_worth(board, judge, first), _bag_of_words(board)) if text)
+    told = cheapest_nearby(board, judge, first), _own_worth(board, judge, first), _bag_of_words(board)
+    but = tuple(text for text in told if text)
     if not judged:
         best = max(runners, key=lambda group: (group.stat("macro_f1").mean or 0.0, group.label))
         text = (
@@ -91,7 +92,8 @@ def _take(passing: Sequence[Verdict], board: Board, judge: Judge, references: Se
             share = ratio(group, verdict.reference_group, "time_per_epoch")
             takes = "" if share is None else f" (its time is {share:.2f}×)"
             but.append(f"Against {reference}, which a practitioner would use instead, it does not pass{takes}.")
-    but += [text for text in (_own_worth(board, judge, references[0]), _bag_of_words(board)) if text]
+    near = cheapest_nearby(board, judge, references[0], best)
+    but += [text for text in (near, _own_worth(board, judge, references[0]), _bag_of_words(board)) if text]
     return Answer(PASS, text, tuple(but))
 
 

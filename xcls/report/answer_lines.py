@@ -21,6 +21,7 @@ PHRASES = {  # of a measured number: in words, with its limit
     "macro-F1 gain (pp)": "it is {size:.2f} pp {side} the bag of words (at least {limit:g} above)",
     "macro-F1 spread (pp)": "its seeds lie {value:.2f} pp apart (at most {limit:g})",
 }
+NEAR_PP = 1.0  # of macro-F1 below the reference: as good, for a reader who looks for the cheapest
 RATIOS = ("time ratio", "memory ratio")  # one of the two is enough
 
 
@@ -75,6 +76,31 @@ def measured_differently(verdict: Verdict) -> str:
     """In what the costs compared were measured differently (`torch 2.12.0 against 2.13.0`), or ''."""
     unlike = [] if verdict.reference_group is None else unlike_groups(verdict.group, verdict.reference_group)
     return f"measured differently: {'; '.join(unlike)}" if unlike else ""
+
+
+def cheapest_nearby(board: Board, judge: Judge, reference: str, taken: Verdict | None = None) -> str:
+    """The group with the lowest time within a point of its reference, judged or not, in a sentence; '' where that is
+    `taken`, what the answer recommends. Beside `taken` only groups with the same reference compare.
+    """
+    found = []
+    for group in board.groups:
+        verdict = judge.verdict(group, board, reference, "validation")
+        other = verdict.reference_group
+        if not group.runs or other is None or other is group or group.shared or other.shared:
+            continue
+        if taken is not None and other is not taken.reference_group:
+            continue
+        share, gap = ratio(group, other, "time_per_epoch"), difference_pp(group, other, "validation")
+        if share is not None and gap is not None and share < 1 and gap >= -NEAR_PP:
+            elsewhere = group.record.seq_len != judge.claims_for(group)[0].seq_len
+            found.append((elsewhere, share, -gap, group.label, verdict))
+    if not found:
+        return ""
+    best = min(found, key=lambda item: item[:4])[-1]
+    if taken is not None and best.group is taken.group:
+        return ""
+    ends = {PASS: "it passes", FAIL: "it does not pass", MISSING: best.reason or "it has no verdict"}
+    return f"Cheapest within {NEAR_PP:g} pp of {reference}: {best.group.label}, {_costs(best)}; {ends[best.state]}."
 
 
 def _end(verdict: Verdict) -> str:
