@@ -313,6 +313,11 @@ def in_markdown(sheets: Sequence[Sheet], boards: Sequence[Board]) -> str:
             if sheet.board == board.slug and sheet.on_page:
                 table = sheet.header, [[cell(row.get(name)) for name in sheet.header] for row in sheet.rows]
                 blocks.append(f"## {board.name}: {sheet.title}\n\n{sheet.words}\n\n{markdown(table)}\n")
+    for sheet in sheets:
+        header = [name for name in sheet.in_report if any(row.get(name) is not None for row in sheet.rows)]
+        if header:
+            table = header, [[cell(row.get(name)) for name in header] for row in sheet.rows]
+            blocks.append(f"## {sheet.title.capitalize()}\n\n{sheet.words} More in {sheet.name}.csv.\n\n{markdown(table)}\n")
     return "".join(f"\n{block}" for block in blocks)
 
 

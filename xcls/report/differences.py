@@ -43,7 +43,7 @@ class Interval:
         """The same difference the other way round."""
         if self.value is None or self.low is None or self.high is None:
             return self
-        return Interval(-self.value, -self.high, -self.low, self.examples, self.over)
+        return Interval(0.0 - self.value, 0.0 - self.high, 0.0 - self.low, self.examples, self.over)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Differences:
         values = difference(mine.sample, theirs.sample, seed=self.settings.seed, name=f"{split} {group.id} {other.id}")
         low, high = percentile_interval(100 * values, self.settings.level)
         value = round(100 * float(mine.sample.scores.mean() - theirs.sample.scores.mean()), DIGITS)
-        return Interval(value, round(low, DIGITS), round(high, DIGITS), mine.count, _over(group, other))
+        return Interval(value + 0.0, round(low, DIGITS) + 0.0, round(high, DIGITS) + 0.0, mine.count, _over(group, other))
 
     def recomputed(self, board: Board) -> int:
         """How many runs' scores were made again from their predictions and agree with their records."""

@@ -51,18 +51,20 @@ def _fill(rows: list[Row], name: str, values: Sequence[float | None], apart: Seq
         row[name] = None if value is None else 1 + bisect_left(ladders[word], value)
 
 
-def modifications(board: Board, judge: Judge, originals: dict[str, str]) -> list[Row]:
+def modifications(
+    board: Board, judge: Judge, originals: dict[str, str], references: Sequence[str] = ()
+) -> list[Row]:
     """A row for every modification and each of its originals that was run alike but for the mechanism.
 
     A mechanism modifies those whose file's name its own begins with (`performer_band`, `performer`), and the one that
-    `originals` names.
+    `originals` names. The references modify nothing: `sdpa_fused` is another implementation, compared as a reference.
     """
     by_name: dict[str, list[Group]] = {}
     for group in board.groups:
         if group.runs:
             by_name.setdefault(_file(group), []).append(group)
     rows = []
-    for name, groups in sorted(by_name.items()):
+    for name, groups in sorted(item for item in by_name.items() if item[0] not in references):
         parents = [other for other in sorted(by_name) if name.startswith(f"{other}_") or originals.get(name) == other]
         for group in groups:
             for parent in parents:

@@ -18,6 +18,7 @@ class Sheet:
     board: str | None = None  # the board (its slug) in whose section it stands; None: a section of its own
     folded: bool = False  # on the page, behind its title
     on_page: bool = True  # False: a file only
+    in_report: Sequence[str] = ()  # columns of a table over all boards that report.md shows too
 
     @property
     def header(self) -> list[str]:

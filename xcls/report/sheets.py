@@ -71,7 +71,7 @@ def further_sheets(context: Context) -> list[Sheet]:
             ("differences", difference_rows(context, board)),
             ("costs", cost_rows(context, board, bills)),
             ("bench_ratios", bench_rows(context, board)),
-            ("modifications", modifications(board, context.judge, context.settings.originals)),
+            ("modifications", modifications(board, context.judge, context.settings.originals, context.references)),
             ("ranking", ranks(board, bills)),
         ):
             parts[name].append((board, rows))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from xcls.report.aggregate import Board, Group, survived
-from xcls.report.circumstances import unlike_groups
+from xcls.report.circumstances import WORDS, unlike_groups
 from xcls.report.differences import Differences, Interval
 from xcls.report.identify import without_attention
 from xcls.report.measures import memory_measure
@@ -282,7 +282,10 @@ def twin_among(named: list[Group], group: Group, name: str) -> tuple[Group | Non
     if not same:
         if twins:
             differ = sorted({k for other in twins for k in group.device if other.device.get(k) != group.device.get(k)})
-            return None, f"the {name} runs alike have another {', '.join(differ)}"
+            words = {"name": "device", "kind": "kind of device", "threads": "thread count", "compile": "compile setting"}
+            words = {key: words.get(key, WORDS.get(key, key)) for key in differ}
+            told = [f"another {word}" + ("" if key in word else f" ({key})") for key, word in words.items()]
+            return None, f"the {name} runs alike have {' and '.join(told)}"
         return None, _unlike(group, named, name)
     shared = [sum(_own(other).get(key) == value for key, value in _own(group).items()) for other in same]
     if shared.count(max(shared)) == 1:

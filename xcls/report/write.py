@@ -13,7 +13,7 @@ from xcls.report.aggregate import Board, Group, group_runs, make_boards
 from xcls.report.bench_ratio import benches_beside
 from xcls.report.collect import Found, collect, shown
 from xcls.report.differences import Differences
-from xcls.report.measures import MEASURES
+from xcls.report.measures import GPU_MEMORY, MEASURES
 from xcls.report.page import Story, page
 from xcls.report.plot_style import Plot
 from xcls.report.plots import MOST_BOARDS, draw
@@ -29,6 +29,14 @@ OWN_PLOTS = tuple(
     f"{name}.png"
     for name in ("quality_vs_*", "seeds-*", "cost_vs_length-*", "learning-*", "confusion-*", "pretraining", "bench-*")
 )
+TITLES = {"results": "runs", "groups": "groups", "wnf": "claims"}
+IN_REPORT = {  # of these tables, what report.md shows
+    "groups": ("label", "mode", "dataset", "n", "not_completed", "rank", *(f"{name}_{part}" for name in (
+        "macro_f1", "accuracy", "auroc", "test_macro_f1", "time_per_epoch", "tokens_per_s", GPU_MEMORY, "max_rss_MiB",
+        "params", "latency_ms", "inference_examples_per_s") for part in ("best", "mean", "sd"))),
+    "wnf": ("label", "dataset", "n", "reference", "split", "claim", "measured", "value", "relation", "threshold", "margin",
+            "state", "interval_low", "interval_high", "interval_says", "reason", "measured_differently"),
+}  # fmt: skip
 
 
 def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -> str:
@@ -142,7 +150,10 @@ def _sheets(found: Found, groups: list[Group], boards: list[Board], judge: Judge
         "groups": ("A row per group of runs alike but for the seed.", tables.group_rows(groups, boards, states)),
         "wnf": ("A row per number of every claim.", tables.claim_rows(boards, judge, claims.references)),
     }
-    return [Sheet(name, name, words, rows, columns, on_page=False) for name, (words, (rows, columns)) in made.items()]
+    return [
+        Sheet(name, TITLES[name], words, rows, columns, on_page=False, in_report=IN_REPORT.get(name, ()))
+        for name, (words, (rows, columns)) in made.items()
+    ]
 
 
 def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
