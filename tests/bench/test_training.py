@@ -217,4 +217,4 @@ def test_without_transformers_ours_alone_is_planned(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("xcls.bench.training_plan.installed", lambda: False)
     plan = planned(config(others=True))
     assert {c.origin for contenders in plan.contenders.values() for c in contenders} == {OURS}
-    assert "pip install" in plan.notes[0]
+    assert "make setup-bench" in plan.notes[0]
