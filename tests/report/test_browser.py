@@ -140,3 +140,24 @@ def test_the_verdicts_are_in_sight_on_a_desk_without_scrolling(browser, page):
     right = browser.run(heads + ".slice(0, 3).map(cell => Math.ceil(cell.getBoundingClientRect().right))")
     box = browser.run("Math.floor(document.querySelector('section[id=board-0] .scroll').getBoundingClientRect().right)")
     assert max(right) <= box <= 1280
+
+
+def test_on_paper_no_number_is_broken_and_no_table_is_wider_than_the_sheet(browser, page, make):
+    costs = {"tokens_per_s": 1139208.0, "padded_tokens_per_s": 2139208.0, "time_per_epoch": 1234.5, "time_per_step": 0.123,
+             "max_gpu_mem_MiB": 12345.6, "max_rss_MiB": 23456.7, "rss_growth_MiB": 1234.5, "train_seconds": 81234.0,
+             "wall_seconds": 91234.0, "energy_wh": 1234.5, "latency_ms": 3.21, "latency_p95_ms": 4.32,
+             "inference_ms_per_example": 0.123, "inference_examples_per_s": 8123.4, "tokenize_ms_per_example": 0.234}  # fmt: skip
+    made = [make.finetune(name, seed, costs=dict(costs)) for name in ("sdpa", "performer") for seed in range(3)]
+    browser.open(page([*made, make.baseline()]), width=1032)  # A4 across, less its margins
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        lines = (
+            "[...document.querySelectorAll('.num')].filter(cell => cell.tagName === 'TD' && !cell.querySelector('small') "
+            "&& cell.clientHeight).map(cell => { const range = document.createRange(); range.selectNodeContents(cell); "
+            "return range.getClientRects().length; })"
+        )
+        assert set(browser.run(lines)) - {0} == {1}  # 0: folded away
+        sizes = "[...document.querySelectorAll('table')].filter(t => t.clientHeight).map(t => Math.round(t.getBoundingClientRect().right))"
+        assert max(browser.run(sizes)) <= 1032
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")

@@ -30,6 +30,7 @@ NO_BENCH = (
     "No measurement of mode=bench was found, so the runs' own cost ratios stand alone: other work on the machine may have "
     "slowed one mechanism and not the other. Measure them in turns: python run.py mode=bench 'bench.attentions=[sdpa,…]'."
 )
+MOST_COSTS = 9  # measures of one table
 LONGEST = 24  # rows of a table that is open when the page is
 ORDER = {"finetune": 0, "baseline": 1, "pretrain": 2}
 
@@ -179,7 +180,7 @@ def _rest(story: Story) -> list[tuple[str, str, list[str]]]:
         ("Measured apart (mode=bench)", "bench", _bench(story, benches)),
         ("Pretraining", "pretraining", [_pictures(others)] if others else []),
         ("Runs that did not complete", "failed", unfinished),
-        ("All groups", "groups", [_everything(story.groups, story.rank_by)] if story.groups else []),
+        ("All groups", "groups", _everything(story.groups, story.rank_by) if story.groups else []),
         ("Settings", "settings", settings_parts(story.groups)),
         ("Environment", "environment", [environment(story.found.runs), *(note(text) for text in story.found.notes)]),
         (
@@ -198,12 +199,20 @@ def _bench(story: Story, plots: Sequence[Plot]) -> list[str]:
     return parts
 
 
-def _everything(groups: Sequence[Group], rank_by: str) -> str:
-    """All groups with all measures that any of them has."""
+def _everything(groups: Sequence[Group], rank_by: str) -> list[str]:
+    """All groups with all measures that any of them has: in tables that a sheet of paper is wide enough for."""
     measures = [name for name in MEASURES if any(group.stat(name).n for group in groups)]
     ordered = sorted(
         groups, key=lambda g: (ORDER[g.record.mode], str(g.key.get("choice.dataset")), g.rank or 10**9, g.label, g.id)
     )  # fmt: skip
+    scores = [name for name in measures if MEASURES[name].place.startswith("metrics")]
+    costs = [name for name in measures if name not in scores]
+    parts = [("Scores", scores), ("Costs", costs[:MOST_COSTS]), ("Costs, continued", costs[MOST_COSTS:])]
+    return [_measured(ordered, title, names, rank_by) for title, names in parts if names]
+
+
+def _measured(ordered: Sequence[Group], title: str, measures: Sequence[str], rank_by: str) -> str:
+    """All groups with some measures."""
     rows = [
         [
             group.label,
@@ -216,12 +225,8 @@ def _everything(groups: Sequence[Group], rank_by: str) -> str:
         for group in ordered
     ]
     header = ["group", "mode", f"rank by {rank_by}", "n", "not completed", *measures]
-    return table(
-        header,
-        rows,
-        f"Mean ± sample standard deviation over seeds (best in brackets), ranked by {rank_by}. Unrounded: groups.csv.",
-        file="groups.csv",
-    )
+    caption = f"{title}: mean ± sample standard deviation over seeds (best in brackets), ranked by {rank_by}."
+    return table(header, rows, f"{caption} Unrounded: groups.csv.", file="groups.csv")
 
 
 def _stat(group: Group, name: str) -> str:

@@ -16,6 +16,8 @@ SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?"}
 NONE = "–"
 MOST_ROWS = 400
 WIDE = 14  # columns from which on a table is printed small
+WIDER = 20  # … and from which on smaller still
+FEW = 12  # rows up to which a table is not broken over two sheets of paper: its caption stays with it
 LONG = 48  # signs from which on a cell is broken into lines
 UNSEEN = dict.fromkeys(
     [*range(9), 11, 12, *range(14, 32), 127, 0x202A, 0x202B, 0x202D, 0x202E], "\N{REPLACEMENT CHARACTER}"
@@ -75,7 +77,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, *,
     for row in rows:
         cells = [_cell(cell, number, first=column == 0) for column, (cell, number) in enumerate(zip(row, numeric))]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    wide = " wide" if len(header) >= WIDE else ""
+    wide = (" wide" if len(header) >= WIDE else "") + (" wider" if len(header) >= WIDER else "")
+    wide += " few" if len(rows) <= FEW else ""
     return (
         f'<div class="scroll{wide}" role="region" aria-label="{escape(caption)}" tabindex="0"><table class="sorts">'
         f"<caption><span>{escape(caption)}</span></caption><thead><tr>{head}</tr></thead>"

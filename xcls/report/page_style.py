@@ -79,10 +79,16 @@ PRINT = """
   .scroll { overflow: visible; }
   h2, h3, summary, caption, thead { break-after: avoid; }
   figure, tr, .answer { break-inside: avoid; }
-  th, td, tbody th { position: static; white-space: normal; padding: .12rem .3rem; min-width: 0; max-width: none; }
+  th, td, thead th, tbody th { position: static; white-space: normal; padding: .12rem .3rem; min-width: 0; max-width: none; }
   table { font-size: 9.5px; }
-  table { max-width: 100%; overflow-wrap: anywhere; }
-  .wide table { font-size: 6.5px; table-layout: fixed; width: 100%; }
+  table { max-width: 100%; overflow-wrap: break-word; }
+  td.num { white-space: nowrap; }
+  .few { break-inside: avoid; }
+  tbody tr:first-child { break-before: avoid; }
+  .wide table { font-size: 6.5px; width: 100%; }
+  .wider table { font-size: 5px; }
+  .wide th, .wide td { padding: .1rem .18rem; }
+  thead th, .wide tbody td:not(.num), .wide tbody th { overflow-wrap: anywhere; }
   caption span { position: static; max-width: none; }
   .long { min-width: 8rem; }
   .answer p.headline { font-size: 1.5em; }
