@@ -17,7 +17,7 @@ NONE = "–"
 MOST_ROWS = 400
 WIDE = 14  # columns from which on a table is printed small
 WIDER = 20  # … and from which on smaller still
-FEW = 12  # rows up to which a table is not broken over two sheets of paper: its caption stays with it
+FEW = 20  # rows up to which a table is not broken over two sheets of paper: its caption stays with it
 LONG = 48  # signs from which on a cell is broken into lines
 UNSEEN = dict.fromkeys(
     [*range(9), 11, 12, *range(14, 32), 127, 0x202A, 0x202B, 0x202D, 0x202E], "\N{REPLACEMENT CHARACTER}"

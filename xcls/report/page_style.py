@@ -83,7 +83,7 @@ PRINT = """
   table { font-size: 9.5px; }
   table { max-width: 100%; overflow-wrap: break-word; }
   td.num { white-space: nowrap; }
-  .few { break-inside: avoid; }
+  .few, caption { break-inside: avoid; }
   tbody tr:first-child { break-before: avoid; }
   .wide table { font-size: 6.5px; width: 100%; }
   .wider table { font-size: 5px; }
