@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any, Sequence
 
 from xcls.report.aggregate import Board, Group, Stat
@@ -319,12 +318,6 @@ def in_markdown(sheets: Sequence[Sheet], boards: Sequence[Board]) -> str:
             table = header, [[cell(row.get(name)) for name in header] for row in sheet.rows]
             blocks.append(f"## {sheet.title.capitalize()}\n\n{sheet.words} More in {sheet.name}.csv.\n\n{markdown(table)}\n")
     return "".join(f"\n{block}" for block in blocks)
-
-
-def shown_not_run(text: str) -> str:
-    """Markdown in which HTML and links are letters: names, causes and settings of a run come from anywhere, and what
-    shows a .md file would take them for its own. Nothing else in `text` is HTML or a link."""
-    return escape(text, quote=False).replace("](", "]\\(")
 
 
 def stdout(

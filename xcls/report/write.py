@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from html import escape
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -75,7 +76,7 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     _write_plots(out / "plots", plots)
     text = compare.stdout(boards, judge, claims.references[0], found, studies)
     text += "".join(f"\n{note}\n" for note in notes)
-    write_atomic(out / "report.md", compare.shown_not_run(text + compare.in_markdown(sheets, boards)))
+    write_atomic(out / "report.md", shown_not_run(text + compare.in_markdown(sheets, boards)))
     used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
     story = Story(boards, groups, found, judge, claims, studies, plots, sheets, notes, settings.rank_by, used)
     write_atomic(out / "index.html", page(story))
@@ -175,3 +176,9 @@ def _write_script(out: Path, found: Found, report: Sequence[str]) -> None:
     records.update({run.record.hash: run.record for run in reversed(found.runs) if run.record.status == "completed"})
     write_atomic(out / "reproduce.sh", script(list(records.values()), report))
     os.chmod(out / "reproduce.sh", 0o755)
+
+
+def shown_not_run(text: str) -> str:
+    """Markdown in which HTML and links are letters: names, causes and settings of a run come from anywhere, and what
+    shows a .md file would take them for its own. Nothing else in `text` is HTML or a link."""
+    return escape(text, quote=False).replace("](", "]\\(")
