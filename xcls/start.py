@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Callable, Iterator
 from filelock import FileLock, Timeout
 
 from xcls.build import Plan, check_architecture, check_head, make_classifier, make_language_model
+from xcls.child import run_child
 from xcls.data.tokenizer import TextTokenizer, from_json, make_tokenizer
 from xcls.identity import run_folder
 from xcls.outline import completed_pretraining
@@ -217,9 +217,15 @@ def _baseline_stage(plan: Plan, prepared: Any, tokenizer: Any, parent: Any, jour
 
 
 def _process(overrides: list[str], root: Path) -> int:
-    """Runs run.py in a process of its own (its memory is not ours) and gives its exit code."""
+    """Runs run.py in a process of its own (its memory is not ours) and gives its exit code.
+
+    Raises KeyboardInterrupt where this process was asked to end meanwhile; the child has saved then.
+    """
     command = [sys.executable, str(root / "run.py"), *overrides]
-    return subprocess.run(command, env={**os.environ, "XCLS_WAIT": "1"}, check=False).returncode
+    code, asked = run_child(command, {**os.environ, "XCLS_WAIT": "1"})
+    if asked:
+        raise KeyboardInterrupt("Interrupted in what this run needs first; the same command goes on with it.")
+    return code
 
 
 def _baseline_first(plan: Plan) -> None:

@@ -1,0 +1,45 @@
+"""A run that another needs first: whoever asks this one to end, the other saves before it leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from xcls.child import run_child
+
+CHILD = """
+import pathlib, signal, sys, time
+def save(number, frame):
+    time.sleep(1.0)  # longer than subprocess.run would wait
+    pathlib.Path("saved").write_text(signal.Signals(number).name)
+    sys.exit(130)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("ready").touch()
+time.sleep(60)
+"""
+PARENT = "import os, sys; from xcls.child import run_child; print(*run_child([sys.executable, 'child.py'], os.environ))"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_child_saves_before_it_leaves(tmp_path: Path, name: str) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (tmp_path / "ready").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    parent.send_signal(getattr(signal, name))
+    assert parent.communicate(timeout=60)[0].split() == ["130", "True"]
+    assert (tmp_path / "saved").read_text() == "SIGTERM"
+
+
+def test_what_nobody_stops_ends_by_itself_and_handlers_are_as_before() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_child([sys.executable, "-c", "raise SystemExit(7)"], os.environ) == (7, False)
+    assert signal.getsignal(signal.SIGTERM) is before
