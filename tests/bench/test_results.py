@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from xcls.bench.plot import crossover_plot
-from xcls.bench.results import add_memory, add_times, columns, compare, crossovers, fail, to_csv
+from xcls.bench.results import add_memory, add_times, columns, compare, crossovers, fail, hold_against, to_csv
 from xcls.bench.table import markdown, number, report
 
 MACHINE = {"flops_per_s": 1e9, "bytes_per_s": 1e9}
@@ -43,7 +43,8 @@ def row(
             "training_flops_counted": 1.5e6,
             "inference_flops_counted": 7e5,
         }
-        add_times(made, {"times": times, "compile_s": None, **flops}, MACHINE)
+        add_times(made, {"times": times, "compile_s": None, **flops})
+        hold_against(made, MACHINE)
         add_memory(made, {"inference_MiB": memory / 2, "training_MiB": memory})
     return made
 

@@ -58,8 +58,8 @@ def add_memory(row: Row, event: dict[str, Any]) -> None:
     row["inference_MiB"], row["training_MiB"] = event.get("inference_MiB"), event.get("training_MiB")
 
 
-def add_times(row: Row, event: dict[str, Any], machine: dict[str, Any]) -> None:
-    """Takes medians, extremes, work and its ratio to what the machine can do from a `timed` event."""
+def add_times(row: Row, event: dict[str, Any]) -> None:
+    """Takes medians, extremes and work from a `timed` event."""
     for measure, seconds in event["times"].items():
         milliseconds = [1000.0 * value for value in seconds]
         row[f"{measure}_ms"] = median(milliseconds)
@@ -70,7 +70,14 @@ def add_times(row: Row, event: dict[str, Any], machine: dict[str, Any]) -> None:
         flops, moved = event.get(f"{measure}_flops"), event.get(f"{measure}_bytes")
         counted = event.get(f"{measure}_flops_counted")
         row[f"{measure}_flops"], row[f"{measure}_bytes"], row[f"{measure}_flops_counted"] = flops, moved, counted
-        achieved = flops or counted
+
+
+def hold_against(row: Row, machine: dict[str, float]) -> None:
+    """Fills in how a row's times are to what the machine can do: `flops_per_s` and `bytes_per_s`, the best rates that
+    were met, since what shares the machine lowers a rate now and then."""
+    for measure in ("inference", "training"):
+        flops, moved = row.get(f"{measure}_flops"), row.get(f"{measure}_bytes")
+        achieved = flops or row.get(f"{measure}_flops_counted")
         if achieved:
             rate = achieved / (row[f"{measure}_ms"] / 1000.0)
             row[f"{measure}_tflops_per_s"] = rate / 1e12

@@ -28,6 +28,7 @@ from xcls.bench.results import (
     compare,
     crossovers,
     fail,
+    hold_against,
     row_of,
     to_csv,
 )
@@ -118,12 +119,13 @@ class Measuring:
             settings = {key: getattr(self.settings, key) for key in ("rounds", "least_rounds", "seconds")}
             outcome = self._cases("time", [cell.cases[place] for place in left], settings)
             for event in outcome.of("machine"):
-                self.machine[cell.dtype] = {key: value for key, value in event.items() if key != "event"}
+                best = self.machine.setdefault(cell.dtype, {})
+                best.update({key: max(value, best.get(key, 0.0)) for key, value in event.items() if key != "event"})
             for event in outcome.of("failed"):
                 fail(rows[left[event["case"]]], event["cause"])
             if outcome.cause is None:
                 for event in outcome.of("timed"):
-                    add_times(rows[left[event["case"]]], event, self.machine[cell.dtype])
+                    add_times(rows[left[event["case"]]], event)
                 break
             guilty = left if outcome.last is None else [left[outcome.last]]
             for place in guilty:
@@ -150,6 +152,9 @@ class Measuring:
     def write(self, status: str) -> None:
         """Writes results.csv, bench.json and the plots as they stand."""
         references = self.settings.references
+        for row in self.rows:
+            if row.get("training_ms") is not None:
+                hold_against(row, self.machine[row["dtype"]])
         compare(self.rows, references, self.plan.nodes)
         write_atomic(self.folder / "results.csv", to_csv(self.rows, references))
         packages = {other.package: _version(other.package) for other in others()}
