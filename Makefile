@@ -70,10 +70,10 @@ SLOW := bench.rounds=5 bench.least_rounds=1
 
 long: setup  ## of these, the training steps at 16,384 tokens (twenty minutes on two cores that do nothing else)
 	$(BENCH) $(LONG) bench.name=long 'bench.attentions=[sdpa,$(WHOLE),sdpa_fused,performer,reformer,"reformer:num_hashes=4"]' $(SLOW) bench.seconds=90
-	$(BENCH) $(LONG) bench.name=long_positions 'bench.positions=[none,sin,learned,relative]' 'bench.attentions=[sdpa_fused,performer,reformer]' \
-	  'bench.references=[sdpa_fused]' bench.memory=false $(SLOW) bench.seconds=60
-	$(BENCH) $(LONG) bench.name=long_whole 'bench.attentions=[$(WHOLE),performer,reformer]' 'bench.references=[$(WHOLE)]' \
-	  bench.gradient_checkpointing=true bench.memory=false $(SLOW) bench.seconds=60
+	$(BENCH) $(LONG) bench.name=long_positions 'bench.positions=[none,sin,learned,relative]' 'bench.attentions=[performer,reformer]' \
+	  'bench.references=[performer]' bench.memory=false $(SLOW) bench.seconds=60
+	$(BENCH) bench=step 'bench.seq_lens=[8192]' 'bench.dtypes=[bf16]' bench.name=long_whole 'bench.attentions=[sdpa,$(WHOLE),sdpa_fused,performer,reformer]' \
+	  'bench.references=[sdpa]' $(SLOW) bench.seconds=60
 	$(PY) -m xcls.bench.document docs/mechanisms.md
 
 long-memory: setup  ## of these, the memory at 16,384 tokens of every attention and position (half an hour; the machine may be busy)
@@ -86,9 +86,8 @@ long-memory: setup  ## of these, the memory at 16,384 tokens of every attention 
 TEXT ?= dataset=imdb  # of the trainings beside transformers: dataset.path=… where there is no network
 BESIDE := bench=training $(TEXT) dataset.limit=3000 size=mini bench.rounds=3 bench.steps_per_segment=5
 
-performance: setup  ## measure the tables of docs/performance.md anew (40 minutes on two cores that do nothing else)
+performance: setup  ## measure the tables of docs/performance.md anew (half an hour on two cores that do nothing else)
 	$(BENCH) $(BESIDE) bench.name=training seq_len=256
-	$(BENCH) $(BESIDE) bench.name=training_512 seq_len=512 'bench.stages=[finetune]'
 	$(BENCH) bench=growth
 	$(PY) -m xcls.bench.document docs/performance.md
 
