@@ -26,10 +26,10 @@ demo: setup  ## a small real sweep on text that is on your disk already, and its
 	$(PY) report.py 'runs=[multirun/quick]' out=multirun/quick/report
 
 test: setup  ## the fast tests (a few minutes, no network, no GPU)
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2
 
-test-slow: setup  ## the slow tests too
-	$(PY) -m pytest -q -m 'slow or not slow'
+test-slow: setup  ## the slow tests too, with every combination of mechanism, position and mask (an hour)
+	XCLS_TESTS=full $(PY) -m pytest -q -m 'slow or not slow'
 
 report: setup  ## the report over everything under multirun/, pretrain/, finetune/
 	$(PY) report.py

@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on tensors this small a second thread only waits, and costs ten times the processor
+
 import hypothesis
 import pytest
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
 from xcls.build import make_classifier
+from tests.pairwise import spread
 from xcls.schema import Config, check, flatten
 from xcls.signature import check_node, parameters
 
@@ -56,8 +57,7 @@ def test_a_yaml_names_every_hyperparameter(group: str) -> None:
         check_node(group, node, ("name", *given))
 
 
-@pytest.mark.parametrize("attention", sorted(p.stem for p in (ROOT / "conf" / "attention").glob("*.yaml")))
-@pytest.mark.parametrize("position", sorted(p.stem for p in (ROOT / "conf" / "position").glob("*.yaml")))
+@pytest.mark.parametrize(("attention", "position"), spread(*(sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml")) for group in ("attention", "position"))))
 def test_every_pair_builds_and_trains_a_step(attention: str, position: str) -> None:
     config = composed(f"attention={attention}", f"position={position}", "size.width=16", "size.num_heads=2", "size.feed_forward=16", "seq_len=16")
     torch.manual_seed(0)

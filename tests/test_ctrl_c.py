@@ -10,6 +10,8 @@ import pytest
 from tests.conftest import SMALL, Project
 from xcls.record import write_record
 
+pytestmark = pytest.mark.slow
+
 HOOK = """
 import builtins, os, signal
 found = builtins.__import__

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 import tests.entry
 from tests.conftest import ROOT, Project
 from tests.entry import enter
+from tests.pairwise import few
 from xcls.report.settings import claims_from
 
 MECHANISMS = sorted(path.stem for path in (ROOT / "conf" / "attention").glob("*.yaml"))
@@ -75,7 +76,7 @@ def test_every_study_is_listed_here() -> None:
 
 
 @pytest.mark.parametrize("seeds", [["2"], pytest.param(SEEDS, marks=pytest.mark.slow)], ids=["one seed", "all seeds"])
-@pytest.mark.parametrize("experiment", AXES)
+@pytest.mark.parametrize("experiment", few(AXES, 2))
 def test_all_jobs_of_a_study_compose(plan: Plan, experiment: str, seeds: list[str]) -> None:
     sweep, axes = plan(f"experiment={experiment}", *(["seed=2"] if seeds != SEEDS else [])), {**AXES[experiment], "seed": seeds}
     assert sweep.name == experiment and sweep.equal == 0 and [job.cause for job in sweep.jobs if job.cause] == []
@@ -115,7 +116,8 @@ def test_equal_cells_are_one_job(plan: Plan) -> None:
     assert len(of_kind(sweep, "finetune")) == 1 and sweep.equal == 3
 
 
-@pytest.mark.parametrize("experiment", [name if name == "quick" else pytest.param(name, marks=pytest.mark.slow) for name in AXES])
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", AXES)
 def test_a_cell_of_every_study_runs_two_steps(project: Project, experiment: str) -> None:
     words = [f"experiment={experiment}", "hydra.mode=RUN", "sweep=try", "finetuning.max_steps=2", "pretraining.max_steps=2"]
     result = project.run(*words)

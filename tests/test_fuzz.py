@@ -21,6 +21,8 @@ from tests.fuzzing import BASE, command_lines, mutations
 from xcls.data.pydocs import Pydocs
 from xcls.schema import UserError
 
+pytestmark = pytest.mark.slow
+
 COMMANDS, FILES = 50, 120  # inputs of the fast tests
 MADE = ("pretrain", "finetune", "multirun", "cache", "hub")
 COUNTS: dict[str, int] = {"refused": 0, "accepted": 0}

@@ -22,6 +22,8 @@ from xcls.data.pydocs import Pydocs
 from xcls.data.tokenizer import ByteTokenizer, make_tokenizer
 from xcls.schema import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 FORK = multiprocessing.get_context("fork")
 SPAWN = multiprocessing.get_context("spawn")  # where threads of the tokenizers' library may have begun already, a fork hangs
 TEXTS = [f"text number {row} of some words" for row in range(200)]

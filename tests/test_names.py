@@ -16,6 +16,8 @@ from tests.entry import Entry, entered
 from xcls.schema import UserError
 from xcls.stages.folder import refuse_twin, take_back
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def entry(finished: Project, tmp_path: Path) -> Iterator[Entry]:

@@ -11,6 +11,8 @@ import pytest
 
 from tests.conftest import Project
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 NEEDLESS = ("matplotlib", "datasets", "transformers", "wandb", "pyarrow.dataset", "pyarrow.parquet", "huggingface_hub")
 PATH = """

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Project
+from tests.pairwise import few
 from xcls.schema import UserError
 from xcls.slips import check_slips
 from xcls.wording import word_hydra
@@ -97,7 +98,7 @@ END_TO_END = {
 }
 
 
-@pytest.mark.parametrize(("words", "message"), END_TO_END.items())
+@pytest.mark.parametrize(("words", "message"), few(END_TO_END.items(), 3))
 def test_run_py_refuses_with_one_message(project: Project, words: str, message: str) -> None:
     before = project.files()
     result = project.run(*words.split(), small=False, fresh=True)
@@ -156,7 +157,7 @@ def test_completion_knows_groups_options_and_studies(project: Project) -> None:
         assert expected in result.stdout.split(), (line, result.stdout, result.stderr)
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("shell", few(["bash", "zsh", "fish"], 1))
 def test_completion_offers_no_launcher_that_would_be_refused(project: Project, shell: str) -> None:
     whole = "python run.py hydra/launcher="
     result = subprocess.run([sys.executable, "run.py", "-sc", f"query={shell}"], cwd=project.folder, capture_output=True, text=True, timeout=60,

@@ -6,7 +6,11 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Project
+
+pytestmark = pytest.mark.slow
 
 
 def long_rows(folder: Path, *, words: int = 4000) -> None:

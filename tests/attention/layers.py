@@ -27,9 +27,8 @@ SMALL = {  # so that a dozen tokens already fill several chunks and blocks, wher
 }
 WHOLE = ":whole"  # ends the name of a mechanism whose N x N matrix is kept whole, as that of short texts is
 BLOCKED = [name for name in ATTENTIONS if "block_above" in (CONF / "attention" / f"{name}.yaml").read_text()]
+PATHS = ATTENTIONS + [name + WHOLE for name in BLOCKED]
 every_attention = pytest.mark.parametrize("attention_file", ATTENTIONS)
-every_path = pytest.mark.parametrize("attention_file", ATTENTIONS + [name + WHOLE for name in BLOCKED])
-every_position = pytest.mark.parametrize("position_file", POSITIONS)
 
 
 def build(group: str, file: str, small: bool = True, **facts: int) -> torch.nn.Module:

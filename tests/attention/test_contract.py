@@ -1,4 +1,7 @@
-"""The attention contract, over every file in conf/attention and conf/position: a new one is tested once it exists."""
+"""The attention contract, over every file in conf/attention and conf/position: a new one is tested once it exists.
+
+Pairs of mechanism, position and mask here; every combination in the slow suite.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,34 @@ import pytest
 import torch
 
 from tests.attention.layers import (
+    ATTENTIONS,
     HEADS,
     MASKS,
+    PATHS,
     POSITIONS,
     WIDTH,
     Layer,
     every_attention,
-    every_path,
-    every_position,
     inputs,
     masks_of,
     padding,
     weight_like,
 )
+from tests.pairwise import pairwise, spread
+
+LENGTHS = [1, 2, 3, 31, 63, 64, 65, 127, 128, 129, 257]
+every_path_somewhere = pytest.mark.parametrize(("attention_file", "position_file"), spread(PATHS, POSITIONS))
+every_attention_somewhere = pytest.mark.parametrize(("attention_file", "position_file"), spread(ATTENTIONS, POSITIONS))
 
 
-@every_path
-@every_position
-@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize(("attention_file", "position_file", "kind"), pairwise(PATHS, POSITIONS, MASKS))
 def test_equals_the_dense_kernel(attention_file: str, position_file: str, kind: str) -> None:
     layer, x = Layer(attention_file, position_file), inputs(21)
     masks = masks_of(kind, 21)
     torch.testing.assert_close(layer.outputs(x, **masks), layer.outputs(x, oracle=True, **masks))
 
 
-@every_attention
-@every_position
+@every_attention_somewhere
 def test_equals_the_dense_kernel_in_bf16(attention_file: str, position_file: str) -> None:
     layer, x = Layer(attention_file, position_file).float(), inputs(21).float()
     for kind in MASKS:
@@ -41,9 +46,9 @@ def test_equals_the_dense_kernel_in_bf16(attention_file: str, position_file: str
         torch.testing.assert_close(out.float(), dense.float(), rtol=0.05, atol=0.05)
 
 
-@every_path
-@every_position
-@pytest.mark.parametrize("garbage", [0.0, 1e4, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("attention_file", "position_file", "garbage"), pairwise(PATHS, POSITIONS, [0.0, 1e4, float("nan"), float("inf")])
+)
 def test_padding_is_invisible(attention_file: str, position_file: str, garbage: float) -> None:
     layer, x = Layer(attention_file, position_file), inputs(13)
     longer = torch.cat((x, torch.full((2, 10, x.shape[-1]), garbage, dtype=x.dtype)), dim=1)
@@ -57,8 +62,7 @@ def test_padding_is_invisible(attention_file: str, position_file: str, garbage: 
         assert not out[:, :, 13:].any() and not grads[0][:, 13:].any()
 
 
-@every_path
-@every_position
+@every_path_somewhere
 def test_batch_mates_are_invisible(attention_file: str, position_file: str) -> None:
     layer, x = Layer(attention_file, position_file), inputs(17)
     x[1] *= 30
@@ -70,14 +74,14 @@ def test_batch_mates_are_invisible(attention_file: str, position_file: str) -> N
     torch.testing.assert_close([together[0][1:, :, :9], together[1][1:, :9]], second[:2])
 
 
-@every_path
-@pytest.mark.parametrize("position_file", ["none", "relative"])
-@pytest.mark.parametrize("garbage", [float("nan"), float("inf")])
-@pytest.mark.parametrize("broken,token", [(0, 0), (0, 16), (1, 0), (1, 8)])
+@pytest.mark.parametrize(
+    ("attention_file", "position_file", "garbage", "place"),
+    spread(PATHS, ["none", "relative"], [float("nan"), float("inf")], [(0, 0), (0, 16), (1, 0), (1, 8)], times=3),
+)
 def test_a_broken_batch_mate_is_invisible_and_shows_itself(
-    attention_file: str, position_file: str, garbage: float, broken: int, token: int
+    attention_file: str, position_file: str, garbage: float, place: tuple[int, int]
 ) -> None:
-    layer, x, lengths = Layer(attention_file, position_file), inputs(17), (17, 9)
+    layer, x, lengths, (broken, token) = Layer(attention_file, position_file), inputs(17), (17, 9), place
     pads, mask, sound = padding(17, *lengths), masks_of("random", 17)["attn_mask"], 1 - broken
     mask[broken, :, :, token] = False
     x[broken, token] = garbage
@@ -94,8 +98,7 @@ def test_a_broken_batch_mate_is_invisible_and_shows_itself(
         assert not evaluated[broken].isfinite().all()
 
 
-@every_path
-@every_position
+@every_path_somewhere
 def test_rows_with_nothing_to_attend_to_are_zero(attention_file: str, position_file: str) -> None:
     layer, x = Layer(attention_file, position_file), inputs(11)
     attn_mask = torch.zeros(11, 11, dtype=torch.bool)
@@ -106,8 +109,7 @@ def test_rows_with_nothing_to_attend_to_are_zero(attention_file: str, position_f
     assert all(grad.isfinite().all() for grad in grads)
 
 
-@every_attention
-@every_position
+@every_attention_somewhere
 def test_two_evaluations_and_a_loaded_copy_are_bit_equal(attention_file: str, position_file: str) -> None:
     layer, x = Layer(attention_file, position_file), inputs(19)
     pads = padding(19, 19, 6)
@@ -119,10 +121,10 @@ def test_two_evaluations_and_a_loaded_copy_are_bit_equal(attention_file: str, po
     assert torch.equal(out, copy(x, key_padding_mask=pads))
 
 
-@every_path
-@every_position
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("width", [WIDTH, 64])
+@pytest.mark.parametrize(
+    ("attention_file", "position_file", "dtype", "width"),
+    spread(PATHS, POSITIONS, [torch.bfloat16, torch.float16], [WIDTH, 64], times=3),
+)
 def test_half_precision_is_finite_at_a_hundred_times_the_scale(
     attention_file: str, position_file: str, dtype: torch.dtype, width: int
 ) -> None:
@@ -136,29 +138,27 @@ def test_half_precision_is_finite_at_a_hundred_times_the_scale(
         assert grad.isfinite().all()
 
 
-@every_attention
-@pytest.mark.parametrize("length", [1, 2, 3, 31, 63, 64, 65, 127, 128, 129, 257])
-def test_any_length(attention_file: str, length: int) -> None:
-    for position_file in POSITIONS:
-        layer, x = Layer(attention_file, position_file, seq_len=length, small=False), inputs(length)
-        torch.testing.assert_close(layer(x), layer(x, oracle=True))
+@pytest.mark.parametrize(("attention_file", "position_file", "length"), spread(ATTENTIONS, POSITIONS, LENGTHS, times=11))
+def test_any_length(attention_file: str, position_file: str, length: int) -> None:
+    layer, x = Layer(attention_file, position_file, seq_len=length, small=False), inputs(length)
+    torch.testing.assert_close(layer(x), layer(x, oracle=True))
 
 
-@every_attention
-@pytest.mark.parametrize("length", [1, 2, 31, 64, 65, 129])
-def test_any_length_padded_and_masked(attention_file: str, length: int) -> None:
+@pytest.mark.parametrize(
+    ("attention_file", "position_file", "length"),
+    spread(ATTENTIONS, ["none", "relative", "rope"], [1, 2, 31, 64, 65, 129], times=6),
+)
+def test_any_length_padded_and_masked(attention_file: str, position_file: str, length: int) -> None:
     mask = torch.rand(2, 1, length, length, generator=torch.Generator().manual_seed(length)) < 0.5
     causal = torch.ones(length, length, dtype=torch.bool).triu(1)
     cases = [(length, max(0, length - 3), None), (length, 1, mask), (length // 2, length, causal)]
-    for position_file in ("none", "relative", "rope"):
-        layer, x = Layer(attention_file, position_file, seq_len=length, small=False), inputs(length)
-        for first, second, attn_mask in cases:
-            masks = {"key_padding_mask": padding(length, first, second), "attn_mask": attn_mask}
-            torch.testing.assert_close(layer.outputs(x, **masks), layer.outputs(x, oracle=True, **masks))
+    layer, x = Layer(attention_file, position_file, seq_len=length, small=False), inputs(length)
+    for first, second, attn_mask in cases:
+        masks = {"key_padding_mask": padding(length, first, second), "attn_mask": attn_mask}
+        torch.testing.assert_close(layer.outputs(x, **masks), layer.outputs(x, oracle=True, **masks))
 
 
-@every_path
-@every_position
+@every_path_somewhere
 def test_gradients_are_those_of_the_function(attention_file: str, position_file: str) -> None:
     layer = Layer(attention_file, position_file)
     x = inputs(6).requires_grad_()
@@ -167,8 +167,9 @@ def test_gradients_are_those_of_the_function(attention_file: str, position_file:
         assert torch.autograd.gradcheck(lambda x: layer(x, **arguments), (x,), fast_mode=True)
 
 
-@every_attention
-@pytest.mark.parametrize("position_file", [name for name in POSITIONS if name != "none"])
+@pytest.mark.parametrize(
+    ("attention_file", "position_file"), spread(ATTENTIONS, [name for name in POSITIONS if name != "none"])
+)
 def test_a_position_encoding_is_no_no_op(attention_file: str, position_file: str) -> None:
     x = inputs(13)
     if not Layer(attention_file, position_file).attention.reads_qk and position_file == "rope":
@@ -207,8 +208,7 @@ def test_the_longest_sequence_padded_is_the_shorter_one(attention_file: str) -> 
 
 
 @pytest.mark.slow
-@every_attention
-@every_position
+@pytest.mark.parametrize(("attention_file", "position_file"), pairwise(ATTENTIONS, POSITIONS))
 def test_the_longest_sequence(attention_file: str, position_file: str) -> None:
     layer = Layer(attention_file, position_file, seq_len=16384, small=False).float()
     out, *grads = layer.outputs(inputs(16384, batch=1).float())

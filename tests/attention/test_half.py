@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.attention.layers import ATTENTIONS, HEADS, Layer, every_attention, inputs, masks_of, weight_like
+from tests.attention.layers import ATTENTIONS, HEADS, Layer, inputs, masks_of, weight_like
+from tests.pairwise import pairwise
 
 WIDTH = 16
 # About one and a half times the largest relative error measured over all mechanisms, masks and positions here: an
@@ -47,10 +48,10 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return float((found.float() - exact).norm() / exact.norm())
 
 
-@every_attention
-@pytest.mark.parametrize("position_file", ["none", "relative", "rope"])
-@pytest.mark.parametrize("kind", ["none", "padding", "causal", "padding+causal", "random"])
-@half
+@pytest.mark.parametrize(
+    ("attention_file", "position_file", "kind", "dtype"),
+    pairwise(ATTENTIONS, ["none", "relative", "rope"], ["none", "padding", "causal", "padding+causal", "random"], list(LIMITS)),
+)
 def test_is_near_the_oracle_in_fp32(attention_file: str, position_file: str, kind: str, dtype: torch.dtype) -> None:
     layer, masks = Layer(attention_file, position_file, width=WIDTH).float(), masks_of(kind, 21)
     qkv, rotate = rounded_inputs(layer, dtype)

@@ -55,12 +55,12 @@ def test_moments_are_the_mean_over_pairs_of_real_tokens() -> None:
 
 def test_unbiased_for_the_softmax_kernel() -> None:
     q, k, _ = qkv(4)
-    found = estimates(lambda w: best_map(w, q, k), q, k, 16, 3000)
+    found = estimates(lambda w: best_map(w, q, k), q, k, 16, 600)
     assert_unbiased(found, softmax_kernel(q, k))
 
 
 def test_less_variance_than_favor_plus_plus_on_data_with_preferred_axes() -> None:
     q, k = stretched()
-    dense = estimates(lambda w: best_map(w, q, k), q, k, 16, 1000).var(0)
-    scalar = estimates(lambda w: oprf_features(w, q, k, None, epsilon=0.0), q, k, 16, 1000).var(0)
+    dense = estimates(lambda w: best_map(w, q, k), q, k, 16, 300).var(0)
+    scalar = estimates(lambda w: oprf_features(w, q, k, None, epsilon=0.0), q, k, 16, 300).var(0)
     assert dense.mean() < 0.7 * scalar.mean()

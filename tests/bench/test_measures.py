@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 from torch.testing import assert_close
 
+from tests.pairwise import spread
 from xcls.attention.base import Attention
 from xcls.attention.performer import Performer
 from xcls.attention.reformer import Reformer, lsh_attention
@@ -68,9 +69,7 @@ def test_formulas_agree_with_the_counter(name: str, part: str) -> None:
     assert counted(trial.training) == found["training"].flops
 
 
-@pytest.mark.parametrize("part", ["core", "module"])
-@pytest.mark.parametrize("length", [64, 300, 1024])
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(("path", "length", "part"), spread(sorted(CONF.glob("*.yaml")), [64, 300, 1024], ["core", "module"]))
 def test_every_mechanism_has_a_formula_that_agrees_with_the_counter(path: Path, length: int, part: str) -> None:
     node = yaml.safe_load(path.read_text())
     trial = build(case("sdpa", part, node=node, seq_len=length, width=64))

@@ -15,6 +15,8 @@ from xcls.bench.process import allocator_settings, environment, killed_by, measu
 from xcls.bench.run import run_bench
 from xcls.schema import Bench
 
+pytestmark = pytest.mark.slow
+
 BROKEN = '''
 import os, signal
 import torch

@@ -8,6 +8,8 @@ import pytest
 
 from xcls.bench.timing import LEAST_ROUNDS, Series, interleave
 
+pytestmark = pytest.mark.slow
+
 
 class Clock:
     """Time that passes only where a call says so."""

@@ -21,6 +21,8 @@ from xcls.bench.training_results import COLUMNS, compare
 from xcls.bench.training_run import run_training_bench
 from xcls.schema import Bench, Config, Hardware, Size, Training, UserError
 
+pytestmark = pytest.mark.slow
+
 VOCAB, SEQ_LEN, STEPS, ROUNDS = 40, 24, 2, 3
 ATTENTIONS = {
     "performer": {"_target_": "xcls.attention.performer.Performer", "name": "performer_favor", "num_features": 8},

@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import SMALL, Project
 from tests.entry import Entry, Outcome, enter
 
+pytestmark = pytest.mark.slow
+
 ROWS = [(f"text {row} of some words", ("good", "bad")[row % 2]) for row in range(40)]
 SETTINGS = [word for word in SMALL if not word.startswith("dataset.path")]
 

@@ -14,6 +14,8 @@ from tests.faults.elsewhere import LIST, identifiers, run_fuzz, run_tests
 from tests.faults.reliability import SIZES, document
 from tests.faults.tally import Tally
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,7 +29,7 @@ def tried(size: str, out: Path) -> dict[str, int]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
-@pytest.mark.parametrize("size", ["tiny", pytest.param("slow", marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.parametrize("size", ["tiny", pytest.param("slow", marks=pytest.mark.timeout(3000))])
 def test_nothing_is_lost(size: str, tmp_path: Path) -> None:
     found = tried(size, tmp_path / "table.md")
     numbers = SIZES[size]

@@ -11,6 +11,7 @@ import pytest
 from tests.launcher.conftest import SIGNALS, Server, at_most, wait_for
 
 
+@pytest.mark.slow
 def test_two_sweeps_share_the_devices_and_no_device_has_two_jobs(server: Server) -> None:
     words = ("seed=0,1,2,3", "how=meet", "hydra.launcher.devices=[a,b,c,d]")
     first, second = (server.start(*words, f"exp={name}") for name in ("one", "two"))
@@ -52,7 +53,8 @@ def test_every_job_fails_alone_and_the_same_command_goes_on(server: Server) -> N
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps} and len(stamps) == 1
 
 
-@pytest.mark.parametrize("number", [SIGNALS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SIGNALS[1:])], ids=lambda n: n.name)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda n: n.name)
 def test_a_stopped_sweep_leaves_no_process_and_goes_on(server: Server, number: signal.Signals) -> None:
     words = ("how=sleep,stubborn,child", "exp=x", "hydra.launcher.devices=[a,b]", "hydra.launcher.grace_s=1.5")
     launcher = server.start(*words, "seconds=60")
@@ -68,6 +70,7 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on(server: Server, number: s
     assert list(server.states("x").values()) == ["done"] * 3
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_no_process_and_its_devices_are_free(server: Server) -> None:
     launcher = server.start("how=sleep,stubborn", "seconds=60", "exp=x", "hydra.launcher.devices=[a,b]", "hydra.launcher.grace_s=3")
     wait_for(lambda: len(server.records()) == 2 and len(server.children()) >= 5)
@@ -81,6 +84,7 @@ def test_a_killed_launcher_leaves_no_process_and_its_devices_are_free(server: Se
     assert code == 0 and said.count("done   ") == 2
 
 
+@pytest.mark.slow
 def test_what_jobs_need_comes_first_and_its_failure_fails_them_alone(server: Server) -> None:
     words = ("group=a,b", "seed=0,1,0", "pretrain=auto", "exp=x", "hydra.launcher.devices=[a,b,c]")
     bad = server.folder / "pretrain" / "data-pretrain-a"  # its marker makes the pretraining of group a fail at its first time
@@ -112,6 +116,7 @@ def test_what_jobs_need_comes_first_and_its_failure_fails_them_alone(server: Ser
     assert all(ends[f"pretrain-{group}"] < begins[f"finetune-{seed}-{group}-sleep-auto"] for group in "ab" for seed in (0, 1))
 
 
+@pytest.mark.slow
 def test_two_sweeps_that_need_one_pretraining_make_it_once(server: Server) -> None:
     words = ("seed=0,1", "pretrain=auto", "hydra.launcher.devices=[a,b,c,d]")
     launchers = [server.start(*words, f"exp={name}") for name in ("one", "two")]
@@ -120,6 +125,7 @@ def test_two_sweeps_that_need_one_pretraining_make_it_once(server: Server) -> No
     assert len(made) == 1 and [event["event"] for event in made[0]["events"]].count("start") == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_is_not_run_twice_at_once(server: Server) -> None:
     launcher = server.start("seconds=60", "exp=x")
     wait_for(lambda: server.records())
@@ -130,6 +136,7 @@ def test_a_sweep_is_not_run_twice_at_once(server: Server) -> None:
     assert launcher.returncode == 130
 
 
+@pytest.mark.slow
 def test_without_a_gpu_some_at_a_time_share_the_threads(server: Server) -> None:
     assert server.run("seed=0,1,2", "exp=one", CUDA_VISIBLE_DEVICES="")[0] == 0
     alone = server.records()
@@ -145,12 +152,14 @@ def test_without_a_gpu_some_at_a_time_share_the_threads(server: Server) -> None:
     assert next(record["device"]["threads"] for record in server.records() if record["seed"] == 6) == 1  # the user's own
 
 
+@pytest.mark.slow
 def test_jobs_may_share_a_gpu_and_are_marked(server: Server) -> None:
     assert server.run("seed=0,1,2,3", "how=meet", "exp=x", "hydra.launcher.devices=[a]", "hydra.launcher.jobs_per_gpu=2")[0] == 0
     assert at_most(server.lives(), 2) and not at_most(server.lives())
     assert all(record["device"]["shared"] for record in server.records())
 
 
+@pytest.mark.slow
 def test_the_callers_devices_are_respected(server: Server) -> None:
     assert server.run("seed=0,1,2", "cuda=true", "exp=x", CUDA_VISIBLE_DEVICES="5,GPU-8932f937,MIG-c6d4f1ef")[0] == 0
     assert {device for device, _, _ in server.lives()} <= {"5", "GPU-8932f937", "MIG-c6d4f1ef"} and len(server.lives()) == 3

@@ -10,6 +10,8 @@ import pytest
 from tests.conftest import Project
 from tests.launcher.conftest import wait_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)

@@ -14,6 +14,8 @@ from tests.entry import Entry, enter
 from tests.launcher.conftest import wait_for
 from xcls.discreet import hide_secrets
 
+pytestmark = pytest.mark.slow
+
 HIDDEN = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
     "HF_TOKEN": "hf_" + "Q7vZ" * 8,

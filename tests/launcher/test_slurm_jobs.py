@@ -13,6 +13,8 @@ from hydra_plugins.xcls_launcher.slurm import SlurmConf, check
 from tests.conftest import Project
 from xcls.schema import UserError
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = {
     "sbatch": 'n=$(($(cat "$D/count" 2>/dev/null || echo 0) + 1)); echo $n >"$D/count"; cp "$1" "$D/$n.sh"\n'
     'if [ -e "$D/refuse$n" ]; then echo "sbatch: error: invalid partition specified: nope" >&2; exit 1; fi\n'

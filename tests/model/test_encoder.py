@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from tests.pairwise import spread
 from tests.samples import ATTENTIONS, from_yaml, make_batch, make_classifier, make_encoder, make_mlm, POSITIONS, SEQ_LEN
 from xcls.model.heads import POOLINGS
 from xcls.schema import UserError
 
-PAIRS = [(attention, position) for attention in ATTENTIONS for position in POSITIONS]
+PAIRS = spread(ATTENTIONS, POSITIONS)  # all of them in the slow suite
 
 
 @pytest.mark.parametrize(("attention", "position"), PAIRS)
@@ -40,8 +41,7 @@ def test_garbage_in_padding_changes_neither_values_nor_gradients(attention: str,
     assert_close(results[0], results[1], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("pooling", sorted(POOLINGS))
-@pytest.mark.parametrize(("attention", "position"), PAIRS)
+@pytest.mark.parametrize(("attention", "position", "pooling"), spread(ATTENTIONS, POSITIONS, sorted(POOLINGS), times=3))
 def test_classifier_ignores_padding_and_batch_mates(attention: str, position: str, pooling: str) -> None:
     model = make_classifier(attention, position, pooling=pooling).eval()
     ids, mask = make_batch([7, 13], width=16)
@@ -50,8 +50,7 @@ def test_classifier_ignores_padding_and_batch_mates(attention: str, position: st
     assert_close(together, alone, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-@pytest.mark.parametrize(("attention", "position"), PAIRS)
+@pytest.mark.parametrize(("attention", "position", "norm"), spread(ATTENTIONS, POSITIONS, ["pre", "post"]))
 def test_every_parameter_gets_a_gradient(attention: str, position: str, norm: str) -> None:
     ids, mask = make_batch([SEQ_LEN, 20])
     model = make_mlm(attention, position, norm=norm, activation="geglu")
@@ -147,8 +146,7 @@ def test_a_longer_input_names_limit_length_and_setting() -> None:
         make_encoder()(ids, mask)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 23])
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize(("attention", "length"), spread(ATTENTIONS, [1, 2, 3, 23]))
 def test_any_length_works(attention: str, length: int) -> None:
     ids, mask = make_batch([length])
     assert torch.isfinite(make_encoder(attention)(ids, mask)).all()

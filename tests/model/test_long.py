@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.allocations import KeptTensors, LargestTensor
+from tests.pairwise import spread
 from tests.samples import ATTENTIONS, POSITIONS, from_yaml, make_classifier
 from xcls.model.encoder import Encoder
 from xcls.schema import MAX_SEQ_LEN, UserError
@@ -41,8 +42,7 @@ def grown(model: torch.nn.Module, length: int, mode: str, padded: bool) -> dict[
     return {"largest": largest.entries, "kept": kept.entries}
 
 
-@pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize(("attention", "position"), spread(ATTENTIONS, POSITIONS, times=1))
 def test_nothing_grows_with_the_square_of_the_tokens(attention: str, position: str) -> None:
     models = {length: make_long(attention, position, length) for length in (SHORT, LONG)}
     for mode in MODES:

@@ -11,9 +11,10 @@ from matplotlib.image import imread
 from tests.report.browser import Browser, program
 from tests.report.examples import EVIL, report
 
-pytestmark = pytest.mark.skipif(
-    program() is None, reason="no chromium on this machine (Debian: apt-get install chromium)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(program() is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
+]
 COLUMN = "[...document.querySelectorAll('section[id=board-0] table')[0].tBodies[0].rows].map(row => row.cells[{}].textContent)"
 HEAD = "document.querySelectorAll('section[id=board-0] table')[0].tHead.rows[0].cells[{}]"
 

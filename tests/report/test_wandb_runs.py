@@ -71,6 +71,7 @@ def assert_same_row_from_everywhere(project: Project, server: WandbServer, folde
     return rows["here"][0]
 
 
+@pytest.mark.slow
 def test_the_same_row_from_the_folder_from_offline_files_and_from_the_server(make, project: Project) -> None:
     (folder,) = (path.parent for path in make.save([make.finetune()], project.folder).rglob("record.json"))
     for split in ("validation", "test"):
@@ -109,11 +110,12 @@ def test_a_real_run_its_sync_and_the_same_row(project: Project) -> None:
         assert len(notes) == 1 and "predictions.parquet is gone" in notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"WANDB_API_KEY": None}, "key"),
-        pytest.param({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "127.0.0.1:9", marks=pytest.mark.slow),
+        ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "127.0.0.1:9"),
     ],
 )
 def test_no_key_and_no_network_are_told(change: dict[str, str | None], said: str, project: Project) -> None:

@@ -18,6 +18,8 @@ from xcls.schema import UserError
 from xcls.train.journal import ROOM
 from xcls.train.signals import Interrupted
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def full(project: Project) -> Iterator[Path]:

@@ -11,6 +11,8 @@ from xcls.model.dropout import drawn_whole
 from xcls.train.amp import compile_blocks
 from xcls.train.cost import compiled_graphs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ATTENTIONS)

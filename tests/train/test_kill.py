@@ -17,6 +17,8 @@ from xcls.record import read_record
 from xcls.train.checkpoint import read_checkpoint
 from xcls.train.journal import COLUMNS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
 import os, signal, sys
