@@ -68,6 +68,7 @@ def test_finetuning_refuses_another_architecture(project: Project) -> None:
     assert project.files() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanisms", [["reformer"], pytest.param(["reformer", "sdpa"], marks=pytest.mark.slow)], ids=",".join)
 def test_a_sweep_runs_once_with_its_baseline_and_reports(project: Project, mechanisms: list[str]) -> None:
     axes = ("-m", f"attention={','.join(mechanisms)}", "seed=0,1", "pretrain=auto", "exp=sw")
@@ -91,6 +92,7 @@ def test_a_sweep_runs_once_with_its_baseline_and_reports(project: Project, mecha
     assert len(pd.read_csv(project.folder / "rep" / "results.csv").query("mode == 'finetune'")) == 2 * len(mechanisms)
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_fails_alone(project: Project) -> None:
     result = project.run("-m", "dataset.path=rows.csv,nope.csv", "exp=sw", "finetuning.max_steps=2")
     assert result.returncode == 1 and "1 of 3 jobs did not complete" in result.stderr and "nope.csv" in result.stderr
@@ -98,6 +100,7 @@ def test_a_job_that_fails_fails_alone(project: Project) -> None:
     assert [r["status"] for r in records] == ["completed"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not(project: Project) -> None:
     words = ("mode=finetune", "finetuning.max_steps=60", "finetuning.eval_every_steps=20", "finetuning.checkpoint_every_steps=20")
     ran(project.run(*words, "exp=whole"))

@@ -158,6 +158,7 @@ def test_a_slow_mechanism_goes_no_further(tmp_path: Path, monkeypatch: pytest.Mo
     assert causes == ["", "", *["a step takes 9.0 s already at the point before"] * 2]
 
 
+@pytest.mark.slow
 def test_a_tiny_bench_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = bench(tmp_path / "growth", config(attentions=["performer", "broken"]))
     assert [(row["contender"], row["status"]) for row in rows] == [("performer", "completed"), ("broken", "failed")]

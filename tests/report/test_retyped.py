@@ -26,6 +26,7 @@ def last_command(folder):
     return shlex.split((folder / "reproduce.sh").read_text(encoding="utf-8").splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_script_s_command_gives_the_same_report(make, tmp_path):
     study = [record for record in records(make)]
     for record in study:  # an experiment's own claims, which lose to what is typed

@@ -303,6 +303,7 @@ live(Path(sys.argv[1]), CASES["dataloader workers"], checkpoint_every_steps=50, 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers notice the end of their parent seconds later")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 def test_a_signal_to_the_whole_group_finds_workers_at_work(name: str, tmp_path: Path) -> None:
