@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,36 +27,102 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return moment
 
 
-def step(clock: StepClock, now: list[float], seconds: float) -> None:
+def step(clock: StepClock, now: list[float], seconds: float, positions: int = 40, redrew: bool = False) -> None:
     clock.start()
     now[0] += seconds
-    clock.stop(tokens=30, padded_tokens=40)
+    clock.stop(tokens=30, padded_tokens=positions, redrew=redrew)
 
 
 def test_first_step_and_compiling_steps_are_set_aside(monkeypatch: pytest.MonkeyPatch, now: list[float]) -> None:
     graphs = [0]
     monkeypatch.setattr(cost, "compiled_graphs", lambda: graphs[0])
     clock = StepClock()
-    assert {name for name, value in clock.costs(10).items() if value is not None} == {"set_aside_s"}
+    assert {name for name, value in clock.costs(10).items() if value is not None} == {"set_aside_s", "excluded_s", "excluded_steps"}
     step(clock, now, 5.0)
     assert clock.steps == 0 and clock.set_aside == 5.0
     step(clock, now, 1.0)
     graphs[0] = 2
     step(clock, now, 7.0)
     now[0] += 100.0  # an evaluation
-    step(clock, now, 2.0)
-    assert (clock.steps, clock.seconds, clock.set_aside) == (2, 3.0, 12.0)
-    assert clock.costs(10) == {"time_per_step": 1.5, "time_per_epoch": 15.0, "tokens_per_s": 20.0, "padded_tokens_per_s": pytest.approx(80 / 3), "set_aside_s": 12.0}
+    step(clock, now, 1.0)
+    assert (clock.steps, clock.seconds, clock.set_aside) == (2, 2.0, 12.0)
+    assert clock.costs(10) == {"time_per_step": 1.0, "time_per_epoch": 10.0, "tokens_per_s": 30.0, "padded_tokens_per_s": 40.0, "set_aside_s": 12.0,
+                               "excluded_s": 0.0, "excluded_steps": 0}  # fmt: skip
 
 
-def test_a_clock_goes_on_from_its_state(now: list[float]) -> None:
+def test_a_stall_is_left_out_and_told(now: list[float]) -> None:
+    """Ten epochs' worth of steps of two shapes, 1 s and 2 s; one of the short ones stalls for a minute."""
     clock = StepClock()
-    for _ in range(3):
-        step(clock, now, 1.0)
-    other = StepClock(**clock.state())
-    assert other.costs(5) == clock.costs(5)
+    step(clock, now, 9.0)
+    for number in range(20):
+        step(clock, now, 60.0 if number == 7 else 1.0, positions=100)
+        step(clock, now, 2.0, positions=200)
+    costs = clock.costs(10)
+    assert costs["time_per_step"] == pytest.approx(1.5) and costs["time_per_epoch"] == pytest.approx(15.0)
+    assert costs["tokens_per_s"] == pytest.approx(20.0) and clock.seconds == pytest.approx(119.0)
+    assert (costs["excluded_steps"], costs["excluded_s"], costs["set_aside_s"]) == (1, pytest.approx(59.0), 9.0)
+
+
+def test_another_program_for_a_third_of_the_run_changes_little(now: list[float]) -> None:
+    """282 steps of forty widths, whose time grows with the square too; a third of them take twice as long."""
+    draw = np.random.default_rng(0)
+    clock, alone = StepClock(), 0.0
+    step(clock, now, 9.0)
+    for number in range(282):
+        width = int(draw.integers(5, 65)) * 8
+        seconds = 1e-3 * (20 + width + width**2 / 256) * float(draw.lognormal(0, 0.05))
+        alone += seconds
+        step(clock, now, seconds * (2 if 70 <= number < 164 else 1), positions=32 * width)
+    costs = clock.costs(282)
+    assert clock.seconds > 1.3 * alone
+    assert costs["time_per_epoch"] == pytest.approx(alone, rel=0.03) and costs["excluded_steps"] == 94
+    assert costs["excluded_s"] == pytest.approx(clock.seconds - costs["time_per_epoch"])
+
+
+def test_steps_that_scatter_all_count_as_they_are(now: list[float]) -> None:
+    clock = StepClock()
+    for number in range(30):
+        step(clock, now, (0.9, 1.0, 1.1)[number % 3], positions=(64, 80, 96)[number % 3])
+    assert clock.costs(1)["time_per_step"] == pytest.approx(clock.seconds / 29) and clock.costs(1)["excluded_steps"] == 0
+
+
+def test_new_features_are_no_stall(now: list[float]) -> None:
+    """Every tenth step draws new features and takes thrice as long: that is a cost of the mechanism."""
+    clock = StepClock()
+    step(clock, now, 9.0)
+    for number in range(100):
+        step(clock, now, 3.0 if number % 10 == 0 else 1.0, positions=40 + number % 4, redrew=number % 10 == 0)
+    assert clock.costs(1)["time_per_step"] == pytest.approx(1.2) and clock.costs(1)["excluded_steps"] == 0
+
+
+@pytest.mark.parametrize("places", [[0], [4], [9], [2, 6]])
+def test_few_steps_of_different_shapes_bear_a_stall_anywhere(now: list[float], places: list[int]) -> None:
+    clock = StepClock()
+    step(clock, now, 9.0)
+    for number in range(10):
+        step(clock, now, 1.0 + number + (50.0 if number in places else 0.0), positions=100 * (number + 1))
+    costs = clock.costs(10)
+    assert costs["time_per_epoch"] == pytest.approx(55.0, rel=0.01) and costs["excluded_steps"] == len(places)
+
+
+def test_a_clock_goes_on_from_its_state(now: list[float], tmp_path: Path) -> None:
+    clock = StepClock()
+    for number in range(12):
+        step(clock, now, 30.0 if number == 5 else 1.0)
+    torch.save(clock.state(), tmp_path / "clock.pt")
+    other = StepClock.restored(torch.load(tmp_path / "clock.pt", weights_only=True))
+    assert other.costs(5) == clock.costs(5) and other.costs(5)["excluded_steps"] == 1
     step(other, now, 1.0)  # the first of its process
-    assert other.steps == clock.steps
+    assert other.steps == clock.steps == 11
+    step(other, now, 40.0)
+    assert other.costs(5)["time_per_step"] == pytest.approx(1.0) and other.costs(5)["excluded_s"] == pytest.approx(29.0 + 39.0)
+
+
+def test_the_clock_of_an_older_checkpoint_goes_on(now: list[float]) -> None:
+    saved = {"seconds": 6.0, "steps": 4, "tokens": 120, "padded_tokens": 160, "set_aside": 2.0}
+    costs = StepClock.restored(saved).costs(10)
+    assert (costs["time_per_epoch"], costs["tokens_per_s"], costs["set_aside_s"]) == (pytest.approx(15.0), pytest.approx(20.0), 2.0)
+    assert StepClock.restored({**saved, "seconds": 0.0, "steps": 0}).costs(10)["time_per_epoch"] is None
 
 
 MEMORY = """

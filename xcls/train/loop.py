@@ -120,13 +120,13 @@ class Loop:
 
     def _timed_step(self, batches: Iterator[Batch], bar: tqdm) -> None:
         """One step with its time, and what the bar and the events say of it."""
-        faults = len(self.progress.faults)
+        faults, redraws = len(self.progress.faults), self._redraws()
         self.clock.start()
         batch = next(batches)
         loss, norm = self._step(batch)
         if len(self.progress.faults) == faults:  # else its time says nothing about the others
             tokens, padded = real_and_padded(batch, self.updater.micro_batch(batch, self.progress))
-            self.clock.stop(tokens=tokens, padded_tokens=padded)
+            self.clock.stop(tokens=tokens, padded_tokens=padded, redrew=redraws)
         self._show(bar, loss, norm)
 
     def _step(self, batch: Batch) -> tuple[float, float]:
@@ -134,8 +134,8 @@ class Loop:
 
         Where bad numbers are allowed it may also leave the weights as they are; the step counts.
         """
-        step, training = self.progress.step, self.training
-        if training.redraw_every_steps and step and step % training.redraw_every_steps == 0:
+        step = self.progress.step
+        if self._redraws():
             self.model.encoder.redraw(derived_generator(self.seed, step))
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(step)
@@ -147,6 +147,11 @@ class Loop:
         self.progress.step += 1
         self.journal.record.step = self.progress.step
         return loss, norm
+
+    def _redraws(self) -> bool:
+        """Whether the step to come begins with new random features."""
+        step, every = self.progress.step, self.training.redraw_every_steps
+        return bool(every and step and step % every == 0)
 
     def _rate(self, step: int) -> float:
         """The learning rate of the update number `step`, after the restarts so far."""
@@ -278,7 +283,7 @@ class Loop:
         if self.amp.scaler is not None and payload["scaler"] is not None:
             self.amp.scaler.load_state_dict(payload["scaler"])
         self.progress = progress = Progress.restored(payload["progress"])
-        self.clock = StepClock(**payload["clock"])
+        self.clock = StepClock.restored(payload["clock"])
         self.memory.peaks.update(payload["peaks"])
         restore_random_states(payload["random"])
         self.saved = (progress.step, progress.evaluated_at, progress.scheduled_at)
@@ -289,8 +294,7 @@ class Loop:
 
     def _show(self, bar: tqdm, loss: float, norm: float) -> None:
         """The progress bar, and now and then a line of the events."""
-        costs = self.clock.costs(self.steps_per_epoch)
-        speed = "" if costs["tokens_per_s"] is None else f", {costs['tokens_per_s']:,.0f} tokens/s"
+        speed = "" if self.clock.speed is None else f", {self.clock.speed:,.0f} tokens/s"
         bar.set_postfix_str(f"loss {loss:.3f}{speed}", refresh=False)
         bar.update()
         step = self.progress.step
