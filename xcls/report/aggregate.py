@@ -31,6 +31,7 @@ class Stat:
     sd: float | None = None
     low: float | None = None
     high: float | None = None
+    middle: float | None = None  # what stands for the group: the median of a cost, the mean of anything else
 
 
 @dataclass
@@ -106,7 +107,9 @@ class Group:
         if measure.place == "metrics.test":
             best = self._chosen(name)
         sd = statistics.stdev(values) if len(values) > 1 else None
-        return Stat(len(values), best, statistics.fmean(values), sd, min(values), max(values))
+        mean = statistics.fmean(values)
+        middle = statistics.median(values) if is_cost(name) else mean
+        return Stat(len(values), best, mean, sd, min(values), max(values), middle)
 
     def _chosen(self, name: str) -> float | None:
         """The value of the run with the best validation macro-F1; the smallest seed of equals."""
@@ -229,15 +232,15 @@ def _rows_of(place: tuple[str, str, str], board: Board) -> str:
 
 
 def _rank(board: Board, rank_by: str) -> None:
-    """Ranks the groups of a board by their mean, costs within one device; what has no value comes last, unranked."""
+    """Ranks the groups of a board by what stands for each, costs within one device; what has no value comes last, unranked."""
     sign = 1 if MEASURES[rank_by].low_is_better else -1
     ladders: dict[str, list[tuple[float, Group]]] = {}
-    means = {group.id: group.stat(rank_by).mean for group in board.groups}
+    middles = {group.id: group.stat(rank_by).middle for group in board.groups}
     for group in board.groups:
-        mean = means[group.id]
-        if mean is not None:
-            ladders.setdefault(_text(group.device) if is_cost(rank_by) else "", []).append((sign * mean, group))
+        middle = middles[group.id]
+        if middle is not None:
+            ladders.setdefault(_text(group.device) if is_cost(rank_by) else "", []).append((sign * middle, group))
     for ladder in ladders.values():
         for value, group in ladder:
             group.rank = 1 + sum(other < value for other, _ in ladder)
-    board.groups.sort(key=lambda g: (means[g.id] is None, sign * (means[g.id] or 0.0), g.label, g.id))
+    board.groups.sort(key=lambda g: (middles[g.id] is None, sign * (middles[g.id] or 0.0), g.label, g.id))

@@ -10,7 +10,18 @@ from xcls.report.answer_lines import cheapest_nearby, doubts, measured_different
 from xcls.report.compare import amount, signed
 from xcls.report.labels import BASELINE
 from xcls.report.measures import memory_measure
-from xcls.report.verdict import FAIL, MISSING, PASS, Judge, Verdict, difference_pp, find_reference, ratio, strictest
+from xcls.report.verdict import (
+    FAIL,
+    MISSING,
+    PASS,
+    UNDECIDED,
+    Judge,
+    Verdict,
+    difference_pp,
+    find_reference,
+    ratio,
+    strictest,
+)
 
 SHOWN = 3  # groups named in a sentence
 
@@ -78,6 +89,7 @@ def _take(passing: Sequence[Verdict], board: Board, judge: Judge, references: Se
     but = [f"{_capital(doubt)}."] if doubt else []
     unlike = measured_differently(best)
     but += [f"{_capital(unlike)}."] if unlike else []
+    but += [f"{_capital(number.reason)}." for claim in best.claims for number in claim.measured if number.undecided]
     but += _further(best, passing[1:])
     on_test = judge.verdict(group, board, references[0], "test")
     if on_test.state != PASS:
@@ -179,7 +191,7 @@ def _bag_of_words(board: Board) -> str:
     default, tuned = baseline.stat("macro_f1").mean or 0.0, baseline.stat("tuned_macro_f1").mean or 0.0
     score, label = max(scored)
     if default > score:
-        seconds = baseline.stat("train_seconds").mean
+        seconds = baseline.stat("train_seconds").middle
         took = "" if seconds is None else f", fitted in {amount(seconds)} s"
         better = f" ({tuned:.3f} tuned)" if tuned > default else ""
         scores = f"{default:.3f} macro-F1{better} against {score:.3f} of {label}"
@@ -197,9 +209,7 @@ def _at_claims(verdict: Verdict, judge: Judge) -> bool:
 
 def _reason(verdicts: Sequence[Verdict]) -> str:
     """Why there is no verdict: the reason that most of the verdicts have."""
-    reasons = [
-        claim.reason for verdict in verdicts for claim in verdict.claims if claim.state == MISSING and claim.reason
-    ]
+    reasons = [reason for verdict in verdicts for reason in verdict.reasons]
     return max(sorted(set(reasons)), key=reasons.count) if reasons else "something was not measured"
 
 
@@ -220,6 +230,8 @@ def _remedy(board: Board, judge: Judge, verdicts: Sequence[Verdict], reference: 
     if any(len(verdict.group.seeds) < claims.min_seeds for verdict in waiting):
         seeds = ",".join(map(str, range(claims.min_seeds)))
         return f"Run more seeds: seed={seeds} in the same sweep; what is done is skipped."
+    if any(claim.state == UNDECIDED for verdict in waiting for claim in verdict.claims):
+        return "Repeat a run that is named: remove its folder and give the sweep's command again; what is done is skipped."
     return ""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from xcls.report.aggregate import Board, Group
 from xcls.report.circumstances import unlike_groups
 from xcls.report.compare import amount, signed
+from xcls.report.cost_ratio import cost_interval
 from xcls.report.differences import OPEN
 from xcls.report.labels import BASELINE
 from xcls.report.measures import memory_measure
@@ -91,7 +92,8 @@ def cheapest_nearby(board: Board, judge: Judge, reference: str, taken: Verdict |
         if taken is not None and other is not taken.reference_group:
             continue
         share, gap = ratio(group, other, "time_per_epoch"), difference_pp(group, other, "validation")
-        if share is not None and gap is not None and share < 1 and gap >= -NEAR_PP:
+        unsure = cost_interval(group, other, "time_per_epoch", judge.level).tells("<=", 1.0) == OPEN
+        if share is not None and gap is not None and share < 1 and not unsure and gap >= -NEAR_PP:
             elsewhere = group.record.seq_len != judge.claims_for(group)[0].seq_len
             found.append((elsewhere, share, -gap, group.label, verdict))
     if not found:
@@ -108,10 +110,7 @@ def _end(verdict: Verdict) -> str:
     if verdict.state == PASS:
         return f". It passes{', but ' + doubt if doubt else ''}."
     if verdict.state == MISSING:
-        reasons = list(
-            dict.fromkeys(claim.reason for claim in verdict.claims if claim.state == MISSING and claim.reason)
-        )
-        return f". No verdict: {'; '.join(reasons) or 'something was not measured'}."
+        return f". No verdict: {'; '.join(verdict.reasons) or 'something was not measured'}."
     told = [reason for claim in verdict.claims if claim.state == FAIL for reason in _why(claim)]
     return f". It fails: {'; '.join(dict.fromkeys(told))}{'. But ' + doubt if doubt else ''}."
 
@@ -166,7 +165,7 @@ def _span(number: Measured) -> str:
 
 
 def _baseline(baseline: Group) -> str:
-    default, tuned, seconds = (baseline.stat(name).mean for name in ("macro_f1", "tuned_macro_f1", "train_seconds"))
+    default, tuned, seconds = (baseline.stat(name).middle for name in ("macro_f1", "tuned_macro_f1", "train_seconds"))
     took = "" if seconds is None else f", fitted in {amount(seconds)} s"
     better = "" if tuned is None else f"; tuned on validation {tuned:.3f}"
     return f"the bag of words on the same rows: macro-F1 {default or 0.0:.3f}{took}{better}."

@@ -63,6 +63,15 @@ def measured(group: Group, other: Group, benches: Sequence[Bench]) -> tuple[Meas
     return _measurement(bench, mine, against, group), ""
 
 
+def beside(group: Group, other: Group, name: str, value: float, benches: Sequence[Bench]) -> tuple[float | None, str]:
+    """The ratio of the cost `name` as mode=bench has it, whether it agrees with `value`, and where it was measured."""
+    found, _ = measured(group, other, benches)
+    bench = None if found is None else found.time if name == "time_per_epoch" else found.memory
+    if found is None or bench is None:
+        return None, ""
+    return bench, f"{agree(value, bench)} ({found.place}: {found.what})"
+
+
 def agree(runs: float | None, bench: float | None) -> str:
     """Whether both ratios are on the same side of 1, in words; '' where one is missing."""
     if runs is None or bench is None:

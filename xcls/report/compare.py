@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Sequence
 
 from xcls.report.aggregate import Board, Group, Stat
 from xcls.report.circumstances import unlike_groups
 from xcls.report.collect import Found
+from xcls.report.cost_ratio import excluded_note
 from xcls.report.cut import cut_note
-from xcls.report.differences import OPEN, Interval
+from xcls.report.differences import OPEN, RATIO, Interval
 from xcls.report.endings import ending
 from xcls.report.labels import BASELINE
 from xcls.report.measures import memory_measure
-from xcls.report.sheet import Sheet
 from xcls.report.verdict import (
     FAIL,
     MISSING,
@@ -29,12 +29,14 @@ from xcls.report.verdict import (
 
 NONE = "–"
 MEANING = (
-    "time and memory ratio: mean of the group / mean of the reference. macro-F1 loss: reference − group; gain: group − "
+    "time and memory ratio: median of the group / median of the reference; its interval is Student's t over the seeds' "
+    "logarithms. Where it spans the threshold, or one seed's cost is far from the others' (claims.max_cost_factor), the claim "
+    "is OPEN, with the run to repeat, and PASS_WNF is MISSING. mode=bench: the same ratio measured in turns. macro-F1 loss: reference − group; gain: group − "
     "baseline; spread: best seed − worst; all in percentage points. margin: distance to the threshold, positive where "
     "it holds. "
-    "WNF-1 cost needs one of the two ratios, and the loss. interval: of the difference, by a paired bootstrap over the "
+    "WNF-1 cost needs one of the two ratios, and the loss. interval of a difference: by a paired bootstrap over the "
     "examples and over the seeds, 95 % unless bootstrap.level says otherwise; where it spans the threshold one cannot "
-    "tell. The verdict is by the value, as the rule is written; the interval stands beside it and decides nothing."
+    "tell. The verdict on macro-F1 is by the value, as the rule is written; this interval decides nothing."
 )
 Table = tuple[list[str], list[list[str]]]
 
@@ -69,9 +71,11 @@ def amount(value: float | None) -> str:
 
 
 def interval_text(interval: Interval | None) -> str:
-    """`−1.20 … +0.31` percentage points; '' without an interval."""
+    """`−1.20 … +0.31` percentage points, `0.71 … 0.78` of a ratio; '' without an interval."""
     if interval is None or interval.low is None:
         return ""
+    if interval.unit == RATIO:
+        return f"{amount(interval.low)} … {amount(interval.high)}"
     return f"{signed(interval.low)} … {signed(interval.high)}"
 
 
@@ -85,12 +89,12 @@ def _gap(group: Group, other: Group | None, board: Board, judge: Judge) -> str:
 
 
 def _beside(group: Group, other: Group | None, name: str) -> str:
-    """The mean of a cost, and in brackets its ratio to the reference."""
-    mean = group.stat(name).mean
+    """The median of a cost, and in brackets its ratio to the reference."""
+    middle = group.stat(name).middle
     share = ratio(group, other, name) if other is not None and other is not group else None
-    mark = "*" if group.shared and mean is not None else ""
+    mark = "*" if group.shared and middle is not None else ""
     unlike = " †" if share is not None and other is not None and unlike_groups(group, other) else ""
-    return amount(mean) + mark + (f" ({share:.2f}×{unlike})" if share is not None else "")
+    return amount(middle) + mark + (f" ({share:.2f}×{unlike})" if share is not None else "")
 
 
 def comparison(board: Board, judge: Judge, reference: str) -> Table:
@@ -107,7 +111,7 @@ def comparison(board: Board, judge: Judge, reference: str) -> Table:
             group.label, *(judge.verdict(group, board, reference, split).state for split in ("validation", "test")),
             str(len(group.runs)), score(group.stat("macro_f1")), score(group.stat("test_macro_f1")),
             _gap(group, other, board, judge), _gap(group, baseline, board, judge),
-            _beside(group, other, "time_per_epoch"), amount(group.stat("tokens_per_s").mean),
+            _beside(group, other, "time_per_epoch"), amount(group.stat("tokens_per_s").middle),
             _beside(group, other, memory_measure(group.device.get("kind"))),
         ])  # fmt: skip
     for group in board.baselines:
@@ -117,14 +121,14 @@ def comparison(board: Board, judge: Judge, reference: str) -> Table:
 
 def _baseline_rows(group: Group) -> list[list[str]]:
     """The baseline as the claims use it, and the one tuned on validation, where it was fitted."""
-    seconds = amount(group.stat("train_seconds").mean)
+    seconds = amount(group.stat("train_seconds").middle)
     default, test = group.stat("macro_f1"), group.stat("test_macro_f1")
     rows = [
         [group.label, "", "", str(len(group.runs)), score(default), score(test), NONE, NONE, f"{seconds} in all", NONE, NONE]
     ]
     tuned, on_test = group.stat("tuned_macro_f1"), group.stat("tuned_test_macro_f1")
     if tuned.mean is not None and default.mean is not None:
-        gap, seconds = signed((tuned.mean - default.mean) * 100), group.stat("tuned_train_seconds").mean
+        gap, seconds = signed((tuned.mean - default.mean) * 100), group.stat("tuned_train_seconds").middle
         took = NONE if seconds is None else f"{amount(seconds)} in all"
         scores = [score(tuned), score(on_test)]
         rows.append([f"{group.label}, tuned", "", "", str(tuned.n), *scores, NONE, gap, took, NONE, NONE])
@@ -134,9 +138,10 @@ def _baseline_rows(group: Group) -> list[list[str]]:
 def footnotes(board: Board, reference: str) -> list[str]:
     """What one must know to read the comparison."""
     notes = [
-        "n: completed seeds; ±: sample standard deviation over them. In brackets: the ratio to the "
-        f"{reference} group equal in everything but attention."
+        "n: completed seeds; ±: sample standard deviation over them. Costs: the median over them. In brackets: the ratio to "
+        f"the {reference} group equal in everything but attention."
     ]
+    notes += [note] if (note := excluded_note(board.groups)) else []
     kinds = {group.device.get("kind") for group in board.groups}
     if kinds - {"cuda"}:
         notes.append("Memory on CPU: growth of peak RSS from before the first step.")
@@ -159,19 +164,19 @@ def claims_table(board: Board, judge: Judge, reference: str, split: str) -> Tabl
     """Every claim about the groups of a board with value, threshold and margin."""
     header = [
         "mechanism", "n", "claim", "verdict", "measured", "value", "threshold", "margin", "interval", "interval says",
-        "reason",
+        "mode=bench", "reason",
     ]  # fmt: skip
     rows = []
     for group in board.groups:
         verdict = judge.verdict(group, board, reference, split)
         if not verdict.claims:
-            rows.append([group.label, str(len(group.runs)), NONE, MISSING, *[""] * 6, verdict.reason])
+            rows.append([group.label, str(len(group.runs)), NONE, MISSING, *[""] * 7, verdict.reason])
         for claim in verdict.claims:
             for number in claim.measured:
                 rows.append([
                     group.label, str(len(group.runs)), claim.code, claim.state, number.name, _exact(number.value),
                     _bound(number), signed(number.margin), interval_text(number.interval), number.told,
-                    why(claim, number),
+                    "" if number.bench is None else f"{number.bench:.2f}×", why(claim, number),
                 ])  # fmt: skip
     return header, rows
 
@@ -182,6 +187,8 @@ def why(claim: Claim, number: Measured) -> str:
     parts = [claim.reason or number.reason]
     if number.interval is not None and number.interval.reason:
         parts.append(f"no interval: {number.interval.reason}")
+    if number.bench is not None:
+        parts.append(f"mode=bench agrees: {number.bench_says}")
     if claim.remark and "ratio" in number.name:
         parts.append(f"measured differently: {claim.remark}")
     return "; ".join(part for part in parts if part)
@@ -218,8 +225,8 @@ def _of_mechanism(group: Group, verdict: Verdict) -> str:
     other = verdict.reference_group
     end = {
         PASS: "It passes.",
-        FAIL: f"It fails: {_where(verdict, FAIL)}.",
-        MISSING: f"No verdict: {_where(verdict, MISSING)}.",
+        FAIL: f"It fails: {_failed(verdict)}.",
+        MISSING: f"No verdict: {'; '.join(verdict.reasons)}.",
     }
     n = f"n = {len(group.runs)}"
     if other is None:
@@ -247,7 +254,7 @@ def _interval(verdict: Verdict) -> Interval | None:
 
 def _open(verdict: Verdict) -> str:
     """Which thresholds of macro-F1 these runs are too few to tell about."""
-    numbers = {number.name: number for claim in verdict.claims for number in claim.measured if number.told == OPEN}
+    numbers = {number.name: number for claim in verdict.claims for number in claim.measured if number.told == OPEN and number.interval.unit != RATIO}
     told = [f"{name} {interval_text(number.interval)}, {_bound(number)} is claimed" for name, number in numbers.items()]
     return f" By the interval one cannot tell: {'; '.join(told)}." if told else ""
 
@@ -259,15 +266,13 @@ def _more_or_less(share: float | None, what: str) -> str:
     return f"as much {what}" if percent == 0 else f"{percent} % {'less' if share < 1 else 'more'} {what}"
 
 
-def _where(verdict: Verdict, state: str) -> str:
-    """The claims in this state, with what decided them."""
+def _failed(verdict: Verdict) -> str:
+    """The claims that fail, with what decided them."""
     told = []
     for claim in verdict.claims:
-        if claim.state == state:
-            bad = [_told(number) for number in claim.measured if number.state == state]
+        if claim.state == FAIL:
+            bad = [_told(number) for number in claim.measured if number.state == FAIL]
             told.append(f"{claim.code} ({claim.reason or '; '.join(bad)})")
-    if state == MISSING and len({claim.reason for claim in verdict.claims}) == 1:
-        return verdict.claims[0].reason
     return ", ".join(told)
 
 
@@ -285,7 +290,7 @@ def _of_baseline(board: Board) -> list[str]:
     if baseline is None or not scored:
         return []
     best, group = max(scored, key=lambda item: (item[0], item[1].label))
-    mean, seconds = baseline.stat("macro_f1").mean, baseline.stat("train_seconds").mean
+    mean, seconds = baseline.stat("macro_f1").mean, baseline.stat("train_seconds").middle
     took = "" if seconds is None else f" in {amount(seconds)} s"
     gap = difference_pp(group, baseline, "validation")
     side = "above" if (gap or 0) >= 0 else "below"
@@ -293,31 +298,6 @@ def _of_baseline(board: Board) -> list[str]:
         f"{BASELINE} reaches {mean:.3f} macro-F1 on the same rows{took}; the best encoder, {group.label}, "
         f"{best:.3f}: {abs(gap or 0):.2f} pp {side} it."
     ]
-
-
-def cell(value: Any) -> str:
-    """A value in a Markdown table: four digits of a number, a dash for what is missing."""
-    if value is None:
-        return NONE
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else str(round(value))
-    return str(value)
-
-
-def in_markdown(sheets: Sequence[Sheet], boards: Sequence[Board]) -> str:
-    """The further tables of every board, for report.md."""
-    blocks = []
-    for board in boards:
-        for sheet in sheets:
-            if sheet.board == board.slug and sheet.on_page:
-                table = sheet.header, [[cell(row.get(name)) for name in sheet.header] for row in sheet.rows]
-                blocks.append(f"## {board.name}: {sheet.title}\n\n{sheet.words}\n\n{markdown(table)}\n")
-    for sheet in sheets:
-        header = [name for name in sheet.in_report if any(row.get(name) is not None for row in sheet.rows)]
-        if header:
-            table = header, [[cell(row.get(name)) for name in header] for row in sheet.rows]
-            blocks.append(f"## {sheet.title.capitalize()}\n\n{sheet.words} More in {sheet.name}.csv.\n\n{markdown(table)}\n")
-    return "".join(f"\n{block}" for block in blocks)
 
 
 def stdout(

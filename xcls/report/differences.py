@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from xcls.report.collect import Run
 
 HOLDS, BROKEN, OPEN = "holds", "does not hold", "cannot tell"
+RATIO = "×"
 DIGITS = 9
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference in percentage points and the interval around it. Without one, `reason` says why."""
+    """A difference in percentage points, or a ratio of costs, and the interval around it. Without one, `reason` says why."""
 
     value: float | None = None
     low: float | None = None
@@ -29,6 +30,7 @@ class Interval:
     examples: int = 0
     over: str = ""  # what was drawn: 'examples and seeds', or 'examples' where there is but one seed
     reason: str = ""
+    unit: str = "pp"  # or RATIO
 
     def tells(self, relation: str, threshold: float) -> str:
         """Does `difference <= (or >=) threshold` hold over the whole interval, nowhere in it, or can one not tell?"""

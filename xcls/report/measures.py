@@ -55,6 +55,8 @@ MEASURES = {
         Measure("max_rss_MiB", "costs", "max_rss_MiB", "MiB", True),
         Measure(CPU_MEMORY, "costs", CPU_MEMORY, "MiB", True),
         Measure("set_aside_s", "costs", "set_aside_s", "s", True),  # compilation and first steps, in none of these
+        Measure("excluded_s", "costs", "excluded_s", "s", True),  # of disturbed steps, beyond the usual time of their shape
+        Measure("excluded_steps", "costs", "excluded_steps", "", True),
         Measure("train_seconds", "costs", "train_seconds", "s", True),
         Measure("tuned_train_seconds", "costs", "tuned.train_seconds", "s", True),  # of a baseline: every fit it tried
         Measure("wall_seconds", "costs", "wall_seconds", "s", True),  # of the processes, evaluations and all

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import median
 from typing import Sequence
 
 from xcls.record import Record
@@ -41,24 +41,24 @@ class Bill:
 
 
 def bill(group: Group, *, parents: dict[str, Record], children: dict[str, int], cost: Cost) -> Bill:
-    """The costs of a group: means over its runs. `children`: how many runs of the report start from each parent."""
+    """The costs of a group: medians over its runs. `children`: how many runs of the report start from each parent."""
     records = [run.record for run in group.runs]
     origins = [_origins(record, parents) for record in records]
     known = all(chain is not None for chain in origins)
     chains = [chain or [] for chain in origins]
     pretraining = [_sum([train_seconds(one) for one in chain]) for chain in chains] if known else []
     shares = [_sum([_share(one, children) for one in chain]) for chain in chains] if known else []
-    document = _mean([document_seconds(record) for record in records])
-    watts = _mean([_watts(record, cost) for record in records])
+    document = _median([document_seconds(record) for record in records])
+    watts = _median([_watts(record, cost) for record in records])
     prices = [cost.of(device_name(record)).price_per_hour for record in records]
     whole = [[record, *chain] for record, chain in zip(records, chains)] if known else []
     return Bill(
-        finetune_s=_mean([train_seconds(record) for record in records]),
-        pretrain_s=_mean(pretraining), shared_s=_mean(shares),
-        train_money=_mean([_sum([_money(one, cost) for one in chain]) for chain in whole]),
-        train_wh=_mean([_sum([energy(one, cost) for one in chain]) for chain in whole]),
+        finetune_s=_median([train_seconds(record) for record in records]),
+        pretrain_s=_median(pretraining), shared_s=_median(shares),
+        train_money=_median([_sum([_money(one, cost) for one in chain]) for chain in whole]),
+        train_wh=_median([_sum([energy(one, cost) for one in chain]) for chain in whole]),
         document_s=document,
-        document_money=_product(document, _mean(prices), 1 / HOUR), document_wh=_product(document, watts, 1 / HOUR),
+        document_money=_product(document, _median(prices), 1 / HOUR), document_wh=_product(document, watts, 1 / HOUR),
     )  # fmt: skip
 
 
@@ -85,8 +85,8 @@ def train_seconds(record: Record) -> float | None:
 
 
 def tuned_seconds(records: Sequence[Record]) -> float | None:
-    """The mean time to fit the tuned baseline, every fit that was tried on the way included; None of an encoder."""
-    return _mean([MEASURES["tuned_train_seconds"].of(record) for record in records])
+    """The median time to fit the tuned baseline, every fit that was tried on the way included; None of an encoder."""
+    return _median([MEASURES["tuned_train_seconds"].of(record) for record in records])
 
 
 def document_seconds(record: Record) -> float | None:
@@ -133,9 +133,9 @@ def _share(record: Record, children: dict[str, int]) -> float | None:
     return _product(train_seconds(record), 1 / max(1, children.get(record.hash, 1)))
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(values) else None
+    return median(known) if known and len(known) == len(values) else None
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

@@ -225,14 +225,15 @@ def _measured(ordered: Sequence[Group], title: str, measures: Sequence[str], ran
         for group in ordered
     ]
     header = ["group", "mode", f"rank by {rank_by}", "n", "not completed", *measures]
-    caption = f"{title}: mean ± sample standard deviation over seeds (best in brackets), ranked by {rank_by}."
+    middle = "median" if title.startswith("Costs") else "mean"
+    caption = f"{title}: {middle} ± sample standard deviation over seeds (best in brackets), ranked by {rank_by}."
     return table(header, rows, f"{caption} Unrounded: groups.csv.", file="groups.csv")
 
 
 def _stat(group: Group, name: str) -> str:
     stat = group.stat(name)
-    if stat.mean is None:
+    if stat.middle is None:
         return compare.NONE
     form = (lambda value: f"{value:.4f}") if MEASURES[name].place.startswith("metrics") else compare.amount
     spread = f" ± {form(stat.sd)}" if stat.sd else ""
-    return f"{form(stat.mean)}{spread}" + (f" ({form(stat.best)})" if stat.n > 1 and stat.best is not None else "")
+    return f"{form(stat.middle)}{spread}" + (f" ({form(stat.best)})" if stat.n > 1 and stat.best is not None else "")

@@ -9,9 +9,9 @@ from typing import Any, Sequence
 
 from xcls.report.plot_style import DPI, Plot
 from xcls.report.sheet import Sheet
-from xcls.report.verdict import FAIL, MISSING, PASS
+from xcls.report.verdict import FAIL, MISSING, PASS, UNDECIDED
 
-STATES = {PASS: PASS, FAIL: FAIL, MISSING: MISSING, "cannot tell": MISSING}  # words that get a sign: the class of each
+STATES = {PASS: PASS, FAIL: FAIL, MISSING: MISSING, UNDECIDED: MISSING, "cannot tell": MISSING}  # words that get a sign: the class of each
 SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?"}
 NONE = "–"
 MOST_ROWS = 400

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Sequence
 
 from matplotlib.axes import Axes
@@ -139,7 +140,7 @@ def crossover(one: Line, other: Line) -> float | None:
     Between two lengths it is interpolated on logarithmic scales.
     """
     lengths = sorted(set(one) & set(other))
-    ratios = [_mean(one[length]) / _mean(other[length]) for length in lengths]
+    ratios = [median(one[length]) / median(other[length]) for length in lengths]
     if len(lengths) < 2 or ratios[-1] >= 1.0:
         return None
     for place in range(len(lengths) - 2, -1, -1):
@@ -190,18 +191,18 @@ def _lines(
 
 
 def _draw(axes: Axes, series: Series, look: Style) -> tuple[float, float, str, str]:
-    """Draws one line through its means, and its single values where there are several; gives where it ends."""
+    """Draws one line through its medians, and its single values where there are several; gives where it ends."""
     lengths = sorted(series.line)
-    means = [_mean(series.line[length]) for length in lengths]
+    middles = [median(series.line[length]) for length in lengths]
     axes.plot(
-        lengths, means, marker=look.marker, color=look.colour, linestyle=look.line, linewidth=1.3, markersize=5.5,
+        lengths, middles, marker=look.marker, color=look.colour, linestyle=look.line, linewidth=1.3, markersize=5.5,
         label=short(series.name),
     )  # fmt: skip
     for length in lengths:
         values = series.line[length]
         if len(values) > 1:
             axes.scatter([length] * len(values), values, s=14, facecolors="none", edgecolors=look.colour, zorder=4)
-    return lengths[-1], means[-1], series.name, look.colour
+    return lengths[-1], middles[-1], series.name, look.colour
 
 
 def _crossing(meets: float | None) -> str:
@@ -216,14 +217,10 @@ def _told(shown: Sequence[Series], unit: str) -> str:
     for series in shown[:MOST]:
         first, last = min(series.line), max(series.line)
         told.append(
-            f"{series.name} {_mean(series.line[first]):.3g} {unit} at {first:,.0f} and "
-            f"{_mean(series.line[last]):.3g} {unit} at {last:,.0f} tokens"
+            f"{series.name} {median(series.line[first]):.3g} {unit} at {first:,.0f} and "
+            f"{median(series.line[last]):.3g} {unit} at {last:,.0f} tokens"
         )
     return "; ".join(told) + "."
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _cost(row: dict[str, Any], measure: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from statistics import fmean, median
 from typing import Any, Sequence
 
 from matplotlib.axes import Axes
@@ -59,8 +60,8 @@ def points_of(group: Group, cost: str) -> list[Point]:
 
 
 def middle(points: Sequence[Point]) -> Point:
-    """The mean of points."""
-    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
+    """The median cost of points and their mean quality."""
+    return median(x for x, _ in points), fmean(y for _, y in points)
 
 
 def pareto_front(means: dict[str, Point]) -> list[str]:
@@ -74,7 +75,7 @@ def pareto_front(means: dict[str, Point]) -> list[str]:
 
 
 def quality_against_cost(board: Board, groups: Sequence[Group], cost: str, suffix: str, looks: Looks) -> Plot | None:
-    """Macro-F1 against a cost: seeds small and open, means large and named, the front a line, the baseline dashed."""
+    """Macro-F1 against a cost: seeds small and open, groups large and named, the front a line, the baseline dashed."""
     found = [(group, points_of(group, cost)) for group in groups]
     found = [(group, points) for group, points in found if points]
     if not found:
@@ -97,7 +98,7 @@ def quality_against_cost(board: Board, groups: Sequence[Group], cost: str, suffi
         marks.append((*means[group.id], group.label, look.colour))
         seeds += points
     keys = [Line2D([], [], marker="o", linestyle="", markerfacecolor="none", color=SOFT, markersize=5, label="a seed"),
-            Line2D([], [], marker="o", linestyle="", color=SOFT, markeredgecolor="black", label="mean")]  # fmt: skip
+            Line2D([], [], marker="o", linestyle="", color=SOFT, markeredgecolor="black", label="of all seeds")]  # fmt: skip
     names = pareto_front(means)
     if len(drawn) > 1:
         front = [means[name] for name in names]
@@ -119,7 +120,7 @@ def quality_against_cost(board: Board, groups: Sequence[Group], cost: str, suffi
         f"{group.label} {means[group.id][0]:.4g} and {means[group.id][1]:.3f} (n = {len(points)})"
         for group, points in drawn
     ]
-    numbers = f"Means: {'; '.join(told)}."
+    numbers = f"Median cost and mean macro-F1: {'; '.join(told)}."
     title = f"Quality against {'time' if cost == 'time_per_epoch' else 'memory'}"
     title += f", {record.seq_len} tokens" if "-n" in suffix else ""
     return Plot(f"quality_vs_{cost}-{board.slug}{suffix}", title, words, numbers, png(figure), board.slug)

@@ -24,7 +24,7 @@ BILLED: dict[str, Callable[[Bill], float | None]] = {
 
 
 def ranks(board: Board, bills: dict[str, Bill]) -> list[Row]:
-    """A row per group and baseline with completed runs: its rank by the mean of every measure, 1 is best.
+    """A row per group and baseline with completed runs: its rank in every measure, 1 is best.
 
     Costs are ranked among the groups of one device and setting of it; money among all.
     """
@@ -32,9 +32,9 @@ def ranks(board: Board, bills: dict[str, Bill]) -> list[Row]:
     rows = [{"mechanism": group.label, "dataset": board.name, "n": len(group.runs)} for group in groups]
     for name in (*QUALITY, *COSTS):
         sign = 1 if MEASURES[name].low_is_better else -1
-        means = [group.stat(name).mean for group in groups]
+        middles = [group.stat(name).middle for group in groups]
         apart = [repr(group.device) if is_cost(name) else "" for group in groups]
-        _fill(rows, name, [None if mean is None else sign * mean for mean in means], apart)
+        _fill(rows, name, [None if middle is None else sign * middle for middle in middles], apart)
     for name, of in BILLED.items():
         apart = ["" if name.endswith("money") else repr(group.device.get("name")) for group in groups]
         _fill(rows, name, [of(bills[group.id]) for group in groups], apart)

@@ -28,6 +28,7 @@ class Claims:
 
     seq_len: int = 512
     min_seeds: int = 3
+    max_cost_factor: float = 1.5  # of a run's cost and the median of its group's others; beyond it the claim is open
     references: List[str] = field(default_factory=lambda: ["sdpa", "sdpa_fused"])  # the first one decides PASS_WNF
     families: Dict[str, FamilyClaims] = field(default_factory=dict)
 
@@ -60,7 +61,8 @@ class Cost(Price):
 
 @dataclass
 class Bootstrap:
-    """How the intervals are made; `most_groups`: of the best ranked of a data set, and of the references."""
+    """How the intervals are made, `level` those of cost ratios too; `most_groups`: of the best ranked of a data set, and of
+    the references."""
 
     replicates: int = 5000
     seed: int = 0
@@ -105,12 +107,14 @@ def claims_from(flat: dict[str, Any]) -> Claims:
     for key, value in sorted(flat.items()):
         if key in ("seq_len", "min_seeds"):
             setattr(claims, key, _whole(key, value))
+        elif key == "max_cost_factor":
+            claims.max_cost_factor = _factor(key, value)
         elif key == "references":
             claims.references = _names(value)
         else:
             parts = key.split(".")
             if len(parts) != 3 or parts[0] != "families" or parts[2] not in thresholds:
-                close = nearest(parts[-1], thresholds + ["seq_len", "min_seeds", "references"])
+                close = nearest(parts[-1], thresholds + ["seq_len", "min_seeds", "max_cost_factor", "references"])
                 raise UserError(f"claims.{key}: unknown key.{close}")
             setattr(claims.families.setdefault(parts[1], FamilyClaims()), parts[2], _threshold(key, value))
     return claims
@@ -120,6 +124,12 @@ def _whole(key: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"claims.{key}={value}: a whole number of at least 1 is needed.")
     return value
+
+
+def _factor(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 1):
+        raise UserError(f"claims.{key}={value}: a number above 1 is needed, e.g. 1.5.")
+    return float(value)
 
 
 def _names(value: Any) -> list[str]:

@@ -43,7 +43,7 @@ WORDS = {
     ),
     "ranking": (
         "Ranks",
-        "1 is best, by the mean over completed seeds; costs rank within one device. What failed has no rank.",
+        "1 is best, by the mean over completed seeds, of costs by the median; costs rank within one device. What failed has no rank.",
     ),
 }
 FOLDED = {"ranking"}
@@ -146,7 +146,7 @@ def cost_rows(context: Context, board: Board, bills: dict[str, Bill]) -> list[Ro
             "train_hours": _times(own.train_s, 1 / HOUR), "finetune_hours": _times(own.finetune_s, 1 / HOUR),
             "pretrain_hours": _times(own.pretrain_s, 1 / HOUR), "pretrain_share_hours": _times(own.shared_s, 1 / HOUR),
             f"train_{currency}": own.train_money, "train_kWh": _times(own.train_wh, 1e-3),
-            "latency_ms": group.stat("latency_ms").mean, "latency_p95_ms": group.stat("latency_p95_ms").mean,
+            "latency_ms": group.stat("latency_ms").middle, "latency_p95_ms": group.stat("latency_p95_ms").middle,
             "documents_per_s": None if not own.document_s else 1 / own.document_s,
             "million_documents_hours": _times(own.document_s, MILLION / HOUR),
             f"million_documents_{currency}": _times(own.document_money, MILLION),

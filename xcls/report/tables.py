@@ -14,7 +14,7 @@ from xcls.report.cut import cut_shares
 from xcls.report.differences import Interval
 from xcls.report.endings import ending
 from xcls.report.identify import ENCODER, GROUPS
-from xcls.report.measures import MEASURES
+from xcls.report.measures import MEASURES, is_cost
 from xcls.report.verdict import SPLITS, Judge, difference_pp, strictest
 
 FIRST = (
@@ -37,9 +37,10 @@ OF_GROUP = (
 OF_CLAIM = (
     "group", "label", "dataset", "attention", "seq_len", "n", "reference", "reference_group", "n_reference",
     "baseline_group", "n_baseline", "split", "PASS_WNF", "claim", "claim_state", "measured", "value", "relation",
-    "threshold", "margin", "state", "reason", "interval_low", "interval_high", "interval_says", "examples", "drawn",
+    "threshold", "margin", "state", "reason", "interval_low", "interval_high", "interval_says", "bench", "bench_agrees", "examples", "drawn",
     "no_interval", "measured_differently",
 )  # fmt: skip
+OF_STAT = {"median": "middle"}
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a text that begins so; an apostrophe stops it
 Row = dict[str, Any]
 
@@ -109,13 +110,18 @@ def results(
     return rows, fixed + sorted({name for row in rows for name in row} - set(fixed))
 
 
+def parts_of(name: str) -> tuple[str, ...]:
+    """What groups.csv says of a measure."""
+    return ("best", "median", "mean", "sd", "n") if is_cost(name) else ("best", "mean", "sd", "n")
+
+
 def group_rows(
     groups: Sequence[Group], boards: Sequence[Board], states: dict[str, tuple[str, str]]
 ) -> tuple[list[Row], list[str]]:
-    """A row per group with best, mean, standard deviation and n of every measure, and the columns."""
+    """A row per group with best, mean, standard deviation and n of every measure, of costs the median too; the columns."""
     baseline_of = {group.id: strictest(board.baselines) for board in boards for group in board.groups}
     place = {group.id: i for i, group in enumerate(g for b in boards for g in [*b.groups, *b.baselines])}
-    columns = [*OF_GROUP, *(f"{name}_{part}" for name in MEASURES for part in ("best", "mean", "sd", "n"))]
+    columns = [*OF_GROUP, *(f"{name}_{part}" for name in MEASURES for part in parts_of(name))]
     rows = []
     for group in sorted(groups, key=lambda group: (place.get(group.id, len(place)), group.label, group.id)):
         baseline = baseline_of.get(group.id)
@@ -130,9 +136,7 @@ def group_rows(
         }  # fmt: skip
         for name in MEASURES:
             stat = group.stat(name)
-            row.update(
-                {f"{name}_best": stat.best, f"{name}_mean": stat.mean, f"{name}_sd": stat.sd, f"{name}_n": stat.n}
-            )
+            row.update({f"{name}_{part}": getattr(stat, OF_STAT.get(part, part)) for part in parts_of(name)})
         rows.append(row)
     return rows, columns
 
@@ -149,7 +153,7 @@ def claim_rows(boards: Sequence[Board], judge: Judge, references: Sequence[str])
 
 
 def interval_cells(interval: Interval | None) -> Row:
-    """The columns of an interval: its ends in percentage points, over what it was drawn, or why there is none."""
+    """The columns of an interval: its ends in percentage points (of a cost ratio as ratios), over what it was drawn, or why there is none."""
     if interval is None:
         return {}
     return {
@@ -175,7 +179,7 @@ def _claims_of(verdict: Any, board: Board) -> list[Row]:
             **common, "claim": claim.code, "claim_state": claim.state, "measured": number.name, "value": number.value,
             "relation": number.relation, "threshold": number.threshold, "margin": number.margin, "state": number.state,
             "reason": number.reason or claim.reason, **interval_cells(number.interval),
-            "interval_says": number.told or None,
+            "interval_says": number.told or None, "bench": number.bench, "bench_agrees": number.bench_says or None,
             "measured_differently": (claim.remark or None) if "ratio" in number.name else None,
         }
         for claim in verdict.claims

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 from xcls.report.aggregate import Board, Group, survived
+from xcls.report.bench_ratio import beside
 from xcls.report.circumstances import WORDS, unlike_groups
+from xcls.report.collect import Bench
+from xcls.report.cost_ratio import cost_interval, doubt
 from xcls.report.differences import Differences, Interval
 from xcls.report.identify import without_attention
 from xcls.report.measures import memory_measure
 from xcls.report.settings import Claims, FamilyClaims
 
 PASS, FAIL, MISSING = "PASS", "FAIL", "MISSING"
+UNDECIDED = "OPEN"  # of a cost claim: measured, but these runs cannot tell
 SPLITS = {"validation": "macro_f1", "test": "test_macro_f1"}
 DIGITS = 9  # 0.85 - 0.80 is not 0.05 in binary: values are compared at nine digits, far below any that is reported
 
@@ -21,7 +25,8 @@ DIGITS = 9  # 0.85 - 0.80 is not 0.05 in binary: values are compared at nine dig
 class Measured:
     """One number of a claim. `margin` is positive on the passing side; value None means it could not be measured.
 
-    `interval` stands beside a difference of macro-F1 and decides nothing: the verdict is by the value, as written.
+    `interval` stands beside a difference of macro-F1 and decides nothing: the verdict is by the value, as written. A cost
+    ratio is `undecided` where its interval spans the threshold or a run was disturbed; `reason` then says what to repeat.
     """
 
     name: str
@@ -30,6 +35,9 @@ class Measured:
     threshold: float
     reason: str = ""
     interval: Interval | None = None
+    undecided: bool = False
+    bench: float | None = None  # the same ratio as mode=bench has measured it in turns
+    bench_says: str = ""  # whether it is on the same side of 1, and where it is
 
     @property
     def margin(self) -> float | None:
@@ -40,7 +48,9 @@ class Measured:
 
     @property
     def state(self) -> str:
-        """PASS, also exactly at the threshold; FAIL; MISSING without a value."""
+        """PASS, also exactly at the threshold; FAIL; MISSING without a value; UNDECIDED."""
+        if self.margin is not None and self.undecided:
+            return UNDECIDED
         return MISSING if self.margin is None else PASS if self.margin >= 0 else FAIL
 
     @property
@@ -62,7 +72,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All claims about a group. `state` is FAIL if one fails, else MISSING if one is missing, else PASS."""
+    """All claims about a group. `state` is FAIL if one fails, else MISSING if one is missing or open, else PASS."""
 
     group: Group
     reference: str
@@ -75,18 +85,27 @@ class Verdict:
     @property
     def state(self) -> str:
         """What stands in the column PASS_WNF."""
-        return every([claim.state for claim in self.claims]) if self.claims else MISSING
+        state = every([claim.state for claim in self.claims]) if self.claims else MISSING
+        return MISSING if state == UNDECIDED else state
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why there is no verdict on claims that are missing or open, each reason once."""
+        waiting = [claim.reason for claim in self.claims if claim.state in (MISSING, UNDECIDED) and claim.reason]
+        return list(dict.fromkeys(waiting))
 
 
 @dataclass
 class Judge:
     """Judges the groups of a board. `claims_for` gives the thresholds of a group and what is wrong with them, or ''.
 
-    `differences` makes the intervals; None: there are none.
+    `differences` makes the intervals of macro-F1; None: there are none. `level` is that of the cost ratios.
     """
 
     claims_for: Callable[[Group], tuple[Claims, str]]
     differences: Differences | None = None
+    level: float = 0.95
+    benches: Sequence[Bench] = ()
     _made: dict[tuple[str, str, str], Verdict] = field(default_factory=dict)
 
     def verdict(self, group: Group, board: Board, reference: str, split: str) -> Verdict:
@@ -105,7 +124,7 @@ class Judge:
             return Verdict(group, reference, split, (), fault, other, baseline)
         if family is None:
             return Verdict(group, reference, split, (), "no claim is made for it", other, baseline)
-        case = Case(group, other, no_reference, baseline, board, claims, split, self.differences)
+        case = Case(group, other, no_reference, baseline, board, claims, split, self)
         made = [case.cost(family), case.quality(family), case.stability(family)]
         return Verdict(group, reference, split, tuple(c for c in made if c is not None), "", other, baseline)
 
@@ -121,7 +140,7 @@ class Case:
     board: Board
     claims: Claims
     split: str
-    differences: Differences | None
+    judge: Judge
 
     def cost(self, family: FamilyClaims) -> Claim | None:
         """WNF-1: the time or the memory is low enough, and the macro-F1 is not too far below the reference."""
@@ -167,8 +186,8 @@ class Case:
     def _claim(self, code: str, state: str, measured: list[Measured], hindrance: str) -> Claim:
         if hindrance:
             return Claim(code, MISSING, tuple(measured), hindrance)
-        missing = "; ".join(dict.fromkeys(m.reason for m in measured if m.state == MISSING and m.reason))
-        return Claim(code, state, tuple(measured), missing if state == MISSING else "")
+        told = "; ".join(dict.fromkeys(m.reason for m in measured if m.state == state and m.reason))
+        return Claim(code, state, tuple(measured), told if state in (MISSING, UNDECIDED) else "")
 
     def _hindrance(self, cost: bool = False) -> str:
         """Why the claims do not apply to this group, or ''."""
@@ -186,11 +205,15 @@ class Case:
 
     def _ratio(self, name: str, threshold: float) -> Measured:
         title = "time ratio" if name == "time_per_epoch" else "memory ratio"
-        value, reason = None, self.no_reference
-        if self.other is not None:
-            value = ratio(self.group, self.other, name)
-            reason = "" if value is not None else f"{name} was not measured"
-        return Measured(title, _rounded(value), "<=", threshold, reason)
+        if self.other is None:
+            return Measured(title, None, "<=", threshold, self.no_reference)
+        value = _rounded(ratio(self.group, self.other, name))
+        if value is None:
+            return Measured(title, None, "<=", threshold, f"{name} was not measured")
+        interval = cost_interval(self.group, self.other, name, self.judge.level)
+        told = doubt(self.group, self.other, name, interval=interval, threshold=threshold, factor=self.claims.max_cost_factor)
+        bench = beside(self.group, self.other, name, value, self.judge.benches)
+        return Measured(title, value, "<=", threshold, told, interval, bool(told), *bench)
 
     def _loss(self, threshold: float) -> Measured:
         title, other, need = "macro-F1 loss (pp)", self.other, self.claims.min_seeds
@@ -212,24 +235,24 @@ class Case:
         return Measured("macro-F1 gain (pp)", value, ">=", threshold, reason, self._interval(self.group, self.baseline))
 
     def _interval(self, group: Group, other: Group | None) -> Interval | None:
-        if self.differences is None or other is None or group is other:
+        if self.judge.differences is None or other is None or group is other:
             return None
-        return self.differences.between(group, other, self.board, self.split)
+        return self.judge.differences.between(group, other, self.board, self.split)
 
 
 def every(states: list[str]) -> str:
-    """FAIL if one is FAIL, else MISSING if one is MISSING, else PASS."""
-    return FAIL if FAIL in states else MISSING if MISSING in states else PASS
+    """FAIL if one is FAIL, else MISSING if one is, else UNDECIDED if one is, else PASS."""
+    return next((state for state in (FAIL, MISSING, UNDECIDED) if state in states), PASS)
 
 
 def some(states: list[str]) -> str:
-    """PASS if one is PASS, else MISSING if one is MISSING, else FAIL."""
-    return PASS if PASS in states else MISSING if MISSING in states else FAIL
+    """PASS if one is PASS, else UNDECIDED if one is, else MISSING if one is, else FAIL."""
+    return next((state for state in (PASS, UNDECIDED, MISSING) if state in states), FAIL)
 
 
 def ratio(group: Group, other: Group, name: str) -> float | None:
-    """The mean of `group` over the mean of `other`; None where one is missing or the divisor is not positive."""
-    above, below = group.stat(name).mean, other.stat(name).mean
+    """`group` over `other` in a cost, of each the median; None where one is missing or the divisor is not positive."""
+    above, below = group.stat(name).middle, other.stat(name).middle
     return None if above is None or below is None or below <= 0 else above / below
 
 

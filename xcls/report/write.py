@@ -34,9 +34,9 @@ TITLES = {"results": "runs", "groups": "groups", "wnf": "claims"}
 IN_REPORT = {  # of these tables, what report.md shows
     "groups": ("label", "mode", "dataset", "n", "not_completed", "rank", *(f"{name}_{part}" for name in (
         "macro_f1", "accuracy", "auroc", "test_macro_f1", "time_per_epoch", "tokens_per_s", GPU_MEMORY, "max_rss_MiB",
-        "params", "latency_ms", "inference_examples_per_s") for part in ("best", "mean", "sd"))),
+        "params", "latency_ms", "inference_examples_per_s") for part in tables.parts_of(name)[:-1])),
     "wnf": ("label", "dataset", "n", "reference", "split", "claim", "measured", "value", "relation", "threshold", "margin",
-            "state", "interval_low", "interval_high", "interval_says", "reason", "measured_differently"),
+            "state", "interval_low", "interval_high", "interval_says", "bench", "reason", "measured_differently"),
 }  # fmt: skip
 
 
@@ -56,14 +56,14 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     groups = group_runs(found)
     boards = make_boards(groups, settings.rank_by)
     differences = Differences(settings=settings.bootstrap, references=claims.references)
-    judge = Judge(claims_for(asdict(claims), typed), differences)
+    benches = benches_beside(found.benches, root)
+    judge = Judge(claims_for(asdict(claims), typed), differences, settings.bootstrap.level, benches)
     out = root / settings.out
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out: {settings.out}: {error.strerror}. A folder is needed.") from error
     sheets = _sheets(found, groups, boards, judge, claims)
-    benches = benches_beside(found.benches, root)
     sheets += further_sheets(Context(boards, judge, claims.references, found, benches, settings))
     for name in WORDS:
         (out / f"{name}.csv").unlink(missing_ok=True)  # of an earlier report
@@ -76,7 +76,7 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     _write_plots(out / "plots", plots)
     text = compare.stdout(boards, judge, claims.references[0], found, studies)
     text += "".join(f"\n{note}\n" for note in notes)
-    write_atomic(out / "report.md", shown_not_run(text + compare.in_markdown(sheets, boards)))
+    write_atomic(out / "report.md", shown_not_run(text + in_markdown(sheets, boards)))
     used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
     story = Story(boards, groups, found, judge, claims, studies, plots, sheets, notes, settings.rank_by, used)
     write_atomic(out / "index.html", page(story))
@@ -176,6 +176,31 @@ def _write_script(out: Path, found: Found, report: Sequence[str]) -> None:
     records.update({run.record.hash: run.record for run in reversed(found.runs) if run.record.status == "completed"})
     write_atomic(out / "reproduce.sh", script(list(records.values()), report))
     os.chmod(out / "reproduce.sh", 0o755)
+
+
+def cell(value: Any) -> str:
+    """A value in a Markdown table: four digits of a number, a dash for what is missing."""
+    if value is None:
+        return compare.NONE
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else str(round(value))
+    return str(value)
+
+
+def in_markdown(sheets: Sequence[Sheet], boards: Sequence[Board]) -> str:
+    """The further tables of every board, for report.md."""
+    blocks = []
+    for board in boards:
+        for sheet in sheets:
+            if sheet.board == board.slug and sheet.on_page:
+                table = sheet.header, [[cell(row.get(name)) for name in sheet.header] for row in sheet.rows]
+                blocks.append(f"## {board.name}: {sheet.title}\n\n{sheet.words}\n\n{compare.markdown(table)}\n")
+    for sheet in sheets:
+        header = [name for name in sheet.in_report if any(row.get(name) is not None for row in sheet.rows)]
+        if header:
+            table = header, [[cell(row.get(name)) for name in header] for row in sheet.rows]
+            blocks.append(f"## {sheet.title.capitalize()}\n\n{sheet.words} More in {sheet.name}.csv.\n\n{compare.markdown(table)}\n")
+    return "".join(f"\n{block}" for block in blocks)
 
 
 def shown_not_run(text: str) -> str:

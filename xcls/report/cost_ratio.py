@@ -1,0 +1,99 @@
+"""The ratio of a cost of two groups over their seeds: its interval, the runs that are far off, and which one to repeat.
+
+Of each group the median counts, so one disturbed run of three does not decide. The interval is Student's t on logarithms
+of the costs: of the seeds' own ratios where the two groups ran in turns, so that drift of the machine drops out; else of
+the two groups, with the degrees of freedom of Welch's test.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, median, variance
+from typing import TYPE_CHECKING, Iterable
+
+from xcls.report.differences import DIGITS, OPEN, RATIO, Interval
+from xcls.report.measures import MEASURES
+
+LARGEST = 500.0  # of a logarithm
+NOTABLE, MOST_TOLD = 0.05, 6  # of a run's time in steps: as much left out is told; of so many runs
+
+if TYPE_CHECKING:
+    from xcls.report.aggregate import Group
+    from xcls.report.collect import Run
+
+RATIO = "×"
+
+
+def cost_interval(group: Group, other: Group, name: str, level: float) -> Interval:
+    """The interval of `group` over `other` in the cost `name`; without one where a group has a single value."""
+    mine, theirs = (_logs(one, name) for one in (group, other))
+    if min(len(mine), len(theirs)) < 2:
+        return Interval(reason=f"fewer than two seeds of {(group if len(mine) < 2 else other).label} have it")
+    paired = in_turns(group, other) and len(mine) == len(theirs) == len(group.runs)
+    gaps = [[one - two for one, two in zip(mine, theirs)]] if paired else [mine, theirs]
+    parts = [variance(values) / len(values) for values in gaps]
+    spread, half = sum(parts), 0.0
+    if spread > 0:
+        from scipy.special import stdtrit
+
+        freedom = spread**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, gaps))
+        half = float(stdtrit(freedom, (1 + level) / 2)) * spread**0.5
+    mean, value = fmean(mine) - fmean(theirs), group.stat(name).middle / other.stat(name).middle
+    low, high = math.exp(max(mean - half, -LARGEST)), math.exp(min(mean + half, LARGEST))
+    ends = round(min(low, value), DIGITS), round(max(high, value), DIGITS)  # the ratio of the medians lies within
+    return Interval(round(value, DIGITS), *ends, over="seeds in pairs" if paired else "seeds", unit=RATIO)
+
+
+def in_turns(group: Group, other: Group) -> bool:
+    """Whether both have the same seeds and the two runs of a seed began one after the other: A B A B, or A B B A."""
+    runs = sorted([*group.runs, *other.runs], key=lambda run: run.record.started)
+    pairs = list(zip(runs[::2], runs[1::2]))
+    alike = all(one.record.seed == two.record.seed and (one in group.runs) != (two in group.runs) for one, two in pairs)
+    known = len({run.record.started for run in runs}) == len(runs) and len({one.record.seed for one, _ in pairs}) == len(pairs)
+    return group is not other and len(group.runs) == len(other.runs) and alike and known
+
+
+def doubt(group: Group, other: Group, name: str, *, interval: Interval, threshold: float, factor: float) -> str:
+    """Why the seeds cannot tell whether the ratio keeps below `threshold`, and which run to repeat; '' where they can.
+
+    A run was disturbed whose cost is more than `factor` times the median of its group's others, or less than 1/`factor`
+    of it. Of several the dearest is named: what disturbs a run makes it dearer.
+    """
+    beside = [(times, run.place, one, run) for one in (group, other) for times, run in _beside_others(one, name)]
+    far = [item for item in beside if not 1 / factor <= item[0] <= factor]
+    if far:
+        times, place, one, run = max(far, key=lambda item: item[:2])
+        return f"{name} of {one.label}, seed {run.record.seed}, is {times:.3g}× the median of its other seeds: repeat {place}"
+    if interval.low is None or interval.tells("<=", threshold) != OPEN:
+        return ""
+    span, place = f"{interval.low:.3g} … {interval.high:.3g}", max(beside, key=lambda item: item[:2])[1]
+    return f"the interval of the {name} ratio, {span}, spans {threshold:g}: add seeds, or repeat {place}"
+
+
+def excluded_note(groups: Iterable[Group]) -> str:
+    """The runs that had much of their time in disturbed steps, which do not count as measured; '' where none had."""
+    told = []
+    for group in groups:
+        for run in group.runs:
+            seconds, steps, usual = (MEASURES[name].of(run.record) for name in ("excluded_s", "excluded_steps", "time_per_step"))
+            if seconds and usual and seconds > NOTABLE * usual * run.record.step:
+                told.append(f"{group.label}, seed {run.record.seed}: {steps:.0f} steps, {seconds:.3g} s too long")
+    more = [f"{len(told) - MOST_TOLD} more in results.csv"] if len(told) > MOST_TOLD else []
+    return f"Disturbed steps count with the usual time of their shape: {'; '.join(told[:MOST_TOLD] + more)}." if told else ""
+
+
+def _beside_others(group: Group, name: str) -> list[tuple[float, Run]]:
+    """Every run with its cost over the median cost of the group's others; none of a group with a single value."""
+    costs = [(MEASURES[name].of(run.record), run) for run in group.runs]
+    known = [(value, run) for value, run in costs if value is not None and value > 0]
+    found = []
+    for place, (value, run) in enumerate(known):
+        others = [theirs for theirs, _ in known[:place] + known[place + 1 :]]
+        found += [(value / median(others), run)] if others else []
+    return found
+
+
+def _logs(group: Group, name: str) -> list[float]:
+    """The logarithms of the positive costs, in the order of the seeds."""
+    values = [MEASURES[name].of(run.record) for run in sorted(group.runs, key=lambda run: run.record.seed)]
+    return [math.log(value) for value in values if value is not None and value > 0]
