@@ -1,5 +1,5 @@
-"""From a sweep to Slurm's queue. Jobs that need a pretraining are arrays of their own that depend on it, so that nothing holds
-a GPU while it waits; a baseline is needed by the report alone, and nobody waits for it."""
+"""From a sweep to Slurm's queue. Jobs that need a pretraining are an array of their own that depends on all of these, so that
+nothing holds a GPU while it waits and the mechanisms run in turn; a baseline is needed by the report alone, and nobody waits."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ OURS = ("gpu_type", "poll_s")  # parameters that submitit does not know
 def submit_sweep(sweep: Sweep, params: dict[str, Any]) -> dict[int, str]:
     """Submits what waits and is not queued yet; gives the Slurm ids of all jobs to wait for, by number. Raises UserError."""
     ids = still_queued(sweep)
-    arrays: dict[tuple[int, ...], list[Job]] = {}
+    arrays: dict[bool, list[Job]] = {False: [], True: []}  # whether they wait for a pretraining
+    needs: dict[bool, set[int]] = {False: set(), True: set()}
     for job in sweep.jobs:
         if job.state == WAITING and job.number not in ids:
-            arrays.setdefault(tuple(n for n in pretrainings(sweep, job) if sweep.jobs[n].state == WAITING), []).append(
-                job
-            )
+            wanted = {number for number in pretrainings(sweep, job) if sweep.jobs[number].state == WAITING}
+            arrays[bool(wanted)].append(job)
+            needs[bool(wanted)] |= wanted
     fresh: list[str] = []
-    for needs, jobs in sorted(arrays.items(), key=lambda item: len(item[0])):  # what others need needs nothing itself
+    for waits, jobs in arrays.items():
+        if not jobs:
+            continue
         for job in jobs:
             sweep.prepare(job)
             sweep.log(job).parent.mkdir(exist_ok=True)
@@ -40,7 +43,7 @@ def submit_sweep(sweep: Sweep, params: dict[str, Any]) -> dict[int, str]:
                 [packed(sweep, job) for job in jobs],
                 for_submitit(sweep, params),
                 sweep.folder / params["submitit_folder"],
-                after=[ids[n] for n in needs],
+                after=[ids[number] for number in sorted(needs[waits])],
             )
         except UserError:
             cancel(fresh)

@@ -96,12 +96,6 @@ class Sweep:
         unsettled = {job.number for job in self.jobs if job.state in (WAITING, RUNNING)}
         return [job for job in self.jobs if job.state == WAITING and not unsettled & set(job.needs)]
 
-    def phases(self) -> list[list[Job]]:
-        """The waiting jobs in groups, each of which needs only jobs of earlier ones."""
-        first = [job for job in self.jobs if job.state == WAITING and not job.needs]
-        rest = [job for job in self.jobs if job.state == WAITING and job.needs]
-        return [group for group in (first, rest) if group]
-
     def blocked(self) -> list[Job]:
         """Fails the waiting jobs whose pretraining failed, with that as their cause, and gives them."""
         found = []
@@ -280,11 +274,35 @@ def _job(sweep: Sweep, outline: Any, words: list[str], known: dict[str, Job]) ->
 
 
 def order(sweep: Sweep) -> None:
-    """Puts first what others need, pretraining (the longest) before baselines, and numbers the jobs by their place."""
+    """Puts first what others need, pretraining (the longest) before baselines; then the mechanisms of a seed in turn, before
+    those of the next seed, whatever order the axes were typed in: what slows the machine for a while slows all of them.
+    Numbers the jobs by their place."""
     rank = {"pretrain": 0, "baseline": 1}
     needed = {number for job in sweep.jobs for number in job.needs}
-    jobs = sorted(sweep.jobs, key=lambda job: rank.get(job.kind, 2) if job.number in needed else 3)
+    seeds, cells = (list(dict.fromkeys(part(job) for job in sweep.jobs)) for part in (_seed, _cell))
+
+    def turn(job: Job) -> tuple[int, int, int]:
+        """What a job is sorted by; equals keep the order of the grid."""
+        first = rank.get(job.kind, 2) if job.number in needed else 3
+        return (first, seeds.index(_seed(job)), cells.index(_cell(job))) if first == 3 else (first, 0, 0)
+
+    jobs = sorted(sweep.jobs, key=turn)
     place = {job.number: position for position, job in enumerate(jobs)}
     for job in jobs:
         job.number, job.needs = place[job.number], [place[number] for number in job.needs]
     sweep.jobs = jobs
+
+
+def _seed(job: Job) -> tuple[str, ...]:
+    """What was typed of the seed for this job."""
+    return tuple(word for word in job.overrides if _key(word) == "seed")
+
+
+def _cell(job: Job) -> tuple[str, ...]:
+    """What was typed for this job, in any order, but for its seed and its mechanism."""
+    return tuple(sorted(word for word in job.overrides if _key(word) not in ("seed", "attention")))
+
+
+def _key(word: str) -> str:
+    """`attention` of `attention=sdpa` and of `+attention.dropout=0.1`."""
+    return word.partition("=")[0].lstrip("+~").partition(".")[0]

@@ -105,12 +105,30 @@ def test_needs_come_first_and_settle(sweep: Sweep) -> None:
     assert [job.overrides[0] for job in sweep.jobs] == ["1", "0", "2", "3", "4"]  # the last pretraining is needed by nobody
     assert [job.needs for job in sweep.jobs] == [[], [], [1, 0], [1], []]
     assert [job.number for job in sweep.ready()] == [0, 1, 4]
-    assert [[job.number for job in phase] for phase in sweep.phases()] == [[0, 1, 4], [2, 3]]
     sweep.jobs[1].state = "failed"  # a baseline that failed stops nobody
     assert [job.number for job in sweep.ready()] == [0, 3, 4] and sweep.blocked() == []
     sweep.jobs[0].state, sweep.jobs[0].cause = "failed", "no memory"
     assert [job.number for job in sweep.blocked()] == [2] and "no memory" in sweep.jobs[2].cause
     assert sweep.counts() == {"failed": 3, "waiting": 2} and sweep.exit_code == 1
+
+
+GRID = [f"attention={a} seq_len={n} seed={s}" for a in ("sdpa", "performer") for n in (512, 64) for s in (2, 0)]
+
+
+@pytest.mark.parametrize("typed", [GRID, sorted(GRID, key=lambda words: words.split()[1:]), [" ".join(w.split()[::-1]) for w in GRID]])
+def test_the_mechanisms_of_a_seed_take_turns(sweep: Sweep, typed: list[str]) -> None:
+    needs = {number: [8] for number in range(0, 8, 2)}
+    sweep.jobs = [Job(number=n, overrides=words.split(), folder="", kind="finetune", needs=needs.get(n, [])) for n, words in enumerate(typed)]
+    sweep.jobs.append(Job(number=8, overrides=["mode=baseline"], folder="", kind="baseline", needs=[]))
+    before = {" ".join(sorted(job.overrides)): len(job.needs) for job in sweep.jobs}
+    order(sweep)
+    ordered = [dict(word.split("=") for word in job.overrides) for job in sweep.jobs]
+    assert ordered[0] == {"mode": "baseline"}
+    cells = [(cell["seed"], cell["seq_len"]) for cell in ordered[1:]]
+    assert cells[::2] == cells[1::2] and len(set(cells)) == 4, "the two mechanisms of a cell are neighbours"
+    assert [seed for seed, _ in cells] == [cells[0][0]] * 4 + [cells[-1][0]] * 4, "a seed is done before the next one"
+    assert {" ".join(sorted(job.overrides)): len(job.needs) for job in sweep.jobs} == before
+    assert all(job.needs in ([], [0]) and job.number == place for place, job in enumerate(sweep.jobs))
 
 
 def test_what_a_running_job_shows(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
