@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xcls.report.settings import Claims, FamilyClaims, claims_from
-from xcls.report.verdict import FAIL, MISSING, PASS, every, some
+from xcls.report.verdict import FAIL, MISSING, PASS, UNDECIDED, every, some
 from xcls.schema import UserError
 
 SDPA = (0.90, 0.90, 0.90)
@@ -275,6 +275,9 @@ def test_an_experiment_with_a_misspelt_claim_has_no_verdict(make, judged):
         ([PASS, FAIL], FAIL, PASS),
         ([PASS, MISSING], MISSING, PASS),
         ([FAIL, MISSING], FAIL, MISSING),
+        ([PASS, UNDECIDED], UNDECIDED, PASS),
+        ([FAIL, UNDECIDED], FAIL, UNDECIDED),
+        ([MISSING, UNDECIDED], MISSING, UNDECIDED),
     ],
 )
 def test_how_states_combine(states, of_all, of_any):

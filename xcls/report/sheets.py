@@ -27,7 +27,7 @@ WORDS = {
     ),
     "costs": (
         "What it costs",
-        "Hours, money and energy to train one model (its whole pretraining and one fine-tuning; pretrain_share_hours: "
+        "Of the seeds the median. Hours, money and energy to train one model (its whole pretraining and one fine-tuning; pretrain_share_hours: "
         "divided among the runs here that share it), and to classify documents from their text; and when it pays. An encoder "
         "pays the whole time of its processes, evaluations and checkpoints included; a baseline pays its fit alone, the "
         "tuned one every fit that was tried.",
