@@ -21,7 +21,8 @@ from xcls.identity import run_folder, run_hash, run_name
 from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClassifier
 from xcls.record import Record, plain
-from xcls.schema import Config, UserError, flatten
+from xcls.schema import Config, Labels, UserError, flatten
+from xcls.signature import parameters
 from xcls.stages.folder import read_or_refuse
 from xcls.train.precision import Precision, resolve
 
@@ -42,8 +43,13 @@ def node(value: dict[str, Any]) -> dict[str, Any]:
 def make_source(config: Config) -> Source:
     """The data set's source object. Raises UserError."""
     data = config.dataset
+    given = {"path": data.path, "text": data.text, "label": data.label}
+    if data.labels != Labels():
+        if "labels" not in (parameters(data.source["_target_"]) or ()):
+            raise UserError(f"dataset.labels: the classes of dataset={data.name} are fixed. It is for dataset=files.")
+        given["labels"] = asdict(data.labels)
     try:
-        return instantiate(data.source, path=data.path, text=data.text, label=data.label, _convert_="all", _recursive_=False)
+        return instantiate(data.source, **given, _convert_="all", _recursive_=False)
     except InstantiationException as error:
         raise error.__cause__ if isinstance(error.__cause__, UserError) else UserError(f"dataset.source: {error}") from error
 

@@ -23,12 +23,13 @@ def shaping(config: dict[str, Any], *, data: str, dtype: str, vocabulary: str | 
     loaded, `parent` the hash of the pretraining run; None where there is none.
     """
     mode = config["mode"]
-    dataset = {key: value for key, value in config["dataset"].items() if key not in ("path", "extra", "source", "truncate")}
+    dataset = {key: value for key, value in config["dataset"].items() if key not in ("path", "extra", "source", "labels", "truncate")}
     part: dict[str, Any] = {"mode": mode, "seed": config["seed"], "data": data, "dataset": dataset}
     if mode == "baseline":
         return {**part, "baseline": config["baseline"]}
     part.update({key: config[key] for key in ARCHITECTURE})
-    part["tokenizer"] = {key: value for key, value in config["tokenizer"].items() if key != "path"}
+    unused = {"path"} if config["tokenizer"]["kind"] == "wordpiece" else {"path", "strip_accents"}
+    part["tokenizer"] = {key: value for key, value in config["tokenizer"].items() if key not in unused}
     part["vocabulary"] = vocabulary
     part["truncate"] = config["dataset"]["truncate"]
     stage = config[STAGE_OF_MODE[mode]]

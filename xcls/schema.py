@@ -1,8 +1,7 @@
 """What a configuration is: one typed dataclass per node, their limits, and the error a user sees.
 
-Standard library only, so that `run.py` can refuse a bad configuration before anything heavy is imported. The nodes
-`attention`, `position` and `dataset.source` are typed by the signature of their `_target_` instead (signature.py), so
-that a new mechanism needs no line here.
+Standard library only, so that `run.py` can refuse a bad configuration before anything heavy is imported. The nodes `attention`,
+`position` and `dataset.source` are typed by the signature of their `_target_` instead (signature.py).
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ class UserError(Exception):
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """`' Did you mean 'x'?'` for the closest of `known`, or an empty string when none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    return "".join(f" Did you mean '{close}'?" for close in difflib.get_close_matches(word, list(known), n=1, cutoff=0.5))
 
 
 def one_of(*choices: str, default: Any = MISSING) -> Any:
@@ -51,6 +49,15 @@ class Size:
 
 
 @dataclass
+class Labels:
+    """How labels in files name classes; conf/dataset/files.yaml says what each does."""
+
+    casefold: bool = False
+    missing: List[Optional[str]] = field(default_factory=lambda: ["nan"])
+    many: bool = False
+
+
+@dataclass
 class Dataset:
     """Where the text comes from and how its splits are cut. `source` is typed by its `_target_`."""
 
@@ -59,6 +66,7 @@ class Dataset:
     path: Optional[str] = None
     text: Any = "text"
     label: str = "label"
+    labels: Labels = field(default_factory=Labels)
     limit: Optional[int] = between(None, 2)
     extra: List[str] = field(default_factory=list)
     validation: float = between(0.1, 0.001, 0.9)
@@ -76,6 +84,7 @@ class Tokenizer:
     kind: str = one_of("wordpiece", "bytes", "words")
     vocab_size: int = between(8192, 6, 1_000_000)
     lowercase: bool = True
+    strip_accents: Optional[bool] = None
     min_frequency: int = between(2, 1)
     path: Optional[str] = None
     extend: int = between(0, 0, 100_000)
@@ -143,8 +152,8 @@ class Baseline:
 class Bench:
     """mode=bench: which mechanisms are measured, at which lengths and dtypes, and how often.
 
-    `attentions` are files of conf/attention, each with changes if need be (`"reformer:num_hashes=4"`); `references`
-    are those of them that the others are compared with. `seconds` is the time for one length and dtype. `stages`, `steps_per_segment` and `attention_dropout` are of
+    `attentions` are files of conf/attention, each with changes if need be (`"reformer:num_hashes=4"`); `references` those of them that the
+    others are compared with. `seconds` is the time for one length and dtype. `stages`, `steps_per_segment` and `attention_dropout` are of
     what=training alone, which takes sizes, text and recipes from the run's own configuration. `axes` … `starts` are of what=growth.
     """
 
@@ -267,10 +276,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 def check_name(key: str, value: str) -> None:
     """Refuses a name that is not one plain folder name (no path, no leading dot, no blanks)."""
     if not NAME.fullmatch(value) or value.endswith("."):
-        raise UserError(
-            f"{key}={value}: a plain name is needed (letters, digits, '.', '_', '+', '-', at most 100, the first a "
-            "letter or digit, no path). It becomes the name of a folder."
-        )
+        allowed = "letters, digits, '.', '_', '+', '-', at most 100, the first a letter or digit, no path"
+        raise UserError(f"{key}={value}: a plain name is needed ({allowed}). It becomes the name of a folder.")
 
 
 UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
@@ -296,10 +303,7 @@ def check(config: Config) -> None:
     size = config.size
     if size.num_heads and size.width % size.num_heads:
         fitting = [h for h in range(1, min(size.width, 64) + 1) if size.width % h == 0]
-        wrong.append(
-            f"size.num_heads={size.num_heads}: the heads must divide the width {size.width}; "
-            f"possible: {', '.join(map(str, fitting))}."
-        )
+        wrong.append(f"size.num_heads={size.num_heads}: the heads must divide the width {size.width}; possible: {', '.join(map(str, fitting))}.")
     if config.masking.mask_share + config.masking.random_share > 1.0 + 1e-9:
         wrong.append("masking.mask_share + masking.random_share: at most 1 together (the rest stays unchanged).")
     for stage in ("pretraining", "finetuning"):
@@ -340,8 +344,7 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
             if not isinstance(node, dict):
                 raise UserError(f"{key}: '{parent}' is a value elsewhere in the same file and cannot hold '{leaf}'.")
         if isinstance(value, dict):
-            value = unflatten(value)
-            if isinstance(node.get(leaf), dict):
-                value = {**node[leaf], **value}
+            above = node.get(leaf)
+            value = {**(above if isinstance(above, dict) else {}), **unflatten(value)}
         node[leaf] = value
     return tree

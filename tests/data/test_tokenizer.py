@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from xcls.data.tokenizer import (
     make_tokenizer,
 )
 from xcls.data.vocabulary import train_wordpiece
+from xcls.identity import run_hash
 from xcls.schema import Tokenizer, UserError
 
 SYLLABLES = ["ka", "ro", "mi", "ten", "sol", "ver", "ba", "lu", "qui", "é", "ß", "¨", "°", "中"]
@@ -271,3 +273,50 @@ def test_the_tokenizer_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_words_keep_brackets() -> None:
     made = make_tokenizer(Tokenizer(kind="words", min_frequency=1, lowercase=False), ["[MAX 2 9 [MIN 4 7 ] 0 ]"])
     assert "[UNK]" not in tokens(made, "[MIN 4 [MAX 9 2 ] ]") and isinstance(made, LibraryTokenizer)
+
+
+MARKS = [("かぎ", "かき"), ("パンダ", "ハンダ"), ("दिन रात", "दीन रात"), ("कमल", "कमाल"), ("ไม่ไหม", "ไมไหม"), ("мой", "мои"), ("má", "ma"), ("résumé", "resume"), ("كَتَبَ", "كُتِبَ")]
+
+
+def test_marks_stay_when_capitals_go(tmp_path: Path) -> None:
+    texts = [word for pair in MARKS for word in pair] * 20
+    made = make_tokenizer(Tokenizer(vocab_size=400), texts)
+    for one, other in MARKS:
+        assert made.encode([one])[0].tolist() != made.encode([other])[0].tolist(), one
+        decomposed = unicodedata.normalize("NFD", one)
+        assert made.encode([one.upper()])[0].tolist() == made.encode([one])[0].tolist() == made.encode([decomposed])[0].tolist()
+    assert made.unk_share(texts) == 0
+    stripped = make_tokenizer(Tokenizer(vocab_size=400, strip_accents=True), texts)
+    assert stripped.encode(["résumé"])[0].tolist() == stripped.encode(["resume"])[0].tolist()
+    (tmp_path / "vocab.txt").write_text("resume\nrésumé\n", "utf-8")  # made elsewhere: as BERT reads it, unless told
+    for strip, token in ((None, "resume"), (False, "résumé"), (True, "resume")):
+        assert tokens(make_tokenizer(Tokenizer(path=str(tmp_path / "vocab.txt"), strip_accents=strip), []), "RÉSUMÉ") == [token]
+    with pytest.raises(UserError, match="tokenizer.strip_accents"):
+        check_tokenizer(Tokenizer(kind="words", strip_accents=True))
+
+
+def test_the_share_of_unknown_tokens_falls_with_the_size_of_the_vocabulary() -> None:
+    draw = random.Random(0)
+    for start, count in ((0x4E00, 1200), (0xAC00, 400)):  # Chinese characters, and Korean syllables, which words are made of
+        signs = [chr(start + 2 * number) for number in range(count)]
+        texts = [" ".join("".join(draw.choices(signs, weights=range(1, count + 1), k=4)) for _ in range(20)) for _ in range(100)]
+        shares = []
+        for size in (200, 600, 2500):
+            made = make_tokenizer(Tokenizer(vocab_size=size), texts)
+            assert made.vocab_size <= size
+            shares.append(made.unk_share(texts))
+        assert shares[0] > shares[1] > shares[2] == 0
+
+
+def test_a_sentence_without_blanks_is_not_unknown_for_its_length() -> None:
+    for sentence in ("ภาษาไทยไม่มีช่องว่างระหว่างคำ" * 8, "ひらがなだけのぶん" * 20, "ភាសាខ្មែរ" * 30):
+        made = make_tokenizer(Tokenizer(vocab_size=300), [sentence] * 5)
+        assert made.unk_share([sentence]) == 0 and len(made.encode([sentence])[0]) > 3
+
+
+def test_settings_of_accents_are_part_of_the_hash_where_they_matter() -> None:
+    config = {"mode": "finetune", "seed": 0, "dataset": {"truncate": "head"}, "finetuning": {}, "head": {}, "attention": {}, "position": {}, "size": {}, "seq_len": 1}
+    made = {(kind, strip): run_hash({**config, "tokenizer": {"kind": kind, "strip_accents": strip}}, data="", dtype="fp32")
+            for kind in ("wordpiece", "words", "bytes") for strip in (None, True, False)}
+    assert len({made["wordpiece", strip] for strip in (None, True, False)}) == 3
+    assert len({made[kind, strip] for kind in ("words", "bytes") for strip in (None, True, False)}) == 2

@@ -16,13 +16,16 @@ from tests.samples import (
     CPU, HARDWARE, SEQ_LEN, TinyTokenizer, make_classifier, make_data, make_journal, make_language_data, make_mlm,
     make_training,
 )  # fmt: skip
+from xcls.data.batching import MaskedBatches
+from xcls.data.encode import encode
+from xcls.data.masking import IGNORED
 from xcls.data.tokenizer import ByteTokenizer
 from xcls.record import read_record
 from xcls.schema import Masking, UserError, Wandb
 from xcls.stages.evaluate import evaluate
 from xcls.stages.finetune import finetune
 from xcls.stages.predict import predict
-from xcls.stages.pretrain import pretrain
+from xcls.stages.pretrain import pretrain, with_chosen_tokens
 from xcls.train.checkpoint import load_for_use, read_checkpoint
 from xcls.train.metrics import scores
 
@@ -198,3 +201,19 @@ def test_bad_input_is_one_message(name: str, content: bytes | None, output: str,
     assert not (tmp_path / "out.csv").exists()
     if content is not None:
         assert (tmp_path / name).read_bytes() == content
+
+
+def masks_of(maker: MaskedBatches) -> int:
+    return int((maker.build(np.arange(len(maker.encoded)), 0)["labels"] != IGNORED).sum())
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_validation_masks_choose_a_token_at_least(fresh: bool) -> None:
+    texts = encode(["a", "b"], ByteTokenizer(), seq_len=8)
+    few = MaskedBatches(encoded=texts, masking=Masking(fresh=fresh), seed=0, vocab_size=261)
+    assert masks_of(few) == 0 and masks_of(with_chosen_tokens(few, batch_size=1)) > 0  # at first none, which gave a loss of 0/0
+    many = MaskedBatches(encoded=encode(["some more words"] * 20, ByteTokenizer(), seq_len=20), masking=Masking(fresh=fresh), seed=0, vocab_size=261)
+    assert with_chosen_tokens(many, batch_size=4) == many
+    blank = MaskedBatches(encoded=encode([""], ByteTokenizer(), seq_len=8), masking=Masking(), seed=0, vocab_size=261)
+    with pytest.raises(UserError, match="masking.probability"):
+        with_chosen_tokens(blank, batch_size=1)

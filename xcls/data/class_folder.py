@@ -1,24 +1,47 @@
-"""A folder per class with a text file per document, the layout of many public archives."""
+"""A folder per class with a text file per document, the layout of many public archives; and what no folder is meant to hold."""
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Iterable, Iterator, Sequence
 
-from xcls.data.formats import CHARACTERS, PIECE, open_text
+from xcls.data.formats import CHARACTERS, PIECE
+from xcls.data.text_file import open_text
 from xcls.schema import UserError
+
+JUNK = ("__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir", "lost+found", "icon\r")
+ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # beside the data of `datasets`
+
+
+def is_junk(path: Path, root: Path) -> bool:
+    """Whether a part of the path below `root` is hidden, or made by an operating system, an archive or a program."""
+    names = [part.lower() for part in path.relative_to(root).parts]
+    cached = path.suffix == ".arrow" and path.name.startswith("cache-")
+    return cached or names[-1] in ABOUT or any(name.startswith((".", "~$")) or name in JUNK for name in names)
+
+
+def by_name(root: Path, paths: Iterable[Path]) -> list[Path]:
+    """What is no junk of `paths` below `root`, in an order that does not depend on how a disk writes accents."""
+    return sorted((path for path in paths if not is_junk(path, root)), key=lambda path: name_below(root, path).split("/"))
+
+
+def name_below(root: Path, path: Path) -> str:
+    """The path below `root` with its accents in one form (NFC): disks and archives differ in it."""
+    return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
 
 
 def class_names(folder: Path) -> list[str]:
     """The sub-folders, sorted; hidden ones left out."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return [entry.name for entry in by_name(folder, folder.iterdir()) if entry.is_dir()]
 
 
 def class_files(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
     """(class, file) of every text file below `folder/<class>/`, sorted. UserError for an empty class."""
     found = []
     for name in names:
-        files = sorted((folder / name).rglob("*.txt"))
+        below = (file for file in (folder / name).rglob("*") if file.suffix.lower() == ".txt" and file.is_file())
+        files = by_name(folder / name, below)
         if not files:
             raise UserError(f"{folder / name}: no .txt files there; each class folder needs a file per document.")
         found += [(name, file) for file in files]
@@ -35,7 +58,7 @@ def class_pieces(
         with open_text(file, encoding) as stream:
             texts.append(stream.read().replace("\0", " "))
         found.append(name)
-        places.append(file.relative_to(folder).as_posix())
+        places.append(name_below(folder, file))
         size += len(texts[-1])
         if len(texts) == PIECE or size >= CHARACTERS:
             yield texts, found, places

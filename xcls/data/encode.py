@@ -77,8 +77,8 @@ class Encoded:
                 f"all tokens are left out. {raised}, or choose what is kept: dataset.truncate=head, tail or head_tail."
             )
         if self.unk > UNK_WARNING:
-            remedy = ("Train on text like this." if finished else "Train one on it (tokenizer.path=null), or add subwords of "
-                      "this domain (tokenizer.extend=1000).")
+            remedy = ("Train on text like this." if finished else "Raise tokenizer.vocab_size, train one on this text (tokenizer.path=null) "
+                      "where it was loaded, add subwords (tokenizer.extend=1000), or take tokenizer=bytes: nothing is unknown to it.")
             found.append(f"{name}: {self.unk:.1%} of the tokens are [UNK], so the vocabulary does not fit this text. {remedy}")
         return found
 

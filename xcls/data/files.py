@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Iterator
 
 import numpy as np
 
 from xcls.data.cache import build_once, cache_folder, digest
-from xcls.data.class_folder import class_files, class_names, class_pieces
-from xcls.data.readers import TABLES, Format, Table, as_text_columns, kind_of, read_pieces, text_column
+from xcls.data.class_folder import by_name, class_files, class_names, class_pieces
+from xcls.data.formats import Format, Table, kind_of, sign
+from xcls.data.labels import ClassNames
+from xcls.data.readers import TABLES, as_text_columns, read_pieces, text_column
 from xcls.data.rows import RowCollector, Rows, RowWriter, read_rows
-from xcls.data.source import (
-    Splits,
-    as_columns,
-    check_classes,
-    class_order,
-    files_digest,
-    label_ids,
-    name_of_class,
-    where,
-    writable,
-)
+from xcls.data.source import Splits, as_columns, files_digest, where, writable
 from xcls.data.stratify import as_keys, carve, first_alike, text_key
-from xcls.schema import UserError
+from xcls.schema import Labels, UserError
 
-VERSION = 1  # of the rows in the cache folder; goes up when they are read otherwise
+VERSION = 2  # of the rows in the cache folder; goes up when they are read otherwise
 NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -35,6 +29,7 @@ NAMES = {
     "unlabelled": ("unlabelled", "unlabeled", "unsupervised"),
 }
 SMALL = 8_000_000  # bytes of files that are read into memory as a whole
+SHARD = re.compile(r"\d+-of-\d+")  # of a file of several
 ROW_ID = "<row id>"  # a key that no column of a file has
 
 
@@ -43,7 +38,8 @@ class Files:
 
     `path` is one file, a folder with train[/validation]/test/unlabelled files (`train.csv`, `train-0.parquet`, …), or a
     folder per class with a .txt file per document, by itself or below `train/` and `test/`. Without a test part one is
-    carved out: `test_share` of each class, drawn from `test_seed`. `id` names a column with stable row names.
+    carved out: `test_share` of each class, drawn from `test_seed`. `id` names a column with stable row names. `separator`
+    and `escape` may be words (tab, semicolon, backslash); `header`: see `Format`; `labels`: see `xcls.schema.Labels`.
     """
 
     def __init__(
@@ -52,12 +48,15 @@ class Files:
         path: str | None = None,
         text: str | list[str] = "text",
         label: str = "label",
-        id: str | None = None,
+        id: str | int | None = None,
         separator: str | None = None,
         quotes: bool = True,
+        escape: str | None = None,
+        header: bool | list[str] = True,
         encoding: str = "utf-8",
         test_share: float = 0.2,
         test_seed: int = 0,
+        labels: dict[str, Any] | None = None,
     ) -> None:
         root = where(path, "files")
         if root is None:
@@ -67,29 +66,28 @@ class Files:
             )
         if not 0.0 < test_share < 1.0:
             raise UserError(f"dataset.source.test_share={test_share}: a share between 0 and 1 is needed.")
-        if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
-            raise UserError(f"dataset.source.separator={separator!r}: one character is needed, no quote and no line break.")
-        self.root, self.text, self.label, self.id = root, as_columns(text), label, id
-        self.form = Format(separator=separator, quotes=quotes, encoding=encoding)
+        if header == []:
+            raise UserError("dataset.source.header=[]: true, false, or the names of the columns are needed.")
+        self.root, self.text, self.label = root, as_columns(text), label
+        self.id = None if id is None else str(id)
+        self.form = Format(
+            separator=sign("dataset.source.separator", separator),
+            quotes=quotes,
+            encoding=encoding,
+            header=header,
+            escape=sign("dataset.source.escape", escape),
+        )
+        self.labels = Labels(**(labels or {}))
         self.test_share, self.test_seed = test_share, test_seed
 
     def fingerprint(self) -> str:
         """Of the files' names below `path`, their contents and the options."""
         form = self.form
-        return files_digest(
-            self._files(),
-            [
-                self.text,
-                self.label,
-                self.id,
-                form.separator,
-                form.quotes,
-                form.encoding,
-                self.test_share,
-                self.test_seed,
-            ],
-            root=self.root,
-        )
+        options = [self.text, self.label, self.id, form.separator, form.quotes, form.encoding, self.test_share, self.test_seed]
+        later = {"header": form.header, "escape": form.escape, **asdict(self.labels)}  # as they came: the others keep their digest
+        usual = {"header": True, "escape": None, **asdict(Labels())}
+        options += [[key, value] for key, value in later.items() if value != usual[key]]
+        return files_digest(self._files(), options, root=self.root)
 
     def load(self) -> Splits:
         """Reads all parts, names the classes by those of train, and carves a test part if there is none.
@@ -148,60 +146,62 @@ class Files:
     def _files(self) -> list[Path]:
         """Every file that is read, in order."""
         files = []
-        for part in self._parts().values():
+        for part in self._parts(self.root).values():
             for entry in part:
                 files += [entry] if entry.is_file() else [file for _, file in class_files(entry, class_names(entry))]
         return files
 
     def _read(self, folder: Path | None) -> tuple[dict[str, Rows], dict[str, Any]]:
         """The rows of each split, in memory or below `folder`; their classes, and what was odd about the files."""
-        classes: list[str] = []  # those of train, which comes first
-        made, parts, notes = {}, self._parts(), []
+        names, made, parts, notes = ClassNames(self.labels), {}, self._parts(self.root), []
         for split, entries in parts.items():
             keeper = RowCollector() if folder is None else RowWriter(folder / split)
-            numbers: dict[str, int] = {}  # of train's classes as they come; they are put in order at the end
-            rows = 0
+            rows = labelled = 0
             for piece in self._pieces(split, entries, notes):
                 rows += len(piece.places)
                 labels = piece.columns[self.label] if split != "unlabelled" else [None] * len(piece.places)
                 if split == "train":
-                    names = map(name_of_class, labels)
-                    ids = [None if name is None else numbers.setdefault(name, len(numbers)) for name in names]
+                    ids = names.add(labels, folder=entries[0].is_dir())
                 else:
-                    ids = label_ids(labels, classes, where=str(self.root), row_names=piece.places)
+                    ids = names.ids(labels, where=str(self.root), row_names=piece.places, folder=entries[0].is_dir())
+                labelled += sum(number is not None for number in ids)
                 keeper.add(text=text_column(piece, self.text), label=ids, id=piece.columns[ROW_ID])
+            order = np.array(names.settle(), np.int64) if split == "train" and names.counts else None
+            made[split] = keeper.rows(order)
             if split == "train":
-                check_classes(set(numbers), rows, where=str(self.root), label=self.label)
-                classes = class_order(set(numbers))
-            order = {name: number for number, name in enumerate(classes)}
-            made[split] = keeper.rows(np.array([order[name] for name in numbers], np.int64) if numbers else None)
-        return made, {"splits": list(parts), "classes": classes, "notes": notes}
+                names.check(rows, where=str(self.root), label=self.label)
+            elif split != "unlabelled" and not labelled:
+                notes.append(f"{self.root}: the {split} part has no labels in '{self.label}', so its {rows} rows are left out.")
+                del made[split]
+        notes += names.notes(str(self.root))
+        return made, {"splits": list(made), "classes": names.classes, "notes": notes}
 
-    def _parts(self) -> dict[str, list[Path]]:
+    def _parts(self, root: Path) -> dict[str, list[Path]]:
         """The files, or the folder with class folders, of each split that is there. Raises UserError."""
-        if self.root.is_file():
-            return {"train": [self.root]}
-        entries = sorted(entry for entry in self.root.iterdir() if not entry.name.startswith("."))
-        tables = [entry for entry in entries if entry.is_file() and kind_of(entry) in TABLES]
+        if root.is_file():
+            return {"train": [root]}
+        entries = by_name(root, root.iterdir())
+        tables = _tables(entries)
         folders = [entry for entry in entries if entry.is_dir()]
         parts: dict[str, list[Path]] = {}
         for split, names in NAMES.items():
             found = [file for file in tables if file.name.split(".")[0].split("-")[0].lower() in names]
             for folder in folders if not found else ():
                 if folder.name.lower() in names:
-                    inside = sorted(file for file in folder.iterdir() if file.is_file() and kind_of(file) in TABLES)
-                    found = inside or [folder]
+                    found = _tables(by_name(folder, folder.iterdir())) or [folder]
             if found:
                 parts[split] = found
         if "train" in parts:
             return parts
-        if len(tables) == 1:
+        if len(tables) == 1 or len({SHARD.sub("", file.name) for file in tables}) == 1:
             return {"train": tables}
         if len(folders) >= 2 and not tables:
-            return {"train": [self.root]}
+            return {"train": [root]}
+        if len(folders) == 1 and not tables:  # what an archive or a repository has around its data
+            return self._parts(folders[0])
         listing = ", ".join(entry.name for entry in entries[:12]) or "nothing"
         raise UserError(
-            f"{self.root}: found {listing}. One table ({', '.join(TABLES)}), a train and a test part, or a "
+            f"{root}: found {listing}. One table ({', '.join(TABLES)}), a train and a test part, or a "
             "folder per class with .txt files is needed."
         )
 
@@ -211,8 +211,8 @@ class Files:
             if entry.is_dir():
                 yield from self._folder_pieces(entry)
                 continue
-            unlabelled = [] if split == "unlabelled" else [self.label]
-            wanted = [*self.text, *unlabelled, *([self.id] if self.id else [])]
+            labelled = [self.label] if split == "train" else []
+            wanted = [*self.text, *labelled, *([self.id] if self.id else [])]
             seen = [np.empty((0, 2), np.uint64)]
             for piece in read_pieces(entry, wanted, self.form, optional=[self.label], notes=notes):
                 if self.id:
@@ -235,6 +235,10 @@ class Files:
         for texts, labels, places in class_pieces(folder, class_names(folder), self.form.encoding):
             ids = [writable(place) for place in places]
             yield Table({**as_text_columns(self.text, texts), self.label: labels, ROW_ID: ids}, places)
+
+
+def _tables(entries: list[Path]) -> list[Path]:
+    return [entry for entry in entries if entry.is_file() and kind_of(entry) in TABLES]
 
 
 def hash_of(name: str) -> bytes:

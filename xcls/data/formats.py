@@ -6,30 +6,47 @@ Whatever is wrong with a file ends in a UserError that names the file, the row a
 from __future__ import annotations
 
 import csv
-import gzip
-import json
+import re
 import sys
-import zlib
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import unicodedata
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
+from xcls.data.json_rows import json_rows
+from xcls.data.text_file import open_text, refuse_other_kinds, without_end_mark
 from xcls.schema import UserError, nearest
 
 PIECE = 1000  # rows of a piece, at most
 CHARACTERS = 4_000_000  # of a piece, about
 
 
+SIGNS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "backslash": "\\"}  # words for a sign
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line
+
+
 @dataclass(frozen=True)
 class Format:
-    """How a table of text is written. `separator=None` takes a comma, or a tab in .tsv; `header` names the columns of a
-    file that has no such line."""
+    """How a table of text is written.
+
+    `separator=None` takes a comma, or a tab in .tsv, or what a first line `sep=;` names. `escape` takes the meaning from
+    the sign behind it. `header`: whether the first line names the columns, or their names; without it they are 1, 2, ….
+    """
 
     separator: str | None = None
     quotes: bool = True
     encoding: str = "utf-8"
-    header: list[str] | None = None
+    header: bool | Sequence[str] = True
+    escape: str | None = None
+
+
+def sign(key: str, value: str | None) -> str | None:
+    """One character from the setting `key`, which may be written as a word (tab, semicolon, …). Raises UserError."""
+    value = SIGNS.get(value or "", value)
+    if value is not None and (len(value) != 1 or value in '"\r\n'):
+        raise UserError(f"{key}={value!r}: one character is needed, no quote and no line break, or one of {', '.join(SIGNS)}.")
+    return value
 
 
 @dataclass
@@ -67,97 +84,133 @@ class _Piece:
         return len(self.table.places) >= PIECE or self.characters >= CHARACTERS
 
 
-@contextmanager
-def open_text(file: Path, encoding: str) -> Iterator[IO[str]]:
-    """The file as text, unpacked if it is .gz. Errors of decoding and unpacking come out as UserError."""
-    packed = file.name.lower().endswith(".gz")
-    encoding = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-    try:
-        with (gzip.open if packed else open)(file, "rt", encoding=encoding, newline="") as stream:
-            yield stream
-    except LookupError as error:
-        raise UserError(
-            f"dataset.source.encoding={encoding}: no such encoding; utf-8 or latin-1, for example."
-        ) from error
-    except UnicodeError as error:
-        raise UserError(
-            f"{file}{_undecodable_line(file, encoding, packed)}: this is not {encoding.removesuffix('-sig')} text. "
-            "Convert the file (iconv -f latin1 -t utf-8) or name its encoding, e.g. dataset.source.encoding=latin-1."
-        ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file}: the gzip file is damaged or cut off ({error}). Copy it again.") from error
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or error}).") from error
+def clean_name(name: str) -> str:
+    """The name of a column without blanks around it, its accents in one form (NFC)."""
+    return unicodedata.normalize("NFC", name.strip())
 
 
-def _undecodable_line(file: Path, encoding: str, packed: bool) -> str:
-    """`, line 7` for the first line that cannot be decoded by itself, or nothing."""
-    with (gzip.open if packed else open)(file, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                line.decode(encoding)
-            except UnicodeError:
-                return f", line {number}"
-    return ""
-
-
-def missing_column(file: Path, wanted: str, existing: Sequence[str]) -> UserError:
+def missing_column(file: Path, wanted: str, existing: Sequence[str], hint: str = "") -> UserError:
     """The error for a column that is not in the file."""
     there = ", ".join(repr(name) for name in existing[:20]) + (" …" if len(existing) > 20 else "")
-    lone = len(existing) == 1 and any(mark in existing[0] for mark in ";\t|,")
-    hint = " The file looks separated by another character: set dataset.source.separator." if lone else ""
     return UserError(
-        f"{file}: no column '{wanted}'. Its columns are {there}.{nearest(wanted, list(existing))}{hint} "
-        "Set dataset.text and dataset.label to columns that exist."
+        f"{file}: no column '{wanted}'. Its columns are {there}.{nearest(wanted, list(existing))} "
+        + (hint or "Set dataset.text and dataset.label to columns that exist.")
     )
 
 
-def _chosen(file: Path, existing: Sequence[str], wanted: Sequence[str], optional: Sequence[str]) -> list[str]:
-    for name in wanted:
-        if name not in existing:
-            raise missing_column(file, name, existing)
-        if existing.count(name) > 1:
-            raise UserError(f"{file}: {existing.count(name)} columns are called '{name}'. Rename all but one.")
-    return list(dict.fromkeys([*wanted, *(name for name in optional if name in existing)]))
+def _places(file: Path, existing: Sequence[str], wanted: Sequence[str], optional: Sequence[str], hint: Callable[[], str]) -> dict[str, int]:
+    """Which of the `existing` columns each of `wanted` is, and each of `optional` that is there. Raises UserError."""
+    found = {}
+    for name in dict.fromkeys([*wanted, *optional]):
+        same = [place for place, other in enumerate(existing) if other == name]
+        same = same or [place for place, other in enumerate(existing) if clean_name(other) == clean_name(name)]
+        if len(same) > 1:
+            raise UserError(f"{file}: {len(same)} columns are called '{name}'. Rename all but one.")
+        if not same and name in wanted:
+            raise missing_column(file, name, existing, hint())
+        if same:
+            found[name] = same[0]
+    return found
+
+
+class _BadRow(Exception):
+    """A row that is no row of this format: its line, and the reason."""
+
+
+def _separated(file: Path, form: Format, nul_lines: list[int]) -> Iterator[tuple[int, list[str]]]:
+    """(first line, fields) of each row that is not empty. Raises _BadRow, UserError."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a document may have any length
+    with open_text(file, form.encoding) as stream:
+        lines = without_end_mark(_without_nul(stream, nul_lines))
+        first = next(lines, "")
+        named = SEPARATOR_LINE.fullmatch(first)
+        rows = csv.reader(
+            lines if named else chain([first], lines),
+            delimiter=form.separator or (named[1] if named else "\t" if kind_of(file) == ".tsv" else ","),
+            strict=True,
+            quoting=csv.QUOTE_MINIMAL if form.quotes else csv.QUOTE_NONE,
+            escapechar=form.escape,
+        )
+        line = skipped = 1 if named else 0
+        try:
+            for row in rows:
+                start, line = line + 1, rows.line_num + skipped
+                if row:
+                    yield start, row
+        except csv.Error as error:
+            raise _BadRow(line + 1, str(error)) from error
+
+
+def _rows(file: Path, form: Format, nul_lines: list[int]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The names of the columns, and the rows, all of them with a field for each column. Raises _BadRow, UserError."""
+    rows = _separated(file, form, nul_lines)
+    if form.header is True:
+        header = next(rows, (0, []))[1]
+    else:
+        first = next(rows, (0, []))
+        rows = chain([first] if first[1] else [], rows)
+        header = list(form.header or map(str, range(1, len(first[1]) + 1)))
+    return header, _whole(rows, len(header))
+
+
+def _whole(rows: Iterator[tuple[int, list[str]]], count: int) -> Iterator[tuple[int, list[str]]]:
+    for line, row in rows:
+        if len(row) == count:
+            yield line, row
+        elif len(row) > 1 or row[0].strip():  # a line of blanks is none
+            raise _BadRow(line, f"{len(row)} fields where there are {count} columns")
+
+
+def _remedy(file: Path, form: Format, wanted: Sequence[str]) -> str:
+    """The settings, near `form`, with which the whole file can be read, as advice; empty where there are none."""
+    for separator in (form.separator, ";", "\t", "|", ","):
+        for quotes, escape in ((True, None), (True, "\\"), (False, None)):
+            other = replace(form, separator=separator, quotes=quotes, escape=escape)
+            if other != form and _readable(file, other, wanted):
+                words = {mark: word for word, mark in SIGNS.items() if word.isalpha()}
+                changed = {"separator": words.get(separator or ""), "quotes": str(quotes).lower(), "escape": words.get(escape or "", "null")}
+                named = [f"dataset.source.{key}={value}" for key, value in changed.items() if getattr(other, key) != getattr(form, key)]
+                return f"set {' '.join(named)}: the whole file can be read so."
+    return ""
+
+
+def _readable(file: Path, form: Format, wanted: Sequence[str]) -> bool:
+    try:
+        header, rows = _rows(file, form, [])
+        _places(file, header, wanted, [], str)
+        return len(header) > 1 and all(True for _ in rows)
+    except (UserError, _BadRow):
+        return False
 
 
 def _read_separated(
     file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]
 ) -> Iterator[Table]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a document may have any length
-    separator = form.separator or ("\t" if kind_of(file) == ".tsv" else ",")
     nul_lines: list[int] = []
-    with open_text(file, form.encoding) as stream:
-        rows = csv.reader(
-            _without_nul(stream, nul_lines),
-            delimiter=separator,
-            strict=True,
-            quoting=csv.QUOTE_MINIMAL if form.quotes else csv.QUOTE_NONE,
-        )
-        line = 0
-        try:
-            header = form.header or next(rows, [])
-            names = _chosen(file, header, wanted, optional)
-            piece, index = _Piece(names), [header.index(name) for name in names]
-            line = rows.line_num
-            for row in rows:
-                first, line = line + 1, rows.line_num
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise UserError(
-                        f"{file}, line {first}: {len(row)} fields where there are {len(header)} columns. Put "
-                        f"fields that contain '{separator}' into quotes, or set dataset.source.separator."
-                    )
-                piece.add(f"line {first}", [row[position] for position in index])
-                if piece.full:
-                    yield piece.table
-                    piece = _Piece(names)
-        except csv.Error as error:
-            raise UserError(
-                f"{file}, line {line + 1}: {error}. Mend the quotes there, or set dataset.source.quotes=false "
-                "if quotes have no meaning in this file."
-            ) from error
+
+    def hint() -> str:
+        if found := _remedy(file, form, wanted):
+            return found.replace("set ", "Set ", 1)
+        there = {clean_name(name).casefold() for name in header}
+        if form.header is not True or there & {clean_name(name).casefold() for name in (*wanted, *optional)}:
+            return ""
+        return ("Set dataset.text and dataset.label to columns that exist; if the first line is a row already, set dataset.source.header=false "
+                "and name them by number (dataset.text=2).")
+
+    try:
+        header, rows = _rows(file, form, nul_lines)
+        places = _places(file, header, wanted, optional, hint)
+        piece, index = _Piece(list(places)), list(places.values())
+        for line, row in rows:
+            piece.add(f"line {line}", [row[place] for place in index])
+            if piece.full:
+                yield piece.table
+                piece = _Piece(list(places))
+    except _BadRow as error:
+        line, reason = error.args
+        mend = "Put fields that contain the separator into quotes" if "fields where" in reason else "Mend the quotes there (one within a field is doubled)"
+        remedy = _remedy(file, form, wanted)
+        raise UserError(f"{file}, line {line}: {reason}. {mend}{f', or {remedy}' if remedy else '.'}") from error
     yield piece.table
     notes += _nul_note(file, nul_lines)
 
@@ -184,60 +237,16 @@ def _read_json(
     names = list(dict.fromkeys([*wanted, *optional]))
     piece = _Piece(names)
     with open_text(file, form.encoding) as stream:
-        lines = _without_nul(stream, nul_lines)
-        first = next(lines, "")
-        if first.lstrip().startswith("["):
-            objects = _json_array(file, first + "".join(lines))
-        else:
-            objects = _json_lines(file, first, lines)
-        for place, row in objects:
+        for place, row in json_rows(file, without_end_mark(_without_nul(stream, nul_lines)), wanted):
             existing.update(dict.fromkeys(row))
             piece.add(place, [row.get(name) for name in names])
             if piece.full:
                 yield piece.table
                 piece = _Piece(names)
     if existing or piece.table.places:
-        _chosen(file, list(existing), wanted, optional)  # any row may have a column that the others lack
+        _places(file, list(existing), wanted, optional, str)  # any row may have a column that the others lack
     yield piece.table
     notes += _nul_note(file, nul_lines)
-
-
-def _json_lines(file: Path, first: str, rest: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(_chain(first, rest), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{file}, line {number}: not JSON ({error.msg}, character {error.pos + 1}). Each line must be "
-                'one object, like {"text": "…", "label": "…"}.'
-            ) from error
-        yield f"line {number}", _object(file, f"line {number}", row)
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
-def _json_array(file: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{file}, line {error.lineno}: not JSON ({error.msg}). A list of objects, or one object a line, is needed."
-        ) from error
-    for number, row in enumerate(rows, 1):
-        yield f"row {number}", _object(file, f"row {number}", row)
-
-
-def _object(file: Path, place: str, row: Any) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise UserError(
-            f'{file}, {place}: an object like {{"text": "…", "label": "…"}} is needed, not {str(row)[:40]!r}.'
-        )
-    return row
 
 
 def _read_parquet(
@@ -249,20 +258,45 @@ def _read_parquet(
     row = 0
     try:
         with parquet.ParquetFile(file, buffer_size=1 << 20) as table:
-            names = _chosen(file, table.schema_arrow.names, wanted, optional)
+            existing = table.schema_arrow.names
+            names = {name: existing[place] for name, place in _places(file, existing, wanted, optional, str).items()}
             about = table.metadata
             size = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
             most = min(max(CHARACTERS * about.num_rows // max(size, 1), 1), PIECE)
-            for batch in table.iter_batches(most, columns=names):
+            for batch in table.iter_batches(most, columns=list(names.values())):
                 columns = batch.to_pydict()
                 places = [f"row {number}" for number in range(row + 1, row + 1 + len(batch))]
                 row += len(batch)
-                yield Table({name: columns[name] for name in names}, places)
+                yield Table({name: columns[theirs] for name, theirs in names.items()}, places)
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: a column holds bytes that are no UTF-8 text ({error}). Write the file again from texts.") from error
     except (pa.ArrowException, OSError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{file}: the parquet file is damaged or cut off ({first}). Copy it again.") from error
+
+
+def _read_arrow(
+    file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]
+) -> Iterator[Table]:
+    """A stream as `datasets` saves it, or an Arrow (Feather) file."""
+    import pyarrow as pa
+
+    row = 0
+    try:
+        with pa.memory_map(str(file)) as source:
+            opened = pa.ipc.open_file(source) if source.read(6) == b"ARROW1" else None
+            source.seek(0)
+            reader = opened or pa.ipc.open_stream(source)
+            names = _places(file, reader.schema.names, wanted, optional, str)
+            batches = map(opened.get_batch, range(opened.num_record_batches)) if opened else reader
+            for whole in batches:
+                for start in range(0, len(whole), PIECE):
+                    batch = whole.slice(start, PIECE)
+                    places = [f"row {number}" for number in range(row + 1, row + 1 + len(batch))]
+                    row += len(batch)
+                    yield Table({name: batch.column(place).to_pylist() for name, place in names.items()}, places)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file}: the Arrow file is damaged or cut off ({str(error).splitlines()[0]}). Copy it again.") from error
 
 
 READERS: dict[str, Callable[[Path, Format, list[str], list[str], list[str]], Iterator[Table]]] = {
@@ -271,4 +305,5 @@ READERS: dict[str, Callable[[Path, Format, list[str], list[str], list[str]], Ite
     ".jsonl": _read_json,
     ".json": _read_json,
     ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
 }

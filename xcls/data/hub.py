@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import Sequence
 
+from xcls.data.class_folder import by_name
 from xcls.data.readers import Table, read_table
 from xcls.data.source import column
 from xcls.schema import UserError
@@ -82,7 +83,7 @@ def _go_offline() -> None:
 
 def parquet_files(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
     """The parquet files of each split (`train.parquet`, `train-00000-of-00002.parquet`, …) in `folder` or up to two below."""
-    files = sorted(file for depth in ("", "*/", "*/*/") for file in folder.glob(depth + "*.parquet"))
+    files = by_name(folder, (file for depth in ("", "*/", "*/*/") for file in folder.glob(depth + "*.parquet")))
     return {split: [file for file in files if file.stem.split("-")[0] == split] for split in splits}
 
 

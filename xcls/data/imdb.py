@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from xcls.data.class_folder import read_class_folder
+from xcls.data.class_folder import by_name, read_class_folder
 from xcls.data.hub import coded_labels, hub_fingerprint, load_hub, parquet_files, read_shards
 from xcls.data.readers import Table, as_text_columns, text_column
 from xcls.data.source import Splits, as_columns, files_digest, make_rows, where
@@ -44,7 +44,7 @@ class Imdb:
         if self.folder is None:
             return files_digest([], [hub_fingerprint(self.hub_id, self.revision), *options])
         files = [file for shards in parquet_files(self.folder, self.needed).values() for file in shards]
-        return files_digest(files or sorted(self.folder.rglob("*.txt")), options, root=self.folder)
+        return files_digest(files or by_name(self.folder, self.folder.rglob("*.txt")), options, root=self.folder)
 
     def load(self) -> Splits:
         """Reads train, test and, if wanted, the unlabelled reviews."""

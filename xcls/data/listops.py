@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 
 from xcls.data.cache import build_once, cache_folder, digest
+from xcls.data.labels import label_ids
 from xcls.data.listops_trees import Shape, as_text, expressions
 from xcls.data.readers import Table, read_table
-from xcls.data.source import Splits, as_columns, files_digest, label_ids, make_rows, where
+from xcls.data.source import Splits, as_columns, files_digest, make_rows, where
 from xcls.schema import UserError
 
 if TYPE_CHECKING:

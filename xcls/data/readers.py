@@ -10,11 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from xcls.data.formats import PIECE, READERS, Format, Table, kind_of, open_text
+from xcls.data.class_folder import is_junk
+from xcls.data.formats import PIECE, READERS, Format, Table, kind_of
 from xcls.data.source import at, join_text
+from xcls.data.text_file import HEAD, refuse_other_kinds, text_lines
 from xcls.schema import UserError
 
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
+MAGIC = {".parquet": "PAR1", ".arrow": "ARROW1"}  # first bytes of these
 MOST_ENTRIES = 200_000  # below a folder of text
 
 
@@ -26,11 +29,13 @@ def read_pieces(
     Once all pieces are read, `notes` has what was odd about the file. Raises UserError.
     """
     if kind_of(file) not in READERS:
+        _refuse_content(file)
         raise UserError(
             f"{file}: a file of this kind is not known; one of {', '.join(TABLES)} (or .gz of one) is needed."
         )
     if file.stat().st_size == 0:
         raise UserError(f"{file}: the file is empty. Give a file with rows, or take it away.")
+    _refuse_content(file, own=MAGIC.get(kind_of(file), ""))
     rows, nul, first_nul = 0, 0, ""
     for piece in READERS[kind_of(file)](file, form, list(columns), list(optional), notes):
         rows += len(piece.places)
@@ -41,6 +46,11 @@ def read_pieces(
         raise UserError(f"{file}: no rows. Give a file with rows, or take it away.")
     if nul:
         notes.append(f"{file}: NUL characters in {nul} rows (the first is {first_nul}), read as spaces.")
+
+
+def _refuse_content(file: Path, own: str = "") -> None:
+    with open(file, "rb") as stream:
+        refuse_other_kinds(file, stream.read(HEAD), own=own)
 
 
 def read_table(file: Path, columns: Sequence[str], form: Format = Format(), *, optional: Sequence[str] = ()) -> Table:
@@ -73,9 +83,9 @@ def text_pieces(path: str | Path, text: Sequence[str] = ("text",)) -> Iterator[l
     """Documents of a file or folder, some at a time: a txt file has one a line, a table one a row. Raises UserError."""
     for file in text_files(path):
         if kind_of(file) == ".txt":
-            with open_text(file, "utf-8") as stream:
-                while lines := list(islice(stream, PIECE)):
-                    yield [line for line in (line.replace("\0", " ").strip() for line in lines) if line]
+            rest = text_lines(file)
+            while lines := list(islice(rest, PIECE)):
+                yield [line for line in (line.replace("\0", " ").strip() for line in lines) if line]
         else:
             for piece in read_pieces(file, text, notes=[]):
                 rows = (join_text(parts) for parts in zip(*(piece.columns[name] for name in text)))
@@ -96,7 +106,9 @@ def text_files(path: str | Path) -> list[Path]:
     below = [root] if root.is_file() else list(islice(root.rglob("*"), MOST_ENTRIES + 1))
     if len(below) > MOST_ENTRIES:
         raise UserError(f"{root}: more than {MOST_ENTRIES:,} files and folders are below it. Name a smaller folder.")
-    files = sorted(file for file in below if kind_of(file) in known and file.is_file()) if below != [root] else below
+    if below != [root]:
+        below = sorted(file for file in below if kind_of(file) in known and file.is_file() and not is_junk(file, root))
+    files = below
     if not files:
         raise UserError(f"{root}: nothing to read there; files of the kinds {', '.join(known)} are needed.")
     return files

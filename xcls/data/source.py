@@ -1,4 +1,4 @@
-"""What a source of text is, and what all sources share: where the files lie, how labels become numbers.
+"""What a source of text is, and what all sources share: where the files lie, and what is in a row.
 
 A new data set is one module with a class like those beside this file, one YAML in `conf/dataset/`, and one test.
 Nothing heavy is imported before rows are made, so that a fingerprint costs milliseconds.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Sequence
@@ -59,12 +61,25 @@ def where(path: str | None, name: str) -> Path | None:
     if path is not None:
         found = at(path)
         if not found.is_file() and not found.is_dir():
-            raise UserError(f"dataset.path={path}: no such file or folder (looked at {found.absolute()}).")
+            raise UserError(f"dataset.path={path}: {_absent(path, found, name)}")
         return found
     shelf = os.environ.get("XCLS_DATA")
     if shelf and (Path(shelf).expanduser() / name).exists():
         return Path(shelf).expanduser() / name
     return None
+
+
+def _absent(path: str, found: Path, name: str) -> str:
+    """What is wrong with a `dataset.path` that is not there."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
+        return "a file or folder of this machine is needed, no address. Download it first (e.g. curl -L -O, hf download), then name where it lies."
+    hub = ""
+    if name != "files" and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        hub = f" If it is a data set of the Hugging Face hub: dataset.source.hub_id={path}, without dataset.path."
+    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not Path(path).suffix:
+        hub = (f" A data set of the Hugging Face hub is downloaded first: datasets.load_dataset('{path}').save_to_disk('its_folder') "
+               "in Python, then dataset.path=its_folder.")
+    return f"no such file or folder (looked at {found.absolute()}).{hub}"
 
 
 def files_digest(files: Sequence[Path], options: Sequence[Any] = (), *, root: Path | None = None) -> str:
@@ -79,7 +94,8 @@ def files_digest(files: Sequence[Path], options: Sequence[Any] = (), *, root: Pa
             while block := stream.read(1 << 20):
                 total.update(block)
         named = root is not None and root.is_dir()
-        contents.append([file.relative_to(root).as_posix() if named else "", total.hexdigest()])
+        name = unicodedata.normalize("NFC", file.relative_to(root).as_posix()) if named else ""
+        contents.append([name, total.hexdigest()])
     return digest([contents, list(options)])
 
 
@@ -94,8 +110,9 @@ def data_fingerprint(source: Source, extra: Sequence[str] = ()) -> str:
 
 def as_columns(names: Any, key: str = "dataset.text") -> list[str]:
     """One column name or a list of them, as a list. Raises UserError for anything else."""
-    columns = [names] if isinstance(names, str) else names
-    if not isinstance(columns, list) or not columns or not all(isinstance(column, str) and column for column in columns):
+    columns = names if isinstance(names, list) else [names]
+    columns = [str(column) if isinstance(column, int) and not isinstance(column, bool) else column for column in columns]
+    if not columns or not all(isinstance(column, str) and column for column in columns):
         raise UserError(f"{key}={names!r}: the name of a column, or a list of names, is needed.")
     return columns
 
@@ -139,56 +156,3 @@ def join_text(parts: Sequence[Any]) -> str | None:
     """The text of one row: its columns joined by a space, None where all are missing."""
     kept = [str(part) for part in parts if not is_missing(part)]
     return writable(" ".join(kept)) if kept else None
-
-
-def name_of_class(value: Any) -> str | None:
-    """The class that a label in a file names: 1, 1.0 and "1" are one class; None where the label is missing."""
-    if is_missing(value) or (isinstance(value, str) and value.strip().lower() == "nan"):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    name = writable(str(value).strip())
-    return name[:-2] if name.endswith(".0") and name[:-2].lstrip("-").isdigit() else name
-
-
-def class_order(names: set[str]) -> list[str]:
-    """Sorted: by value where all names are integers, else as text."""
-    numeric = all(name.lstrip("-").isdigit() for name in names)
-    return sorted(names, key=int) if numeric else sorted(names)
-
-
-def label_ids(
-    labels: Sequence[Any], classes: Sequence[str], *, where: str, row_names: Sequence[str]
-) -> list[int | None]:
-    """Labels to positions in `classes`. Raises UserError, naming the row, for a class that is not among them."""
-    ids = {name: position for position, name in enumerate(classes)}
-    found: list[int | None] = []
-    for value, row in zip(labels, row_names):
-        name = name_of_class(value)
-        if name is not None and name not in ids:
-            raise UserError(
-                f"{where}, {row}: the label {name!r} is in no row of the training data (classes there: "
-                f"{_some(classes)}). Take these rows out, or give training rows of this class."
-            )
-        found.append(None if name is None else ids[name])
-    return found
-
-
-def check_classes(names: set[str], rows: int, *, where: str, label: str) -> None:
-    """Raises UserError for fewer than two classes, or for a column that does not look like a label."""
-    if len(names) < 2:
-        seen = f"only the class {next(iter(names))!r}" if names else "no labels"
-        raise UserError(
-            f"{where}: {seen} in the column '{label}'; a classifier needs two classes. Set dataset.label "
-            "to the column with the classes, or add rows of another class."
-        )
-    if len(names) > 1000 or (rows > 20 and len(names) > rows // 2):
-        raise UserError(
-            f"{where}: the column '{label}' holds {len(names)} different values in {rows} rows, too many for "
-            "classes. Set dataset.label to the column with the classes."
-        )
-
-
-def _some(names: Sequence[str], most: int = 12) -> str:
-    """The first names, as text for a message."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -11,7 +11,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 
@@ -27,7 +27,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(5)
 _NO_SPACE = "\x1c\x1d\x1e\x1f"  # white space to Python, but not to the library
 PIECE = 50_000  # characters that are tokenised at once: a document of any length takes little memory
-VERSION = 1
+VERSION = 2
 
 
 class TextTokenizer(ABC):
@@ -173,6 +173,8 @@ def check_tokenizer(settings: Tokenizer) -> None:
         raise UserError(
             "tokenizer.kind=bytes: its vocabulary is the 256 bytes; tokenizer.path and tokenizer.extend do not apply."
         )
+    if settings.kind != "wordpiece" and settings.strip_accents:
+        raise UserError(f"tokenizer.strip_accents=true: tokenizer.kind={settings.kind} keeps all signs; it is for wordpiece.")
     if settings.path is not None and not at(settings.path).is_file():
         raise UserError(f"tokenizer.path={settings.path}: no such file; a tokenizer.json or a vocab.txt is needed.")
 
@@ -202,6 +204,7 @@ def make_tokenizer(settings: Tokenizer, texts: Sequence[str]) -> TextTokenizer:
             settings.kind,
             settings.vocab_size if given is None else None,
             settings.lowercase,
+            settings.strip_accents,
             settings.min_frequency,
             settings.extend,
             given,
@@ -222,15 +225,14 @@ def _state(settings: Tokenizer, texts: Sequence[str]) -> str:
     from xcls.data import vocabulary
 
     if settings.path is None:
-        train: dict[str, Callable[..., str]] = {
-            "wordpiece": vocabulary.train_wordpiece,
-            "words": vocabulary.train_words,
-        }
-        state = train[settings.kind](
-            texts, vocab_size=settings.vocab_size, lowercase=settings.lowercase, min_frequency=settings.min_frequency
-        )
+        how = {"vocab_size": settings.vocab_size, "lowercase": settings.lowercase, "min_frequency": settings.min_frequency}
+        if settings.kind == "wordpiece":
+            state = vocabulary.train_wordpiece(texts, **how, strip_accents=bool(settings.strip_accents))
+        else:
+            state = vocabulary.train_words(texts, **how)
     else:
-        state = vocabulary.load(at(settings.path), kind=settings.kind, lowercase=settings.lowercase)
+        how = {"lowercase": settings.lowercase, "strip_accents": settings.strip_accents}
+        state = vocabulary.load(at(settings.path), kind=settings.kind, **how)
     if settings.extend:
         from xcls.data.extend import extend
 

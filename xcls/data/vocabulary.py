@@ -6,32 +6,47 @@ The special tokens are entries of the vocabulary alone, no "added tokens" of the
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from xcls.data.tokenizer import SPECIAL_TOKENS
 from xcls.schema import UserError
 
-MOST_CHARACTERS = 1000  # of the corpus that get tokens of their own; words with rarer ones become [UNK]
+CHARACTER_SHARE = 0.5  # of the vocabulary, for single characters, before words are merged; words with rarer ones become [UNK]
+# Thai, Lao, Tibetan, Burmese, Khmer, kana: whole sentences without a blank, and WordPiece reads no word of over 100 characters.
+WITHOUT_BLANKS = "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]"
+LONGEST_RUN = 50  # characters of these that are one word
 MODELS = {"wordpiece": "WordPiece", "words": "WordLevel"}
 
 
-def train_wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool, min_frequency: int) -> str:
+def train_wordpiece(
+    texts: Sequence[str], *, vocab_size: int, lowercase: bool, min_frequency: int, strip_accents: bool = False
+) -> str:
     """A WordPiece vocabulary by the library's trainer (merging pairs by frequency), with BERT's normaliser and split.
 
+    Accents stay unless `strip_accents`: the marks that BERT deletes with the capitals tell words apart (Japanese, Hindi, Thai, …).
     The trainer numbers "##x" characters in the order of a hash table that differs from run to run, and breaks ties by
     these numbers. They are handed to it in a fixed order, as if they were special tokens, and so the result is the same
     every time. Rare characters are taken out first for the same reason.
     """
-    blank = _library(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), lowercase)
-    counts, rare = _characters(texts, blank, most=min(MOST_CHARACTERS, max(vocab_size // 4, 1)))
-    alphabet = sorted(counts)
-    inner = [f"##{character}" for character in alphabet if len(words_of(blank, f"a{character}")) == 1]
+    blank = _library(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), lowercase, strip_accents)
+    groups, sources = _characters(texts, blank)
+    sizes = accumulate(map(len, groups))
+    kept = sum(size - len(group) < vocab_size * CHARACTER_SHARE for size, group in zip(sizes, groups))
+    alphabet, inner = sorted(group[0] for group in groups[:kept]), sorted(token for group in groups[:kept] for token in group[1:])
+    known = set(alphabet)
+    rare = {point: None for point, made in sources.items() if not known.issuperset(made)}
+    if re.search(WITHOUT_BLANKS, "".join(alphabet)):
+        split = pre_tokenizers.Split(Regex(f"{WITHOUT_BLANKS}{{{LONGEST_RUN}}}"), "isolated")
+        blank.pre_tokenizer = pre_tokenizers.Sequence([blank.pre_tokenizer, split])
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(vocab_size, len(SPECIAL_TOKENS) + len(inner) + len(alphabet)),
         min_frequency=min_frequency,
@@ -41,8 +56,12 @@ def train_wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool, m
         show_progress=False,
     )
     shown = tqdm(texts, desc="training the vocabulary", unit="text", mininterval=1.0, disable=len(texts) < 5000)
-    blank.train_from_iterator((text.translate(rare) if rare else text for text in shown), trainer, length=len(texts))
-    return wordpiece_state(ordered(blank.get_vocab()), lowercase)
+    plain = (unicodedata.normalize("NFC", text).translate(rare) if rare else text for text in shown)
+    blank.train_from_iterator(plain, trainer, length=len(texts))
+    tokens = ordered(blank.get_vocab())
+    for group in groups[kept:]:  # of scripts that have no words to merge there is room left
+        tokens += group if len(tokens) + len(group) <= vocab_size else []
+    return _with_tokens(blank, tokens)
 
 
 def train_words(texts: Sequence[str], *, vocab_size: int, lowercase: bool, min_frequency: int) -> str:
@@ -55,9 +74,16 @@ def train_words(texts: Sequence[str], *, vocab_size: int, lowercase: bool, min_f
     return words_state([*SPECIAL_TOKENS, *frequent[: vocab_size - len(SPECIAL_TOKENS)]], lowercase)
 
 
-def wordpiece_state(tokens: Sequence[str], lowercase: bool) -> str:
-    """The JSON of a WordPiece tokenizer (Devlin et al. 2019: greedy, longest first); ids are positions in `tokens`."""
-    library = _library(models.WordPiece(_numbered(tokens), unk_token="[UNK]", max_input_chars_per_word=100), lowercase)
+def wordpiece_state(tokens: Sequence[str], lowercase: bool, strip_accents: bool | None = None) -> str:
+    """The JSON of a WordPiece tokenizer (Devlin et al. 2019: greedy, longest first); ids are positions in `tokens`.
+
+    `strip_accents=None` does as BERT: they go with the capitals.
+    """
+    return _with_tokens(_library(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), lowercase, strip_accents), tokens)
+
+
+def _with_tokens(library: Tokenizer, tokens: Sequence[str]) -> str:
+    library.model = models.WordPiece(_numbered(tokens), unk_token="[UNK]", max_input_chars_per_word=100)
     library.decoder = decoders.WordPiece(prefix="##")
     return library.to_str()
 
@@ -89,10 +115,11 @@ def bytes_to_letters() -> list[str]:
     return [chr(byte if byte in visible else next(hidden)) for byte in range(256)]
 
 
-def load(path: Path, *, kind: str, lowercase: bool) -> str:
+def load(path: Path, *, kind: str, lowercase: bool, strip_accents: bool | None = None) -> str:
     """A vocabulary from `vocab.txt` (a token a line, as BERT's) or `tokenizer.json` of the library, as JSON.
 
-    The five special tokens move to the ids 0 to 4, the others keep their order. Raises UserError for other kinds.
+    The five special tokens move to the ids 0 to 4, the others keep their order. `lowercase` and `strip_accents` are for a vocab.txt
+    (None: accents go with the capitals, as in BERT); a tokenizer.json says it itself. Raises UserError for other kinds.
     """
     try:
         text = path.read_text("utf-8")
@@ -102,7 +129,7 @@ def load(path: Path, *, kind: str, lowercase: bool) -> str:
         return _load_json(path, text, kind)
     tokens = list(dict.fromkeys(line.rstrip("\r") for line in text.split("\n") if line.strip()))
     ordered = _specials_first(path, tokens)
-    return wordpiece_state(ordered, lowercase) if kind == "wordpiece" else words_state(ordered, lowercase)
+    return wordpiece_state(ordered, lowercase, strip_accents) if kind == "wordpiece" else words_state(ordered, lowercase)
 
 
 def _load_json(path: Path, text: str, kind: str) -> str:
@@ -134,10 +161,11 @@ def _specials_first(path: Path, tokens: Sequence[str]) -> list[str]:
     return [*SPECIAL_TOKENS, *ordinary]
 
 
-def _library(model: models.Model, lowercase: bool) -> Tokenizer:
-    """A tokenizer with BERT's normaliser (accents go with the capitals) and BERT's split at space and punctuation."""
+def _library(model: models.Model, lowercase: bool, strip_accents: bool | None) -> Tokenizer:
+    """A tokenizer with BERT's normaliser and BERT's split at space and punctuation. Accents that stay are in one form (NFC)."""
     library = Tokenizer(model)
-    library.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    bert = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    library.normalizer = normalizers.Sequence([normalizers.NFC(), bert]) if strip_accents is False else bert
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return library
 
@@ -160,11 +188,12 @@ def count_words(library: Tokenizer, texts: Sequence[str]) -> Counter[str]:
     return words
 
 
-def _characters(texts: Sequence[str], library: Tokenizer, most: int) -> tuple[dict[str, int], dict[int, None]]:
-    """(counts of the `most` frequent characters once normalised; a table for str.translate that deletes the others)."""
+def _characters(texts: Sequence[str], library: Tokenizer) -> tuple[list[list[str]], dict[int, list[str]]]:
+    """(the tokens of each character, once normalised, the most frequent first: "x", and "##x" for one that goes on with a word;
+    for each code point of the texts in NFC the characters that it becomes)."""
     raw = np.zeros(0x110000, np.int64)
     for batch in _joined(texts):
-        counts = np.bincount(np.frombuffer(batch.encode("utf-32-le", "replace"), np.uint32))
+        counts = np.bincount(np.frombuffer(unicodedata.normalize("NFC", batch).encode("utf-32-le", "replace"), np.uint32))
         raw[: len(counts)] += counts
     counts_of: Counter[str] = Counter()
     sources: dict[int, list[str]] = {}
@@ -174,9 +203,8 @@ def _characters(texts: Sequence[str], library: Tokenizer, most: int) -> tuple[di
         )
         for character in sources[point]:
             counts_of[character] += int(raw[point])
-    kept = dict(sorted(counts_of.items(), key=lambda item: (-item[1], item[0]))[:most])
-    rare = {point: None for point, made in sources.items() if any(character not in kept for character in made)}
-    return kept, rare
+    ranked = sorted(counts_of, key=lambda item: (-counts_of[item], item))
+    return [[sign, f"##{sign}"] if len(words_of(library, f"a{sign}")) == 1 else [sign] for sign in ranked], sources
 
 
 def _joined(texts: Sequence[str], size: int = 2000) -> Iterator[str]:

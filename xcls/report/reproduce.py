@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import asdict
 from typing import Any, Sequence
 
 from xcls.record import Record
+from xcls.schema import Labels
 
 HEAD = r"""#!/usr/bin/env bash
 # {title}
@@ -111,6 +113,9 @@ def expectation(record: Record) -> dict[str, Any]:
     config = record.config
     source = {k.partition("dataset.source.")[2]: v for k, v in config.items() if k.startswith("dataset.source.")}
     given = {name: config.get(f"dataset.{name}") for name in ("path", "text", "label")}
+    labels = {name: config.get(f"dataset.labels.{name}", value) for name, value in asdict(Labels()).items()}
+    if labels != asdict(Labels()):
+        given["labels"] = labels
     told = {name: record.device.get(name) for name in ("kind", "name", "threads", "dtype")}
     return {
         "run": record.run,

@@ -12,7 +12,8 @@ import pandas as pd
 
 from xcls.data.batching import ClassBatches
 from xcls.data.encode import encode
-from xcls.data.readers import kind_of, open_text, read_table, text_column
+from xcls.data.readers import kind_of, read_table, text_column
+from xcls.data.text_file import text_lines
 from xcls.data.tokenizer import from_json
 from xcls.model.heads import TextClassifier
 from xcls.record import write_atomic
@@ -36,8 +37,7 @@ def documents(source: Path, text: list[str]) -> tuple[list[str], list[str]]:
     if kind_of(source) != ".txt":
         table = read_table(source, text)
         return [document or "" for document in text_column(table, text)], table.places
-    with open_text(source, "utf-8") as stream:
-        lines = [line.rstrip("\r\n") for line in stream]
+    lines = list(text_lines(source))
     if not lines:
         raise UserError(f"input={source}: the file is empty. Give one document a line.")
     return lines, [f"line {number}" for number in range(1, len(lines) + 1)]

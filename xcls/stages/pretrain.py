@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Callable
 
 from torch import Tensor
 
-from xcls.data.batching import MaskedBatches
+from xcls.data.batching import MaskedBatches, evaluation_batches
+from xcls.data.masking import IGNORED, SPECIAL
 from xcls.data.tokenizer import TextTokenizer
 from xcls.model.heads import MaskedLanguageModel
 from xcls.record import Record
-from xcls.schema import Hardware, Masking, Training
+from xcls.schema import Hardware, Masking, Training, UserError
 from xcls.stages.setting import carried, interrupted_run, place
 from xcls.stages.texts import LanguageData, note_data
 from xcls.train.journal import Journal
@@ -21,11 +23,29 @@ from xcls.train.scoring import masked_loss
 from xcls.train.stream import Batch, Stream, width_multiple
 
 VALIDATION_SEED = 0  # the validation masks of every run are the same, whatever its seed
+MOST_SEEDS = 1000  # that are tried for them
 
 
 def mlm_loss(model: MaskedLanguageModel, batch: Batch) -> Tensor:
     """The sum of the losses of the chosen tokens, scalar fp32."""
     return model(batch["input_ids"], batch["attention_mask"], batch["labels"])[0]
+
+
+def with_chosen_tokens(maker: MaskedBatches, *, batch_size: int) -> MaskedBatches:
+    """Validation batches whose masks choose a token at least: of few short documents the first masks may choose none.
+
+    The seed is the first from the maker's own on that does. Raises UserError where no token can be chosen.
+    """
+    plan = evaluation_batches(maker.encoded.lengths, batch_size=batch_size)
+    if any(bool((maker.encoded[row] >= SPECIAL).any()) for rows in plan for row in rows):
+        for seed in range(maker.seed, maker.seed + MOST_SEEDS):
+            found = replace(maker, seed=seed)
+            if any(bool((found.build(rows, 0)["labels"] != IGNORED).any()) for rows in plan):
+                return found
+    raise UserError(
+        f"validation: masking.probability={maker.masking.probability} chooses no token of its {len(maker.encoded)} documents, so that "
+        "nothing can be measured. Give more text for validation (dataset.validation), or another tokenizer where all of it is [UNK]."
+    )
 
 
 def pretrain(
@@ -52,6 +72,7 @@ def pretrain(
     common["multiple"] = width_multiple(model.encoder.seq_len)
     maker = MaskedBatches(encoded=data.train, masking=masking, seed=seed, **common)
     held_out = MaskedBatches(encoded=data.validation, masking=masking, seed=VALIDATION_SEED, **common)
+    held_out = with_chosen_tokens(held_out, batch_size=training.eval_batch_size)
     stream = Stream(
         maker=maker,
         lengths=data.train.lengths,

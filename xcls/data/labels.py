@@ -1,0 +1,190 @@
+"""From labels in files to classes: what each names, their order, and which names a reader would take for one."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from decimal import Decimal, InvalidOperation
+from typing import Any, Iterable, Sequence
+
+from xcls.data.source import is_missing, writable
+from xcls.schema import Labels, UserError
+
+WHOLE_NUMBER = re.compile(r"-?\d{1,300}")  # what int() reads; superscripts and circled digits are none
+LIKE_MISSING = ("na", "n/a", "#n/a", "<na>", "null", "none", "nil", "nat", "nan", "?", "-", r"\n")
+MOST_CLASSES = 1000
+MOST_NAMED = 8  # pairs of names in one warning
+
+
+def name_of_class(value: Any) -> str | None:
+    """The class that a label in a file names: 1, 1.0 and "1" are one class; None where the label is missing.
+
+    Accents are in one form (NFC), whatever form the file has them in.
+    """
+    if is_missing(value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    name = unicodedata.normalize("NFC", writable(str(value).strip()))
+    return name[:-2] if name.endswith(".0") and WHOLE_NUMBER.fullmatch(name[:-2]) else name
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """Sorted: by value where all names are whole numbers (those of one value as text), else as text."""
+    names = sorted(set(names))
+    return sorted(names, key=int) if all(map(WHOLE_NUMBER.fullmatch, names)) else names
+
+
+def label_ids(
+    labels: Sequence[Any], classes: Sequence[str], *, where: str, row_names: Sequence[str]
+) -> list[int | None]:
+    """Labels to positions in `classes`. Raises UserError, naming the row, for a class that is not among them."""
+    known = ClassNames(Labels(missing=["nan"]))
+    known.numbers = {name: number for number, name in enumerate(classes)}
+    known.classes = list(classes)
+    return known.ids(labels, where=where, row_names=row_names)
+
+
+class ClassNames:
+    """The classes of a data set, named by the labels of its training rows."""
+
+    def __init__(self, settings: Labels) -> None:
+        self.settings = settings
+        self.missing = {"null" if text is None else str(text).strip().casefold() for text in settings.missing}
+        self.numbers: dict[str, int] = {}  # of the names of train: as they come, after `settle` positions in `classes`
+        self.counts: Counter[str] = Counter()  # rows of train by name
+        self.left_out: Counter[str] = Counter()  # labels of all parts that are read as missing
+        self.classes: list[str] = []
+        self.certain: set[str] = set()  # names of folders: classes, whatever they read
+
+    def name(self, value: Any, *, folder: bool = False) -> str | None:
+        """The name in a label, None where it is missing. What names a `folder` is never missing."""
+        name = name_of_class(value)
+        if name is not None and not folder and name.casefold() in self.missing:
+            self.left_out[name] += 1
+            return None
+        return name
+
+    def add(self, labels: Sequence[Any], *, folder: bool = False) -> list[int | None]:
+        """Numbers of names for labels of train."""
+        found: list[int | None] = []
+        for value in labels:
+            name = self.name(value, folder=folder)
+            if name is not None:
+                self.counts[name] += 1
+                if folder:
+                    self.certain.add(name)
+            found.append(None if name is None else self.numbers.setdefault(name, len(self.numbers)))
+        return found
+
+    def settle(self) -> list[int]:
+        """Puts the classes in order, once train is read. The position in `classes` for each number that `add` gave."""
+        named = {name: name for name in self.numbers}
+        if self.settings.casefold:
+            for names in _groups(self.numbers, fold):
+                best = max(sorted(names), key=lambda name: self.counts[name])
+                named.update(dict.fromkeys(names, best))
+        self.classes = class_order(named.values())
+        place = {name: number for number, name in enumerate(self.classes)}
+        self.numbers = {name: place[named[name]] for name in self.numbers}
+        return list(self.numbers.values())
+
+    def ids(self, labels: Sequence[Any], *, where: str, row_names: Sequence[str], folder: bool = False) -> list[int | None]:
+        """Labels of another part to positions in `classes`. Raises UserError, naming the row, for a class that train lacks.
+
+        A -1 that train lacks is no label: so data sets are published whose labels are kept back.
+        """
+        found: list[int | None] = []
+        for value, row in zip(labels, row_names):
+            name = self.name(value, folder=folder)
+            number = self.numbers.get(name or "")
+            if name == "-1" and number is None:
+                self.left_out[name] += 1
+            elif name is not None and number is None:
+                number = next((its for other, its in self.numbers.items() if fold(other) == fold(name)), None)
+                if number is None or not self.settings.casefold:
+                    alike = "" if number is None else " dataset.labels.casefold=true joins names that differ in capitals or blanks alone."
+                    raise UserError(
+                        f"{where}, {row}: the label {name!r} is in no row of the training data (classes there: "
+                        f"{_some(self.classes)}). Take these rows out, or give training rows of this class.{alike}"
+                    )
+                self.numbers[name] = number
+            found.append(number)
+        return found
+
+    def check(self, rows: int, *, where: str, label: str) -> None:
+        """Raises UserError for fewer than two classes, or for a column that does not look like a label."""
+        count = len(self.classes)
+        if count < 2:
+            seen = f"only the class {self.classes[0]!r}" if self.classes else "no labels"
+            raise UserError(
+                f"{where}: {seen} in the column '{label}'; a classifier needs two classes. Set dataset.label "
+                "to the column with the classes, or add rows of another class."
+            )
+        if not self.settings.many and (count > MOST_CLASSES or (rows > 20 and count > rows // 2)):
+            raise UserError(
+                f"{where}: the column '{label}' holds {count} different values in {rows} rows. Set dataset.label to the column "
+                "with the classes, or, if these are the classes, dataset.labels.many=true."
+            )
+
+    def notes(self, where: str) -> list[str]:
+        """What a user should know of the names: labels read as missing, classes that look missing, names that look alike."""
+        found = []
+        for name, count in sorted(self.left_out.items()):
+            if name == "-1":
+                remedy = "the training rows have no such class"
+            else:
+                kept = [text for text in self.settings.missing if str(text).casefold() != name.casefold()]
+                remedy = f"if it is a class: 'dataset.labels.missing=[{','.join(map(_typed, kept))}]'"
+            found.append(f"{where}: the label {name!r} of {count} rows is read as no label; {remedy}.")
+        like = [name for name in self.classes if name.casefold() in LIKE_MISSING and name not in self.certain]
+        if like:
+            listed = ",".join(map(_typed, [*self.settings.missing, *like]))
+            counts = ", ".join(f"{name!r} ({self.counts[name]} rows)" for name in like)
+            found.append(f"{where}: {counts} are read as classes; if they mean no label: 'dataset.labels.missing=[{listed}]'.")
+        joined = "joined" if self.settings.casefold else "dataset.labels.casefold=true joins them"
+        groups = _groups(self.counts, fold)
+        if groups:
+            found.append(f"{where}: class names that differ in capitals or blanks alone: {self._listed(groups)}; {joined}.")
+        equal = [names for names in _groups(self.counts, _value) if names not in groups]
+        if equal:
+            found.append(f"{where}: class names that are one number: {self._listed(equal)}; if they are one class, write them alike.")
+        return found
+
+    def _listed(self, groups: list[list[str]]) -> str:
+        shown = ["/".join(f"{name!r} ({self.counts[name]} rows)" for name in names) for names in groups[:MOST_NAMED]]
+        return ", ".join(shown) + (f" and {len(groups) - MOST_NAMED} more" if len(groups) > MOST_NAMED else "")
+
+
+def fold(name: str) -> str:
+    """The name without capitals, blanks and invisible characters: equal for names that look the same but for these."""
+    plain = "".join(sign for sign in name if not sign.isspace() and unicodedata.category(sign) != "Cf")
+    return unicodedata.normalize("NFC", plain.casefold())
+
+
+def _value(name: str) -> Decimal | str:
+    """The number that a name writes, or the name."""
+    try:
+        value = Decimal(name)
+    except InvalidOperation:
+        return name
+    return value if value.is_finite() else name
+
+
+def _groups(names: Iterable[str], key: Any) -> list[list[str]]:
+    """The names that share a key with others."""
+    groups: dict[Any, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        groups[key(name)].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _typed(text: str | None) -> str:
+    """A label as it is typed in a list on the command line."""
+    return "null" if text is None else text if re.fullmatch(r"[A-Za-z]+", text) and text.lower() != "null" else f'"{text}"'
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    """The first names, as text for a message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,123 @@
+"""A file as text: unpacked, decoded and in lines, and what a file really is where its name says something else."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import re
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Iterator
+
+from xcls.schema import UserError
+
+HEAD = 4096  # bytes that are looked at
+EXPORT = "Save the sheet as CSV (UTF-8)."
+OTHER_KINDS = (  # first bytes, what such a file is, what to do
+    (rb"version https://git-lfs", "a Git LFS pointer, the data are not here", "Run `git lfs pull` in the repository that it came from."),
+    (rb"PK\x03\x04.{26,60}(\[Content_Types\]|xl/|_rels)", "an Excel workbook", EXPORT),
+    (rb"PK\x03\x04", "a zip archive or an Excel workbook", "Unpack it, or save the sheet as CSV (UTF-8)."),
+    (rb"\xd0\xcf\x11\xe0", "an old Excel workbook", EXPORT),
+    (rb"\xfd7zXZ|BZh\d1AY|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a packed file", "Unpack it first; of packed files .gz alone is read."),
+    (rb"PAR1", "a parquet file", "Give it a name that ends in .parquet."),
+    (rb"ARROW1", "an Arrow file", "Give it a name that ends in .arrow."),
+    (rb"%PDF-|SQLite format 3|\x89HDF|\x93NUMPY|\x89PNG|\xff\xd8\xff", "no text", "Write its texts as csv, jsonl or parquet."),
+)
+BOMS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+
+def is_gzip(file: Path) -> bool:
+    """Whether the file is packed by gzip, or its name says so."""
+    with open(file, "rb") as stream:
+        return stream.read(2) == b"\x1f\x8b" or file.name.lower().endswith(".gz")
+
+
+def refuse_other_kinds(file: Path, head: bytes, *, own: str = "") -> None:
+    """Raises UserError where the first bytes are those of another kind of file than a text (or than that of magic `own`)."""
+    for start, what, remedy in OTHER_KINDS:
+        if re.match(start, head, re.DOTALL) and not (own and head.startswith(own.encode())):
+            raise UserError(f"{file}: this is {what}. {remedy}")
+
+
+def is_utf8(encoding: str) -> bool:
+    """Whether this is a name of UTF-8."""
+    return encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
+
+
+def _encoding_of(file: Path, head: bytes, encoding: str) -> str:
+    """The encoding to read with: a byte-order mark decides where UTF-8 is the setting. UserError for UTF-16 without one."""
+    if not is_utf8(encoding):
+        return encoding
+    for mark, name in BOMS:
+        if head.startswith(mark):
+            return name
+    for name, place in (("utf-16-le", 1), ("utf-16-be", 0)):
+        if len(head) > 3 and head[place::2].count(0) > 0.4 * len(head[place::2]):
+            raise UserError(f"{file}: every second byte is 0, as in UTF-16. Set dataset.source.encoding={name}.")
+    return "utf-8-sig"
+
+
+@contextmanager
+def open_text(file: Path, encoding: str, *, newline: str = "") -> Iterator[IO[str]]:
+    """The file as text, unpacked if it is packed by gzip. Errors of decoding and unpacking come out as UserError.
+
+    `newline`: as in `open`.
+    """
+    used = encoding
+    try:
+        "".encode(encoding)
+    except LookupError as error:
+        raise UserError(f"dataset.source.encoding={encoding}: no such encoding; utf-8, cp1252 or utf-16, for example.") from error
+    try:
+        with (gzip.open if is_gzip(file) else open)(file, "rb") as raw:
+            head = raw.peek(HEAD)[:HEAD]
+            refuse_other_kinds(file, head)
+            used = _encoding_of(file, head, encoding)
+            with io.TextIOWrapper(raw, encoding=used, newline=newline) as stream:
+                yield stream
+    except UnicodeError as error:
+        raise UserError(
+            f"{file}{_undecodable_line(file, used)}: this is not {used.removesuffix('-sig')} text. Name its encoding, e.g. "
+            "dataset.source.encoding=cp1252 (Western Europe; also latin-1), gb18030 (Chinese), shift_jis (Japanese), cp1251 (Cyrillic)."
+        ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{file}: the gzip file is damaged or cut off ({error}). Copy it again.") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error}).") from error
+
+
+def _undecodable_line(file: Path, encoding: str) -> str:
+    """`, line 7` for the first line that cannot be decoded by itself, or nothing."""
+    if encoding.startswith(("utf-16", "utf-32")):
+        return ""
+    with (gzip.open if is_gzip(file) else open)(file, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode(encoding)
+            except UnicodeError:
+                return f", line {number}"
+    return ""
+
+
+def without_end_mark(lines: Iterator[str]) -> Iterator[str]:
+    """The lines without the Ctrl-Z that DOS programs write behind the last one."""
+    held = None
+    for line in lines:
+        if held is not None:
+            yield held
+        held = line
+    if held is not None and (held := re.sub(r"\x1a+[\r\n]*\Z", "", held)):
+        yield held
+
+
+def text_lines(file: Path, encoding: str = "utf-8") -> Iterator[str]:
+    """The lines of a text, without their ends. A carriage return within a line ends none, unless the file has no other
+    ends (as on old Macs). Raises UserError."""
+    ended = False
+    with open_text(file, encoding, newline="\n") as stream:
+        for line in without_end_mark(stream):
+            ended = ended or line.endswith("\n")
+            line = line.removesuffix("\n").removesuffix("\r")
+            yield from [line] if ended else line.split("\r")
