@@ -135,6 +135,7 @@ def test_what_systems_and_editors_leave_in_folders_is_no_text(tmp_path: Path) ->
     assert len(text_files(odd)) == 8 + 2 and not read_texts(tree(tmp_path / "t", {"a.txt": "one\n", "._a.txt": b"\xff"})) == []
     tree(tmp_path / "tables", {"train.csv": csv_of(rows("a", "b")), "test.csv": csv_of(rows("a", "b")), "._train.csv": b"\xff", "~$train.csv": b"\xff"})
     assert count(load(tmp_path / "tables")) == 40
+    assert count(load(tree(tmp_path / "bare", {f"{name}/{n}": f"{name} {n}" for name in ("elec", "food") for n in range(5)}))) == 10
     nested = tree(tmp_path / "zip", {f"mine/{name}": content for name, content in clean.items()} | {"__MACOSX/mine/._x": b"\xff"})
     assert load(nested).classes == ["elec", "food"]
 
@@ -265,6 +266,8 @@ def test_encodings_that_files_tell_themselves_are_read(tmp_path: Path, encoding:
     text = csv_of(rows(ACCENT, "b"))
     splits = load(tmp_path / "a.csv", gzip.compress(text.encode()) if encoding == "gzip" else text.encode(encoding))
     assert splits.classes == ["b", ACCENT] and count(splits) == 20
+    if encoding == "utf-16":
+        assert count(load(tmp_path / "a.csv", ("\ufeff" + text).encode("utf-16-le"), encoding="utf-16-le")) == 20
 
 
 def test_a_carriage_return_within_a_line_ends_none(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, Project
+from xcls.data.files import Files
 from xcls.record import read_record
 from xcls.report.reproduce import command_for, expectation, script, script_for
 from xcls.report.reproduce_check import check_data, check_fresh, compare, furthest
@@ -229,6 +230,19 @@ def test_the_same_bits_are_owed_on_the_same_machine_and_closeness_elsewhere(make
     assert right is good and said in line
     (line,), right = compare([{**wanted, "hash": "0" * 64}], tmp_path, 0.02)
     assert not right and "MISSING" in line
+
+
+def test_the_data_are_checked_with_the_settings_of_their_labels(make, tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\none,A\ntwo,a\nthree,b\n")
+    labels = {"casefold": True, "missing": ["nan"], "many": False}
+    record = make.finetune(data={"name": "files", "fingerprint": Files(path=str(tmp_path / "a.csv"), labels=labels).fingerprint()})
+    record.config.update({"dataset.path": str(tmp_path / "a.csv"), "dataset.text": "text", "dataset.label": "label",
+                          "dataset.source._target_": "xcls.data.files.Files", **{f"dataset.labels.{key}": value for key, value in labels.items()}})
+    wanted = {**json.loads(json.dumps(expectation(record))), "versions": {}}
+    assert wanted["source"]["labels"] == labels and check_data([wanted]) == []
+    record.config["dataset.labels.casefold"] = False
+    with pytest.raises(UserError, match="fingerprint"):
+        check_data([expectation(record)])
 
 
 def test_losses_differ_by_their_share_and_a_missing_score_by_everything():

@@ -37,11 +37,11 @@ def class_names(folder: Path) -> list[str]:
 
 
 def class_files(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
-    """(class, file) of every text file below `folder/<class>/`, sorted. UserError for an empty class."""
+    """(class, file) of every .txt file below `folder/<class>/`, or of those without a suffix, sorted. UserError for an empty class."""
     found = []
     for name in names:
-        below = (file for file in (folder / name).rglob("*") if file.suffix.lower() == ".txt" and file.is_file())
-        files = by_name(folder / name, below)
+        below = [file for file in by_name(folder / name, (folder / name).rglob("*")) if file.suffix.lower() in (".txt", "") and file.is_file()]
+        files = [file for file in below if file.suffix] or below
         if not files:
             raise UserError(f"{folder / name}: no .txt files there; each class folder needs a file per document.")
         found += [(name, file) for file in files]

@@ -12,7 +12,7 @@ from xcls.data.source import is_missing, writable
 from xcls.schema import Labels, UserError
 
 WHOLE_NUMBER = re.compile(r"-?\d{1,300}")  # what int() reads; superscripts and circled digits are none
-LIKE_MISSING = ("na", "n/a", "#n/a", "<na>", "null", "none", "nil", "nat", "nan", "?", "-", r"\n")
+LIKE_MISSING = ("na", "n/a", "#n/a", "<na>", "null", "none", "nil", "nat", "?", "-", r"\n")
 MOST_CLASSES = 1000
 MOST_NAMED = 8  # pairs of names in one warning
 
@@ -132,12 +132,9 @@ class ClassNames:
         """What a user should know of the names: labels read as missing, classes that look missing, names that look alike."""
         found = []
         for name, count in sorted(self.left_out.items()):
-            if name == "-1":
-                remedy = "the training rows have no such class"
-            else:
-                kept = [text for text in self.settings.missing if str(text).casefold() != name.casefold()]
-                remedy = f"if it is a class: 'dataset.labels.missing=[{','.join(map(_typed, kept))}]'"
-            found.append(f"{where}: the label {name!r} of {count} rows is read as no label; {remedy}.")
+            remedy = "; if it is a class: 'dataset.labels.missing=[]'" if self.settings.missing == Labels().missing else ""
+            remedy = "; the training rows have no such class" if name == "-1" else remedy
+            found.append(f"{where}: the label {name!r} of {count} rows is read as no label{remedy}.")
         like = [name for name in self.classes if name.casefold() in LIKE_MISSING and name not in self.certain]
         if like:
             listed = ",".join(map(_typed, [*self.settings.missing, *like]))

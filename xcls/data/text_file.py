@@ -48,11 +48,11 @@ def is_utf8(encoding: str) -> bool:
 
 def _encoding_of(file: Path, head: bytes, encoding: str) -> str:
     """The encoding to read with: a byte-order mark decides where UTF-8 is the setting. UserError for UTF-16 without one."""
+    for mark, name in BOMS:
+        if head.startswith(mark) and (is_utf8(encoding) or encoding.lower().replace("_", "-").startswith(name)):
+            return name
     if not is_utf8(encoding):
         return encoding
-    for mark, name in BOMS:
-        if head.startswith(mark):
-            return name
     for name, place in (("utf-16-le", 1), ("utf-16-be", 0)):
         if len(head) > 3 and head[place::2].count(0) > 0.4 * len(head[place::2]):
             raise UserError(f"{file}: every second byte is 0, as in UTF-16. Set dataset.source.encoding={name}.")
