@@ -106,6 +106,7 @@ def test_the_class_nan_is_kept_on_request_and_what_is_left_out_is_counted(tmp_pa
     content = csv_of(rows("deu", "eng", "nan"))
     splits = load(tmp_path / "a.csv", content)
     assert splits.classes == ["deu", "eng"] and any("'nan' of 10 rows" in note and "dataset.labels.missing=[]" in note for note in splits.notes)
+    assert name_of_class("\u200b") is None
     kept = load(tmp_path / "a.csv", labels={"missing": []})
     assert kept.classes == ["deu", "eng", "nan"] and None not in [*kept.train["label"], *kept.test["label"]]
     folder = tree(tmp_path / "d", {f"{name}/{n}.txt": f"{name} {n}" for name in ("deu", "eng", "nan") for n in range(5)})
@@ -181,6 +182,7 @@ def test_columns_without_a_header_are_named_by_number_or_by_a_list(tmp_path: Pat
         splits = load(tmp_path / "a.csv", **options)
         assert splits.classes == ["a", "b"] and count(splits) == 20
         assert "text 0 of a" in [*splits.train["text"], *splits.test["text"]]
+    assert count(load(tmp_path / "b.csv", csv_of(rows("a", "b")), header=["text", "label"])) == 20  # a line of these names is no row
     assert sorted(load(tmp_path / "a.csv", header=False, text=[1, 2], label="1").train["text"])[0].startswith("a text")
 
 
@@ -249,6 +251,7 @@ def test_json_that_holds_no_rows_names_the_layout_that_is_read(tmp_path: Path) -
         ("a.csv", b"PK\x03\x04" + b"\0" * 26 + b"xl/workbook.xml", "Excel"),
         ("a.csv", b"PK\x03\x04" + b"\0" * 26 + b"train.csv", "Unpack"),
         ("a.csv", b"\xd0\xcf\x11\xe0\xa1", "Excel"),
+        ("a.csv", b"<!DOCTYPE html>\n<html>", "web page"),
         ("a.csv.xz", b"\xfd7zXZ\0", "Unpack"),
         ("a.csv", b"PAR1....", ".parquet"),
         ("a.csv", csv_of(rows("a", "b")).encode("utf-16-le"), "dataset.source.encoding=utf-16-le"),
@@ -271,6 +274,10 @@ def test_encodings_that_files_tell_themselves_are_read(tmp_path: Path, encoding:
 
 
 def test_a_carriage_return_within_a_line_ends_none(tmp_path: Path) -> None:
+    for quote in ("", '"'):
+        splits = load(tmp_path / "a.csv", csv_of([(f"{quote}{text}\rmore{quote}", label) for text, label in rows("a", "b")]))
+        assert count(splits) == 20 and all("\rmore" in text for text in splits.train["text"])
+    assert count(load(tmp_path / "a.csv", csv_of(rows("a", "b")).replace("\n", "\r"))) == 20  # as on old Macs
     for content, lines in ((b"one\rmore\ntwo\n", ["one\rmore", "two"]), (b"one\rtwo\r", ["one", "two"]), (b"one\r\n\r\ntwo", ["one", "", "two"]), (b"a\nb\rc", ["a", "b\rc"])):
         (tmp_path / "a.txt").write_bytes(content)
         assert list(text_lines(tmp_path / "a.txt")) == lines

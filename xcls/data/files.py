@@ -47,7 +47,7 @@ class Files:
         *,
         path: str | None = None,
         text: str | list[str] = "text",
-        label: str = "label",
+        label: str | int = "label",
         id: str | int | None = None,
         separator: str | None = None,
         quotes: bool = True,
@@ -68,7 +68,7 @@ class Files:
             raise UserError(f"dataset.source.test_share={test_share}: a share between 0 and 1 is needed.")
         if header == []:
             raise UserError("dataset.source.header=[]: true, false, or the names of the columns are needed.")
-        self.root, self.text, self.label = root, as_columns(text), label
+        self.root, self.text, self.label = root, as_columns(text), str(label)
         self.id = None if id is None else str(id)
         self.form = Format(
             separator=sign("dataset.source.separator", separator),

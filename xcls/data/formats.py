@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
 from xcls.data.json_rows import json_rows
-from xcls.data.text_file import open_text, refuse_other_kinds, without_end_mark
+from xcls.data.text_file import open_text, raw_lines
 from xcls.schema import UserError, nearest
 
 PIECE = 1000  # rows of a piece, at most
@@ -23,6 +23,7 @@ CHARACTERS = 4_000_000  # of a piece, about
 
 
 SIGNS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "backslash": "\\"}  # words for a sign
+RETURN = "\ue00d"  # for private use; stands for a carriage return within a line
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line
 
 
@@ -113,6 +114,11 @@ def _places(file: Path, existing: Sequence[str], wanted: Sequence[str], optional
     return found
 
 
+def _hide_returns(line: str) -> str:
+    """The line with another sign for each carriage return that does not end it: outside of quotes the library `csv` takes none."""
+    return re.sub(r"\r(?!\n?\Z)", RETURN, line) if "\r" in line[:-2] else line
+
+
 class _BadRow(Exception):
     """A row that is no row of this format: its line, and the reason."""
 
@@ -120,8 +126,8 @@ class _BadRow(Exception):
 def _separated(file: Path, form: Format, nul_lines: list[int]) -> Iterator[tuple[int, list[str]]]:
     """(first line, fields) of each row that is not empty. Raises _BadRow, UserError."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a document may have any length
-    with open_text(file, form.encoding) as stream:
-        lines = without_end_mark(_without_nul(stream, nul_lines))
+    with open_text(file, form.encoding, newline="\n") as stream:
+        lines = map(_hide_returns, _without_nul(raw_lines(stream), nul_lines))
         first = next(lines, "")
         named = SEPARATOR_LINE.fullmatch(first)
         rows = csv.reader(
@@ -136,7 +142,7 @@ def _separated(file: Path, form: Format, nul_lines: list[int]) -> Iterator[tuple
             for row in rows:
                 start, line = line + 1, rows.line_num + skipped
                 if row:
-                    yield start, row
+                    yield start, [value.replace(RETURN, "\r") for value in row] if any(RETURN in value for value in row) else row
         except csv.Error as error:
             raise _BadRow(line + 1, str(error)) from error
 
@@ -148,8 +154,8 @@ def _rows(file: Path, form: Format, nul_lines: list[int]) -> tuple[list[str], It
         header = next(rows, (0, []))[1]
     else:
         first = next(rows, (0, []))
-        rows = chain([first] if first[1] else [], rows)
         header = list(form.header or map(str, range(1, len(first[1]) + 1)))
+        rows = rows if first[1] in ([], header) else chain([first], rows)  # a line with these names is no row
     return header, _whole(rows, len(header))
 
 
@@ -236,8 +242,8 @@ def _read_json(
     existing: dict[str, None] = {}
     names = list(dict.fromkeys([*wanted, *optional]))
     piece = _Piece(names)
-    with open_text(file, form.encoding) as stream:
-        for place, row in json_rows(file, without_end_mark(_without_nul(stream, nul_lines)), wanted):
+    with open_text(file, form.encoding, newline="\n") as stream:
+        for place, row in json_rows(file, _without_nul(raw_lines(stream), nul_lines), wanted):
             existing.update(dict.fromkeys(row))
             piece.add(place, [row.get(name) for name in names])
             if piece.full:

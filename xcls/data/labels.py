@@ -27,6 +27,8 @@ def name_of_class(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     name = unicodedata.normalize("NFC", writable(str(value).strip()))
+    if not name.isprintable() and not fold(name):
+        return None  # nothing but invisible characters
     return name[:-2] if name.endswith(".0") and WHOLE_NUMBER.fullmatch(name[:-2]) else name
 
 

@@ -25,6 +25,7 @@ OTHER_KINDS = (  # first bytes, what such a file is, what to do
     (rb"ARROW1", "an Arrow file", "Give it a name that ends in .arrow."),
     (rb"%PDF-|SQLite format 3|\x89HDF|\x93NUMPY|\x89PNG|\xff\xd8\xff", "no text", "Write its texts as csv, jsonl or parquet."),
 )
+WEB_PAGE = (rb"\s*<(!DOCTYPE|!doctype|html|HTML)", "a web page, not the data", "Download the file itself; a page for people came instead of it.")
 BOMS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
@@ -36,7 +37,8 @@ def is_gzip(file: Path) -> bool:
 
 def refuse_other_kinds(file: Path, head: bytes, *, own: str = "") -> None:
     """Raises UserError where the first bytes are those of another kind of file than a text (or than that of magic `own`)."""
-    for start, what, remedy in OTHER_KINDS:
+    kinds = [*OTHER_KINDS, WEB_PAGE] if re.search(r"\.(csv|tsv|jsonl?)$", file.name.lower()) else OTHER_KINDS
+    for start, what, remedy in kinds:
         if re.match(start, head, re.DOTALL) and not (own and head.startswith(own.encode())):
             raise UserError(f"{file}: this is {what}. {remedy}")
 
@@ -101,23 +103,22 @@ def _undecodable_line(file: Path, encoding: str) -> str:
     return ""
 
 
-def without_end_mark(lines: Iterator[str]) -> Iterator[str]:
-    """The lines without the Ctrl-Z that DOS programs write behind the last one."""
-    held = None
-    for line in lines:
+def raw_lines(stream: Iterator[str]) -> Iterator[str]:
+    """The lines of a text opened with newline="\\n", with their ends. A carriage return within a line ends none, unless the file
+    has no other ends (as on old Macs); the Ctrl-Z that DOS programs write behind the last line is left out."""
+    ended, held = False, None
+    for line in stream:
         if held is not None:
+            ended = True  # only the last line has no line feed
             yield held
         held = line
-    if held is not None and (held := re.sub(r"\x1a+[\r\n]*\Z", "", held)):
-        yield held
+    held = re.sub(r"\x1a+[\r\n]*\Z", "", held or "")
+    if held:
+        yield from [held] if ended or held.endswith("\n") else re.split(r"(?<=\r)(?!\Z)", held)
 
 
 def text_lines(file: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """The lines of a text, without their ends. A carriage return within a line ends none, unless the file has no other
-    ends (as on old Macs). Raises UserError."""
-    ended = False
+    """The lines of a text, without their ends. Raises UserError."""
     with open_text(file, encoding, newline="\n") as stream:
-        for line in without_end_mark(stream):
-            ended = ended or line.endswith("\n")
-            line = line.removesuffix("\n").removesuffix("\r")
-            yield from [line] if ended else line.split("\r")
+        for line in raw_lines(stream):
+            yield line.removesuffix("\n").removesuffix("\r")
