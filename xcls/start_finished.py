@@ -11,6 +11,7 @@ from xcls.schema import UserError
 from xcls.stages.evaluate import evaluate
 from xcls.stages.folder import read_or_refuse
 from xcls.stages.predict import predict
+from xcls.stages.setting import check_classes
 from xcls.stages.texts import classification_data
 from xcls.train.checkpoint import load_for_use
 
@@ -26,6 +27,7 @@ def evaluate_run(plan: Plan) -> int:
     checkpoint = load_for_use(folder, config.checkpoint)
     tokenizer = from_json(checkpoint["tokenizer"])
     data = classification_data(plan.data(), tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
+    check_classes(folder, checkpoint["classes"], data.classes)
     model = make_classifier(config, vocab_size=tokenizer.vocab_size, classes=checkpoint["classes"])
     scores = evaluate(
         model=model, checkpoint=checkpoint, rows=data.split(config.split), split=config.split, folder=folder,

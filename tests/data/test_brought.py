@@ -15,7 +15,7 @@ import pytest
 from xcls.data.files import Files
 from xcls.data.labels import class_order, name_of_class
 from xcls.data.readers import Format, read_table, read_texts, text_files
-from xcls.data.source import Splits
+from xcls.data.source import Splits, where
 from xcls.data.text_file import text_lines
 from xcls.schema import UserError
 
@@ -297,6 +297,8 @@ def test_an_address_or_a_hub_id_is_no_path_and_the_way_is_named(path: str) -> No
     with pytest.raises(UserError, match=f"dataset.path={path}: ") as refused:
         Files(path=path)
     assert ("Download it first" if "://" in path else "save_to_disk") in str(refused.value)
+    with pytest.raises(UserError, match="Download it first" if "://" in path else "dataset.source.hub_id=" if "/" in path else "save_to_disk"):
+        where(path, "imdb")
 
 
 def test_rows_are_read_by_a_format_of_their_own(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from xcls.stages.evaluate import evaluate
 from xcls.stages.finetune import finetune
 from xcls.stages.predict import predict
 from xcls.stages.pretrain import pretrain, with_chosen_tokens
+from xcls.stages.setting import check_classes
 from xcls.train.checkpoint import load_for_use, read_checkpoint
 from xcls.train.metrics import scores
 
@@ -217,3 +218,10 @@ def test_validation_masks_choose_a_token_at_least(fresh: bool) -> None:
     blank = MaskedBatches(encoded=encode([""], ByteTokenizer(), seq_len=8), masking=Masking(), seed=0, vocab_size=261)
     with pytest.raises(UserError, match="masking.probability"):
         with_chosen_tokens(blank, batch_size=1)
+
+
+@pytest.mark.parametrize("read", [["1", "01", "2"], ["01", "1"], ["01", "1", "2", "3"]])
+def test_data_of_other_classes_than_the_checkpoint_are_refused(read: list[str], tmp_path: Path) -> None:
+    assert check_classes(tmp_path, ["01", "1", "2"], ["01", "1", "2"]) is None
+    with pytest.raises(UserError, match="class [0-3] of its checkpoint"):
+        check_classes(tmp_path, ["01", "1", "2"], read)

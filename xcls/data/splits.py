@@ -173,7 +173,7 @@ def _check_classes(made: dict[str, Rows], classes: list[str], name: str, report:
     for split in ("train", "validation", "test"):
         absent = [label for label, count in report["classes"][split].items() if not count]
         if absent:
-            report["warnings"].append(f"{split} has no row of the classes {', '.join(absent[:12])}.")
+            report["warnings"].append(f"{split} has no row of the classes {', '.join(absent[:12])}{f' and {len(absent) - 12} more' if len(absent) > 12 else ''}.")
 
 
 def _mlm_texts(

@@ -14,7 +14,7 @@ from xcls.model.heads import TextClassifier
 from xcls.record import Record
 from xcls.schema import Hardware, Training
 from xcls.stages.predictions import Predicted, write_predictions
-from xcls.stages.setting import carried, interrupted_run, place
+from xcls.stages.setting import carried, check_classes, interrupted_run, place
 from xcls.stages.texts import ClassificationData, Labelled, note_data
 from xcls.train.amp import Amp
 from xcls.train.checkpoint import fit, load_for_use, write_bytes
@@ -96,6 +96,8 @@ def finetune(
     amp = place(model, hardware=hardware, precision=precision, journal=journal)
     note_data(journal, data)
     payload = interrupted_run(journal, resume=resume, keep=training.keep)
+    if payload is not None:
+        check_classes(journal.folder, payload["classes"], data.classes)
     if payload is None and parent is not None:
         start_from(model, parent, data.classes, journal)
     multiple = width_multiple(model.encoder.seq_len)

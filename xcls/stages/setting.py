@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Sequence
 
 from torch import nn
 
@@ -38,6 +40,18 @@ def place(model: nn.Module, *, hardware: Hardware, precision: Precision, journal
     record.versions, record.commit = versions(), commit()
     record.params = count_parameters(model)
     return amp
+
+
+def check_classes(folder: Path, trained: Sequence[str], read: Sequence[str]) -> None:
+    """Refuses data whose classes are not those that a checkpoint in `folder` was trained on: a number would mean another class.
+    Raises UserError."""
+    if list(trained) != list(read):
+        pairs = zip_longest(trained, read, fillvalue="none")
+        place, (one, other) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise UserError(
+            f"{folder}: class {place} of its checkpoint is {one!r}, that of the data as they are read now is {other!r}. An earlier version "
+            "read these labels otherwise; train again, under another exp=…."
+        )
 
 
 def interrupted_run(journal: Journal, *, resume: bool, keep: int) -> dict[str, Any] | None:
