@@ -17,13 +17,13 @@ from xcls.report.aggregate import group_runs, make_boards
 from xcls.report.collect import Found, Run, collect
 from xcls.report.differences import BROKEN, HOLDS, OPEN, Differences, Interval
 from xcls.report.predictions import Unusable, read_predictions
-from xcls.report.settings import Bootstrap, Settings, check_numbers
+from xcls.report.settings import Intervals, Settings, check_numbers
 from xcls.report.verdict import Judge
 from xcls.report.write import claims_for
 from xcls.schema import UserError
 
 SKILLS = {"sdpa": 1.6, "performer": 1.5, "baseline": 0.8}
-FEW = Bootstrap(replicates=300)
+DEFAULT = Intervals()
 
 
 def board_of(found: Found):
@@ -36,7 +36,7 @@ def loaded(make, root, **options):
     return collect([folder], root)
 
 
-def asked(found, *, settings=FEW, split="test", mine="performer", other="sdpa"):
+def asked(found, *, settings=DEFAULT, split="test", mine="performer", other="sdpa"):
     board, groups = board_of(found)
     return Differences(settings=settings).between(groups[mine], groups[other], board, split)
 
@@ -80,10 +80,10 @@ def test_intervals_do_not_depend_on_order_or_company(make, tmp_path):
 
 def test_groups_beyond_the_limit_are_told_so(make, tmp_path):
     found = loaded(make, tmp_path)
-    interval = asked(found, settings=Bootstrap(replicates=100, most_groups=1))
-    assert interval.low is None and "bootstrap.most_groups" in interval.reason
+    interval = asked(found, settings=Intervals(most_groups=1))
+    assert interval.low is None and "intervals.most_groups" in interval.reason
     board, groups = board_of(found)
-    kept = Differences(settings=Bootstrap(replicates=100, most_groups=0), references=["sdpa", "performer_favor"])
+    kept = Differences(settings=Intervals(most_groups=0), references=["sdpa", "performer_favor"])
     assert kept.between(groups["performer"], groups["sdpa"], board, "test").low is not None
 
 
@@ -188,7 +188,7 @@ def test_the_verdict_stays_by_the_rule_and_the_interval_stands_beside_it(make, t
 
     found = loaded(make, tmp_path)
     board, groups = board_of(found)
-    judges = [Judge(claims_for(asdict(from_yaml()), ()), one) for one in (None, Differences(settings=FEW))]
+    judges = [Judge(claims_for(asdict(from_yaml()), ()), one) for one in (None, Differences(settings=DEFAULT))]
     verdicts = [judge.verdict(groups["performer"], board, "sdpa", "validation") for judge in judges]
     plain = [[(m.name, m.value, m.state) for c in verdict.claims for m in c.measured] for verdict in verdicts]
     assert plain[0] == plain[1] and [c.state for c in verdicts[0].claims] == [c.state for c in verdicts[1].claims]
@@ -198,8 +198,8 @@ def test_the_verdict_stays_by_the_rule_and_the_interval_stands_beside_it(make, t
 
 
 @pytest.mark.parametrize(
-    "change", [{"replicates": 10}, {"level": 1.0}, {"level": 0.1}, {"most_groups": -1}, {"seed": -1}], ids=str
+    "change", [{"level": 1.0}, {"level": 0.1}, {"most_groups": -1}], ids=str
 )
 def test_impossible_settings_are_refused(change):
-    with pytest.raises(UserError, match=f"bootstrap.*{next(iter(change))}="):
-        check_numbers(Settings(bootstrap=Bootstrap(**change)))
+    with pytest.raises(UserError, match=rf"intervals\.{next(iter(change))}="):
+        check_numbers(Settings(intervals=Intervals(**change)))

@@ -16,8 +16,8 @@ TYPED = [
     "rank_by=auroc", "claims.min_seeds=2", "claims.seq_len=512", "claims.families.performer.max_loss_pp=0.5",
     "claims.families.sdpa.min_gain_pp=null", "++claims.families.window.max_time_ratio=0.9", "~claims.families.reformer",
     "claims.references=[sdpa,window]", "cost.price_per_hour=0.45", "cost.watts=65", "cost.currency='US $, \"net\"'",
-    r"++cost.devices={A100\ \(80GB\):{price_per_hour:1.5,watts:400}}", "bootstrap.replicates=300", "bootstrap.seed=7",
-    "bootstrap.level=0.9", "bootstrap.most_groups=3", "++originals.reformer=sdpa", "~originals.window",
+    r"++cost.devices={A100\ \(80GB\):{price_per_hour:1.5,watts:400}}", "intervals.level=0.9",
+    "intervals.most_groups=3", "++originals.reformer=sdpa", "~originals.window",
 ]  # fmt: skip
 
 

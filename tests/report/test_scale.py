@@ -10,7 +10,7 @@ import pytest
 from tests.report.examples import contents, from_yaml, rows
 from tests.report.predicted import sweep
 from tests.report.scale import make_runs
-from xcls.report.settings import Bootstrap, Settings
+from xcls.report.settings import Settings
 from xcls.report.write import write_report
 
 
@@ -29,7 +29,7 @@ def test_runs_with_predictions_give_the_same_bytes_in_any_order(make, tmp_path):
     made = []
     for number in range(2):
         random.Random(number).shuffle(runs)
-        settings = Settings(runs=list(runs), out="out", claims=from_yaml(), bootstrap=Bootstrap(replicates=200))
+        settings = Settings(runs=list(runs), out="out", claims=from_yaml())
         write_report(settings, root=tmp_path)
         made.append(contents(tmp_path / "out"))
     assert made[0] == made[1] and len(runs) == 10

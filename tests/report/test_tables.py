@@ -19,7 +19,7 @@ from xcls.report.compare import claims_table, unfinished
 from xcls.report.differences import Differences
 from xcls.report.endings import KILLED, ending, held
 from xcls.report.ranking import modifications
-from xcls.report.settings import Bootstrap, Cost, Settings
+from xcls.report.settings import Cost, Intervals, Settings
 from xcls.report.sheets import Context, bills_of, disagreements, further_sheets
 from xcls.report.verdict import FAIL, Judge
 from xcls.report.write import claims_for, write_report
@@ -30,7 +30,7 @@ ORIGINALS = {"smyrf": "reformer"}
 def context(make, root, records, *, benches=(), **settings):
     found = collect([make.save(records, root)], root)
     boards = make_boards(group_runs(found), "macro_f1")
-    judge = Judge(claims_for(asdict(from_yaml()), ()), Differences(settings=Bootstrap(replicates=100)))
+    judge = Judge(claims_for(asdict(from_yaml()), ()), Differences(settings=Intervals()))
     given = Settings(originals=ORIGINALS, **settings)
     return Context(boards, judge, ["sdpa", "sdpa_fused"], found, benches, given)
 
@@ -247,7 +247,7 @@ def test_what_a_run_survived_fails_its_stability(make, judged, kind):
 
 def test_all_tables_come_in_every_form_from_the_same_rows(make, tmp_path):
     sweep(make, tmp_path, rows=60, skills={"sdpa": 1.5, "performer": 1.4, "performer_band": 1.6, "baseline": 0.8})
-    settings = Settings(runs=["multirun"], out="out", claims=from_yaml(), bootstrap=Bootstrap(replicates=100))
+    settings = Settings(runs=["multirun"], out="out", claims=from_yaml())
     write_report(settings, root=tmp_path)
     page, text = ((tmp_path / "out" / name).read_text() for name in ("index.html", "report.md"))
     for name, title in (

@@ -34,8 +34,8 @@ MEANING = (
     "is OPEN, with the run to repeat, and PASS_WNF is MISSING. mode=bench: the same ratio measured in turns. macro-F1 loss: reference − group; gain: group − "
     "baseline; spread: best seed − worst; all in percentage points. margin: distance to the threshold, positive where "
     "it holds. "
-    "WNF-1 cost needs one of the two ratios, and the loss. interval of a difference: by a paired bootstrap over the "
-    "examples and over the seeds, 95 % unless bootstrap.level says otherwise; where it spans the threshold one cannot "
+    "WNF-1 cost needs one of the two ratios, and the loss. interval of a difference: had other examples and other seeds "
+    "been drawn, 95 % unless intervals.level says otherwise (docs/intervals.md); where it spans the threshold one cannot "
     "tell. The verdict on macro-F1 is by the value, as the rule is written; this interval decides nothing."
 )
 Table = tuple[list[str], list[list[str]]]

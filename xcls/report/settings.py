@@ -60,12 +60,10 @@ class Cost(Price):
 
 
 @dataclass
-class Bootstrap:
-    """How the intervals are made, `level` those of cost ratios too; `most_groups`: of the best ranked of a data set, and of
-    the references."""
+class Intervals:
+    """Of differences of macro-F1, `level` of cost ratios too; `most_groups`: of the best ranked of a data set, and of the
+    references."""
 
-    replicates: int = 5000
-    seed: int = 0
     level: float = 0.95
     most_groups: int = 24
 
@@ -79,20 +77,17 @@ class Settings:
     rank_by: str = "macro_f1"
     claims: Claims = field(default_factory=Claims)
     originals: Dict[str, str] = field(default_factory=dict)
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    intervals: Intervals = field(default_factory=Intervals)
     cost: Cost = field(default_factory=Cost)
 
 
 def check_numbers(settings: Settings) -> None:
-    """Refuses impossible numbers of `bootstrap` and `cost`. Raises UserError."""
-    own = settings.bootstrap
-    if own.replicates < 100 or own.most_groups < 0 or own.seed < 0:
-        raise UserError(
-            f"bootstrap: replicates={own.replicates} (at least 100), most_groups={own.most_groups}, seed={own.seed} "
-            "(at least 0)."
-        )
+    """Refuses impossible numbers of `intervals` and `cost`. Raises UserError."""
+    own = settings.intervals
+    if own.most_groups < 0:
+        raise UserError(f"intervals.most_groups={own.most_groups}: a whole number of at least 0 is needed.")
     if not 0.5 <= own.level < 1:
-        raise UserError(f"bootstrap.level={own.level}: a share of at least 0.5 and below 1 is needed, e.g. 0.95.")
+        raise UserError(f"intervals.level={own.level}: a share of at least 0.5 and below 1 is needed, e.g. 0.95.")
     prices = {"cost": settings.cost, **{f"cost.devices.{name}": price for name, price in settings.cost.devices.items()}}
     for key, price in prices.items():
         for name, value in (("price_per_hour", price.price_per_hour), ("watts", price.watts)):

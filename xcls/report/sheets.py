@@ -22,8 +22,8 @@ from xcls.report.verdict import SPLITS, Judge, difference_pp, find_reference, ra
 WORDS = {
     "differences": (
         "Differences of macro-F1",
-        "Each mechanism against the references and the baseline, in percentage points, with the interval of a paired "
-        "bootstrap over the same examples and over seeds; 'cannot tell' where it spans zero. n: completed seeds.",
+        "Each mechanism against the references and the baseline, in percentage points, with the interval over "
+        "other examples and other seeds; 'cannot tell' where it spans zero. n: completed seeds.",
     ),
     "costs": (
         "What it costs",

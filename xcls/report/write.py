@@ -55,9 +55,9 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
         )
     groups = group_runs(found)
     boards = make_boards(groups, settings.rank_by)
-    differences = Differences(settings=settings.bootstrap, references=claims.references)
+    differences = Differences(settings=settings.intervals, references=claims.references)
     benches = benches_beside(found.benches, root)
-    judge = Judge(claims_for(asdict(claims), typed), differences, settings.bootstrap.level, benches)
+    judge = Judge(claims_for(asdict(claims), typed), differences, settings.intervals.level, benches)
     out = root / settings.out
     try:
         out.mkdir(parents=True, exist_ok=True)

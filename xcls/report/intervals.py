@@ -1,0 +1,119 @@
+"""The interval around a difference of mean macro-F1 between two groups that named the same examples. Plain numpy.
+
+Two things could have come out otherwise: which examples stand in the split (each class keeps its number of rows, as
+splits are stratified), and which seeds were trained with. docs/intervals.md derives the formulas and says how often the
+intervals hold the truth; tests/report/coverage.py counts it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xcls.report.predictions import Predictions
+
+OWN_ROWS = 2.0  # a class of so many rows is trusted half, its like of other classes half
+FEWEST = 2.0  # rows: no interval is narrower than if so many had been named otherwise by one group
+EXPLAINED = 0.8  # share of `Sample.own` that is taken from the scatter of seeds: the whole leaves two seeds too little
+
+
+def row_effects(told: Predictions) -> np.ndarray:
+    """By how much macro-F1 is what it is because of each row's prediction, against no prediction for it: float64 [rows].
+
+    A row rightly named lifts its own class, one wrongly named lowers the class named. How much depends on the other
+    rows; it is averaged over the rows of the class, and where these are few over all classes with as many.
+    """
+    there, named, hits = told.counts()
+    total, rows = there + named, np.maximum(there, 1)
+    now = 2 * hits / np.maximum(total, 1)
+    last = now - 2 * np.maximum(hits - 1, 0) / np.maximum(total - 1, 1)  # one hit fewer
+    further = 2 * (hits + 1) / (total + 1) - now  # one hit more
+    lift = _shared((hits * last + (there - hits) * further) / rows, there, weights=rows)
+    wrong = named - hits
+    drop = np.where(wrong > 0, now - 2 * hits / np.maximum(total - 1, 1), 2 * hits / (total + 1) - now)
+    drop = _shared(drop, there, weights=wrong + 1e-9)
+    return np.where(told.labels == told.said, lift[told.labels], drop[told.said]) / told.classes
+
+
+def _shared(values: np.ndarray, there: np.ndarray, *, weights: np.ndarray) -> np.ndarray:
+    """values [classes], each drawn to the mean over the classes with as many rows, the fewer rows the more."""
+    _, like = np.unique(there, return_inverse=True)
+    mean = np.bincount(like, weights * values) / np.bincount(like, weights)
+    own = there / (there + OWN_ROWS)
+    return own * values + (1 - own) * mean[like]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A group on one split. Only samples with the same `examples` compare.
+
+    scores: macro-F1 of its runs [runs]. effects: the mean of their `row_effects` [rows]. strata: `row_strata` [rows].
+    least: `least_variance`. own: of the variance of one run the part that its seed has made, what other rows would have
+    done to this run and not to the others.
+    """
+
+    examples: str
+    scores: np.ndarray
+    effects: np.ndarray
+    strata: np.ndarray
+    least: float
+    own: float
+
+    @classmethod
+    def of(cls, runs: list[Predictions]) -> Sample:
+        """The sample of `runs`, all on the same examples."""
+        first = runs[0]
+        strata, effects = row_strata(first.labels, first.classes), np.stack([row_effects(run) for run in runs])
+        mean, scores = effects.mean(axis=0), np.array([run.macro_f1 for run in runs])
+        own = sum(variance(one - mean, strata)[0] for one in effects) / max(len(runs) - 1, 1)
+        return cls(first.examples, scores, mean, strata, least_variance(first.labels, first.classes), own)
+
+
+def row_strata(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Which rows are drawn from the same class, [rows]. Classes of one row count as one, and need another beside them."""
+    there = np.bincount(labels, minlength=classes)
+    single = there == 1
+    if single.sum() == 1:
+        single[np.argsort(np.where(there > 0, there, len(labels) + 1), kind="stable")[:2]] = True
+    return np.where(single[labels], classes, labels)
+
+
+def variance(effects: np.ndarray, strata: np.ndarray) -> tuple[float, float]:
+    """Variance of the sum of `effects` [rows], whose rows are drawn within `strata` [rows], and its degrees of freedom.
+
+    Those follow from how unequally the rows contribute: ten rows that differ among thousands are a small sample.
+    """
+    size = np.maximum(np.bincount(strata), 1)
+    squares = (effects - (np.bincount(strata, effects) / size)[strata]) ** 2 * (size / np.maximum(size - 1, 1))[strata]
+    total, scatter = squares.sum(), ((squares - (np.bincount(strata, squares) / size)[strata]) ** 2).sum()
+    whole = float((size - 1).sum())
+    return float(total), min(whole, 2 * total**2 / scatter) if scatter > 0 else whole
+
+
+def least_variance(labels: np.ndarray, classes: int) -> float:
+    """The variance where `FEWEST` rows were named otherwise. Without it, groups that agree would differ by exactly 0."""
+    there = np.bincount(labels, minlength=classes)
+    return FEWEST * float((1 / there[there > 0]).sum()) / (len(labels) * classes**2)
+
+
+def half_width(mine: Sample, theirs: Sample, *, level: float) -> float:
+    """Half the width of the interval of `mine` minus `theirs`, as a share of 1.
+
+    The squares of two half-widths are added, of the examples' and of the seeds' (Welch's): the t quantile of their sum
+    (Satterthwaite) is too small where two or three seeds happen to agree.
+    """
+    from scipy.special import stdtrit
+
+    tail = (1 + level) / 2
+    examples, freedom = variance(mine.effects - theirs.effects, mine.strata)
+    if examples < mine.least:
+        examples, freedom = mine.least, 0.0
+    squared = stdtrit(max(freedom, 2 * FEWEST), tail) ** 2 * examples
+    parts = [(one.scores.var(ddof=1) / len(one.scores), one) for one in (mine, theirs) if len(one.scores) > 1]
+    seeds = sum(part for part, _ in parts)
+    beyond = seeds - EXPLAINED * sum(one.own / len(one.scores) for _, one in parts)
+    if beyond > 0:
+        welch = seeds**2 / sum(part**2 / (len(one.scores) - 1) for part, one in parts)
+        squared += stdtrit(welch, tail) ** 2 * beyond
+    return float(squared**0.5)
