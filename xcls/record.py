@@ -18,6 +18,7 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "completed", "failed", "interrupted")
+MORE_TRAINING = "Train longer (finetuning.max_steps or finetuning.epochs), or with another learning rate (finetuning.lr)."
 KINDS = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}  # of the fields of a record in JSON
 SECRET_NAME = re.compile(  # of environment variables
     r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$|(^|_)(PASS|PAT)(_|$)", re.IGNORECASE
@@ -78,6 +79,13 @@ class Record:
     started: float = 0.0  # seconds since the epoch
     ended: float | None = None
     schema_version: int = SCHEMA_VERSION
+
+
+def is_guess(macro_f1: float | None, classes: int) -> bool:
+    """Whether a macro-F1 over so many classes is one that needs no text: labels drawn at random reach at most 1/classes on
+    average, whatever their shares (of 2nt/(n+t), each at most (n+t)/2, the mean over classes), and one class for all rows too.
+    """
+    return macro_f1 is not None and macro_f1 <= 1 / max(classes, 1) + 1e-12
 
 
 def carry_over(record: Record, before: Record) -> None:

@@ -225,3 +225,14 @@ def test_data_of_other_classes_than_the_checkpoint_are_refused(read: list[str], 
     assert check_classes(tmp_path, ["01", "1", "2"], ["01", "1", "2"]) is None
     with pytest.raises(UserError, match="class [0-3] of its checkpoint"):
         check_classes(tmp_path, ["01", "1", "2"], read)
+
+
+def test_a_run_that_learns_nothing_is_told_while_it_trains_and_in_the_end(tmp_path: Path) -> None:
+    """A learning rate of next to nothing, and labels that the text does not tell: the events warn before the end."""
+    record = run_finetune(tmp_path, max_steps=12, eval_every_steps=2, lr=1e-9, classes=4)
+    assert record.metrics["validation"]["macro_f1"] <= 0.25
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    warned = [place for place, event in enumerate(events) if event["event"] == "warning" and "learned nothing" in event["message"]]
+    steps = [event["step"] for event in events[: warned[0]] if event["event"] == "eval"]
+    assert steps == [2] and len(warned) == 2  # at the second evaluation, whose row comes after; and in the end
+    assert sum("learned nothing" in text for text in record.warnings) == 2

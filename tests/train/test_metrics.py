@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xcls.train.metrics import auroc, scores, softmax
+from xcls.train.metrics import auroc, guess_told, scores, softmax
 
 
 def test_scores_by_hand() -> None:
@@ -44,6 +44,15 @@ def test_a_missing_class_has_no_auroc_but_counts_in_f1() -> None:
 def test_numbers_that_are_not_finite_give_none(bad: float) -> None:
     probabilities = np.array([[0.5, 0.5], [bad, 0.0]])
     assert set(scores(np.array([0, 1]), probabilities).values()) == {None}
+
+
+def test_one_class_for_all_rows_is_told() -> None:
+    labels = np.repeat([0, 1, 2], [5, 3, 2])
+    found = scores(labels, np.tile([0.6, 0.3, 0.1], (10, 1)))
+    assert found["predicted_classes"] == 1 and found["macro_f1"] == pytest.approx(2 * 0.5 / 1.5 / 3)
+    assert "1 of 3" in guess_told(found, 3)
+    learned = scores(labels, np.eye(3)[labels])
+    assert learned["predicted_classes"] == 3 and guess_told(learned, 3) == ""
 
 
 def test_no_rows_give_none() -> None:

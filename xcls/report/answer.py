@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Sequence
 
+from xcls.record import MORE_TRAINING
 from xcls.report.aggregate import Board, Group
 from xcls.report.answer_lines import cheapest_nearby, doubts, measured_differently
 from xcls.report.compare import amount, signed
@@ -37,7 +38,14 @@ class Answer:
 
 
 def decide(board: Board, judge: Judge, references: Sequence[str]) -> Answer:
-    """The answer of one board against the first of `references`; the others qualify it."""
+    """The answer of one board against the first of `references`; the others qualify it. Where runs learned nothing, the
+    first thing to do is to train them so that they do."""
+    made = _decide(board, judge, references)
+    nothing = any(group.learned_nothing for group in board.groups)
+    return replace(made, next=MORE_TRAINING) if nothing and made.state != PASS else made
+
+
+def _decide(board: Board, judge: Judge, references: Sequence[str]) -> Answer:
     first = references[0]
     runners = [group for group in board.groups if group.runs]
     if not runners:

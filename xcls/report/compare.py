@@ -293,10 +293,10 @@ def _of_baseline(board: Board) -> list[str]:
     mean, seconds = baseline.stat("macro_f1").mean, baseline.stat("train_seconds").middle
     took = "" if seconds is None else f" in {amount(seconds)} s"
     gap = difference_pp(group, baseline, "validation")
-    side = "above" if (gap or 0) >= 0 else "below"
+    apart = "" if gap is None else f": {abs(gap):.2f} pp {'above' if gap >= 0 else 'below'} it"
     return [
         f"{BASELINE} reaches {mean:.3f} macro-F1 on the same rows{took}; the best encoder, {group.label}, "
-        f"{best:.3f}: {abs(gap or 0):.2f} pp {side} it."
+        f"{best:.3f}{apart}."
     ]
 
 

@@ -57,6 +57,9 @@ class Differences:
 
     def between(self, group: Group, other: Group, board: Board, split: str) -> Interval:
         """Mean macro-F1 of `group` minus that of `other`, both of `board`, on validation or test."""
+        nothing = group.learned_nothing or other.learned_nothing
+        if nothing:
+            return Interval(reason=nothing)
         found = self._scored(board, split)
         most = f"not among the first {self.settings.most_groups} groups (intervals.most_groups)"
         mine, theirs = found.get(group.id, most), found.get(other.id, most)

@@ -7,8 +7,8 @@ import io
 import json
 from typing import Any, Sequence
 
-from xcls.record import Record
-from xcls.report.aggregate import Board, Group, survived
+from xcls.record import Record, is_guess
+from xcls.report.aggregate import Board, Group, class_count, survived
 from xcls.report.collect import Run
 from xcls.report.cut import cut_shares
 from xcls.report.differences import Interval
@@ -24,7 +24,7 @@ FIRST = (
 )  # fmt: skip
 ALSO = (
     "group", "hash", "folder", "exp", "study", "commit", "step", "shared_device", "faults", "tokens_cut_share",
-    "documents_cut_share",
+    "documents_cut_share", "predicted_classes", "learned_nothing",
     *(name for name in MEASURES if name not in FIRST),
 )  # fmt: skip
 SETTINGS = ("compile", "micro_batch", "micro_tokens", "gradient_checkpointing", "threads")  # of a group's device
@@ -103,6 +103,8 @@ def results(
             "group": group, "hash": record.hash, "folder": run.place, "exp": record.exp, "study": record.study,
             "commit": record.commit, "step": record.step, "shared_device": record.device.get("shared"),
             "faults": "; ".join(survived(record)) or None, **cut_shares(record),
+            "predicted_classes": (record.metrics.get("validation") or {}).get("predicted_classes"),
+            "learned_nothing": is_guess(MEASURES["macro_f1"].of(record), class_count(record)) if class_count(record) else None,
         })  # fmt: skip
         for whole in ("params", "params_trainable"):
             rows[-1][whole] = None if rows[-1][whole] is None else int(rows[-1][whole])

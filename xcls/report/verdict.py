@@ -191,6 +191,8 @@ class Case:
 
     def _hindrance(self, cost: bool = False) -> str:
         """Why the claims do not apply to this group, or ''."""
+        if self.group.learned_nothing:
+            return self.group.learned_nothing
         if self.group.record.seq_len != self.claims.seq_len:
             return f"seq_len is {self.group.record.seq_len}; the claims are made at {self.claims.seq_len}"
         need = self.claims.min_seeds
@@ -224,14 +226,14 @@ class Case:
                 title, None, "<=", threshold, f"{len(other.seeds)} of {need} seeds of {other.label} have completed"
             )
         value = difference_pp(other, self.group, self.split)
-        reason = "" if value is not None else f"no {self.split} macro-F1"
+        reason = "" if value is not None else self.group.learned_nothing or other.learned_nothing or f"no {self.split} macro-F1"
         return Measured(title, value, "<=", threshold, reason, self._interval(other, self.group))
 
     def _gain(self, threshold: float) -> Measured:
         value, reason = None, no_baseline(self.board)
         if self.baseline is not None:
             value = difference_pp(self.group, self.baseline, self.split)
-            reason = "" if value is not None else f"no {self.split} macro-F1"
+            reason = "" if value is not None else self.group.learned_nothing or self.baseline.learned_nothing or f"no {self.split} macro-F1"
         return Measured("macro-F1 gain (pp)", value, ">=", threshold, reason, self._interval(self.group, self.baseline))
 
     def _interval(self, group: Group, other: Group | None) -> Interval | None:
@@ -257,7 +259,9 @@ def ratio(group: Group, other: Group, name: str) -> float | None:
 
 
 def difference_pp(group: Group, other: Group, split: str) -> float | None:
-    """Mean macro-F1 of `group` minus that of `other`, in percentage points."""
+    """Mean macro-F1 of `group` minus that of `other`, in percentage points; None where one of them learned nothing."""
+    if group.learned_nothing or other.learned_nothing:
+        return None
     mine, theirs = group.stat(SPLITS[split]).mean, other.stat(SPLITS[split]).mean
     return None if mine is None or theirs is None else _rounded((mine - theirs) * 100)
 

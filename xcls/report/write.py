@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from xcls.record import write_atomic
+from xcls.record import MORE_TRAINING, write_atomic
 from xcls.report import compare, tables
 from xcls.report.aggregate import Board, Group, group_runs, make_boards
 from xcls.report.bench_ratio import benches_beside
@@ -30,6 +30,7 @@ OWN_PLOTS = tuple(
     f"{name}.png"
     for name in ("quality_vs_*", "seeds-*", "cost_vs_length-*", "learning-*", "confusion-*", "pretraining", "bench-*")
 )
+MOST_NAMED = 5  # groups in a note
 TITLES = {"results": "runs", "groups": "groups", "wnf": "claims"}
 IN_REPORT = {  # of these tables, what report.md shows
     "groups": ("label", "mode", "dataset", "n", "not_completed", "rank", *(f"{name}_{part}" for name in (
@@ -92,6 +93,11 @@ def remarks(found: Found, boards: Sequence[Board]) -> list[str]:
             "Only one run was found. A comparison needs two or more with different configurations, e.g. "
             "python run.py -m attention=sdpa,performer,reformer seed=0,1,2"
         )
+    for board in boards:
+        nothing = [group.learned_nothing for group in [*board.groups, *board.baselines] if group.learned_nothing]
+        if nothing:
+            told = "; ".join(nothing[:MOST_NAMED]) + (f"; and {len(nothing) - MOST_NAMED} more" if len(nothing) > MOST_NAMED else "")
+            notes.append(f"{board.name}: {told}. No claim about quality is made from these runs, as reference neither. {MORE_TRAINING}")
     if len(boards) > MOST_BOARDS:
         drawn = f"Plots are drawn for the first {MOST_BOARDS} of {len(boards)} data sets"
         notes.append(f"{drawn}; name fewer folders in runs=[…] for the others.")

@@ -24,7 +24,7 @@ from xcls.schema import Baseline
 from xcls.stages.predictions import Predicted, write_predictions
 from xcls.stages.texts import Labelled
 from xcls.train.journal import Journal
-from xcls.train.metrics import scores
+from xcls.train.metrics import scores, guess_told
 from xcls.train.versions import commit, describe_device, versions
 
 TUNED_NGRAMS = ((1, 1), (1, 2))
@@ -123,6 +123,9 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal, resume: bo
             probabilities = model.probabilities(texts[split])
             seconds = time.perf_counter() - began
             record.metrics[prefix + split] = scores(labels[split], probabilities)
+            told = guess_told(record.metrics[prefix + split], len(prepared.classes)) if split == "validation" else ""
+            if told:
+                journal.warn(f"The {'tuned ' if prefix else ''}baseline learned nothing: {told}. More training rows may help.")
             if not prefix:
                 rows = Labelled(encoded=None, labels=labels[split], ids=getattr(prepared, split)["id"])
                 parts.append(Predicted(split, rows, probabilities, prepared.classes))

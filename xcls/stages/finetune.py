@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from xcls.data.batching import ClassBatches
 from xcls.data.tokenizer import TextTokenizer
 from xcls.model.heads import TextClassifier
-from xcls.record import Record
+from xcls.record import MORE_TRAINING, Record
 from xcls.schema import Hardware, Training
 from xcls.stages.predictions import Predicted, write_predictions
 from xcls.stages.setting import carried, check_classes, interrupted_run, place
@@ -20,7 +20,7 @@ from xcls.train.amp import Amp
 from xcls.train.checkpoint import fit, load_for_use, write_bytes
 from xcls.train.journal import Journal
 from xcls.train.loop import Loop
-from xcls.train.metrics import Scores, scores, softmax
+from xcls.train.metrics import Scores, scores, softmax, guess_told
 from xcls.train.precision import Precision
 from xcls.train.randomness import seed_everything
 from xcls.train.scoring import Inference, classify, latency, no_poll
@@ -58,6 +58,23 @@ def start_from(model: TextClassifier, parent: dict[str, Any], classes: list[str]
 def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The weights whose names begin with `prefix`, without it."""
     return {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+class LearningWatch:
+    """Warns where two evaluations in a row after the warm-up are no better than a guess: one may be early, two are a
+    reason to look, and the rest of a long run may be saved. What the run ends with is said in the end."""
+
+    def __init__(self, *, journal: Journal, classes: int, warmup: float) -> None:
+        self.journal, self.classes, self.warmup = journal, classes, warmup
+        self.guesses = 0
+
+    def look(self, found: Scores) -> None:
+        """Counts one evaluation of the step that the record is at."""
+        record = self.journal.record
+        told = guess_told(found, self.classes) if record.step > self.warmup * record.steps else ""
+        self.guesses = self.guesses + 1 if told else 0
+        if self.guesses == 2:
+            self.journal.warn(f"The model has learned nothing by step {record.step}: {told}. {MORE_TRAINING}")
 
 
 def score_split(
@@ -110,9 +127,12 @@ def finetune(
         ids=data.train.ids,
     )
 
+    watch = LearningWatch(journal=journal, classes=len(data.classes), warmup=training.warmup)
+
     def evaluate(poll: Callable[[], None]) -> Scores:
         result = score_split(model, data.validation, size=training.eval_batch_size, amp=amp, poll=poll)
         found = scores(data.validation.labels, softmax(result.logits))
+        watch.look(found)
         return {"val_loss": found.pop("loss"), **found}
 
     loop = Loop(
@@ -148,6 +168,9 @@ def _final(model: TextClassifier, data: ClassificationData, *, size: int, amp: A
             record.costs.update(result.costs(), tokenize_ms_per_example=data.tokenize_ms)
             record.costs.update(document_latency(model, rows, amp=amp))
     write_predictions(journal.folder / "predictions.parquet", parts)
+    told = guess_told(record.metrics["validation"], len(data.classes))
+    if told:
+        journal.warn(f"This run learned nothing: on validation {told}. {MORE_TRAINING}")
     head = {name: tensor.cpu().contiguous() for name, tensor in model.head.state_dict().items()}
     write_bytes(journal.folder / "head.safetensors", save(head))
     test = record.metrics["test"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
+from xcls.record import is_guess
+
 Scores = dict[str, "float | None"]
 
 
@@ -25,13 +27,21 @@ def auroc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     return float(roc_auc_score(targets, probabilities, average="macro"))
 
 
+def guess_told(found: Scores, classes: int) -> str:
+    """`it names 1 of 8 classes, macro-F1 0.077, and a guess gives 0.125` where scores are no better than that, else ''."""
+    if not is_guess(found["macro_f1"], classes):
+        return ""
+    return f"it names {found['predicted_classes']} of {classes} classes, macro-F1 {found['macro_f1']:.3f}, and a guess gives {1 / classes:.3f}"
+
+
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> Scores:
-    """accuracy, macro_f1, weighted_f1, auroc (shares) and loss (nats) of labels [rows] and probabilities [rows, C].
+    """accuracy, macro_f1, weighted_f1, auroc (shares), loss (nats) and predicted_classes (how many are named at all) of
+    labels [rows] and probabilities [rows, C].
 
     F1 is averaged over all C classes of the data, so that a class the model never names counts as 0. Where a
     probability is not finite nothing can be scored, and every value is None.
     """
-    names = ("accuracy", "macro_f1", "weighted_f1", "auroc", "loss")
+    names = ("accuracy", "macro_f1", "weighted_f1", "auroc", "loss", "predicted_classes")
     if not len(labels) or not np.isfinite(probabilities).all():
         return {name: None for name in names}
     classes = list(range(probabilities.shape[1]))
@@ -42,4 +52,5 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> Scores:
         "weighted_f1": float(f1_score(labels, predicted, labels=classes, average="weighted", zero_division=0.0)),
         "auroc": auroc(labels, probabilities),
         "loss": float(log_loss(labels, probabilities, labels=classes)),
+        "predicted_classes": len(np.unique(predicted)),
     }
