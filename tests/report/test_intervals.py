@@ -107,6 +107,7 @@ CELLS += [(name, (3, 3), "both", True) for name in ("2, 380 and 20", "8, 200 …
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "seeds", "kind", "any_class"), CELLS)
 def test_intervals_hold_the_truth_as_often_as_they_say(name, seeds, kind, any_class):
-    """93 to 97 of 100, give or take two standard errors of 1,000 studies; docs/intervals.md has the table of 2,000."""
+    """93 to 97 of 100, where seeds make nothing up to 98.2 (docs/intervals.md has the table of 2,000 studies); here of 1,000,
+    whose two standard errors are 1.6 points at 93 and 0.8 at 98.2."""
     found = covered(World(SIZES[name], seeds, SCATTER[kind], any_class=any_class), studies=1000)
-    assert 0.914 <= found.share <= 0.985
+    assert 0.914 <= found.share <= 0.99
