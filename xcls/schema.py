@@ -172,6 +172,7 @@ class Bench:
     rounds: int = between(7, 1, 1000)
     least_rounds: int = between(3, 1, 1000)
     seconds: float = between(60.0, 0.1)
+    brief: bool = False
     time: bool = True
     memory: bool = True
     error: bool = True

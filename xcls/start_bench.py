@@ -8,6 +8,7 @@ from typing import Any
 
 from xcls.bench.growth_plan import plan_growth
 from xcls.bench.growth_run import run_growth_bench
+from xcls.bench.plan import settled
 from xcls.bench.run import run_bench
 from xcls.bench.training_plan import StageText, plan_training
 from xcls.bench.training_run import run_training_bench
@@ -20,7 +21,8 @@ from xcls.stages.folder import refuse_twin
 
 def bench(plan: Plan) -> int:
     """mode=bench: time, memory, operations and error of mechanisms; `multirun/bench/<name>/`. Gives the exit code."""
-    settings = plan.config.bench
+    precision = plan.precision
+    settings = plan.config.bench = settled(plan.config.bench, precision.dtype)
     folder = plan.root / "multirun" / "bench" / (plan.config.exp or settings.name)
     refuse_twin(folder)
     nodes = {group: {path.stem: read_yaml(path) for path in sorted((plan.root / "conf" / group).glob("*.yaml"))}
@@ -30,9 +32,9 @@ def bench(plan: Plan) -> int:
         _trainings(plan, nodes, folder, progress)
     elif settings.what == "growth":
         growth = plan_growth(plan.config, attentions=nodes["attention"], positions=nodes["position"])
-        run_growth_bench(plan.config, growth, device=plan.precision.device, folder=folder, root=plan.root, progress=progress)
+        run_growth_bench(plan.config, growth, device=precision.device, folder=folder, root=plan.root, progress=progress)
     else:
-        run_bench(settings, attentions=nodes["attention"], positions=nodes["position"], device=plan.precision.device,
+        run_bench(settings, attentions=nodes["attention"], positions=nodes["position"], device=precision.device,
                   folder=folder, progress=progress, threads=plan.config.hardware.threads)
     return 0
 

@@ -10,7 +10,7 @@ import yaml
 
 from xcls.bench.make import choose, make
 from xcls.bench.others import others, rivals
-from xcls.bench.plan import make_plan
+from xcls.bench.plan import make_plan, settled
 from xcls.schema import Bench, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,8 @@ PLANNED = [path for path in sorted((ROOT / "conf" / "bench").glob("*.yaml")) if 
 
 @pytest.mark.parametrize("path", PLANNED, ids=lambda path: path.stem)
 def test_every_file_of_the_group_is_a_plan(path: Path) -> None:
-    settings = Bench(**yaml.safe_load(path.read_text()))
+    settings = settled(Bench(**yaml.safe_load(path.read_text())), "fp32")
+    assert "auto" not in settings.dtypes
     plan = plan_of(settings)
     assert [(cell.seq_len, cell.dtype) for cell in plan.cells] == [
         (n, d) for n in settings.seq_lens for d in settings.dtypes

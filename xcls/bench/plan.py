@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from xcls.train.amp import DTYPES
 
 PARTS = {"attention": ("module", "core"), "step": ("step",)}
 MEMORY_PARTS = ("module", "step")  # a core is not measured by itself: what surrounds it decides what lives how long
+AUTO = "auto"
 INSTALL = "To measure them too: make setup-bench"
 
 
@@ -36,6 +37,11 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
 
+def settled(settings: Bench, dtype: str) -> Bench:
+    """`settings` with the run's own dtype in the place of `auto`."""
+    return replace(settings, dtypes=[dtype if entry == AUTO else entry for entry in settings.dtypes])
+
+
 def refuse_impossible(settings: Bench) -> None:
     """Raises UserError, a line for each fault of the settings that their types do not show."""
     wrong = []
@@ -50,9 +56,10 @@ def refuse_impossible(settings: Bench) -> None:
         for n in settings.seq_lens
         if not 1 <= n <= MAX_SEQ_LEN
     ]
+    known = [AUTO, *DTYPES]
     for dtype in settings.dtypes:
         if dtype not in DTYPES:
-            wrong.append(f"bench.dtypes: {dtype}: one of {', '.join(DTYPES)} is needed.{nearest(dtype, list(DTYPES))}")
+            wrong.append(f"bench.dtypes: {dtype}: one of {', '.join(known)} is needed.{nearest(dtype, known)}")
     if not (settings.time or settings.memory or settings.error or settings.trained):
         wrong.append("bench.time, bench.memory, bench.error: all are false, and nothing is left to measure.")
     if settings.gradient_checkpointing and settings.what != "step":

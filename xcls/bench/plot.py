@@ -31,10 +31,11 @@ def crossover_plot(rows: Sequence[Row], part: str, title: str) -> bytes | None:
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     several = len({row["position"] for row in rows if row["origin"] == "xcls"}) > 1
     lines = list(dict.fromkeys((row["mechanism"], row["position"]) for row in rows))
-    size = (4.6 * len(dtypes) + 3.2, 3.6 * len(MEASURES) + 0.4)
+    measures = [measure for measure in MEASURES if any(row.get(f"{measure}_ms") for row in rows)]
+    size = (4.6 * len(dtypes) + 3.2, 3.6 * len(measures) + 0.4)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
-    panels = figure.subplots(len(MEASURES), len(dtypes), squeeze=False, sharex=True)
-    for across, measure in zip(panels, MEASURES):
+    panels = figure.subplots(len(measures), len(dtypes), squeeze=False, sharex=True)
+    for across, measure in zip(panels, measures):
         for axes, dtype in zip(across, dtypes):
             for place, (mechanism, position) in enumerate(lines):
                 points = sorted(

@@ -52,12 +52,9 @@ class Measuring:
         self.machine: dict[str, dict[str, float]] = {}  # dtype -> rates
         self.started = time.time()
 
-    def cell(self, cell: Cell) -> None:
-        """Memory of each, then the time of all that are left, then their error; then everything is written."""
-        rows = [row_of(case) for case in cell.cases]
+    def cell(self, cell: Cell, rows: list[Row]) -> None:
+        """The time of all whose memory did not run out, then their error; then everything is written."""
         self.rows += rows
-        if self.settings.memory:
-            self._memory(cell, rows)
         if self.settings.time:
             self._time(cell, rows)
         if self.settings.error:
@@ -72,7 +69,7 @@ class Measuring:
             "device": self.device,
             "nodes": [self.plan.nodes[name] for name in names],
         }
-        outcome = self._ask("trained", job, names, "trained q, k")
+        outcome = self._ask("trained", job, names)
         told = {event["case"]: event for event in (*outcome.of("error"), *outcome.of("no_error"))}
         for place, name in enumerate(names):
             row = dict.fromkeys(("position", "seq_len", "batch"))
@@ -84,33 +81,42 @@ class Measuring:
                 fail(row, event["cause"])
             self.rows.append(row)
 
-    def _ask(self, task: str, job: dict[str, Any], names: list[str], where: str) -> Outcome:
+    def _ask(self, task: str, job: dict[str, Any], names: list[str]) -> Outcome:
         """Runs one measuring process, with its doings beside the progress bar."""
 
         def hear(event: dict[str, Any]) -> None:
             if event["event"] == "begin":
                 count = f", round {event['round']}" if "round" in event else ""
-                self.bar.set_postfix_str(f"{where}: {task} of {names[event['case']]}{count}")
+                self.bar.set_postfix_str(f"{names[event['case']]}: {task}{count}")
 
-        return measure({"task": task, "threads": self.threads, **job}, self.variables, hear)
+        return measure({"task": task, "threads": self.threads, "brief": self.settings.brief, **job}, self.variables, hear)
 
     def _cases(self, task: str, cases: list[Case], job: dict[str, Any]) -> Outcome:
-        names = [case.mechanism for case in cases]
-        where = f"{cases[0].seq_len} tokens, {cases[0].dtype}"
-        return self._ask(task, {**job, "cases": [asdict(case) for case in cases]}, names, where)
+        names = [f"{case.mechanism}, {case.seq_len} tokens, {case.dtype}" for case in cases]
+        return self._ask(task, {**job, "cases": [asdict(case) for case in cases]}, names)
 
-    def _memory(self, cell: Cell, rows: list[Row]) -> None:
-        """Peak memory, each mechanism in a process of its own. One that dies there is not let near the others."""
-        for case, row in zip(cell.cases, rows):
-            if case.part in MEMORY_PARTS:
-                outcome = self._cases("memory", [case], {})
+    def memory(self, measured: list[tuple[Cell, list[Row]]]) -> None:
+        """Peak memory of every case: a process for each mechanism, which takes its lengths in turn. Where one ends
+        before its last length, the next process goes on. A mechanism that dies there is not timed at that length.
+        """
+        groups: dict[tuple[Any, ...], list[tuple[Case, Row, list[Row]]]] = {}
+        for cell, rows in measured:
+            for case, row in zip(cell.cases, rows):
+                if case.part in MEMORY_PARTS:
+                    alike = (case.mechanism, case.position, case.part, case.dtype, case.compile and case.seq_len)
+                    groups.setdefault(alike, []).append((case, row, rows))
+        for left in groups.values():
+            while left:
+                outcome = self._cases("memory", [case for case, _, _ in left], {})
                 for event in outcome.of("memory"):
-                    add_memory(row, event)
-                if outcome.cause is not None:
-                    for other, its_row in zip(cell.cases, rows):
-                        if (other.mechanism, other.position) == (case.mechanism, case.position):
-                            fail(its_row, outcome.cause)
-                self.bar.update()
+                    add_memory(left[event["case"]][1], event)
+                reached = outcome.last or 0
+                case, _, rows = left[reached]
+                for row in rows if outcome.cause is not None else ():
+                    if (row["mechanism"], row["position"]) == (case.mechanism, case.position):
+                        fail(row, outcome.cause)
+                self.bar.update(reached + 1)
+                left = left[reached + 1 :]
 
     def _time(self, cell: Cell, rows: list[Row]) -> None:
         """Times all that have not failed, in one process; if that dies, once more without the one it was at."""
@@ -153,7 +159,7 @@ class Measuring:
         """Writes results.csv, bench.json and the plots as they stand."""
         references = self.settings.references
         for row in self.rows:
-            if row.get("training_ms") is not None:
+            if row.get("training_ms") is not None and not self.settings.brief:
                 hold_against(row, self.machine[row["dtype"]])
         compare(self.rows, references, self.plan.nodes)
         write_atomic(self.folder / "results.csv", to_csv(self.rows, references))
@@ -221,8 +227,11 @@ def run_bench(
     with tqdm(total=total, desc="bench", unit="job", disable=not progress) as bar:
         measuring = Measuring(settings=settings, plan=plan, device=device, folder=folder, threads=threads, bar=bar)
         try:
-            for cell in plan.cells:
-                measuring.cell(cell)
+            measured = [(cell, [row_of(case) for case in cell.cases]) for cell in plan.cells]
+            if settings.memory:
+                measuring.memory(measured)
+            for cell, rows in measured:
+                measuring.cell(cell, rows)
             if settings.trained is not None:
                 measuring.trained()
                 bar.update()

@@ -28,6 +28,7 @@ class Series:
     trial: Timed
     measures: Sequence[str]
     compiled: bool = False
+    long: float = LONG  # seconds: a call that long needs no second one to warm up
     times: dict[str, list[float]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)  # within one sample
     first: dict[str, float] = field(default_factory=dict)  # seconds of the very first call, compilation included
@@ -58,13 +59,13 @@ def sample(call: Callable[[], None], calls: int, wait: Callable[[], None], clock
 def warm_up(series: Series, wait: Callable[[], None], clock: Callable[[], float]) -> None:
     """Calls every measure once or twice, and settles how many calls make a sample. What has run long is warm."""
     for measure in series.measures:
-        if series.ran.get(measure, 0.0) >= LONG and not series.compiled:
+        if series.ran.get(measure, -1.0) >= series.long and not series.compiled:
             series.first[measure], series.calls[measure] = series.ran[measure], 1
             continue
         series.trial.prepare(measure)
         call = getattr(series.trial, measure)
         series.first[measure] = took = sample(call, 1, wait, clock)
-        if took < LONG or series.compiled:
+        if took < series.long or series.compiled:
             took = sample(call, 1, wait, clock)
         series.calls[measure] = max(1, min(MOST_CALLS, round(SAMPLE / max(took, 1e-9))))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import sys
@@ -27,9 +28,10 @@ from xcls.bench.make import make
 from xcls.bench.timing import LONG, Series, interleave
 from xcls.bench.trained import Caught, trained_inputs
 from xcls.train.amp import DTYPES
-from xcls.train.cost import MemoryGauge
+from xcls.train.cost import MemoryGauge, forget_peak
 
 Emit = Callable[[str, dict[str, Any]], None]
+LEFT = 8.0  # MiB that one length may leave behind for the next
 WARM_LENGTH = 128  # tokens of the call that loads libraries before memory is measured
 GRAPHS = 1024  # torch.compile: how many versions of one function may live beside each other before it gives up
 
@@ -55,16 +57,35 @@ def trim() -> None:
 
 
 def measure_memory(job: dict[str, Any], emit: Emit) -> None:
-    """Peak memory of inference and of training of one case, MiB, above what the warmed-up process holds already.
+    """Peak memory of inference and of training of each case, MiB, above what the warmed-up process holds already.
+
+    The cases are one mechanism at several lengths. It stops early where what a case leaves behind would hide a part of
+    the next one's peak: that needs a process of its own.
+    """
+    held = 0.0
+    for place, values in enumerate(job["cases"]):
+        if place and not forget_peak(held + LEFT):
+            return
+        emit("begin", {"case": place})
+        found: dict[str, float | None] = {}
+        try:
+            before = memory_of(Case(**values), found, brief=job["brief"])
+            held = held or before
+        finally:
+            if found:  # what was found before memory ran out is told
+                emit("memory", {"case": place, **found})
+        gc.collect()
+        trim()
+
+
+def memory_of(case: Case, found: dict[str, float | None], *, brief: bool) -> float:
+    """Fills `found` with the peaks of one case, MiB; gives what the warmed-up process held before it.
 
     On CPU the growth of peak RSS; on CUDA the allocator's peak. Inputs, weights and the optimizer's state count, but
     for compiled cases on CPU: those are compiled at full size first, since the compiler needs more memory than they
-    do. Two calls of each measure; one where a call takes longer than LONG. What was found before memory ran out is
-    told.
+    do. Two calls of each measure; one where a call takes longer than LONG. `brief`: of training alone.
     """
-    case = Case(**job["cases"][0])
-    emit("begin", {"case": 0})
-    measured = ("inference", "training")
+    measured = ("training",) if brief else ("inference", "training")
     trial = build(case if case.compile else resized(case, min(case.seq_len, WARM_LENGTH)))
     if case.compile:
         trial.compile()
@@ -74,23 +95,18 @@ def measure_memory(job: dict[str, Any], emit: Emit) -> None:
     if not case.compile:
         del trial
     trim()
-    gauge, found = MemoryGauge(torch.device(case.device)), {}
+    gauge = MemoryGauge(torch.device(case.device))
     trial = trial if case.compile else build(case)
     trial.settle()
-    try:
-        for measure in measured:
-            trial.prepare(measure)
-            took = 0.0
-            for _ in range(2):
-                if took < LONG:
-                    took = seconds_of(getattr(trial, measure), case.device)
-            gauge.pause()
-            peak = gauge.peaks["max_gpu_mem_MiB"] if case.device == "cuda" else gauge.peaks["rss_growth_MiB"]
-            found[f"{measure}_MiB"] = peak
-            gauge.resume()
-    finally:
-        if found:
-            emit("memory", {"case": 0, **found})
+    for measure in measured:
+        trial.prepare(measure)
+        took = seconds_of(getattr(trial, measure), case.device)
+        if took < LONG:
+            getattr(trial, measure)()
+        gauge.pause()
+        found[f"{measure}_MiB"] = gauge.peaks["max_gpu_mem_MiB" if case.device == "cuda" else "rss_growth_MiB"]
+        gauge.resume()
+    return gauge.before
 
 
 def seconds_of(call: Callable[[], Any], device: str) -> float:
@@ -116,10 +132,15 @@ def describe_work(case: Case, attention: torch.nn.Module) -> dict[str, Any]:
 
 
 def measure_time(job: dict[str, Any], emit: Emit) -> None:
-    """Times all cases, which share length and dtype, interleaved; with the machine's rates, work and compile time."""
+    """Times all cases, which share length and dtype, interleaved; with the machine's rates, work and compile time.
+
+    `brief`: training alone, after one call to warm up; no rates and no work.
+    """
     cases = [Case(**case) for case in job["cases"]]
     device, dtype = cases[0].device, cases[0].dtype
-    emit("machine", {"flops_per_s": matmul_rate(dtype, device), "bytes_per_s": copy_rate(device)})
+    brief = job["brief"]
+    if not brief:
+        emit("machine", {"flops_per_s": matmul_rate(dtype, device), "bytes_per_s": copy_rate(device)})
     everything: list[Series] = []
     places: dict[int, int] = {}
     details: dict[int, dict[str, Any]] = {}
@@ -127,8 +148,8 @@ def measure_time(job: dict[str, Any], emit: Emit) -> None:
         emit("begin", {"case": place})
         try:
             trial, ran = build(case), {}
-            details[place] = describe_work(case, trial.attention)
-            for measure, call in (("inference", trial.forward), ("training", trial.training)):
+            details[place] = {} if brief else describe_work(case, trial.attention)
+            for measure, call in () if brief else (("inference", trial.forward), ("training", trial.training)):
                 trial.prepare(measure)
                 began = time.perf_counter()
                 flops = counted(call)  # which cannot follow no_grad everywhere
@@ -142,7 +163,8 @@ def measure_time(job: dict[str, Any], emit: Emit) -> None:
         except Exception as error:
             emit("failed", {"case": place, "cause": cause_of(error)})
             continue
-        everything.append(Series(trial, MEASURES, compiled=case.compile, ran=ran))
+        how = {"measures": ("training",), "long": 0.0} if brief else {"measures": MEASURES}
+        everything.append(Series(trial, compiled=case.compile, ran=ran, **how))
         places[id(everything[-1])] = place
 
     def begin(series: Series) -> None:
