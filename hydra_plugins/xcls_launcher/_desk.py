@@ -127,7 +127,6 @@ class Desk:
         self.places.append(Place(job, guard, making, on_device))
         if lease is not None:
             lease.let_go()  # the guard has it
-        self.screen.started(job)
 
     def _claim(self, job: Job) -> tuple[bool, FileLock | None]:
         """Whether no other process runs `job`, and for a run that several sweeps may need, the lock of who makes it."""

@@ -18,6 +18,7 @@ from xcls.record import read_record
 
 TAIL = 16_384  # bytes of events.jsonl that are read
 SHOWN = 4  # running jobs named in a line
+LINES = 20  # so many lines, about, for the jobs of a sweep that are done, and for the failures in its list at the end
 
 
 def newest(folder: Path) -> dict[str, Any]:
@@ -55,13 +56,16 @@ def numbers(folder: Path) -> str:
 
 
 class Screen:
-    """Writes to stderr. On a terminal the line about running jobs stays in place; elsewhere it comes once a minute."""
+    """Writes to stderr. On a terminal the line about running jobs stays in place; elsewhere it comes once a minute at
+    first, later less often. A long sweep has no line for every job: `make status` has them all.
+    """
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.terminal = sys.stderr.isatty()
         self.every = 1.0 if self.terminal else 60.0
-        self.last = time.monotonic()
+        self.began = self.last = time.monotonic()
+        self.failures = 0
         self.quiet = os.environ.get("XCLS_PROGRESS") == "0"
 
     def begin(self) -> None:
@@ -73,10 +77,6 @@ class Screen:
             if job.state == FAILED:
                 self.failed(job)
 
-    def started(self, job: Job) -> None:
-        """A job has begun."""
-        self._line(f"start  {job.label} ({job.device})")
-
     def ended(self, job: Job) -> None:
         """A job has ended, well or not."""
         if job.stopped:
@@ -85,20 +85,28 @@ class Screen:
         if job.state == FAILED:
             self.failed(job)
             return
-        share = f"[{sum(other.state not in (WAITING, RUNNING) for other in self.sweep.jobs)}/{len(self.sweep.jobs)}]"
+        ended, jobs = sum(other.state not in (WAITING, RUNNING) for other in self.sweep.jobs), len(self.sweep.jobs)
+        if ended * LINES // jobs == (ended - 1) * LINES // jobs:
+            return
+        share = f"[{ended}/{jobs}]"
         found = numbers(self.sweep.root / job.folder) if job.folder else ""
         self._line(f"done   {job.label} {share} {time.time() - job.began:.0f} s {found}".rstrip())
 
     def failed(self, job: Job) -> None:
-        """A failure with its cause and where to look."""
+        """A failure with its cause and where to look, of the first LINES of them."""
+        self.failures += 1
+        if self.failures > LINES:
+            return
         where = [text for text in (job.folder, self._output(job)) if text]
         self._line(f"FAILED {job.label}: {job.cause}" + (f"\n       {'  '.join(where)}" if where else ""))
 
     def tick(self) -> None:
         """The line about running jobs, when it is time."""
-        if self.quiet or time.monotonic() - self.last < self.every:
+        now = time.monotonic()
+        every = self.every if self.terminal else max(self.every, (now - self.began) / 10)
+        if self.quiet or now - self.last < every:
             return
-        self.last = time.monotonic()
+        self.last = now
         running = [job for job in self.sweep.jobs if job.state == RUNNING]
         parts = [f"{job.device}: {job.label} {numbers(self.sweep.root / job.folder)}".rstrip() for job in running[:SHOWN]]
         text = " | ".join([self._counts() + ("" if running else ", waiting for a free device"), *parts])
@@ -121,8 +129,10 @@ class Screen:
             self._line("Stopped. The same command goes on.")
         elif failed:
             self._line(f"run.py: {len(failed)} of {len(sweep.jobs)} jobs did not complete:")
-            for job in failed:
+            for job in failed[:LINES]:
                 self._line(f"  {self._stopped(job) if job.stopped else f'{job.label}: {job.cause}'}")
+            if len(failed) > LINES:
+                self._line(f"  … and {len(failed) - LINES} more: make status SWEEP={shown}")
             self._line("The same command goes on with interrupted jobs; retry_failed=true runs failed ones again.")
         if any(job.state == DONE or job.state == "skipped" for job in sweep.jobs):
             self._line(f"The report: python report.py 'runs=[{shown}]'")

@@ -64,8 +64,6 @@ class Watch:
             elif (state in ON_A_NODE) != (job.state == RUNNING):
                 job.state = RUNNING if state in ON_A_NODE else WAITING  # back in the queue
                 self.sweep.write()
-                if job.state == RUNNING:
-                    self.screen.started(job)
 
     def _exit_code(self, job: Job) -> int | None:
         """What a job that makes no run has given back to submitit; None where it did not come that far."""

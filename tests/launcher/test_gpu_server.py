@@ -42,7 +42,7 @@ def test_every_job_fails_alone_and_the_same_command_goes_on(server: Server) -> N
     stamps = {path: path.stat().st_mtime_ns for path in server.folder.glob("multirun/x/data/finetune-0-a-sleep*/record.json")}
     code, said = server.run(*words)  # skips what is done or failed, goes on with what was interrupted
     states = {name.split("-")[3] if "-" in name else name: state for name, state in server.states("x").items()}
-    assert code == 1 and said.count("start  ") == 1 and "retry_failed=true" in said
+    assert code == 1 and said.count("done   ") == 1 and "retry_failed=true" in said
     assert states == {"sleep": "skipped", "raise_once": "failed", "memory_once": "failed", "exit3": "failed", "kill_once": "done", "how=no_data": "failed"}
     killed = next(record for record in server.records() if "kill_once" in record["run"])
     assert [event["event"] for event in killed["events"] if event["event"] != "step"] == ["start", "resume", "end"]

@@ -152,3 +152,17 @@ def test_what_a_running_job_shows(sweep: Sweep, capsys: pytest.CaptureFixture[st
     screen.quiet = True
     screen.tick()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("state", ["done", "failed"])
+def test_a_long_sweep_has_few_lines(sweep: Sweep, capsys: pytest.CaptureFixture[str], state: str) -> None:
+    sweep.jobs = [Job(number=n, overrides=[str(n)], folder="", kind="finetune", needs=[]) for n in range(1000)]
+    screen = Screen(sweep)
+    screen.begin()
+    for job in sweep.jobs:
+        job.state, job.cause = state, "no memory"
+        screen.ended(job)
+    screen.end(0)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) < 50 and (state == "failed" or "[1000/1000]" in said[-3])
+    assert (sum(line.startswith("done ") for line in said), sum(line.startswith("FAILED ") for line in said)) == {"done": (20, 0), "failed": (0, 20)}[state]

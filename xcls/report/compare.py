@@ -1,4 +1,4 @@
-"""The tables a person reads (on stdout, in report.md and on the page), and the answer in plain sentences."""
+"""The tables a person reads (on the screen, in report.md and on the page), and the answer in plain sentences."""
 
 from __future__ import annotations
 
@@ -300,10 +300,10 @@ def _of_baseline(board: Board) -> list[str]:
     ]
 
 
-def stdout(
+def summary(
     boards: Sequence[Board], judge: Judge, reference: str, found: Found, studies: Sequence[str], most: int = 40
 ) -> str:
-    """The short Markdown that `report.py` prints; at most `most` rows of a table, the rest is in groups.csv."""
+    """The Markdown that report.md begins with; at most `most` rows of a table, the rest is in groups.csv."""
     blocks = list(studies)
     for board in boards:
         header, rows = comparison(board, judge, reference)

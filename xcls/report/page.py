@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from xcls.report import compare
+from xcls.report import compare, crossover
 from xcls.report.aggregate import Board, Group
 from xcls.report.answer import decide
 from xcls.report.answer_lines import claims_in_words, mechanism_lines
 from xcls.report.collect import Found
+from xcls.report.crossover import Crossover
 from xcls.report.measures import MEASURES
 from xcls.report.page_parts import SIGNS, escape, figure, folded, note, sheet_table, table
 from xcls.report.page_script import SCRIPT, policy
@@ -50,6 +51,7 @@ class Story:
     notes: Sequence[str]
     rank_by: str
     settings: dict[str, Any]  # conf/report.yaml as used
+    crossings: Sequence[Crossover] = ()
 
     @property
     def references(self) -> Sequence[str]:
@@ -169,13 +171,15 @@ def _rest(story: Story) -> list[tuple[str, str, list[str]]]:
     """(name, anchor, HTML) of the sections after the boards; those without any are left out."""
     boards = {board.slug for board in story.boards}
     benches = [plot for plot in story.plots if plot.board is None and plot.name.startswith("bench-")]
-    others = [plot for plot in story.plots if plot.board is None and plot not in benches]
+    steps = [plot for plot in story.plots if plot.board is None and plot.name.startswith("step-")]
+    others = [plot for plot in story.plots if plot.board is None and plot not in (*benches, *steps)]
     failed = compare.unfinished(story.found)
     caption = "Every run that did not complete and every record that cannot be used, with its cause and its folder. "
     caption += "They are in no mean and in no ranking."
     unfinished = [table(*failed, caption)] if failed[1] else [note("None.")]
     used = f"<pre>{escape(json.dumps(story.settings, indent=1, ensure_ascii=False, default=str))}</pre>"
     return [
+        (crossover.TITLE, "crossover", _crossings(story, steps)),
         ("More tables", "tables", _sheets([sheet for sheet in story.sheets if sheet.board not in boards])),
         ("Measured apart (mode=bench)", "bench", _bench(story, benches)),
         ("Pretraining", "pretraining", [_pictures(others)] if others else []),
@@ -189,6 +193,16 @@ def _rest(story: Story) -> list[tuple[str, str, list[str]]]:
             [folded("conf/report.yaml as used", used), note(f"Beside this page: {FILES}")],
         ),
     ]
+
+
+def _crossings(story: Story, plots: Sequence[Plot]) -> list[str]:
+    """Training steps against length: the plots, then of each its table and what it says."""
+    parts = [_pictures(plots)] if plots else []
+    for one in story.crossings:
+        header, rows = crossover.table(one, story.boards)
+        parts.append(table(header, rows, crossover.caption(one), file=f"{one.bench.place}/results.csv"))
+        parts += [note(text) for text in crossover.remarks(one)]
+    return parts
 
 
 def _bench(story: Story, plots: Sequence[Plot]) -> list[str]:

@@ -9,16 +9,20 @@ import matplotlib
 
 from xcls.report.aggregate import Board, Group
 from xcls.report.collect import Bench
+from xcls.report.crossover import Crossover
 from xcls.report.plot_confusion import confusion_plot
 from xcls.report.plot_learning import learning_plot
 from xcls.report.plot_length import bench_plot, length_plot
 from xcls.report.plot_quality import quality_plots
+from xcls.report.plot_step import step_plot
 from xcls.report.plot_style import SETTINGS, Looks, Plot
 
 MOST_BOARDS = 8  # boards with plots; a report over more data sets is read by its tables
 
 
-def draw(boards: Sequence[Board], groups: Sequence[Group], benches: Sequence[Bench], reference: str) -> list[Plot]:
+def draw(
+    boards: Sequence[Board], groups: Sequence[Group], benches: Sequence[Bench], reference: str, crossings: Sequence[Crossover] = ()
+) -> list[Plot]:
     """Every plot there are numbers for, in the order in which the page shows them.
 
     `reference` is the name of the mechanism that costs are compared with.
@@ -35,6 +39,7 @@ def draw(boards: Sequence[Board], groups: Sequence[Group], benches: Sequence[Ben
         pretraining = [group for group in groups if group.record.mode == "pretrain"]
         about = {"name": "pretraining", "title": "Pretraining (masked language modelling)", "board": None}
         made.append(learning_plot(pretraining, "val_loss", **about, looks=looks))
+        made += [step_plot(one, looks) for one in crossings]
         made += [bench_plot(bench, reference, looks) for bench in benches if bench.data.get("status") != "failed"]
     return _apart([plot for plot in made if plot is not None])
 

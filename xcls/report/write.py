@@ -13,6 +13,9 @@ from xcls.report import compare, tables
 from xcls.report.aggregate import Board, Group, group_runs, make_boards
 from xcls.report.bench_ratio import benches_beside
 from xcls.report.collect import Found, collect, shown
+from xcls.report.console import printed
+from xcls.report.crossover import TITLE, Crossover, caption, crossovers, sentence, table
+from xcls.report.crossover import remarks as footnotes
 from xcls.report.differences import Differences
 from xcls.report.measures import GPU_MEMORY, MEASURES
 from xcls.report.page import Story, page
@@ -28,7 +31,7 @@ from xcls.schema import UserError, flatten, nearest
 
 OWN_PLOTS = tuple(
     f"{name}.png"
-    for name in ("quality_vs_*", "seeds-*", "cost_vs_length-*", "learning-*", "confusion-*", "pretraining", "bench-*")
+    for name in ("quality_vs_*", "seeds-*", "cost_vs_length-*", "learning-*", "confusion-*", "pretraining", "bench-*", "step-*")
 )
 MOST_NAMED = 5  # groups in a note
 TITLES = {"results": "runs", "groups": "groups", "wnf": "claims"}
@@ -72,17 +75,29 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
         if sheet.board is None:  # the others are parts of these
             write_atomic(out / f"{sheet.name}.csv", tables.to_csv(sheet.rows, sheet.header))
     studies = sorted({run.record.study for run in found.runs if run.record.study})
-    notes = [*remarks(found, boards), *disagreements(sheets)]
-    plots = draw(boards, groups, found.benches, claims.references[0])
+    about, disagree = remarks(found, boards), disagreements(sheets)
+    notes = [*about, *disagree]
+    crossings = crossovers(benches, groups)
+    plots = draw(boards, groups, found.benches, claims.references[0], crossings)
     _write_plots(out / "plots", plots)
-    text = compare.stdout(boards, judge, claims.references[0], found, studies)
+    text = compare.summary(boards, judge, claims.references[0], found, studies)
     text += "".join(f"\n{note}\n" for note in notes)
+    text += "".join(f"\n{block}\n" for one in crossings for block in in_words(one, boards))
     write_atomic(out / "report.md", shown_not_run(text + in_markdown(sheets, boards)))
     used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
-    story = Story(boards, groups, found, judge, claims, studies, plots, sheets, notes, settings.rank_by, used)
+    story = Story(boards, groups, found, judge, claims, studies, plots, sheets, notes, settings.rank_by, used, crossings)
     write_atomic(out / "index.html", page(story))
     _write_script(out, found, overrides(settings, typed))
-    return f"{text}\n{len(found.runs)} runs, {len(groups)} groups. The page: {shown(out, root)}/index.html\n"
+    findings = [*filter(None, map(sentence, crossings)), *about]
+    return printed(
+        boards, judge, claims.references, found=found, studies=studies, findings=findings, remarks=len(disagree),
+        page=f"{shown(out, root)}/index.html",
+    )  # fmt: skip
+
+
+def in_words(one: Crossover, boards: Sequence[Board]) -> list[str]:
+    """A crossover in Markdown, block by block."""
+    return [f"## {TITLE}", caption(one), compare.markdown(table(one, boards)), *footnotes(one)]
 
 
 def remarks(found: Found, boards: Sequence[Board]) -> list[str]:
