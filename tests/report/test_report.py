@@ -111,13 +111,19 @@ def test_what_is_printed(make, tmp_path):
     lines = text.splitlines()
     assert lines[0] == "Demonstration: small"
     assert any(re.match(r"\| performer +\| PASS +\| PASS +\| 3 \| 0.905 ± 0.001 .*\(0.70×\)", line) for line in lines)
+    assert re.search(r"Performer saves 30 % time and 40 % memory at −0.60 pp", text) and len(lines) <= 20
+    assert lines[-1].startswith("13 runs. The page: out/index.html (also: 3 runs ")
+
+
+def test_report_md_begins_with_every_mechanism_and_ends_in_the_runs_that_failed(make, tmp_path):
+    report(make, tmp_path)
+    lines = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").splitlines()
     assert (
         "- performer takes 30 % less time per epoch and 40 % less memory at −0.60 pp macro-F1 against sdpa (n = 3). "
         "It passes." in lines
     )
     assert any(line.startswith("- TF-IDF + LogReg reaches 0.855") for line in lines)
-    assert sum("| failed " in line or "| interrupted " in line or "| running " in line for line in lines) == 3
-    assert lines[-1].endswith("The page: out/index.html")
+    assert sum(bool(re.search(r"\| (failed|interrupted|running) .*\| multirun/", line)) for line in lines) == 3
 
 
 def test_a_lone_run_without_a_baseline_still_has_a_report(make, tmp_path):
