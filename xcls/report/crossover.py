@@ -165,4 +165,5 @@ def remarks(one: Crossover) -> list[str]:
         f"that chance does that at most once in {CHANCE} times; else: {OPEN}."
     )
     failed = [f"{name} at {length:,} tokens failed: {row.get('cause')}" for (name, length), row in one.rows.items() if row.get("status") == "failed"]
-    return [text for text in (sentence(one), rule, *failed) if text]
+    blocks = "sdpa computes a large attention matrix in blocks, and again in the backward pass: less memory, more time."
+    return [text for text in (sentence(one), rule, blocks if "sdpa" in one.mechanisms else "", *failed) if text]
