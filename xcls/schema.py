@@ -152,9 +152,8 @@ class Baseline:
 class Bench:
     """mode=bench: which mechanisms are measured, at which lengths and dtypes, and how often.
 
-    `attentions` are files of conf/attention, each with changes if need be (`"reformer:num_hashes=4"`); `references` those of them that the
-    others are compared with. `seconds` is the time for one length and dtype. `stages`, `steps_per_segment` and `attention_dropout` are of
-    what=training alone, which takes sizes, text and recipes from the run's own configuration. `axes` … `starts` are of what=growth.
+    `attentions` are files of conf/attention, with changes (`"reformer:num_hashes=4"`); `references` those that the others are compared with.
+    `seconds`: of one length and dtype. Of what=training alone: `stages`, `steps_per_segment`, `attention_dropout`; of what=growth: `axes` … `starts`.
     """
 
     name: str = "attention"
