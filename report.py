@@ -8,17 +8,28 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P report.py` does not
+
+from xcls.terminal import any_encoding, end_early, reader_left  # noqa: E402
+
+HOOK = sys.excepthook
+if __name__ == "__main__":
+    sys.excepthook = end_early
+
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors, and `refuse` below words them
 
 import hydra  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
+from xcls.quoting import quote_typed  # noqa: E402
 from xcls.report.settings import FamilyClaims, Settings  # noqa: E402
 from xcls.schema import UserError, flatten, nearest  # noqa: E402
 
+sys.excepthook = HOOK
 KEYS = [
     *flatten(asdict(Settings())),
     "claims",
@@ -64,7 +75,12 @@ def word(error: Exception) -> str:
 if __name__ == "__main__":
     if any(word in ("-m", "--multirun") for word in sys.argv[1:]):
         sys.exit(refuse(UserError("a report is one run: name all folders in one list, 'runs=[a,b]', without -m.")))
+    any_encoding()
+    sys.argv[1:] = quote_typed(sys.argv[1:], OverridesParser.create().parse_override)
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.exit(reader_left(asked=True))  # the report is written
     except (UserError, HydraException, OmegaConfBaseException) as fault:
         sys.exit(refuse(fault))

@@ -6,7 +6,6 @@ Nothing heavy is imported here: `--help`, tab completion and a refused configura
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 from dataclasses import asdict
@@ -15,15 +14,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from xcls.allocator import RETAIN
-from xcls.ctrl_c import end_early, stopped
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P run.py` does not
+
+from xcls.allocator import start_anew  # noqa: E402
+from xcls.terminal import any_encoding, end_early, reader_left, stopped  # noqa: E402
 
 QUESTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")  # nothing runs
 ASKED = any(word.partition("=")[0] in QUESTIONS for word in sys.argv[1:])
-if __name__ == "__main__" and sys.platform == "linux" and not ASKED and not set(RETAIN) & set(os.environ):
-    os.environ.update(RETAIN)  # read when a process starts, so this one starts anew
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
+if __name__ == "__main__" and not ASKED:
+    start_anew(__file__)
+HOOK = sys.excepthook
 if __name__ == "__main__":
     sys.excepthook = end_early
 
@@ -40,15 +40,15 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from xcls.command_line import check_launcher, check_words, completion  # noqa: E402
 from xcls.discreet import hide_secrets  # noqa: E402
 from xcls.outline import Outline, outlines  # noqa: E402
+from xcls.quoting import quote_typed  # noqa: E402
 from xcls.record import without_secrets  # noqa: E402
 from xcls.run_files import read_yaml  # noqa: E402
 from xcls.schema import Config, UserError, check, check_name, check_texts, flatten, nearest, unflatten  # noqa: E402
 from xcls.signature import check_node  # noqa: E402
 from xcls.slips import check_slips  # noqa: E402
-from xcls.wording import package_worded, word_hydra  # noqa: E402
+from xcls.wording import origin_of, package_worded, with_origins, word_hydra  # noqa: E402
 
-if __name__ == "__main__":
-    sys.excepthook = sys.__excepthook__  # `enter` sees to it from here
+sys.excepthook = HOOK  # `enter` sees to it from here
 
 ROOT = Path(__file__).resolve().parent
 MOST_JOBS = 10_000  # of one sweep
@@ -181,14 +181,32 @@ def take_run(tree: dict[str, Any], config_exp: str | None, typed: Typed, choices
     return lay_over(tree, file, typed), folder
 
 
+def take_per(tree: dict[str, Any], typed: Typed, choices: dict[str, str]) -> None:
+    """Lays `+per.<attention>.<key>=value` over `tree` where this run has that attention: one sweep, settings of each mechanism."""
+    per = tree.pop("per", None) or {}
+    options = {path.stem: read_yaml(path) for path in (ROOT / "conf" / "attention").glob("*.yaml")} if per else {}
+    for key, value in flatten(per if isinstance(per, dict) else {"": per}).items():
+        option, _, leaf = key.partition(".")
+        if leaf not in options.get(option, ()):
+            known = [f"per.{name}.{leaf}" for name, file in options.items() for leaf in file]
+            raise UserError(f"per.{key}: unknown key; +per.<attention>.<its key>=<value> is needed.{nearest(f'per.{key}', known)}")
+        if option == choices["attention"]:
+            tree["attention"][leaf] = value
+            typed.values.add(f"attention.{leaf}")
+        elif not tree.get("sweep"):
+            raise UserError(f"per.{key}: this run has attention={choices['attention']}.")
+
+
 def settle(cfg: DictConfig) -> tuple[Config, dict[str, str], Path | None]:
     """The typed configuration, the choices of the groups, and the run it starts from. Raises UserError."""
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     choices = {k: v for k, v in OmegaConf.to_container(hydra_config.runtime.choices).items() if not k.startswith("hydra/")}
     typed = Typed(overrides, set(choices))
+    tree = OmegaConf.to_container(cfg, resolve=True)
+    take_per(tree, typed, choices)
     origins = {key: "the command line" for key in typed.values}
-    tree = OmegaConf.to_container(of_schema(OmegaConf.to_container(cfg, resolve=True), origins))
+    tree = OmegaConf.to_container(of_schema(tree, origins))
     folder: Path | None = None
     exp, mode = tree.get("exp"), tree.get("mode")
     if isinstance(exp, str) and mode not in ("eval", "predict"):
@@ -235,19 +253,6 @@ def to_typed(tree: dict[str, Any], origins: dict[str, str]) -> Config:
     return config
 
 
-def with_origins(error: UserError, origins: dict[str, str]) -> UserError:
-    """The error with the place that set it behind each line's key."""
-    return UserError("\n".join(line + origin_of(re.split(r"[=: ]", line, maxsplit=1)[0], origins) for line in str(error).split("\n")))
-
-
-def origin_of(key: str, origins: dict[str, str]) -> str:
-    """`' (from …)'` for the place that set `key`, where it is not the defaults in conf/."""
-    for known, place in origins.items():
-        if key == known or known.startswith(key + ".") or key.startswith(known + "."):
-            return f" (from {place})"
-    return ""
-
-
 def word_omegaconf(error: OmegaConfBaseException, origins: dict[str, str]) -> str:
     """One message for a key that is unknown or of a wrong type."""
     key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "")
@@ -290,8 +295,11 @@ def main(cfg: DictConfig) -> None:
         if not stop.args and config is not None and config.mode in ("eval", "predict", "bench"):
             stop = KeyboardInterrupt(f"mode={config.mode}: interrupted.")  # it may have written something
         code = stopped(stop)
+    except BrokenPipeError:
+        raise  # to `enter`
     except (UserError, HydraException, OmegaConfBaseException, OSError) as fault:
         code = refuse(fault)
+    sys.stdout.flush()
     sys.exit(code)
 
 
@@ -322,16 +330,21 @@ def raised_by_hydra(error: Exception) -> bool:
 def enter(words: list[str]) -> int:
     """Runs what was typed and gives the exit code."""
     hide_secrets()
+    any_encoding()
     try:
         settings = check_slips(words, ROOT / "conf")
         check_words(settings)
         check_launcher(settings, ROOT / "conf")
-        check_grid(settings)
+        words = quote_typed(words, OverridesParser.create().parse_override)
+        check_grid(words)
         sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
         with package_worded(words, ROOT / "conf"), completion(words, ROOT / "conf"):
             main()
+            sys.stdout.flush()
     except KeyboardInterrupt as stop:
         return stopped(stop)
+    except BrokenPipeError:
+        return reader_left(asked=ASKED)
     except Exception as fault:
         if not isinstance(fault, (UserError, HydraException, OmegaConfBaseException)) and not raised_by_hydra(fault):
             raise

@@ -6,12 +6,16 @@ import json
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
 
-from tests.conftest import Project
+import tests.entry
+from hydra_plugins.xcls_launcher.sweep import plan_sweep
+from tests.conftest import SMALL, Project
+from tests.entry import entered
 
 
 def record(folder: Path) -> dict:
@@ -92,12 +96,30 @@ def test_a_sweep_runs_once_with_its_baseline_and_reports(project: Project, mecha
     assert len(pd.read_csv(project.folder / "rep" / "results.csv").query("mode == 'finetune'")) == 2 * len(mechanisms)
 
 
-@pytest.mark.slow
-def test_a_job_that_fails_fails_alone(project: Project) -> None:
-    result = project.run("-m", "dataset.path=rows.csv,nope.csv", "exp=sw", "finetuning.max_steps=2")
-    assert result.returncode == 1 and "1 of 3 jobs did not complete" in result.stderr and "nope.csv" in result.stderr
-    records = [json.loads(p.read_text()) for p in project.folder.glob("multirun/sw/*/finetune-*/record.json")]
-    assert [r["status"] for r in records] == ["completed"]
+@pytest.mark.parametrize(("words", "named"), [
+    ("dataset.path=rows.csv,nope.csv", "dataset.path=nope.csv"), ("dataset.label=label,kind", "'kind'"), ("dataset.text=body", "'body'"),
+    ("head.num_classes=null,5", "head.num_classes=5"), ("attention=sdpa,performer attention.num_features=64", "+per.performer.num_features=64"),
+    ("attention=sdpa,performer +per.performer.num_features=-1", "attention"), ("attention=sdpa,performer +per.performer.num_featurs=1", "'per.performer.num_features'"),
+])  # fmt: skip
+def test_a_sweep_with_one_job_that_cannot_run_is_refused_as_a_whole(project: Project, words: str, named: str) -> None:
+    before = project.files()
+    with entered(project.folder) as enter:
+        small = [word for word in SMALL if word.partition("=")[0] not in {typed.partition("=")[0] for typed in words.split()}]
+        outcome = enter("-m", "exp=sw", *small, *words.split())
+    assert outcome.code == 2 and outcome.stderr.count("run.py: ") == 1 and named in outcome.stderr, (outcome.stderr, outcome.traceback)
+    assert enter.jobs == 0 and outcome.files == [] and project.files() == before
+
+
+def test_one_sweep_sets_keys_of_one_mechanism(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeps: list[Any] = []
+    monkeypatch.setattr(tests.entry, "plan_sweep", lambda *given: sweeps.append(plan_sweep(*given)) or sweeps[-1])
+    with entered(project.folder) as enter:
+        outcome = enter("-m", "exp=sw", "attention=sdpa,performer,reformer", "+per.performer.num_features=16,32", "+per.reformer.num_hashes=2", *SMALL)
+    assert outcome.code in (0, None), outcome.stderr + outcome.traceback
+    configs = [job.outline.record.config for job in sweeps[0].jobs if job.kind == "finetune"]
+    made = [(config["attention.name"], config.get("attention.num_features"), config.get("attention.num_hashes")) for config in configs]
+    assert sorted(made, key=str) == [("performer_favor", 16, None), ("performer_favor", 32, None), ("reformer_lsh", None, 2), ("sdpa", None, None)]
+    assert not any(key.startswith("per") and not key.startswith("pretrain") for config in configs for key in config)
 
 
 @pytest.mark.slow
@@ -121,6 +143,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(project: Project) -> None:
 REFUSED = [
     ("atention=sdpa", "Did you mean 'attention'"),
     ("attention=sdpaa", "Did you mean 'sdpa'"),
+    ("dataset=my/tickets.csv", "dataset=files dataset.path=my/tickets.csv"),
+    ("mode=train", "Did you mean mode=finetune?"),
+    ("attention.num_features=64", "no such key in the chosen attention, only in performer,"),
+    ("attention=sdpa per.performer.num_features=64", "+per.performer.num_features"),
+    ("+per.performer.num_features=64", "this run has attention=sdpa"),
     ("attention=performer attention.num_featurs=3", "Did you mean 'attention.num_features'"),
     ("attention=performer attention.num_features=many", "attention.num_features=many: int is needed"),
     ("finetuning.lrr=1", "Did you mean 'finetuning.lr'"),
@@ -149,7 +176,7 @@ REFUSED = [
 @pytest.mark.parametrize(("words", "message"), REFUSED, ids=[words for words, _ in REFUSED])
 def test_bad_input_is_refused_before_anything_is_written(project: Project, words: str, message: str) -> None:
     before = project.files()
-    small = ["dataset=files", "wandb=disabled"] + ([] if "dataset.path" in words else ["dataset.path=rows.csv"])
+    small = ["wandb=disabled"] + ([] if "dataset=" in words else ["dataset=files"]) + ([] if "dataset.path" in words else ["dataset.path=rows.csv"])
     result = project.run(*words.split(), *small, small=False)
     assert result.returncode == 2, result.stdout + result.stderr
     assert message in result.stderr and "Traceback" not in result.stderr and "Error executing" not in result.stderr

@@ -6,6 +6,9 @@ step on a CPU. The variables are read when a process starts, so a program that w
 
 from __future__ import annotations
 
+import os
+import sys
+
 RETAIN = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
@@ -20,3 +23,18 @@ def environment_with(allocator: str, variables: dict[str, str]) -> dict[str, str
         return dict(variables)
     others = {key: value for key, value in variables.items() if key not in RETAIN}
     return {**others, **RETAIN} if allocator == "retain" else others
+
+
+def start_anew(script: str) -> None:
+    """Starts this process again with RETAIN in its environment, unless one of these variables is set.
+
+    Only where `script` is the main program of its own process: what a notebook, a debugger or another program runs is not, and
+    would be replaced together with its host.
+    """
+    began = len(sys.orig_argv) - len(sys.argv)
+    options = sys.orig_argv[1:began]
+    alone = all(word.startswith("-") or options[place - 1] in ("-X", "-W") for place, word in enumerate(options))
+    ours = sys.orig_argv[began:] == sys.argv and os.path.realpath(sys.argv[0]) == os.path.realpath(script)
+    if sys.platform == "linux" and alone and ours and not set(RETAIN) & set(os.environ):
+        os.environ.update(RETAIN)  # read when a process starts
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -14,6 +14,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from xcls.data.cache import digest
 from xcls.data.source import Source, data_fingerprint
 from xcls.data.splits import Prepared, prepare
 from xcls.data.tokenizer import check_tokenizer, given_vocabulary
@@ -25,6 +26,9 @@ from xcls.schema import Config, Labels, UserError, flatten
 from xcls.signature import parameters
 from xcls.stages.folder import read_or_refuse
 from xcls.train.precision import Precision, resolve
+
+
+classes_of: dict[str, list[str]] = {}  # the classes of the data that this process has checked
 
 
 def hash_of_names(names: Iterable[str]) -> str:
@@ -189,6 +193,17 @@ class Plan:
     def data(self) -> Prepared:
         """The splits, read and checked. Raises UserError for data that cannot be trained on."""
         return prepare(self.source, self.config.dataset)
+
+    def check(self) -> None:
+        """Raises UserError for what the stage of this run would refuse: its architecture, its data. The data are read once for all
+        runs of this process that use them alike."""
+        if self.config.mode != "baseline":
+            check_architecture(self.config)
+        key = digest([self.fingerprint, asdict(self.config.dataset)])
+        if key not in classes_of:
+            classes_of[key] = self.data().classes
+        if self.config.mode == "finetune":
+            check_head(self.config, classes_of[key])
 
     def record(self, prepared: Prepared | None) -> Record:
         """The record of this run before its first step; without `prepared`, of one that never read its data.

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xcls.quoting import quoted
 from xcls.record import Record, read_record
 from xcls.run_files import baseline_values, pretraining_values, yaml_text
-from xcls.schema import UserError
 from xcls.stages.folder import FRESH, decide
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Outline:
     """One run before it begins."""
 
     kind: str  # its mode
-    folder: Path | None = None  # None: it makes no run folder, or cannot begin
+    folder: Path | None = None  # None: it makes no run folder
     hash: str | None = None
     overrides: list[str] | None = None  # what composes it; None: what the user typed for this job
     needs: list[str] = field(default_factory=list)  # hashes of the runs that come first
@@ -34,26 +34,23 @@ class Outline:
     gpu: bool = False  # it computes on a GPU
     file: str | None = None  # what `config.yaml` in its folder must hold before it begins
     record: Record | None = None  # what its record says if it dies before it writes one
-    cause: str | None = None  # why it cannot begin
 
 
 def outlines(plan: Plan) -> list[Outline]:
     """The run of `plan` in its sweep, last, after those that it needs first: the baseline of its data, its pretraining.
 
-    What is wrong with the data of this run becomes its `cause`: other runs of the sweep may have better ones.
+    Raises UserError for all that its stage would refuse, so that a sweep with one such run is refused before any begins.
     """
     config = plan.config
     if config.mode not in HASHED:
         return [Outline(kind=config.mode, gpu=plan.precision.device == "cuda")]
-    try:
-        first = []
-        if config.mode == "finetune":
-            first.append(_baseline(plan))
-        if config.mode == "finetune" and config.pretrain == "auto":
-            first.append(_pretraining(plan))
-        own = _outline(plan, resume=config.resume)
-    except UserError as error:
-        return [Outline(kind=config.mode, cause=str(error))]
+    plan.check()
+    first = []
+    if config.mode == "finetune":
+        first.append(_baseline(plan))
+    if config.mode == "finetune" and config.pretrain == "auto":
+        first.append(_pretraining(plan))
+    own = _outline(plan, resume=config.resume)
     own.needs = [run.hash for run in first if run.hash is not None]
     return [*first, own]
 
@@ -73,7 +70,7 @@ def _baseline(plan: Plan) -> Outline:
     other = plan.variant(mode="baseline", seed=0)
     other.config.sweep = plan.config.sweep
     run = _outline(other, resume=True)
-    run.overrides = ["mode=baseline", f"template={other.folder / 'config.yaml'}", f"sweep={plan.config.sweep}",
+    run.overrides = ["mode=baseline", f"template={quoted(other.folder / 'config.yaml')}", f"sweep={plan.config.sweep}",
                      f"retry_failed={str(plan.config.retry_failed).lower()}"]
     run.file = yaml_text(baseline_values(other.config, other.choices), "What this baseline was made of.")
     return run

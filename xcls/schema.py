@@ -20,8 +20,9 @@ class UserError(Exception):
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """`' Did you mean 'x'?'` for the closest of `known`, or an empty string when none is close."""
-    return "".join(f" Did you mean '{close}'?" for close in difflib.get_close_matches(word, list(known), n=1, cutoff=0.5))
+    """`' Did you mean 'x'?'` for the closest of `known` but `word` itself, or an empty string when none is close."""
+    others = [other for other in known if other != word]
+    return "".join(f" Did you mean '{close}'?" for close in difflib.get_close_matches(word, others, n=1, cutoff=0.5))
 
 
 def one_of(*choices: str, default: Any = MISSING) -> Any:

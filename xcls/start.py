@@ -15,6 +15,7 @@ from xcls.child import run_child
 from xcls.data.tokenizer import TextTokenizer, from_json, make_tokenizer
 from xcls.identity import run_folder
 from xcls.outline import completed_pretraining
+from xcls.quoting import quoted
 from xcls.record import Record, carry_over, read_record, write_atomic
 from xcls.report.reproduce import script_for
 from xcls.run_files import baseline_values, pretraining_values, resolved_values, write_values
@@ -237,7 +238,7 @@ def _baseline_first(plan: Plan) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / ".making")):
         write_values(folder / "config.yaml", baseline_values(other.config, other.choices), "What this baseline was made of.")
-        code = _process(["mode=baseline", f"template={folder / 'config.yaml'}", f"sweep={plan.config.sweep}"], plan.root)
+        code = _process(["mode=baseline", f"template={quoted(folder / 'config.yaml')}", f"sweep={plan.config.sweep}"], plan.root)
     if code != OK:
         print(f"WARNING: the baseline of {plan.config.dataset.name} did not complete: {folder}", file=sys.stderr)
 

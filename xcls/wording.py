@@ -14,8 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Iterator, Sequence
 
+from xcls.quoting import quoted
 from xcls.run_files import read_yaml
 from xcls.schema import Config, UserError, flatten, nearest
+
+MODES_MEANT = {"train": "finetune", "training": "finetune", "fit": "finetune", "test": "eval", "evaluate": "eval", "validate": "eval",
+               "infer": "predict", "inference": "predict", "prediction": "predict", "benchmark": "bench", "tfidf": "baseline"}  # fmt: skip
 
 
 def known_keys(conf: Path) -> list[str]:
@@ -37,24 +41,47 @@ def word_hydra(text: str, cause: str, words: Sequence[str], conf: Path) -> str:
     text = text.strip()
     missing = re.search(r"Could not override '([^']+)'", text)
     several = re.search(r"Ambiguous value for argument '(.+)'", text)
-    option = re.search(r"Could not find '([^'/]+(?:/[^'/]+)*)/([^'/]*)'", text)
+    option = re.search(r"Could not find '(hydra/[^/']+|[^/']+)/([^\n]*)'", text)
     if option:
         group, name = option.groups()
         known = sorted(p.stem for p in (conf / group).glob("*.yaml"))
-        return f"{group}={name}: no such option.{nearest(name, known)} There is: {', '.join(known)}."
+        meant, own = nearest(name, known), ""
+        if group == "mode" and name.lower() in MODES_MEANT:
+            meant = f" Did you mean mode={MODES_MEANT[name.lower()]}?"
+        elif group == "dataset" and (re.search(r"[./~]", name) or not meant):
+            meant, own = "", f"\nA file of your own: dataset=files {shlex.quote(f'dataset.path={name}')}"
+        return f"{group}={name}: no such option.{meant} There is: {', '.join(known)}.{own}"
     if missing:
         key = missing.group(1)
-        return f"{key}: unknown key.{nearest(key, [*known_keys(conf), 'hydra/launcher'])}"
+        return _lacking(key, words, conf) or f"{key}: unknown key.{nearest(key, [*known_keys(conf), 'hydra/launcher'])}"
     if several:
         key, _, value = several.group(1).partition("=")
         return (f"{key}={value}: a list of values is a sweep, which needs -m:\n  python run.py -m {shlex.join(words)}\n"
-                f"One value with commas in it is quoted: '{key}=\"{value}\"'.")
+                f"One value with commas in it is quoted: {shlex.quote(f'{key}={quoted(value)}')}")
     if "sweep" in text.lower():
         return text.splitlines()[0] + " A list of values needs -m: python run.py -m …"
     if "mismatched input" in text or "LexerNoViableAlt" in text or "extraneous input" in text or "no viable" in text:
-        return text.splitlines()[0] + "\nA list is written without blanks (seed=0,1,2), a text with blanks in quotes ('study=\"my text\"')."
+        return text.splitlines()[0] + "\nA list is written without blanks (seed=0,1,2), a text with blanks as one word ('study=my text')."
     lines = [line.strip() for line in text.splitlines() if line.strip()][:2] + cause.splitlines()[:1]
     return " ".join(dict.fromkeys(line for line in lines if "hydra.cc" not in line))
+
+
+def _lacking(key: str, words: Sequence[str], conf: Path) -> str:
+    """The message for a setting that other options of its group have, and how to set it for these alone; '' for other keys."""
+    group, _, leaf = key.partition(".")
+    if group == "per":
+        return f"{key}: with a plus: +{key}=…"
+    having = [path.stem for path in sorted((conf / group).glob("*.yaml")) if leaf in read_yaml(path)] if leaf else []
+    if not having:
+        return ""
+    typed = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in words}
+    chosen = typed.get(group, "").split(",") if typed.get(group) else []
+    lack = ", ".join(option for option in chosen if option not in having) or f"the chosen {group}"
+    text = f"{key}: no such key in {lack}, only in {', '.join(having)}."
+    if group == "attention":
+        one = next((option for option in chosen if option in having), having[0])
+        text += f" In a sweep over several, for one alone: {shlex.quote(f'+per.{one}.{leaf}={typed.get(key, chr(8230))}')}"
+    return text
 
 
 @contextlib.contextmanager
@@ -77,3 +104,16 @@ def package_worded(words: Sequence[str], conf: Path) -> Iterator[None]:
         sys.stderr.write(said.getvalue())
         raise
     sys.stderr.write(said.getvalue())
+
+
+def with_origins(error: UserError, origins: dict[str, str]) -> UserError:
+    """The error with the place that set it behind each line's key."""
+    return UserError("\n".join(line + origin_of(re.split(r"[=: ]", line, maxsplit=1)[0], origins) for line in str(error).split("\n")))
+
+
+def origin_of(key: str, origins: dict[str, str]) -> str:
+    """`' (from …)'` for the place that set `key`, where it is not the defaults in conf/."""
+    for known, place in origins.items():
+        if key == known or known.startswith(key + ".") or key.startswith(known + "."):
+            return f" (from {place})"
+    return ""

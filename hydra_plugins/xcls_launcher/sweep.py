@@ -226,8 +226,7 @@ def sweep_name(config: DictConfig) -> str:
 def plan_sweep(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> Sweep:
     """The sweep of these jobs: what they need first, equal cells once, what is finished. Writes nothing.
 
-    `launcher` has been set up by Hydra. Raises UserError or Hydra's errors for a bad configuration of any job, and
-    where no job can begin.
+    `launcher` has been set up by Hydra. Raises UserError or Hydra's errors for a bad configuration, or bad data, of any job.
     """
     script = sys.modules[launcher.task_function.__module__]
     name = sweep_name(launcher.config)
@@ -254,8 +253,6 @@ def plan_sweep(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> Sw
             sweep.jobs.append(job)
             if job.hash is not None:
                 known[job.hash] = job
-    if sweep.jobs and all(job.state == FAILED and job.hash is None for job in sweep.jobs):
-        raise UserError("no job of this sweep can begin.\n" + "\n".join(dict.fromkeys(str(job.cause) for job in sweep.jobs)))
     order(sweep)
     return sweep
 
@@ -265,9 +262,7 @@ def _job(sweep: Sweep, outline: Any, words: list[str], known: dict[str, Job]) ->
     folder = "" if outline.folder is None else Path(os.path.relpath(outline.folder, sweep.root)).as_posix()
     job = Job(number=len(sweep.jobs), overrides=outline.overrides or words, folder=folder, kind=outline.kind,
               needs=[known[digest].number for digest in outline.needs], hash=outline.hash, gpu=outline.gpu, outline=outline)
-    if outline.cause is not None:
-        job.state, job.cause = FAILED, outline.cause
-    elif outline.action == "done":
+    if outline.action == "done":
         job.state = SKIPPED if outline.found.status == "completed" else FAILED
         job.cause = None if job.state == SKIPPED else f"{outline.found.cause} (an earlier time; retry_failed=true runs it again)"
     return job

@@ -81,8 +81,6 @@ def outline(cfg: DictConfig) -> list[Outline]:
     """As in run.py: the run of one job, last, after those it needs."""
     if cfg.how == "refused":
         raise UserError("how=refused: choose another.")
-    if cfg.how == "no_data":
-        return [Outline(kind=cfg.mode, cause="rows.csv is not there.")]
     first = []
     if cfg.mode == "finetune" and cfg.pretrain == "auto":
         words = [f"group={cfg.group}", f"how={cfg.pretraining_how}", f"seconds={cfg.seconds}", f"sweep={cfg.sweep}", f"retry_failed={cfg.retry_failed}"]

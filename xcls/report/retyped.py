@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any, Sequence
 
 import yaml
 
+from xcls.quoting import quoted
 from xcls.report.settings import Settings
 from xcls.schema import flatten
 
 DEFAULTS = Path(__file__).parents[2] / "conf" / "report.yaml"
 NAMED = ("claims.families", "originals", "cost.devices")  # nodes that hold names of the user's own
-PLAIN = re.compile(r"(?!(null|true|false|inf|nan)$)[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE)
-SPECIAL = re.compile(r"([\\()\[\]{}:=,\s])")  # what Hydra reads as its own sign in a key
 REMOTE = "wandb:"
 
 
@@ -46,15 +44,15 @@ def overrides(settings: Settings, typed: Sequence[str] = ()) -> list[str]:
     They are given again also where they say what the default says.
     """
     used, default = flatten(asdict(settings)), _defaults()
-    words = [f"{name}={_word(used.pop(name))}" for name in ("runs", "out", "rank_by")]
+    words = [f"{name}={quoted(used.pop(name))}" for name in ("runs", "out", "rank_by")]
     gone = {key for key in default if key not in used and key not in ("runs", "out", "rank_by")}
     words += [f"~{node}" for node in sorted({_node(key, used) for key in gone})]
     devices = {name: asdict(price) for name, price in settings.cost.devices.items()}
     for key, value in sorted(used.items()):
         if not key.startswith("cost.devices.") and (value != default.get(key) or _typed(key, typed, default)):
-            words.append(f"{'' if key in default else '++'}{key}={_word(value)}")
+            words.append(f"{'' if key in default else '++'}{key}={quoted(value)}")
     if devices:  # as one dictionary: a device's name may have blanks, which a key cannot
-        words.append(f"++cost.devices={_word(devices)}")
+        words.append(f"++cost.devices={quoted(devices)}")
     return words
 
 
@@ -81,20 +79,3 @@ def _node(key: str, used: dict[str, Any]) -> str:
             name = f"{node}.{key.removeprefix(f'{node}.').partition('.')[0]}"
             return key if any(other.startswith(f"{name}.") for other in used) else name
     return key
-
-
-def _word(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, dict):
-        items = [(SPECIAL.sub(r"\\\1", str(key)), _word(item)) for key, item in value.items()]
-        return "{" + ",".join(f"{key}:{item}" for key, item in items) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_word(item) for item in value) + "]"
-    text = str(value)
-    if PLAIN.fullmatch(text):
-        return text
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
