@@ -1,12 +1,14 @@
 """mode=baseline: TF-IDF + logistic regression on the same rows as the runs, scikit-learn's defaults and a tuned one.
 
 The defaults are what the claims are measured against: `TfidfVectorizer()` and `LogisticRegression(C=1)`. The tuned one
-(n-grams, sublinear counts, C) is chosen on validation and stands beside it.
+(n-grams, sublinear counts, C) is chosen on validation and stands beside it. Where the words of `TfidfVectorizer()` (two letters
+or digits and more, between blanks and punctuation) are none, both count characters instead: see `analyzer_of`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -27,8 +29,14 @@ from xcls.train.journal import Journal
 from xcls.train.metrics import scores, guess_told
 from xcls.train.versions import commit, describe_device, versions
 
-TUNED_NGRAMS = ((1, 1), (1, 2))
+NGRAMS = {"word": ((1, 1), (1, 2)), "char": ((1, 2), (1, 3))}  # the first is that of the defaults
 TUNED_C = (1.0, 10.0)
+WORD = re.compile(TfidfVectorizer().token_pattern)
+LETTER = re.compile(r"[^\W\d_]")
+UNSPACED = re.compile(  # letters of scripts that put no blanks between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han
+    r"(?=[^\W\d_])[\u0e01-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
+)
+SAMPLED, READ = 1000, 2000  # texts that are looked at, and characters of each
 
 
 @dataclass(frozen=True)
@@ -44,12 +52,27 @@ class Fitted:
         return self.pipeline.predict_proba(texts)
 
 
-def fit_default(texts: list[str], labels: np.ndarray, *, plan: Baseline) -> Fitted:
-    """Fits scikit-learn's defaults (only max_iter is raised, so that the fit ends converged)."""
+def analyzer_of(texts: list[str]) -> tuple[str, str]:
+    """("word", "") or ("char", why): characters where over half of the letters are of scripts without blanks between words, or
+    over half of the texts have no word at all. texts: those of train, of which some are looked at."""
+    some = [text[:READ] for text in texts[:: max(1, len(texts) // SAMPLED)]]
+    letters, unspaced = (sum(len(sign.findall(text)) for text in some) for sign in (LETTER, UNSPACED))
+    if 2 * unspaced > letters:
+        return "char", f"{unspaced / max(1, letters):.0%} of the letters are of scripts without blanks between words"
+    without = sum(not WORD.search(text.lower()) for text in some)
+    if 2 * without > len(some):
+        return "char", f"{without / len(some):.0%} of the texts have no word of two letters or digits"
+    return "word", ""
+
+
+def fit_default(texts: list[str], labels: np.ndarray, *, plan: Baseline, analyzer: str = "word") -> Fitted:
+    """Fits scikit-learn's defaults (only max_iter is raised, so that the fit ends converged), or the same on characters."""
     began = time.perf_counter()
-    pipeline = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=plan.max_iter))
+    ngrams = NGRAMS[analyzer][0]
+    pipeline = make_pipeline(TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams), LogisticRegression(max_iter=plan.max_iter))
     pipeline.fit(texts, labels)
-    return Fitted({"ngrams": 1, "C": 1.0, "min_df": 1, "sublinear_tf": False}, pipeline, time.perf_counter() - began)
+    settings = {"analyzer": analyzer, "ngrams": ngrams[1], "C": 1.0, "min_df": 1, "sublinear_tf": False}
+    return Fitted(settings, pipeline, time.perf_counter() - began)
 
 
 def fit_tuned(
@@ -60,23 +83,28 @@ def fit_tuned(
     score: Callable[[np.ndarray], float],
     plan: Baseline,
     bar: tqdm,
+    analyzer: str = "word",
 ) -> Fitted:
     """Fits every setting of the small grid on train and keeps the one with the best validation `score`.
 
     `score` maps validation probabilities [rows, C] to a number; the first of equals is kept. `bar` moves with each fit.
+    Terms of a single text are left out, unless there are no others.
     """
     began = time.perf_counter()
     best: Fitted | None = None
     best_score = -np.inf
-    for ngrams in TUNED_NGRAMS:
-        vectorizer = TfidfVectorizer(ngram_range=ngrams, min_df=2, sublinear_tf=True)
-        features = vectorizer.fit_transform(texts)
+    for ngrams in NGRAMS[analyzer]:
+        vectorizer = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, min_df=2, sublinear_tf=True)
+        try:
+            features = vectorizer.fit_transform(texts)
+        except ValueError:  # no term is left
+            features = vectorizer.set_params(min_df=1).fit_transform(texts)
         held_out = vectorizer.transform(validation_texts)
         for c in TUNED_C:
             classifier = LogisticRegression(C=c, max_iter=plan.max_iter).fit(features, labels)
             value = score(classifier.predict_proba(held_out))
             if value > best_score:
-                settings = {"ngrams": ngrams[1], "C": c, "min_df": 2, "sublinear_tf": True}
+                settings = {"analyzer": analyzer, "ngrams": ngrams[1], "C": c, "min_df": vectorizer.min_df, "sublinear_tf": True}
                 best, best_score = Fitted(settings, make_pipeline(vectorizer, classifier), 0.0), value
             bar.update()
     assert best is not None
@@ -107,13 +135,17 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal, resume: bo
         journal.rewind([], step=0)
     texts = {name: column(getattr(prepared, name), "text") for name in ("train", "validation", "test")}
     labels = {name: np.asarray(column(getattr(prepared, name), "label"), np.int64) for name in texts}
-    fits = 1 + plan.tuned * len(TUNED_NGRAMS) * len(TUNED_C)
+    analyzer, why = analyzer_of(texts["train"]) if plan.analyzer == "auto" else (plan.analyzer, "baseline.analyzer=char")
+    record.data["baseline_analyzer"] = analyzer
+    if analyzer == "char":
+        journal.warn(f"{why}: the baseline counts characters and pairs of them, not words.")
+    fits = 1 + plan.tuned * len(NGRAMS[analyzer]) * len(TUNED_C)
     with tqdm(total=fits, desc="baseline", unit="fit", leave=False, disable=os.environ.get("XCLS_PROGRESS") == "0") as bar:
-        fitted = {"": fit_default(texts["train"], labels["train"], plan=plan)}
+        fitted = {"": fit_default(texts["train"], labels["train"], plan=plan, analyzer=analyzer)}
         bar.update()
         if plan.tuned:
             fitted["tuned."] = fit_tuned(
-                texts["train"], labels["train"], validation_texts=texts["validation"], plan=plan, bar=bar,
+                texts["train"], labels["train"], validation_texts=texts["validation"], plan=plan, bar=bar, analyzer=analyzer,
                 score=lambda p: scores(labels["validation"], p)["macro_f1"],
             )
     parts = []
