@@ -25,6 +25,7 @@ from hydra.errors import HydraException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
+from xcls.identity import runs_root  # noqa: E402
 from xcls.quoting import quote_typed  # noqa: E402
 from xcls.report.settings import FamilyClaims, Settings  # noqa: E402
 from xcls.schema import UserError, flatten, nearest  # noqa: E402
@@ -48,7 +49,7 @@ def main(cfg: DictConfig) -> None:
         typed = [key.partition(".")[2] for key in keys if key.split(".")[0] == "claims"]
         from xcls.report.write import write_report  # matplotlib, only now
 
-        print(write_report(settings, typed=typed, root=Path.cwd()), end="")
+        print(write_report(settings, typed=typed, root=runs_root(Path.cwd())), end="")
     except (UserError, OmegaConfBaseException) as fault:  # here, or Hydra adds a line of its own
         sys.exit(refuse(fault))
 

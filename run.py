@@ -39,6 +39,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from xcls.command_line import check_launcher, check_words, completion  # noqa: E402
 from xcls.discreet import hide_secrets  # noqa: E402
+from xcls.identity import runs_root  # noqa: E402
 from xcls.outline import Outline, outlines  # noqa: E402
 from xcls.quoting import quote_typed  # noqa: E402
 from xcls.record import without_secrets  # noqa: E402
@@ -51,6 +52,7 @@ from xcls.wording import origin_of, package_worded, with_origins, word_hydra  # 
 sys.excepthook = HOOK  # `enter` sees to it from here
 
 ROOT = Path(__file__).resolve().parent
+RUNS = runs_root(ROOT)
 MOST_JOBS = 10_000  # of one sweep
 UNTYPED = ("attention", "position", "dataset.source")  # typed by the signature of their _target_
 HOMES = {"attention": "xcls.attention.", "position": "xcls.position.", "dataset.source": "xcls.data."}  # of their targets
@@ -120,11 +122,11 @@ def take_file(tree: dict[str, Any], path: Path, typed: Typed, choices: dict[str,
 
 def find_parent(name: str) -> Path:
     """The folder of the run that `pretrain=` names. Raises UserError with what there is instead."""
-    places = [ROOT / "pretrain" / name, ROOT / "finetune" / name, Path(name)]
+    places = [RUNS / "pretrain" / name, RUNS / "finetune" / name, Path(name)]
     for place in places:
         if (place / "resolved_config.yaml").is_file():
             return place
-    known = sorted(p.parent.name for stage in ("pretrain", "finetune") for p in (ROOT / stage).glob("*/resolved_config.yaml"))
+    known = sorted(p.parent.name for stage in ("pretrain", "finetune") for p in (RUNS / stage).glob("*/resolved_config.yaml"))
     raise UserError(
         f"pretrain={name}: no run of that name under pretrain/ or finetune/, and no run folder at that path."
         f"{nearest(name, known)} Runs that exist: {', '.join(known) or 'none'}."
@@ -161,9 +163,9 @@ def take_run(tree: dict[str, Any], config_exp: str | None, typed: Typed, choices
     """mode=eval and predict: the configuration of the run that `exp` names, with the few keys that may be typed over it."""
     if not config_exp:
         raise UserError("exp: name the fine-tuned run to read: exp=<name under finetune/, or a run folder>.")
-    folder = next((p for p in (ROOT / "finetune" / config_exp, Path(config_exp)) if (p / "resolved_config.yaml").is_file()), None)
+    folder = next((p for p in (RUNS / "finetune" / config_exp, Path(config_exp)) if (p / "resolved_config.yaml").is_file()), None)
     if folder is None:
-        known = sorted(p.parent.name for p in (ROOT / "finetune").glob("*/resolved_config.yaml"))
+        known = sorted(p.parent.name for p in (RUNS / "finetune").glob("*/resolved_config.yaml"))
         raise UserError(f"exp={config_exp}: no such run under finetune/.{nearest(config_exp, known)} Runs that exist: {', '.join(known) or 'none'}.")
     free = ("mode", "exp", "split", "input", "output", "checkpoint", "hardware", "wandb", "dataset.path", "finetuning.eval_batch_size")
     if tree["mode"] == "predict":  # its documents are others than those of the run
@@ -217,8 +219,8 @@ def settle(cfg: DictConfig) -> tuple[Config, dict[str, str], Path | None]:
         tree, folder = take_run(tree, exp, typed, choices)
     elif tree.get("template"):
         tree = take_file(tree, Path(tree["template"]), typed, choices, origins)
-    elif mode == "pretrain" and exp and not tree.get("sweep") and (ROOT / "pretrain" / exp / "config.yaml").is_file():
-        tree = take_file(tree, ROOT / "pretrain" / exp / "config.yaml", typed, choices, origins)
+    elif mode == "pretrain" and exp and not tree.get("sweep") and (RUNS / "pretrain" / exp / "config.yaml").is_file():
+        tree = take_file(tree, RUNS / "pretrain" / exp / "config.yaml", typed, choices, origins)
     elif mode == "finetune" and isinstance(tree.get("pretrain"), str) and tree["pretrain"] != "auto":
         folder = find_parent(tree["pretrain"])
         tree = inherit(tree, folder, typed, choices, origins)
@@ -275,6 +277,8 @@ def refuse(error: Exception) -> int:
         text = str(error)
     elif isinstance(error, OSError):
         text = f"{error.filename or 'a file'}: {error.strerror or error}. Check the path, and that it may be read or written."
+        if RUNS in Path(os.path.abspath(os.fsdecode(error.filename or "/"))).parents:
+            text += " XCLS_RUNS=<another folder> in the environment puts all runs there."
     else:  # out of Hydra's inside
         text = f"this cannot be read as a configuration ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
     print(f"run.py: {text}", file=sys.stderr)
@@ -346,7 +350,7 @@ def enter(words: list[str]) -> int:
     except BrokenPipeError:
         return reader_left(asked=ASKED)
     except Exception as fault:
-        if not isinstance(fault, (UserError, HydraException, OmegaConfBaseException)) and not raised_by_hydra(fault):
+        if not isinstance(fault, (UserError, HydraException, OmegaConfBaseException, OSError)) and not raised_by_hydra(fault):
             raise
         return refuse(fault)
     return 0

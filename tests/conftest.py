@@ -21,6 +21,8 @@ from tests import warm
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile("house")  # a slow machine is no failure, and one that passes has tried what another tries
 
+os.environ.pop("XCLS_RUNS", None)  # the developer's own runs stay out of it
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     "dataset=files", "dataset.path=rows.csv", "seq_len=24", "size.num_layers=1", "size.width=16", "size.num_heads=2", "size.feed_forward=32",

@@ -18,7 +18,7 @@ from xcls.data.cache import digest
 from xcls.data.source import Source, data_fingerprint
 from xcls.data.splits import Prepared, prepare
 from xcls.data.tokenizer import check_tokenizer, given_vocabulary
-from xcls.identity import run_folder, run_hash, run_name
+from xcls.identity import run_folder, run_hash, run_name, runs_root
 from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClassifier
 from xcls.record import Record, plain
@@ -188,7 +188,12 @@ class Plan:
     @property
     def folder(self) -> Path:
         """Where the run lives."""
-        return run_folder(self.as_dict, self.choices, self.digest, sweep=self.config.sweep, root=self.root)
+        return run_folder(self.as_dict, self.choices, self.digest, sweep=self.config.sweep, root=self.runs)
+
+    @property
+    def runs(self) -> Path:
+        """The folder of pretrain/, finetune/ and multirun/."""
+        return runs_root(self.root)
 
     def data(self) -> Prepared:
         """The splits, read and checked. Raises UserError for data that cannot be trained on."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,12 @@ def run_name(config: dict[str, Any], choices: dict[str, str], digest: str) -> st
         f"{choices['dataset']}/{config['mode']}-{choices['attention']}-{choices['position']}-{choices['size']}"
         f"-n{config['seq_len']}-s{config['seed']}-{digest[:6]}"
     )
+
+
+def runs_root(project: Path) -> Path:
+    """The folder of pretrain/, finetune/ and multirun/: `$XCLS_RUNS`, else the project (which may be read-only)."""
+    named = os.environ.get("XCLS_RUNS")
+    return Path(os.path.expanduser(named)).absolute() if named else project
 
 
 def run_folder(config: dict[str, Any], choices: dict[str, str], digest: str, *, sweep: str | None, root: Path) -> Path:

@@ -92,7 +92,7 @@ def _pretraining(plan: Plan) -> Outline:
 
 def completed_pretraining(wanted: Plan) -> Path | None:
     """The folder of a completed pretraining run with the hash of `wanted`, alone or in a sweep; None where there is none."""
-    for path in [*wanted.root.glob("pretrain/*/record.json"), *wanted.root.glob("multirun/*/*/pretrain-*/record.json")]:
+    for path in [*wanted.runs.glob("pretrain/*/record.json"), *wanted.runs.glob("multirun/*/*/pretrain-*/record.json")]:
         try:
             record = read_record(path.parent)
         except ValueError:

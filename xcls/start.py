@@ -42,7 +42,7 @@ def _init(plan: Plan) -> int:
     """Writes `pretrain/<exp>/config.yaml`, ready to edit."""
     if not plan.config.exp:
         raise UserError("exp: mode=init needs the name of the folder to make: exp=<name>.")
-    path = plan.root / "pretrain" / plan.config.exp / "config.yaml"
+    path = plan.runs / "pretrain" / plan.config.exp / "config.yaml"
     refuse_twin(path.parent)
     if path.exists():
         raise UserError(f"{path} is there already. Edit it, remove it, or choose another exp=….")
@@ -50,7 +50,7 @@ def _init(plan: Plan) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_values(path, pretraining_values(plan.config, plan.choices),
                  f"Edit, then: python run.py mode=pretrain exp={plan.config.exp}")
-    print(f"{path.relative_to(plan.root)} is ready to edit. Then: python run.py mode=pretrain exp={plan.config.exp}")
+    print(f"{path.relative_to(plan.runs)} is ready to edit. Then: python run.py mode=pretrain exp={plan.config.exp}")
     return OK
 
 
@@ -150,7 +150,7 @@ def _parent(plan: Plan, record: Record) -> dict[str, Any] | None:
     if plan.config.mode != "finetune" or plan.parent is None:
         return None
     checkpoint = load_for_use(plan.parent, plan.config.checkpoint)
-    folder = Path(os.path.relpath(plan.parent, plan.root)).as_posix()
+    folder = Path(os.path.relpath(plan.parent, plan.runs)).as_posix()
     record.pretrain = {"folder": folder, "hash": checkpoint["hash"], "checkpoint": plan.config.checkpoint,
                        "step": checkpoint["progress"]["step"], "stage": checkpoint["stage"]}
     return checkpoint
@@ -181,7 +181,7 @@ def _origins(plan: Plan) -> list[Record]:
             found.insert(0, read_record(folder))
         except ValueError:
             break
-        folder = plan.root / found[0].pretrain["folder"] if found[0].pretrain else None
+        folder = plan.runs / found[0].pretrain["folder"] if found[0].pretrain else None
     return found
 
 
@@ -232,7 +232,7 @@ def _process(overrides: list[str], root: Path) -> int:
 def _baseline_first(plan: Plan) -> None:
     """Trains the baseline of these data in this sweep unless it is there; a failure is a warning, not our end."""
     other = plan.variant(mode="baseline", seed=0)
-    folder = run_folder(other.as_dict, other.choices, other.digest, sweep=plan.config.sweep, root=plan.root)
+    folder = run_folder(other.as_dict, other.choices, other.digest, sweep=plan.config.sweep, root=plan.runs)
     if (folder / "record.json").is_file() and read_or_refuse(folder).status == "completed":
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +291,7 @@ def _bench(plan: Plan) -> int:
 
 def _shown(plan: Plan) -> str:
     """The run's folder as a user types it."""
-    return Path(os.path.relpath(plan.folder, plan.root)).as_posix()
+    return Path(os.path.relpath(plan.folder, plan.runs)).as_posix()
 
 
 def _summary(plan: Plan, record: Record) -> str:

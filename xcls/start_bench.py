@@ -23,7 +23,7 @@ def bench(plan: Plan) -> int:
     """mode=bench: time, memory, operations and error of mechanisms; `multirun/bench/<name>/`. Gives the exit code."""
     precision = plan.precision
     settings = plan.config.bench = settled(plan.config.bench, precision.dtype)
-    folder = plan.root / "multirun" / "bench" / (plan.config.exp or settings.name)
+    folder = plan.runs / "multirun" / "bench" / (plan.config.exp or settings.name)
     refuse_twin(folder)
     nodes = {group: {path.stem: read_yaml(path) for path in sorted((plan.root / "conf" / group).glob("*.yaml"))}
              for group in ("attention", "position")}

@@ -14,6 +14,7 @@ import textwrap
 import time
 from pathlib import Path
 
+from xcls.identity import runs_root
 from xcls.standing import BAD, DONE, RUNNING, SILENT, STATES, WAITING, Standing, span
 from xcls.sweeps import Group, standings
 
@@ -32,15 +33,16 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="list what is done and all that waits, too")
     parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="look again every SECONDS (5)")
     args = parser.parse_args(words)
-    missing = [name for name in args.folders if not Path(name).is_dir()]
+    missing = [name for name in args.folders if not (runs_root(Path.cwd()) / name).is_dir()]
     if missing:
         print(f"status: no such folder: {', '.join(missing)}", file=sys.stderr)
         return 2
-    places = [Path(name) for name in args.folders or USUAL]
+    base = runs_root(Path.cwd())
+    places = [base / name for name in args.folders or USUAL]
     code = 0
     try:
         while True:
-            groups = standings(places, Path.cwd())
+            groups = standings(places, base)
             code = int(any(group.count(*BAD) for group in groups))
             width, height = shutil.get_terminal_size((PIPED, 1_000_000))
             lines = table(groups, width, everything=args.all)

@@ -130,7 +130,7 @@ class Desk:
 
     def _claim(self, job: Job) -> tuple[bool, FileLock | None]:
         """Whether no other process runs `job`, and for a run that several sweeps may need, the lock of who makes it."""
-        folder = self.sweep.root / job.folder
+        folder = self.sweep.runs / job.folder
         making = None
         if job.outline is not None and job.outline.file is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Sequence
 
+from xcls.schema import UserError
+
 CPU = "cpu"
 FOLDER = "/tmp/xcls-leases"  # one for the host, whoever computes; TMPDIR may differ between users
 NONE = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide every GPU
@@ -104,9 +106,27 @@ def take(device: str, places: int) -> Lease | None:
     return None
 
 
+def check_leases() -> None:
+    """Raises UserError where leases cannot be had: the folder cannot be written, or its disk knows no locks."""
+    descriptor = _lock("check", fcntl.LOCK_SH)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
 def _lock(name: str, kind: int) -> int | None:
-    """A descriptor that holds the lock of this name, or None where it is taken. Any user may lock a file of another."""
+    """As `_flock` in the folder of the leases. Raises UserError where that cannot work."""
     folder = Path(os.environ.get("XCLS_LEASES") or FOLDER)
+    try:
+        return _flock(folder, name, kind)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: no place for the locks on this machine's devices ({error.strerror}). Set XCLS_LEASES to a folder on a local disk "
+            "that every user of the devices can write."
+        ) from error
+
+
+def _flock(folder: Path, name: str, kind: int) -> int | None:
+    """A descriptor that holds the lock of this name, or None where it is taken. Any user may lock a file of another."""
     try:
         folder.mkdir(parents=True)
         folder.chmod(0o1777)  # like /tmp; mkdir's mode is cut by the umask

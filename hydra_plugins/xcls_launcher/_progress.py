@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -72,7 +73,7 @@ class Screen:
         """What is about to happen."""
         sweep = self.sweep
         equal = f", {sweep.equal} equal cells left out" if sweep.equal else ""
-        self._line(f"sweep {sweep.name}: {self._counts()}{equal}; make status shows it, multirun/{sweep.name}/sweep.json")
+        self._line(f"sweep {sweep.name}: {self._counts()}{equal}; make status shows it, {self._place('sweep.json')}")
         for job in sweep.jobs:
             if job.state == FAILED:
                 self.failed(job)
@@ -80,7 +81,7 @@ class Screen:
     def ended(self, job: Job) -> None:
         """A job has ended, well or not."""
         if job.stopped:
-            self._line(f"{self._stopped(job)} {numbers(self.sweep.root / job.folder)}".rstrip())
+            self._line(f"{self._stopped(job)} {numbers(self.sweep.runs / job.folder)}".rstrip())
             return
         if job.state == FAILED:
             self.failed(job)
@@ -89,7 +90,7 @@ class Screen:
         if ended * LINES // jobs == (ended - 1) * LINES // jobs:
             return
         share = f"[{ended}/{jobs}]"
-        found = numbers(self.sweep.root / job.folder) if job.folder else ""
+        found = numbers(self.sweep.runs / job.folder) if job.folder else ""
         self._line(f"done   {job.label} {share} {time.time() - job.began:.0f} s {found}".rstrip())
 
     def failed(self, job: Job) -> None:
@@ -108,7 +109,7 @@ class Screen:
             return
         self.last = now
         running = [job for job in self.sweep.jobs if job.state == RUNNING]
-        parts = [f"{job.device}: {job.label} {numbers(self.sweep.root / job.folder)}".rstrip() for job in running[:SHOWN]]
+        parts = [f"{job.device}: {job.label} {numbers(self.sweep.runs / job.folder)}".rstrip() for job in running[:SHOWN]]
         text = " | ".join([self._counts() + ("" if running else ", waiting for a free device"), *parts])
         if self.terminal:
             print("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1], end="", file=sys.stderr, flush=True)
@@ -122,7 +123,6 @@ class Screen:
     def end(self, stopped: int) -> None:
         """How it all ended, and what comes next."""
         sweep = self.sweep
-        shown = f"multirun/{sweep.name}"
         self._line(f"sweep {sweep.name}: {self._counts()}, {time.time() - sweep.started:.0f} s")
         failed = [job for job in sweep.jobs if job.state == FAILED]
         if stopped:
@@ -135,7 +135,8 @@ class Screen:
                 self._line(f"  … and {len(failed) - LINES} more: make status SWEEP={shown}")
             self._line("The same command goes on with interrupted jobs; retry_failed=true runs failed ones again.")
         if any(job.state == DONE or job.state == "skipped" for job in sweep.jobs):
-            self._line(f"The report: python report.py 'runs=[{shown}]'")
+            there = "" if Path.cwd() == sweep.root else f"cd {shlex.quote(str(sweep.root))} && "
+            self._line(f"The report: {there}python report.py 'runs=[multirun/{sweep.name}]'")
 
     def _stopped(self, job: Job) -> str:
         """`stopped <run>: by SIGINT`, which is no failure."""
@@ -143,7 +144,12 @@ class Screen:
 
     def _output(self, job: Job) -> str:
         """The file with what the job printed, as a user types it; empty where it has not run."""
-        return "" if not job.began else f"output: multirun/{self.sweep.name}/logs/{self.sweep.log(job).name}"
+        return "" if not job.began else f"output: {self._place(f'logs/{self.sweep.log(job).name}')}"
+
+    def _place(self, name: str) -> str:
+        """A file of the sweep as a user here types it."""
+        path = self.sweep.folder / name
+        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
     def _counts(self) -> str:
         counts = self.sweep.counts()

@@ -98,10 +98,11 @@ def packed(sweep: Sweep, job: Job) -> SlurmJob:
             "XCLS_SHARED": str(int(not job.gpu)),
             "XCLS_WAIT": str(int(several)),
             "XCLS_BASELINE": "queued",
+            "XCLS_RUNS": str(sweep.runs),
         },
-        folder=str(sweep.root / job.folder),
+        folder=str(sweep.runs / job.folder),
         record=job.outline.record if job.outline is not None else None,
-        needs=[str(sweep.root / sweep.jobs[n].folder) for n in pretrainings(sweep, job)],
+        needs=[str(sweep.runs / sweep.jobs[n].folder) for n in pretrainings(sweep, job)],
     )
 
 

@@ -70,11 +70,12 @@ class GpuServerLauncher(LocalLauncher):
     def machine(self) -> Any:
         """The `Machine` that the configuration describes. Raises UserError."""
         from hydra_plugins.xcls_launcher._desk import Machine
-        from hydra_plugins.xcls_launcher._devices import visible_devices
+        from hydra_plugins.xcls_launcher._devices import check_leases, visible_devices
 
         for key in ("jobs", "jobs_per_gpu"):
             if self.params[key] < 1:
                 raise UserError(f"hydra.launcher.{key}={self.params[key]}: a value of at least 1 is needed.")
+        check_leases()
         devices = self.params["devices"]
         return Machine(devices=visible_devices(devices), named=devices is not None,
                        jobs_per_gpu=self.params["jobs_per_gpu"], jobs=self.params["jobs"])

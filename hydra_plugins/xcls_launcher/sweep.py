@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from hydra_plugins.xcls_launcher._causes import cause_of
 from hydra_plugins.xcls_launcher._discretion import refuse_secrets
+from xcls.identity import runs_root
 from xcls.record import plain, read_record, write_atomic, write_record
 from xcls.schema import UserError, check_name
 
@@ -39,7 +40,7 @@ class Job:
 
     number: int  # its place in the sweep's list, from 0
     overrides: list[str]  # what composes it
-    folder: str  # relative to the project; empty where it makes no run folder
+    folder: str  # relative to Sweep.runs; empty where it makes no run folder
     kind: str  # pretrain, finetune, baseline (or another mode)
     needs: list[int]  # numbers of the jobs that come first
     device: str | None = None
@@ -77,9 +78,14 @@ class Sweep:
     started: float = field(default_factory=time.time)
 
     @property
+    def runs(self) -> Path:
+        """The folder of pretrain/, finetune/ and multirun/."""
+        return runs_root(self.root)
+
+    @property
     def folder(self) -> Path:
         """Where the sweep's own files are."""
-        return self.root / "multirun" / self.name
+        return self.runs / "multirun" / self.name
 
     def log(self, job: Job) -> Path:
         """The file for what `job` prints."""
@@ -175,14 +181,14 @@ class Sweep:
     def _found(self, job: Job) -> tuple[str | None, str | None]:
         """Status and cause in the job's record; None where there is none of this job."""
         try:
-            record = read_record(self.root / job.folder) if job.hash else None
+            record = read_record(self.runs / job.folder) if job.hash else None
         except ValueError:
             return None, None
         return (record.status, record.cause) if record is not None and record.hash == job.hash else (None, None)
 
     def _is_news(self, job: Job) -> bool:
         """Whether the job's record was written since it began; before that it tells of an earlier time."""
-        return (self.root / job.folder / "record.json").stat().st_mtime >= job.began - 1
+        return (self.runs / job.folder / "record.json").stat().st_mtime >= job.began - 1
 
     def _cause(self, job: Job) -> str:
         """Why a job without a word in its record ended."""
@@ -195,7 +201,7 @@ class Sweep:
         job.state, job.cause = FAILED, cause
         if job.hash is None or job.outline.record is None:
             return
-        folder = self.root / job.folder
+        folder = self.runs / job.folder
         try:
             record = read_record(folder)
             if record.hash != job.hash:
@@ -259,7 +265,7 @@ def plan_sweep(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> Sw
 
 def _job(sweep: Sweep, outline: Any, words: list[str], known: dict[str, Job]) -> Job:
     """The job of `outline`, as it stands before the sweep starts."""
-    folder = "" if outline.folder is None else Path(os.path.relpath(outline.folder, sweep.root)).as_posix()
+    folder = "" if outline.folder is None else Path(os.path.relpath(outline.folder, sweep.runs)).as_posix()
     job = Job(number=len(sweep.jobs), overrides=outline.overrides or words, folder=folder, kind=outline.kind,
               needs=[known[digest].number for digest in outline.needs], hash=outline.hash, gpu=outline.gpu, outline=outline)
     if outline.action == "done":

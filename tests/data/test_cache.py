@@ -96,3 +96,24 @@ def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.delenv("XCLS_CACHE")
     assert cache_folder() == Path.home() / ".cache" / "xcls"
     assert digest([1, "a", None]) == digest([1, "a", None]) != digest([1, "a", "None"])
+
+
+def test_without_a_home_the_setting_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XCLS_CACHE", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(UserError, match="XCLS_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("XCLS_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+
+
+def test_a_home_that_cannot_be_written_names_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("XCLS_CACHE", raising=False)
+    (tmp_path / "home").write_text("HOME=/ of a user who may not write there; root may write everywhere")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(UserError, match="XCLS_CACHE"):
+        build_once(cache_folder() / "thing", slow_build, what="a thing")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from hydra_plugins.xcls_launcher import _devices
-from hydra_plugins.xcls_launcher._devices import lease_name, parse_listing, take, visible_devices
+from hydra_plugins.xcls_launcher._devices import check_leases, lease_name, parse_listing, take, visible_devices
+from xcls.schema import UserError
 
 LISTING = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-11111111-aaaa)
 GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-22222222-bbbb)
@@ -78,3 +80,21 @@ def test_others_may_use_the_folder_and_its_files(tmp_path: Path) -> None:
     assert (tmp_path / "leases").stat().st_mode & 0o7777 == 0o1777
     assert [path.stat().st_mode & 0o444 for path in (tmp_path / "leases").iterdir()] == [0o444]
     lease.let_go()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_named(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refused(descriptor: int, kind: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(UserError, match="XCLS_LEASES"):
+        check_leases()
+
+
+def test_a_folder_of_leases_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "leases").touch()
+    with pytest.raises(UserError, match=str(tmp_path / "leases")):
+        check_leases()
+    (tmp_path / "leases").unlink()
+    assert check_leases() is None and take("0", 1) is not None

@@ -56,6 +56,15 @@ def test_offline_then_sync_sends_each_row_once_in_order(server: WandbServer, tmp
     assert run.state == "finished"
 
 
+def test_a_sweep_of_wandb_s_own_takes_no_rows_away(server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    folder = tmp_path / "finetune" / "base"
+    with open_journal(folder) as journal:
+        journal.begin(rows=[], wandb_id=None)
+        work(journal, range(1, 4))
+    assert offline(folder) == written(folder) != [] and read_record(folder).warnings == []
+
+
 def test_one_run_named_grouped_and_tagged(server: WandbServer, tmp_path: Path) -> None:
     folder = tmp_path / "multirun" / "study" / "imdb" / "finetune-x"
     with open_journal(folder, "online") as journal:

@@ -19,8 +19,11 @@ from xcls.schema import UserError
 
 
 def cache_folder() -> Path:
-    """`$XCLS_CACHE`, else `~/.cache/xcls`."""
-    return Path(os.environ.get("XCLS_CACHE") or Path.home() / ".cache" / "xcls").expanduser()
+    """`$XCLS_CACHE`, else `~/.cache/xcls`. Raises UserError where there is no home."""
+    try:
+        return Path(os.environ.get("XCLS_CACHE") or "~/.cache/xcls").expanduser()
+    except RuntimeError as error:
+        raise UserError("HOME is not set, and this user has no home folder: set XCLS_CACHE to a folder for what may be made again.") from error
 
 
 def digest(parts: Any) -> str:
@@ -52,7 +55,7 @@ def _not_kept(path: Path, what: str, error: OSError) -> str:
     if is_full(error):
         return f"{path.parent}: cannot keep {what} there ({cause}). Make room on that disk, or {other}."
     place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes, os.PathLike)) else path
-    if place.is_relative_to(path.parent):
+    if place.is_relative_to(path.parent) or path.parent.is_relative_to(place):
         return f"{path.parent}: cannot keep {what} there ({place.name}: {cause}). Look at that folder, or {other}."
     return f"{place}: {cause}, while {what} was made. Check that it is there, and that it may be read."
 

@@ -28,6 +28,7 @@ clone() {{ cd "$1" && until [ -f run.py ] && [ -d xcls ]; do [ "$PWD" != / ] || 
 home=$(clone "$PWD") || home=$(clone "$(dirname "${{BASH_SOURCE[0]}}")") || {{
   echo "reproduce.sh: start me inside a clone of the project" >&2; exit 2; }}
 cd "$home"
+unset XCLS_RUNS  # this clone gets the runs
 commit={commit}
 here=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$commit" ] || [ "$commit" = "$here" ] || echo "reproduce.sh: made at commit $commit, this is $here" >&2

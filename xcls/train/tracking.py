@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from shlex import quote
 from typing import Callable
 
 from xcls.schema import Wandb
@@ -102,5 +103,5 @@ class Tracker:
             self.failed = True
             self.warn(
                 f"W&B: {reason}. The run goes on, and all its numbers are in its folder. Later, to send them: "
-                f"python -m xcls.train.wandb_copy {self.folder} && wandb sync {self.folder / 'wandb'}"
+                f"python -m xcls.train.wandb_copy {quote(str(self.folder))} && wandb sync {quote(str(self.folder / 'wandb'))}"
             )

@@ -38,6 +38,7 @@ EXIT_CODES = {
     "interrupted": 130,
     "running": 137,
 }  # still running, its process gone: killed
+FOREIGN = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")  # in a sweep of its own W&B ignores the id that we give
 TAGS = ("mode", "dataset", "attention", "position", "size")
 ARTIFACTS = "xcls_artifacts"  # key of the summary: the files that were sent
 FILES = {
@@ -105,6 +106,8 @@ class Copy:
 
     def begin(self, parent: int | None) -> None:
         """Starts the session; `parent` is the process that trains, whose use of the machine W&B shows."""
+        for name in FOREIGN:
+            os.environ.pop(name, None)
         import wandb
 
         logging.getLogger("wandb").setLevel(logging.ERROR)
