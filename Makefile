@@ -38,7 +38,7 @@ report: setup  ## the report over everything under multirun/, pretrain/, finetun
 	$(PY) report.py
 
 ANY_PY = $(firstword $(wildcard $(PY)) $(PYTHON))
-status:  ## where all runs stand; of one sweep: make status SWEEP=multirun/quick (exit code 1: something has failed)
+status:  ## where all runs stand; of one sweep: make status SWEEP=multirun/quick (fails where a run has failed)
 	@$(ANY_PY) -m xcls.status $(SWEEP)
 
 watch:  ## the same every few seconds, until Ctrl-C

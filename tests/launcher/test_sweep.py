@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,19 @@ def test_a_stopped_job_is_no_failure(sweep: Sweep, capsys: pytest.CaptureFixture
     assert ("stopped r: by SIGINT 2/10\n" in said, "FAILED r: " in said) == (stopped, not stopped)
     assert f"sweep x: 1 {'stopped' if stopped else 'failed'}, " in said
     assert json.loads((sweep.folder / "sweep.json").read_text())["jobs"][0]["state"] == "failed"  # as make status reads it
+
+
+def test_what_a_sweep_says_works_where_it_was_started(sweep: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sweep.root = tmp_path / "Bob's xcls"
+    sweep.jobs[0].state = "done"
+    elsewhere = f"cd {shlex.quote(str(sweep.root))} && "
+    for place, prefix, file in ((sweep.root, "", "multirun/x/sweep.json"), (tmp_path / "work", elsewhere, str(sweep.folder / "sweep.json"))):
+        place.mkdir()
+        monkeypatch.chdir(place)
+        Screen(sweep).begin()
+        Screen(sweep).end(0)
+        said = capsys.readouterr().err
+        assert f" {file}\n" in said and f": {prefix}python report.py 'runs=[multirun/x]'\n" in said
 
 
 def test_a_record_of_an_earlier_time_is_no_cause(sweep: Sweep) -> None:

@@ -222,6 +222,14 @@ def test_confusion_counts_the_test_split_alone(make, tmp_path):
     assert shares({("a", "a"): 3, ("a", "b"): 1}, ["a", "b"]) == [[0.75, 0.25], [0.0, 0.0]]
 
 
+def test_class_names_that_the_font_lacks_are_numbered(make, tmp_path, recwarn):
+    sweep = with_predictions(make, tmp_path, [("电器", "food"), ("food", "food"), ("🤮", "🤮"), ("Überfluß", "Überfluß")])
+    (board,) = make_boards(group_runs(collect([sweep], tmp_path)), "macro_f1")
+    plot = confusion_plot(board)
+    assert "(3) 电器, (4) 🤮." in plot.words and "Überfluß" not in plot.words
+    assert [str(found.message) for found in recwarn if "Glyph" in str(found.message)] == []
+
+
 def test_no_confusion_matrix_from_a_file_that_is_something_else(make, tmp_path):
     sweep = make.save([make.finetune()], tmp_path)
     (folder,) = [path.parent for path in sweep.rglob("record.json")]

@@ -7,7 +7,7 @@ from typing import Sequence
 
 from xcls.report.aggregate import Board, Group
 from xcls.report.collect import Run
-from xcls.report.plot_style import WIDTH, Plot, canvas, png, short
+from xcls.report.plot_style import WIDTH, Plot, canvas, drawable, png, short
 from xcls.report.verdict import strictest
 
 PREDICTIONS = "predictions.parquet"
@@ -26,6 +26,7 @@ def confusion_plot(board: Board) -> Plot | None:
     classes = sorted({name for _, counts in read for pair in counts for name in pair})
     if not read or not 2 <= len(classes) <= MOST_CLASSES:
         return None
+    named = [name if drawable(name) else f"({number})" for number, name in enumerate(classes, 1)]
     across = 2 if len(read) > 1 and len(classes) <= NUMBERED else 1
     down = -(-len(read) // across)
     side = (WIDTH - 0.9) / across
@@ -36,8 +37,8 @@ def confusion_plot(board: Board) -> Plot | None:
         axes.imshow(matrix, cmap="Greys", vmin=0, vmax=1)
         axes.set_title(short(f"{group.label} (n = {len(group.runs)})", int(side * 13)), fontsize=9)
         axes.grid(False)
-        axes.set_xticks(range(len(classes)), [short(name, 14) for name in classes], rotation=90, fontsize=8)
-        axes.set_yticks(range(len(classes)), [short(name, 14) for name in classes], fontsize=8)
+        axes.set_xticks(range(len(classes)), [short(name, 14) for name in named], rotation=90, fontsize=8)
+        axes.set_yticks(range(len(classes)), [short(name, 14) for name in named], fontsize=8)
         if len(classes) <= NUMBERED:
             for row, values in enumerate(matrix):
                 for column, value in enumerate(values):
@@ -59,6 +60,9 @@ def confusion_plot(board: Board) -> Plot | None:
         axes.set_ylabel("true class" if place % across == 0 else "")
         axes.set_xlabel("predicted class" if place + across >= len(read) else "")
     words = f"Confusion on test on {board.name}: a row per true class, in its cells the share predicted as each, in %."
+    numbered = [f"{number} {name}" for number, name in zip(named, classes) if number != name]
+    if numbered:
+        words += f" In the plot: {', '.join(numbered)}."
     numbers = f"Most often confused: {'; '.join(told)}."
     return Plot(
         f"confusion-{board.slug}", "Which class is taken for which", f"{words} {numbers}", "", png(figure), board.slug

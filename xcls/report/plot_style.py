@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.font_manager import FontProperties, findfont, get_font  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: E402
 from matplotlib.transforms import Bbox  # noqa: E402
 
@@ -103,6 +104,12 @@ def short(text: str, most: int = 44) -> str:
     text = "".join(sign if sign.isprintable() else " " for sign in text)
     text = " ".join(text.split()).lstrip("_") or "?"
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def drawable(text: str) -> bool:
+    """Whether the plots' font has every sign of `text`; Chinese and emoji would be boxes."""
+    font = get_font(findfont(FontProperties(family=SETTINGS["font.family"])))
+    return all(sign.isspace() or font.get_char_index(ord(sign)) for sign in text)
 
 
 def counted(name: str, groups: int) -> str:
