@@ -12,7 +12,7 @@ from dataclasses import asdict
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P run.py` does not
 
@@ -267,12 +267,12 @@ def word_omegaconf(error: OmegaConfBaseException, origins: dict[str, str]) -> st
     return f"{key}: {reason}{origin_of(key, origins)}"
 
 
-def refuse(error: Exception) -> int:
-    """Prints one message for a bad input and gives the exit code 2."""
+def refuse(error: Exception, words: Sequence[str] = ()) -> int:
+    """Prints one message for a bad input and gives the exit code 2. words: what was typed."""
     if isinstance(error, OmegaConfBaseException):
         text = word_omegaconf(error, {})
     elif isinstance(error, HydraException):
-        text = word_hydra(str(error), str(error.__cause__ or ""), sys.argv[1:], ROOT / "conf")
+        text = word_hydra(str(error), str(error.__cause__ or ""), words, ROOT / "conf")
     elif isinstance(error, UserError):
         text = str(error)
     elif isinstance(error, OSError):
@@ -339,9 +339,9 @@ def enter(words: list[str]) -> int:
         settings = check_slips(words, ROOT / "conf")
         check_words(settings)
         check_launcher(settings, ROOT / "conf")
-        words = quote_typed(words, OverridesParser.create().parse_override)
-        check_grid(words)
-        sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
+        plain = quote_typed(words, OverridesParser.create().parse_override)
+        check_grid(plain)
+        sys.argv[1:] = sorted(plain, key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
         with package_worded(words, ROOT / "conf"), completion(words, ROOT / "conf"):
             main()
             sys.stdout.flush()
@@ -352,7 +352,7 @@ def enter(words: list[str]) -> int:
     except Exception as fault:
         if not isinstance(fault, (UserError, HydraException, OmegaConfBaseException, OSError)) and not raised_by_hydra(fault):
             raise
-        return refuse(fault)
+        return refuse(fault, words)
     return 0
 
 

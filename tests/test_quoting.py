@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xcls.quoting import quote_typed, quoted
+from xcls.quoting import quote_typed, quoted, unquoted
 
 PATHS = [
     "xcls (copy), v2", "Bob's xcls", "Jürgen xcls", "a=b", "[x]{y}", "~/x", 'say "hi"', "it's \"both\"", "back\\slash", "end\\", "end\\'", "\\'", "#1; rm & co", "a:b", "50%", "$HOME", "名前", "🙂", " led", "trail ",
@@ -35,6 +35,11 @@ def test_every_text_comes_back_as_it_was(text: str) -> None:
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12))
 def test_any_text_comes_back_as_it_was(text: str) -> None:
     assert read(f"template={quoted(text)}") == text
+
+
+@pytest.mark.parametrize(("value", "text"), [('"/a b"', "/a b"), ("'/a b'", "/a b"), ("/a b", "/a b"), ("'it\\'s'", "it's"), ("O'Neil", "O'Neil"), ("'", "'")])
+def test_a_typed_value_as_text(value: str, text: str) -> None:
+    assert unquoted(value) == text
 
 
 PLAIN = [

@@ -81,6 +81,8 @@ def test_what_is_no_slip_passes(words: str) -> None:
 END_TO_END = {
     "-m seed=0, 1": "-m seed=0,1",
     "seed=0,1": "needs -m:\n  python run.py -m seed=0,1",
+    "dataset.path=a,b": "'dataset.path=\"a,b\"'",
+    "dataset.path=ü,Bob's": "'dataset.path='\"'\"'ü,Bob\\'\"'\"'s'\"'\"''",
     "attention=sdpa,performer seed=1": "python run.py -m attention=sdpa,performer seed=1",
     "--cfg job -p attenton": "Did you mean 'attention'?",
     "attention=performr": "Did you mean 'performer'? There is: ",

@@ -35,6 +35,12 @@ def quoted(value: Any) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
+def unquoted(value: str) -> str:
+    """The text of a typed value: without the quotes around it, if it has some."""
+    found = re.fullmatch(r"""(["'])(.*)\1""", value.strip())
+    return re.sub(rf"\\{found[1]}", found[1], found[2]) if found else value
+
+
 def quote_typed(words: Iterable[str], parse: Callable[[str], Any]) -> list[str]:
     """The words of a command line; in `key=value` with quotes around each value that Hydra would refuse or change.
 

@@ -55,9 +55,11 @@ def word_hydra(text: str, cause: str, words: Sequence[str], conf: Path) -> str:
         key = missing.group(1)
         return _lacking(key, words, conf) or f"{key}: unknown key.{nearest(key, [*known_keys(conf), 'hydra/launcher'])}"
     if several:
-        key, _, value = several.group(1).partition("=")
+        key = several.group(1).partition("=")[0]
+        value = next((word.partition("=")[2] for word in words if word.partition("=")[0] == key), several.group(1).partition("=")[2])
+        whole = f"'{key}=\"{value}\"'" if not re.search(r"[\"'\\]", value) else shlex.quote(f"{key}={quoted(value)}")
         return (f"{key}={value}: a list of values is a sweep, which needs -m:\n  python run.py -m {shlex.join(words)}\n"
-                f"One value with commas in it is quoted: {shlex.quote(f'{key}={quoted(value)}')}")
+                f"One value with commas in it is quoted: {whole}")
     if "sweep" in text.lower():
         return text.splitlines()[0] + " A list of values needs -m: python run.py -m …"
     if "mismatched input" in text or "LexerNoViableAlt" in text or "extraneous input" in text or "no viable" in text:

@@ -12,6 +12,7 @@ import shlex
 from dataclasses import asdict
 from typing import Any, Sequence
 
+from xcls.quoting import unquoted
 from xcls.record import Record
 from xcls.schema import Labels
 
@@ -174,7 +175,7 @@ def _with_file(record: Record) -> tuple[str, list[str]]:
         if key == "template":
             path = f"{TEMPLATES}/{re.sub('[^0-9a-f]', '', record.hash)[:12] or 'run'}.yaml"
             override = f"template={path}"
-        elif key == "pretrain" and value.startswith("/") and record.pretrain is not None:
+        elif key == "pretrain" and unquoted(value).startswith("/") and record.pretrain is not None:
             override = f"pretrain={record.pretrain.get('folder')}"  # where the clone has it
         elif (
             key == "exp" and record.mode == "pretrain" and not any(word.startswith("sweep=") for word in record.command)

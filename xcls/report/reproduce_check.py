@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Sequence
 
+from xcls.quoting import unquoted
 from xcls.record import Record
 from xcls.report.collect import USUAL, collect
 from xcls.report.measures import number
@@ -146,7 +147,7 @@ def main(words: Sequence[str]) -> int:
             print("\n".join(f"reproduce.sh: {line}" for line in lines))
             return SAME if good else OTHER
         check_fresh(expected, root)
-        path = next((word.partition("=")[2] for word in words[1:] if word.startswith("dataset.path=")), None)
+        path = next((unquoted(word.partition("=")[2]) for word in words[1:] if word.startswith("dataset.path=")), None)
         for note in check_data(expected, path):
             print(f"reproduce.sh: {note}", file=sys.stderr)
     except UserError as error:
