@@ -97,9 +97,12 @@ def test_a_sweep_runs_once_with_its_baseline_and_reports(project: Project, mecha
 
 
 @pytest.mark.parametrize(("words", "named"), [
-    ("dataset.path=rows.csv,nope.csv", "dataset.path=nope.csv"), ("dataset.label=label,kind", "'kind'"), ("dataset.text=body", "'body'"),
-    ("head.num_classes=null,5", "head.num_classes=5"), ("attention=sdpa,performer attention.num_features=64", "+per.performer.num_features=64"),
-    ("attention=sdpa,performer +per.performer.num_features=-1", "attention"), ("attention=sdpa,performer +per.performer.num_featurs=1", "'per.performer.num_features'"),
+    ("dataset.path=rows.csv,nope.csv", "dataset.path=nope.csv"), ("dataset.label=label,kind", "'kind'"),
+    ("attention=sdpa,performer attention.num_features=64", "+per.performer.num_features=64"),
+    *(pytest.param(words, named, marks=pytest.mark.slow) for words, named in [
+        ("dataset.text=body", "'body'"), ("head.num_classes=null,5", "head.num_classes=5"), ("attention=sdpa,performer +per.performer.num_features=-1", "attention"),
+        ("attention=sdpa,performer +per.performer.num_featurs=1", "'per.performer.num_features'"),
+    ]),
 ])  # fmt: skip
 def test_a_sweep_with_one_job_that_cannot_run_is_refused_as_a_whole(project: Project, words: str, named: str) -> None:
     before = project.files()
@@ -114,11 +117,11 @@ def test_one_sweep_sets_keys_of_one_mechanism(project: Project, monkeypatch: pyt
     sweeps: list[Any] = []
     monkeypatch.setattr(tests.entry, "plan_sweep", lambda *given: sweeps.append(plan_sweep(*given)) or sweeps[-1])
     with entered(project.folder) as enter:
-        outcome = enter("-m", "exp=sw", "attention=sdpa,performer,reformer", "+per.performer.num_features=16,32", "+per.reformer.num_hashes=2", *SMALL)
+        outcome = enter("-m", "exp=sw", "attention=sdpa,performer", "+per.performer.num_features=16,32", *SMALL)
     assert outcome.code in (0, None), outcome.stderr + outcome.traceback
     configs = [job.outline.record.config for job in sweeps[0].jobs if job.kind == "finetune"]
-    made = [(config["attention.name"], config.get("attention.num_features"), config.get("attention.num_hashes")) for config in configs]
-    assert sorted(made, key=str) == [("performer_favor", 16, None), ("performer_favor", 32, None), ("reformer_lsh", None, 2), ("sdpa", None, None)]
+    made = [(config["attention.name"], config.get("attention.num_features")) for config in configs]
+    assert sorted(made) == [("performer_favor", 16), ("performer_favor", 32), ("sdpa", None)] and sweeps[0].equal == 1
     assert not any(key.startswith("per") and not key.startswith("pretrain") for config in configs for key in config)
 
 
