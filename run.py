@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from dataclasses import asdict
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -47,7 +46,7 @@ from xcls.run_files import read_yaml  # noqa: E402
 from xcls.schema import Config, UserError, check, check_name, check_texts, flatten, nearest, unflatten  # noqa: E402
 from xcls.signature import check_node  # noqa: E402
 from xcls.slips import check_slips  # noqa: E402
-from xcls.wording import origin_of, package_worded, with_origins, word_hydra  # noqa: E402
+from xcls.wording import package_worded, with_origins, word_hydra, word_omegaconf  # noqa: E402
 
 sys.excepthook = HOOK  # `enter` sees to it from here
 
@@ -253,18 +252,6 @@ def to_typed(tree: dict[str, Any], origins: dict[str, str]) -> Config:
     except UserError as error:
         raise with_origins(error, origins) from error
     return config
-
-
-def word_omegaconf(error: OmegaConfBaseException, origins: dict[str, str]) -> str:
-    """One message for a key that is unknown or of a wrong type."""
-    key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "")
-    reason = str(getattr(error, "msg", None) or error).splitlines()[0]
-    if "not in '" in reason:
-        known = list(flatten(asdict(Config())))
-        parent = key.rpartition(".")[0]
-        siblings = [k for k in known if k.rpartition(".")[0] == parent] or known
-        reason = f"unknown key.{nearest(key, known + siblings)}"
-    return f"{key}: {reason}{origin_of(key, origins)}"
 
 
 def refuse(error: Exception, words: Sequence[str] = ()) -> int:

@@ -327,10 +327,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Flat:
     """`{'a': {'b': 1}}` to `{'a.b': 1}`; lists stay values, an empty dict leaves nothing."""
     flat: Flat = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return flat
 
 

@@ -119,3 +119,15 @@ def origin_of(key: str, origins: dict[str, str]) -> str:
         if key == known or known.startswith(key + ".") or key.startswith(known + "."):
             return f" (from {place})"
     return ""
+
+
+def word_omegaconf(error: Exception, origins: dict[str, str]) -> str:
+    """One message for a key that is unknown or of a wrong type."""
+    key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "")
+    reason = str(getattr(error, "msg", None) or error).splitlines()[0]
+    if "not in '" in reason:
+        known = list(flatten(asdict(Config())))
+        parent = key.rpartition(".")[0]
+        siblings = [k for k in known if k.rpartition(".")[0] == parent] or known
+        reason = f"unknown key.{nearest(key, known + siblings)}"
+    return f"{key}: {reason}{origin_of(key, origins)}"
