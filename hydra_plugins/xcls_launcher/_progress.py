@@ -132,7 +132,7 @@ class Screen:
             for job in failed[:LINES]:
                 self._line(f"  {self._stopped(job) if job.stopped else f'{job.label}: {job.cause}'}")
             if len(failed) > LINES:
-                self._line(f"  … and {len(failed) - LINES} more: make status SWEEP={shown}")
+                self._line(f"  … and {len(failed) - LINES} more: make status SWEEP=multirun/{sweep.name}")
             self._line("The same command goes on with interrupted jobs; retry_failed=true runs failed ones again.")
         if any(job.state == DONE or job.state == "skipped" for job in sweep.jobs):
             there = "" if Path.cwd() == sweep.root else f"cd {shlex.quote(str(sweep.root))} && "

@@ -217,7 +217,7 @@ def test_the_command_line_makes_the_report_without_torch(make, tmp_path):
         (["claims.seq_len=abc"], "claims.seq_len"),
         (["rank_by=speed"], "rank_by=speed: one of"),
         (["runs=[multirun/typo]"], "multirun/typo: no such folder"),
-        (["runs=[a, b"], "without blanks"),
+        (["runs=[a, b"], "no such folder"),
         (["-m", "rank_by=auroc,accuracy"], "without -m"),
     ],
     ids=str,
