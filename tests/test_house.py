@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "xcls").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
-RUNGS = [{"schema", "quoting", "record", "identity", "signature", "wandb_file"}, {"attention", "position", "data"}, {"model"}, {"train"}, {"stages"}, {"build"}]
+RUNGS = [{"schema", "quoting", "record", "identity", "code_hash", "signature", "wandb_file"}, {"attention", "position", "data"}, {"model"}, {"train"}, {"stages"}, {"build"}]
 
 
 def imported(path: Path) -> list[str]:

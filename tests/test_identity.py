@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from xcls.identity import run_folder, run_hash, run_name
-from xcls.schema import Config
+from xcls.identity import code_of, run_folder, run_hash, run_name
+from xcls.record import Record, write_record
+from xcls.schema import Config, UserError
+from xcls.stages.folder import decide
 
 CHOICES = {"dataset": "pydocs", "attention": "sdpa", "position": "rope", "size": "tiny"}
 
@@ -20,8 +22,8 @@ def config(mode: str = "finetune") -> dict:
     return tree
 
 
-def digest(tree: dict, data: str = "d", dtype: str = "fp32", parent: str | None = None) -> str:
-    return run_hash(tree, data=data, dtype=dtype, parent=parent)
+def digest(tree: dict, data: str = "d", dtype: str = "fp32", parent: str | None = None, code: str = "c") -> str:
+    return run_hash(tree, data=data, dtype=dtype, parent=parent, code={"attention": code, "position": "c"})
 
 
 @pytest.mark.parametrize(
@@ -48,15 +50,33 @@ def test_what_does_not_leaves_it(path: str, value: object) -> None:
     assert digest(tree) == digest(config())
 
 
-def test_data_dtype_and_parent_are_part_of_it() -> None:
+def test_data_dtype_parent_and_code_are_part_of_it() -> None:
     tree = config()
-    assert len({digest(tree), digest(tree, data="e"), digest(tree, dtype="bf16"), digest(tree, parent="p")}) == 4
+    assert len({digest(tree), digest(tree, data="e"), digest(tree, dtype="bf16"), digest(tree, parent="p"), digest(tree, code="e")}) == 5
+
+
+def test_the_code_of_attention_and_position_is_known_without_importing_it() -> None:
+    tree = {"mode": "finetune", "attention": {"_target_": "xcls.attention.mean.Mean"}}
+    found = {name: code_of({**tree, "position": {"_target_": name}})
+             for name in ("xcls.position.rope.Rotary", "xcls.position.sin.Sinusoidal")}
+    one, other = found.values()
+    assert one["attention"] == other["attention"] and one["position"] != other["position"] and code_of({"mode": "baseline"}) == {}
 
 
 def test_a_baseline_does_not_know_the_architecture() -> None:
     one, other = config("baseline"), config("baseline")
     other["attention"], other["size"]["width"], other["seq_len"] = {"name": "x"}, 999, 7
     assert digest(one) == digest(other)
+
+
+@pytest.mark.parametrize(
+    ("code", "named"), [({"attention": "old", "position": "p"}, True), ({"attention": "new", "position": "p"}, False), ({}, False)]
+)
+def test_a_run_made_with_other_code_is_not_gone_on_with(tmp_path: Path, code: dict, named: bool) -> None:
+    write_record(Record(run="r", mode="finetune", status="interrupted", hash="a" * 64, seed=0, seq_len=8, code=code), tmp_path)
+    with pytest.raises(UserError) as refused:
+        decide(tmp_path, "b" * 64, resume=True, sweep=False, retry_failed=False, code={"attention": "new", "position": "p"})
+    assert ("other code of attention than" in str(refused.value)) is named and str(tmp_path) in str(refused.value)
 
 
 def test_folders(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from xcls.data.cache import digest
 from xcls.data.source import Source, data_fingerprint
 from xcls.data.splits import Prepared, prepare
 from xcls.data.tokenizer import check_tokenizer, given_vocabulary
-from xcls.identity import run_folder, run_hash, run_name, runs_root
+from xcls.identity import code_of, run_folder, run_hash, run_name, runs_root
 from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClassifier
 from xcls.record import Record, plain
@@ -174,11 +174,20 @@ class Plan:
         return asdict(self.config)
 
     @cached_property
+    def code(self) -> dict[str, str]:
+        """The hashes of the code of attention and position. Raises UserError where it cannot be read."""
+        try:
+            return code_of(self.as_dict)
+        except (SyntaxError, OSError) as error:
+            raise UserError(f"{error.filename}: this file, which attention or position imports, cannot be read: {error}") from error
+
+    @cached_property
     def digest(self) -> str:
         """The run's hash."""
         check_tokenizer(self.config.tokenizer)
         given = given_vocabulary(self.config.tokenizer) if self.parent is None else None
-        return run_hash(self.as_dict, data=self.fingerprint, dtype=self.precision.dtype, vocabulary=given, parent=self.parent_hash)
+        known = {"vocabulary": given, "parent": self.parent_hash, "code": self.code}
+        return run_hash(self.as_dict, data=self.fingerprint, dtype=self.precision.dtype, **known)
 
     @property
     def name(self) -> str:
@@ -230,6 +239,7 @@ class Plan:
             study=self.config.study,
             choices=self.choices,
             config=plain(flatten(asdict(self.config))),  # without secrets, here and wherever it goes from here
+            code=self.code,
             data=data,
             device={"shared": os.environ.get("XCLS_SHARED") == "1"},
             command=plain(self.command),

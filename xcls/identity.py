@@ -1,6 +1,7 @@
 """Which run is this: its hash, its name, its folder. Plain functions of the configuration, shared by all who need them.
 
-The hash covers what shapes the result and nothing else, so the same command from any folder or machine finds its run.
+The hash covers what shapes the result and nothing else, so the same command from any folder or machine finds its run. The code
+of the attention mechanism and of the position encoding is part of it: runs of two versions of a mechanism are two runs.
 """
 
 from __future__ import annotations
@@ -11,17 +12,29 @@ import os
 from pathlib import Path
 from typing import Any
 
+from xcls.code_hash import code_hash
+
+CODED = ("attention", "position")  # the parts of a configuration whose code is part of the hash
 STAGE_OF_MODE = {"pretrain": "pretraining", "finetune": "finetuning"}
 ARCHITECTURE = ("attention", "position", "size", "tokenizer", "seq_len")
 # Of a stage's settings: when something is measured or saved, and how many rows go through at once outside training.
 NOT_SHAPING = ("checkpoint_every_steps", "checkpoint_every_epochs", "checkpoint_every_minutes", "keep", "eval_batch_size")
 
 
-def shaping(config: dict[str, Any], *, data: str, dtype: str, vocabulary: str | None, parent: str | None) -> dict[str, Any]:
+def code_of(config: dict[str, Any]) -> dict[str, str]:
+    """The hash of the code of each part whose code shapes the result: `attention` and `position`; none of a baseline."""
+    if config["mode"] == "baseline":
+        return {}
+    return {part: code_hash(config[part]["_target_"]) for part in CODED}
+
+
+def shaping(
+    config: dict[str, Any], *, data: str, dtype: str, vocabulary: str | None, parent: str | None, code: dict[str, str]
+) -> dict[str, Any]:
     """The part of a resolved configuration (nested dict) that shapes the result of its mode.
 
     `data` is the data fingerprint, `dtype` the resolved one, `vocabulary` the checksum of a vocabulary file that is
-    loaded, `parent` the hash of the pretraining run; None where there is none.
+    loaded, `parent` the hash of the pretraining run (None where there is none), `code` what `code_of` gives.
     """
     mode = config["mode"]
     dataset = {key: value for key, value in config["dataset"].items() if key not in ("path", "extra", "source", "labels", "truncate")}
@@ -31,7 +44,7 @@ def shaping(config: dict[str, Any], *, data: str, dtype: str, vocabulary: str | 
     part.update({key: config[key] for key in ARCHITECTURE})
     unused = {"path"} if config["tokenizer"]["kind"] == "wordpiece" else {"path", "strip_accents"}
     part["tokenizer"] = {key: value for key, value in config["tokenizer"].items() if key not in unused}
-    part["vocabulary"] = vocabulary
+    part["vocabulary"], part["code"] = vocabulary, code
     part["truncate"] = config["dataset"]["truncate"]
     stage = config[STAGE_OF_MODE[mode]]
     part["training"] = {key: value for key, value in stage.items() if key not in NOT_SHAPING}
@@ -44,10 +57,10 @@ def shaping(config: dict[str, Any], *, data: str, dtype: str, vocabulary: str | 
 
 
 def run_hash(
-    config: dict[str, Any], *, data: str, dtype: str, vocabulary: str | None = None, parent: str | None = None
+    config: dict[str, Any], *, data: str, dtype: str, vocabulary: str | None = None, parent: str | None = None, code: dict[str, str]
 ) -> str:
     """sha256 in hex of `shaping(…)`."""
-    part = shaping(config, data=data, dtype=dtype, vocabulary=vocabulary, parent=parent)
+    part = shaping(config, data=data, dtype=dtype, vocabulary=vocabulary, parent=parent, code=code)
     return hashlib.sha256(json.dumps(part, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

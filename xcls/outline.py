@@ -58,7 +58,8 @@ def outlines(plan: Plan) -> list[Outline]:
 def _outline(plan: Plan, *, resume: bool) -> Outline:
     """The run of `plan` by itself. Raises UserError."""
     config = plan.config
-    action, found = decide(plan.folder, plan.digest, resume=resume, sweep=True, retry_failed=config.retry_failed)
+    how = {"resume": resume, "sweep": True, "retry_failed": config.retry_failed, "code": plan.code}
+    action, found = decide(plan.folder, plan.digest, **how)
     return Outline(
         kind=config.mode, folder=plan.folder, hash=plan.digest, action=action, found=found, record=plan.record(None),
         gpu=config.mode != "baseline" and plan.precision.device == "cuda",

@@ -59,6 +59,7 @@ class Record:
     study: str | None = None
     choices: dict[str, str] = field(default_factory=dict)  # group -> chosen file: attention, position, size, dataset…
     config: dict[str, Any] = field(default_factory=dict)  # flat and fully resolved
+    code: dict[str, str] = field(default_factory=dict)  # part -> hash of its code: attention, position; none in older records
     data: dict[str, Any] = field(default_factory=dict)  # name, fingerprint, rows per split, classes, counts, shares
     pretrain: dict[str, Any] | None = None  # folder, hash, checkpoint, step of the run this one started from
     step: int = 0

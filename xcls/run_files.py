@@ -39,7 +39,7 @@ def resolved_values(config: Config, choices: dict[str, str], precision: Any, rec
     values: dict[str, Any] = {f"choices.{group}": choice for group, choice in choices.items()}
     values.update(flatten(asdict(config)))
     found = {"device": precision.device, "dtype": precision.dtype, "hash": record.hash, "data_fingerprint": record.data["fingerprint"],
-             "pretrain": record.pretrain, "versions": record.versions, "commit": record.commit}
+             "code": record.code, "pretrain": record.pretrain, "versions": record.versions, "commit": record.commit}
     values.update(flatten({"resolved": plain(found)}))
     return values
 

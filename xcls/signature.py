@@ -7,11 +7,10 @@ Signatures are read with `ast`, without importing the target, so that a misspelt
 from __future__ import annotations
 
 import ast
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from xcls.code_hash import module_file
 from xcls.schema import UserError, nearest
 
 PLAIN = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": (list, tuple), "dict": dict}
@@ -31,17 +30,6 @@ class Parameter:
         return "anything" if self.annotation is None else ast.unparse(self.annotation)
 
 
-def _source_of(module: str) -> Path | None:
-    """The file of a module, found without importing the module itself."""
-    if not all(part.isidentifier() for part in module.split(".")):
-        return None
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
-
-
 def _definition(tree: ast.Module, name: str) -> ast.ClassDef | ast.FunctionDef | None:
     found = [n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == name]
     return found[-1] if found else None
@@ -58,12 +46,15 @@ def _where_imported(tree: ast.Module, name: str) -> tuple[str, str] | None:
 
 
 def parameters(target: str) -> dict[str, Parameter] | None:
-    """The keywords that `target` (`package.module.Class`) takes; None when there is no such thing."""
+    """The keywords that `target` (`package.module.Class`) takes; None when there is no such thing. Raises UserError."""
     module, _, name = target.rpartition(".")
-    path = _source_of(module) if module else None
+    path = module_file(module) if module else None
     if path is None:
         return None
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError as error:
+        raise UserError(f"{path}: line {error.lineno}: this is no Python: {error.msg}.") from error
     node = _definition(tree, name)
     if node is None:
         origin = _where_imported(tree, name)

@@ -20,7 +20,7 @@ from xcls.record import Record, carry_over, read_record, write_atomic
 from xcls.report.reproduce import script_for
 from xcls.run_files import baseline_values, pretraining_values, resolved_values, write_values
 from xcls.schema import Config, UserError
-from xcls.stages.folder import DONE, decide, read_or_refuse, refuse_twin, take_back
+from xcls.stages.folder import DONE, changed_code, decide, read_or_refuse, refuse_twin, take_back
 from xcls.train.checkpoint import load_for_use
 from xcls.train.journal import Journal, one_line
 from xcls.train.randomness import seed_everything
@@ -73,9 +73,15 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _train(plan: Plan) -> int:
-    """mode=pretrain, finetune, baseline: decides, checks the data, runs the stage, tells how it ended."""
+    """mode=pretrain, finetune, baseline: decides, checks the data, runs the stage, tells how it ended.
+
+    A launcher says in XCLS_HASH which run it has planned: the files may have changed while the job waited.
+    """
     config = plan.config
-    how = {"resume": config.resume, "sweep": config.sweep is not None, "retry_failed": config.retry_failed}
+    if os.environ.get("XCLS_HASH") not in (None, "", plan.digest):
+        raise UserError("This is not the run that its sweep planned: the code of attention or position, or the data, has changed "
+                        "since the sweep began. Type the sweep again: it plans the run anew.")
+    how = {"resume": config.resume, "sweep": config.sweep is not None, "retry_failed": config.retry_failed, "code": plan.code}
     state, record = decide(plan.folder, plan.digest, **how)
     if state == DONE:
         assert record is not None
@@ -118,7 +124,7 @@ def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
     journal = Journal(folder=folder, record=record, wandb=config.wandb)
     try:
         with journal:
-            parent = _parent(plan, record)
+            parent = _parent(plan, journal)
             tokenizer = _tokenizer(plan, prepared, parent)
             _write_files(plan, record)
             for message in prepared.report["warnings"]:
@@ -145,14 +151,17 @@ def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
     return code
 
 
-def _parent(plan: Plan, record: Record) -> dict[str, Any] | None:
+def _parent(plan: Plan, journal: Journal) -> dict[str, Any] | None:
     """The checkpoint that fine-tuning starts from, noted in the record; None from scratch."""
     if plan.config.mode != "finetune" or plan.parent is None:
         return None
     checkpoint = load_for_use(plan.parent, plan.config.checkpoint)
     folder = Path(os.path.relpath(plan.parent, plan.runs)).as_posix()
-    record.pretrain = {"folder": folder, "hash": checkpoint["hash"], "checkpoint": plan.config.checkpoint,
-                       "step": checkpoint["progress"]["step"], "stage": checkpoint["stage"]}
+    journal.record.pretrain = {"folder": folder, "hash": checkpoint["hash"], "checkpoint": plan.config.checkpoint,
+                               "step": checkpoint["progress"]["step"], "stage": checkpoint["stage"]}
+    changed = changed_code(read_or_refuse(plan.parent), plan.code)
+    if changed:
+        journal.warn(f"{folder} was trained with other code of {changed} than there is now; this run goes on with the new code.")
     return checkpoint
 
 
@@ -223,7 +232,7 @@ def _process(overrides: list[str], root: Path) -> int:
     Raises KeyboardInterrupt where this process was asked to end meanwhile; the child has saved then.
     """
     command = [sys.executable, str(root / "run.py"), *overrides]
-    code, asked = run_child(command, {**os.environ, "XCLS_WAIT": "1"})
+    code, asked = run_child(command, {**os.environ, "XCLS_WAIT": "1", "XCLS_HASH": ""})
     if asked:
         raise KeyboardInterrupt("Interrupted in what this run needs first; the same command goes on with it.")
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from xcls.build import Plan, make_classifier
@@ -9,7 +10,7 @@ from xcls.data.source import as_columns
 from xcls.data.tokenizer import from_json
 from xcls.schema import UserError
 from xcls.stages.evaluate import evaluate
-from xcls.stages.folder import read_or_refuse
+from xcls.stages.folder import changed_code, read_or_refuse
 from xcls.stages.predict import predict
 from xcls.stages.setting import check_classes
 from xcls.stages.texts import classification_data
@@ -24,6 +25,10 @@ def evaluate_run(plan: Plan) -> int:
     if record.data.get("fingerprint") != plan.fingerprint:
         raise UserError(f"The data are not those of {folder}: fingerprint {plan.fingerprint[:12]}, its own "
                         f"{str(record.data.get('fingerprint'))[:12]}. Set dataset.path to the data it was trained on.")
+    changed = changed_code(record, plan.code)
+    if changed:
+        raise UserError(f"{folder} was trained with other code of {changed} than there is now; its record must not mix the two. "
+                        f"Check out its commit ({record.commit}), or train again.")
     checkpoint = load_for_use(folder, config.checkpoint)
     tokenizer = from_json(checkpoint["tokenizer"])
     data = classification_data(plan.data(), tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
@@ -46,6 +51,9 @@ def predict_documents(plan: Plan) -> int:
         raise UserError("input: name the file with the documents: input=reviews.txt (one a line), .csv or .jsonl.")
     source = Path(config.input)
     output = Path(config.output) if config.output else source.with_name(source.stem + ".predictions.csv")
+    changed = changed_code(read_or_refuse(folder), plan.code)
+    if changed:
+        print(f"WARNING: {folder} was trained with other code of {changed} than there is now.", file=sys.stderr)
     checkpoint = load_for_use(folder, config.checkpoint)
     tokenizer = from_json(checkpoint["tokenizer"])
     count = predict(

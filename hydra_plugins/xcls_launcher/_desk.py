@@ -123,7 +123,7 @@ class Desk:
         self.sweep.prepare(job)
         self.sweep.start(job, device)
         self._divide_threads(job, on_device)
-        guard = self.begin(job, lease, self._environment(device, on_device))
+        guard = self.begin(job, lease, {**self._environment(device, on_device), "XCLS_HASH": job.hash or ""})
         self.places.append(Place(job, guard, making, on_device))
         if lease is not None:
             lease.let_go()  # the guard has it

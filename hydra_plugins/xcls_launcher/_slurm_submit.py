@@ -99,6 +99,7 @@ def packed(sweep: Sweep, job: Job) -> SlurmJob:
             "XCLS_WAIT": str(int(several)),
             "XCLS_BASELINE": "queued",
             "XCLS_RUNS": str(sweep.runs),
+            "XCLS_HASH": job.hash or "",
         },
         folder=str(sweep.runs / job.folder),
         record=job.outline.record if job.outline is not None else None,

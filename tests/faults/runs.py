@@ -86,7 +86,7 @@ def live(folder: Path, case: Case, **changes: Any) -> None:
     checkpoint or without one."""
     journal = make_journal(folder, mode=case.stage)
     folder.mkdir(exist_ok=True)
-    state, before = decide(folder, journal.record.hash, resume=True, sweep=False, retry_failed=False)
+    state, before = decide(folder, journal.record.hash, resume=True, sweep=False, retry_failed=False, code={})
     if state == DONE:
         return
     if before is not None:

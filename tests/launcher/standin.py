@@ -72,7 +72,7 @@ def one(cfg: DictConfig, mode: str, overrides: list[str] | None = None) -> Outli
     """The outline of one run by itself."""
     record = blank(cfg, mode)
     folder = place(cfg, record)
-    action, found = decide(folder, record.hash, resume=True, sweep=True, retry_failed=cfg.retry_failed)
+    action, found = decide(folder, record.hash, resume=True, sweep=True, retry_failed=cfg.retry_failed, code={})
     return Outline(kind=mode, folder=folder, hash=record.hash, overrides=overrides, action=action, found=found, record=record,
                    gpu=cfg.cuda and mode != "baseline", file="made: here\n" if overrides else None)
 

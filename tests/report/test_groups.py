@@ -8,6 +8,7 @@ import pytest
 
 from xcls.report.aggregate import group_runs, make_boards
 from xcls.report.collect import collect
+from xcls.report.identify import without_attention
 
 
 def grouped(make, records, root):
@@ -54,7 +55,7 @@ def test_what_shapes_nothing_keeps_runs_together(make, tmp_path, config):
 @pytest.mark.parametrize(
     "options",
     [{"config": {"finetuning.lr": 1.0}}, {"config": {"attention.features": 9}}, {"device": {"dtype": "bf16"}},
-     {"seq_len": 64}, {"config": {"hardware.gradient_checkpointing": True}}],
+     {"seq_len": 64}, {"code": {"attention": "a" * 64}}, {"code": {"position": "b" * 64}}, {"config": {"hardware.gradient_checkpointing": True}}],
     ids=str,
 )  # fmt: skip
 def test_what_shapes_a_result_or_a_cost_separates_runs(make, tmp_path, options):
@@ -154,3 +155,14 @@ def test_boards_of_one_data_set_are_told_apart_by_their_rows(make, tmp_path):
     names = [board.name for board in boards]
     assert names[0] == "demo (10 training rows)" and len(set(names)) == 3
     assert all(name.startswith("demo (20 training rows) (") for name in names[1:])
+
+
+def test_two_versions_of_a_mechanism_are_two_groups_with_one_reference(make, tmp_path):
+    def of(attention, seed, code):
+        return make.finetune(attention, seed=seed, code={"attention": code * 64, "position": "d" * 64})
+
+    records = [of("performer", 0, "a"), of("performer", 1, "b"), of("sdpa", 0, "c"), make.finetune("mean")]
+    groups = {group.label: group for group in grouped(make, records, tmp_path)}
+    assert set(groups) == {"mean", "performer code=aaaaaaaaaaaa", "performer code=bbbbbbbbbbbb", "sdpa"}
+    keys = {label: without_attention({k: v for k, v in group.key.items() if k != "rows"}) for label, group in groups.items()}
+    assert keys["sdpa"] == keys["performer code=aaaaaaaaaaaa"] == keys["performer code=bbbbbbbbbbbb"] != keys["mean"]

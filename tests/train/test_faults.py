@@ -420,7 +420,7 @@ def test_without_its_best_checkpoint_a_run_goes_on_from_the_best_before(tmp_path
 def test_checkpoints_without_a_record_are_not_cleared_away(tmp_path: Path) -> None:
     (tmp_path / "ckpt_last.pt").write_bytes(b"hours of work")
     with pytest.raises(UserError, match="holds checkpoints, but no record.json"):
-        decide(tmp_path, "ab" * 32, resume=True, sweep=False, retry_failed=False)
+        decide(tmp_path, "ab" * 32, resume=True, sweep=False, retry_failed=False, code={})
     assert (tmp_path / "ckpt_last.pt").exists()
 
 

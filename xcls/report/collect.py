@@ -21,7 +21,7 @@ LARGEST = 64 * 2**20  # bytes of a record; real ones have ten thousand
 TYPES = {
     "run": str, "mode": str, "hash": str, "seed": int, "seq_len": int, "choices": dict, "config": dict, "data": dict,
     "metrics": dict, "costs": dict, "params": dict, "device": dict, "versions": dict, "files": dict, "command": list,
-    "warnings": list,
+    "warnings": list, "code": dict,
 }  # fmt: skip
 
 
@@ -191,6 +191,8 @@ def _check_types(record: Record) -> None:
     for name in ("cause", "exp", "study", "commit"):
         if not isinstance(getattr(record, name), (str, type(None))):
             raise ValueError(f"{RECORD}: {name} is no text")
+    if not all(isinstance(digest, str) for digest in record.code.values()):
+        raise ValueError(f"{RECORD}: code must hold texts")
     for name in ("choices", "device", "versions", "files"):
         if any(isinstance(value, (dict, list)) for value in getattr(record, name).values()):
             raise ValueError(f"{RECORD}: {name} must hold single values")

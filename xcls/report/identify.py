@@ -33,7 +33,7 @@ def attention_name(record: Record) -> str:
 
 
 def settings(record: Record, parents: dict[str, Record], depth: int = 0) -> dict[str, Any]:
-    """What two runs of a group share, flat: choices, configuration, data, and the same of the run they started from."""
+    """What two runs of a group share, flat: choices, configuration, code, data, and the same of the run they started from."""
     key: dict[str, Any] = {
         "mode": record.mode,
         "data": record.data.get("fingerprint"),
@@ -50,6 +50,7 @@ def settings(record: Record, parents: dict[str, Record], depth: int = 0) -> dict
             key[name] = value
     if encoder:
         key["seq_len"] = record.seq_len
+        key.update({f"{part}.code": digest[:12] for part, digest in record.code.items()})
         key["hardware.gradient_checkpointing"] = record.config.get("hardware.gradient_checkpointing")
     if record.pretrain is not None:
         key["checkpoint"] = record.config.get("checkpoint")

@@ -74,6 +74,7 @@ def flat_of(group: Group) -> Flat:
     record = group.record
     nodes = {
         "choices": record.choices,
+        "code": record.code,
         "data": record.data,
         "device": record.device,
         "params": record.params,

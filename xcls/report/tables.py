@@ -105,6 +105,7 @@ def results(
             "faults": "; ".join(survived(record)) or None, **cut_shares(record),
             "predicted_classes": (record.metrics.get("validation") or {}).get("predicted_classes"),
             "learned_nothing": is_guess(MEASURES["macro_f1"].of(record), class_count(record)) if class_count(record) else None,
+            **{f"{part}.code": digest[:12] for part, digest in record.code.items()},
         })  # fmt: skip
         for whole in ("params", "params_trainable"):
             rows[-1][whole] = None if rows[-1][whole] is None else int(rows[-1][whole])

@@ -46,12 +46,19 @@ def take_back(folder: Path, kept: set[str]) -> None:
         place.rmdir()
 
 
-def decide(folder: Path, digest: str, *, resume: bool, sweep: bool, retry_failed: bool) -> tuple[str, Record | None]:
+def changed_code(record: Record, code: dict[str, str]) -> str:
+    """The parts, `attention` and `position`, whose code is no longer that of `record`; '' where none is, or it is unknown."""
+    return " and ".join(part for part, digest in code.items() if record.code.get(part, digest) != digest)
+
+
+def decide(
+    folder: Path, digest: str, *, resume: bool, sweep: bool, retry_failed: bool, code: dict[str, str]
+) -> tuple[str, Record | None]:
     """What to do with `folder` for the run of hash `digest`: DONE, RESUME or FRESH, and the record found there.
 
     FRESH with a record is a run that has begun and has no checkpoint: it starts again, and keeps its history.
     In a sweep resume is implied, and a failed run stays failed unless `retry_failed`. Raises UserError where an `exp`
-    has already run, or where the folder holds a run of another configuration.
+    has already run, or where the folder holds a run of another configuration, or of another `code` of attention or position.
     """
     refuse_twin(folder)
     if not (folder / "record.json").is_file():
@@ -59,8 +66,10 @@ def decide(folder: Path, digest: str, *, resume: bool, sweep: bool, retry_failed
         return FRESH, None
     record = read_or_refuse(folder)
     if record.hash != digest:
+        changed = changed_code(record, code)
+        other = f"made with other code of {changed} than there is now" if changed else "of another configuration"
         raise UserError(
-            f"{folder} holds a run of another configuration (hash {record.hash[:6]}, this one {digest[:6]}).\n"
+            f"{folder} holds a run {other} (hash {record.hash[:6]}, this one {digest[:6]}).\n"
             "Choose another exp=…, or move that folder away. Its settings: resolved_config.yaml."
         )
     if record.status == "completed":

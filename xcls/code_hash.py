@@ -1,0 +1,126 @@
+"""The code behind a `_target_`: its files, found without importing anything, and a hash of what they do.
+
+Comments, docstrings and layout do not change the hash, and every version of Python gives the same one. Standard library only.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Iterator
+
+OURS = ("xcls.attention", "xcls.position")  # the parts of this package that a mechanism consists of
+INSTALLED = ("site-packages", "dist-packages")
+SKIPPED = {"ctx", "kind", "type_comment", "type_ignores"}  # fields that say nothing of what the code does
+
+
+def module_file(module: str) -> Path | None:
+    """The source file of `module`; None where there is none. Neither it nor its packages are imported."""
+    head, *rest = module.split(".")
+    if not all(part.isidentifier() for part in (head, *rest)):
+        return None
+    try:
+        spec = importlib.util.find_spec(head)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for place in spec.submodule_search_locations or ():
+        path = Path(place, *rest)
+        for file in (path / "__init__.py", path.with_name(path.name + ".py")):
+            if file.is_file():
+                return file
+    return None
+
+
+def code_files(target: str) -> dict[str, Path]:
+    """Module name -> file: the module of `target` (`package.module.Class`) and all of the project that it imports, in turn.
+
+    Of this package that is what `OURS` names; of other packages, what is neither installed nor Python's own. Raises
+    SyntaxError where a file cannot be read as Python. An import by a computed name is not seen.
+    """
+    found: dict[str, Path] = {}
+    waiting = [target.rpartition(".")[0]]
+    own = waiting[0].partition(".")[0]
+    while waiting:
+        module = waiting.pop()
+        path = None if module in found or not _is_followed(module) else module_file(module)
+        if path is None or (set(path.parts) & set(INSTALLED) and module.partition(".")[0] not in (own, "xcls")):
+            continue
+        found[module] = path
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        waiting += [module.rpartition(".")[0], *_imported(_read(path)[1], package)]
+    return dict(sorted(found.items()))
+
+
+def code_hash(target: str) -> str:
+    """sha256 in hex of the code behind `target`. Raises SyntaxError."""
+    parts = [f"{module} {_read(path)[0]}\n" for module, path in code_files(target).items()]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _is_followed(module: str) -> bool:
+    head = module.partition(".")[0]
+    if head == "xcls":
+        return any(f"{module}.".startswith(f"{part}.") for part in OURS)
+    return bool(head) and head not in sys.stdlib_module_names
+
+
+def _imported(names: tuple[tuple[int, str], ...], package: str) -> Iterator[str]:
+    """Absolute module names of `names` (level, name) as `package` imports them."""
+    for level, name in names:
+        base = package.rsplit(".", level - 1)[0] + "." if level else ""
+        yield (base + name).rstrip(".")
+
+
+def _read(path: Path) -> tuple[str, tuple[tuple[int, str], ...]]:
+    """The hash of one file and what it imports, as (level, name)."""
+    state = path.stat()
+    return _parsed(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, changed: int, size: int) -> tuple[str, tuple[tuple[int, str], ...]]:
+    tree = ast.parse(path.read_bytes(), filename=str(path))
+    names: dict[tuple[int, str], None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update({(0, alias.name): None for alias in node.names})
+        elif isinstance(node, ast.ImportFrom):  # what it imports from a package may be a module
+            base = node.module or ""
+            names.update({(node.level, f"{base}.{alias.name}".lstrip(".")): None for alias in node.names})
+            names[node.level, base] = None
+    words: list[str] = []
+    _spell(tree, words)
+    return hashlib.sha256("\0".join(words).encode()).hexdigest(), tuple(names)
+
+
+def _spell(value: object, words: list[str]) -> None:
+    """Appends a text to `words` that is the same for the same code. `ast.dump` differs between versions of Python.
+
+    Empty fields are left out, since a newer Python has more of them, and so are statements that are a mere constant: docstrings.
+    """
+    if isinstance(value, ast.AST):
+        words.append(type(value).__name__)
+        for name in value._fields:
+            item = getattr(value, name, None)
+            if isinstance(value, ast.JoinedStr):  # Python 3.12 puts empty texts into some f-strings
+                item = [part for part in item if getattr(part, "value", None) != ""]
+            if item == [] or name in SKIPPED or item is None and not isinstance(value, ast.Constant):
+                continue
+            words.append(name)
+            _spell(item, words)
+        words.append(")")
+    elif isinstance(value, list):
+        for item in value:
+            if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant)):
+                _spell(item, words)
+        words.append("]")
+    else:
+        words.append(ascii(value))
