@@ -19,6 +19,7 @@ from typing import Any
 SCHEMA_VERSION = 1
 STATUSES = ("running", "completed", "failed", "interrupted")
 MORE_TRAINING = "Train longer (finetuning.max_steps or finetuning.epochs), or with another learning rate (finetuning.lr)."
+PATCH = "code.patch"  # in a run's folder: what a clone of its commit lacks
 KINDS = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}  # of the fields of a record in JSON
 SECRET_NAME = re.compile(  # of environment variables
     r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$|(^|_)(PASS|PAT)(_|$)", re.IGNORECASE
@@ -75,7 +76,7 @@ class Record:
     wandb_id: str | None = None
     warnings: list[str] = field(default_factory=list)
     faults: list[dict[str, Any]] = field(default_factory=list)  # survived: kind (bad_step, restart, halved), step, cause
-    files: dict[str, str] = field(default_factory=dict)  # name -> sha256, for metrics.csv and predictions.parquet
+    files: dict[str, str] = field(default_factory=dict)  # name -> sha256, for metrics.csv, predictions.parquet and code.patch
     command: list[str] = field(default_factory=list)  # the overrides that compose this run again
     started: float = 0.0  # seconds since the epoch
     ended: float | None = None

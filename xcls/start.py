@@ -17,7 +17,7 @@ from xcls.identity import run_folder
 from xcls.outline import completed_pretraining
 from xcls.quoting import quoted
 from xcls.record import Record, carry_over, read_record, write_atomic
-from xcls.report.reproduce import script_for
+from xcls.report.reproduce import read_patch, script_for
 from xcls.run_files import baseline_values, pretraining_values, resolved_values, write_values
 from xcls.schema import Config, UserError
 from xcls.stages.folder import DONE, changed_code, decide, read_or_refuse, refuse_twin, take_back
@@ -142,7 +142,7 @@ def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
         print(f"{_shown(plan)}: failed: {one_line(error)}\n  traceback: {folder / 'logs' / 'traceback.txt'}", file=sys.stderr)
         code = FAILED
     try:
-        write_atomic(folder / "reproduce.sh", script_for(record, _origins(plan)))
+        write_atomic(folder / "reproduce.sh", script_for(record, _origins(plan), patches=read_patch(folder, record)))
         (folder / "reproduce.sh").chmod(0o755)
     except OSError as error:  # a full disk; how the run ended is told already
         print(f"WARNING: {folder / 'reproduce.sh'}: {error.strerror}", file=sys.stderr)

@@ -263,6 +263,23 @@ def copy_of(project, folder):
     return Project(folder)
 
 
+@pytest.fixture
+def make_repository(project):
+    """A function of a folder: makes it a repository with one commit of the project and its data."""
+
+    def make(folder):
+        for name in ("conf", "xcls", "hydra_plugins"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("run.py", "report.py", "rows.csv"):
+            shutil.copy(project.folder / name, folder / name)
+        (folder / ".gitignore").write_text("__pycache__/\n/finetune/\n/cache/\n/leases/\n")
+        for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"]):
+            subprocess.run(["git", *words], cwd=folder, check=True)
+        return Project(folder)
+
+    return make
+
+
 def again(project, script, *words):
     """Runs a reproduce.sh with the tests' own Python."""
     environment = {**project.environment, "PYTHON": sys.executable}
@@ -279,6 +296,46 @@ def results_of(folder):
         rows = [line.split(",")[:9] for line in (path.parent / "metrics.csv").read_text().splitlines()]
         found[record.hash] = (record.mode, record.metrics, rows, record.files.get("predictions.parquet"))
     return found
+
+
+MINE = """
+from xcls.attention.sdpa import Sdpa
+
+
+class Mine(Sdpa):
+    def forward(self, q, k, v, **given):
+        return super().forward(1.5 * q, k, v, **given)
+"""
+
+
+@pytest.mark.slow
+def test_a_clone_of_the_commit_makes_the_numbers_of_a_mechanism_that_nobody_committed(make_repository, tmp_path):
+    first = make_repository(tmp_path / "first")
+    mine = first.folder / "xcls" / "attention" / "mine.py"
+    mine.write_text(MINE)
+    options = (first.folder / "conf" / "attention" / "sdpa.yaml").read_text()
+    (first.folder / "conf" / "attention" / "mine.yaml").write_text(options.replace("sdpa.Sdpa", "mine.Mine").replace("name: sdpa", "name: mine"))
+    run = ("attention=mine", "exp=one")
+    done = first.run(*run, fresh=True)
+    assert done.returncode == 0, done.stderr
+    folder = first.folder / "finetune" / "one"
+    record = read_record(folder)
+    assert len(record.warnings) == 1 and "test part" in record.warnings[0] and record.commit.endswith("-dirty")
+    assert set(record.code) == {"attention", "position"}
+
+    second = tmp_path / "second"
+    for words in (["clone", "-q", str(first.folder), str(second)], ["-C", str(second), "checkout", "-q", record.commit.removesuffix("-dirty")]):
+        subprocess.run(["git", *words], check=True)
+    assert not (second / "xcls" / "attention" / "mine.py").exists()
+    done = again(Project(second), folder / "reproduce.sh")
+    assert done.returncode == 0 and done.stdout.count("the same to the bit") == 1, done.stdout + done.stderr
+    assert (second / "xcls" / "attention" / "mine.py").read_text() == MINE and results_of(second) == results_of(first.folder)
+
+    mine.write_text("# no other code\n" + MINE)
+    assert first.run(*run, "resume=true", fresh=True).returncode == 0
+    mine.write_text(MINE.replace("1.5", "0.5"))
+    done = first.run(*run, "resume=true", fresh=True)
+    assert done.returncode == 2 and "code of attention" in done.stderr, done.stderr
 
 
 @pytest.mark.slow

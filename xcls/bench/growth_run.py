@@ -24,7 +24,8 @@ from xcls.bench.training_process import TrainingProcess
 from xcls.bench.training_results import add_segments
 from xcls.record import plain, write_atomic
 from xcls.schema import Config
-from xcls.train.versions import commit, describe_device, versions
+from xcls.train.provenance import commit
+from xcls.train.versions import describe_device, versions
 
 STEPS_OF_ROWS = 50  # of steps_per_segment: steps of the trainings on files
 SEQ_LEN_OF_ROWS = 64

@@ -36,7 +36,8 @@ from xcls.bench.table import TITLES, report
 from xcls.record import plain, write_atomic
 from xcls.schema import Bench
 from xcls.train.checkpoint import write_bytes
-from xcls.train.versions import commit, describe_device, versions
+from xcls.train.provenance import commit
+from xcls.train.versions import describe_device, versions
 
 
 class Measuring:

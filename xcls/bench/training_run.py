@@ -34,7 +34,8 @@ from xcls.bench.training_process import TrainingProcess
 from xcls.bench.training_results import add_parts, add_segments, add_work, compare, report, row_of, to_csv
 from xcls.record import plain, write_atomic
 from xcls.schema import Config
-from xcls.train.versions import commit, describe_device, versions
+from xcls.train.provenance import commit
+from xcls.train.versions import describe_device, versions
 
 Segment = dict[str, Any]
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections import Counter
 from dataclasses import asdict
-from typing import Any, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Mapping, Sequence
 
 from xcls.quoting import unquoted
-from xcls.record import Record
+from xcls.record import PATCH, Record, sha256
 from xcls.schema import Labels
 
 HEAD = r"""#!/usr/bin/env bash
@@ -33,7 +36,7 @@ unset XCLS_RUNS  # this clone gets the runs
 commit={commit}
 here=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$commit" ] || [ "$commit" = "$here" ] || echo "reproduce.sh: made at commit $commit, this is $here" >&2
-if [ -z "${{PYTHON:-}}" ]; then
+{sources}if [ -z "${{PYTHON:-}}" ]; then
   make setup  # .venv with the exact versions of requirements.lock
   PYTHON=.venv/bin/python
 fi
@@ -45,6 +48,15 @@ EXPECTED
 # The data must be the same before any work begins.
 expected | "$PYTHON" -m xcls.report.reproduce_check before "$@"
 
+"""
+CHANGES = r"""changes() {{ cat <<'{mark}'
+{patch}{mark}
+}}
+export GIT_CEILING_DIRECTORIES=$(dirname "$home")  # no repository around this one is meant
+if ! changes | git apply --reverse --check 2>/dev/null; then  # else they are here already
+  changes | git apply --whitespace=nowarn || {{
+    echo "reproduce.sh: the changes that these runs were made with do not fit here: git checkout $commit" >&2; exit 2; }}
+fi
 """
 TAIL = """
 # Are the numbers the same?
@@ -61,19 +73,29 @@ NODES = {  # what a file holds for a run of this mode; the rest is its command's
     "finetune": (*ENCODER, "head", "finetuning", "pretraining", "masking"),
 }
 GROUPS = ("attention", "position", "size", "dataset", "tokenizer", "hardware", "wandb")
+Patches = Mapping[str, str]  # checksum -> text
+NO_PATCHES: Patches = MappingProxyType({})
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
-def script_for(record: Record, origins: Sequence[Record] = ()) -> str:
+def read_patch(folder: Path, record: Record) -> dict[str, str]:
+    """Checksum -> text of the `code.patch` of the run in `folder`; empty where it has none, or another one."""
+    checksum, path = record.files.get(PATCH), folder / PATCH
+    if checksum is None or not path.is_file() or sha256(path) != checksum:
+        return {}
+    return {checksum: path.read_bytes().decode()}
+
+
+def script_for(record: Record, origins: Sequence[Record] = (), *, patches: Patches = NO_PATCHES) -> str:
     """The reproduce.sh of one run: set-up, data, the runs it starts from (`origins`), its command, the comparison."""
     records = list({item.hash: item for item in [*origins, record]}.values())
-    return _head(f"Makes the run {record.run} again.", records) + _commands(records) + TAIL
+    return _head(f"Makes the run {record.run} again.", records, patches) + _commands(records) + TAIL
 
 
-def script(records: Sequence[Record], report: Sequence[str]) -> str:
+def script(records: Sequence[Record], report: Sequence[str], *, patches: Patches = NO_PATCHES) -> str:
     """The reproduce.sh of a report: baselines, pretraining, fine-tuning, then `report.py` with the overrides `report`.
 
-    What did not complete is named in a comment and not run.
+    What did not complete is named in a comment and not run. `patches`: what `read_patch` gives of each run.
     """
     by_hash = {record.hash: record for record in records}
     known = sorted(
@@ -81,7 +103,7 @@ def script(records: Sequence[Record], report: Sequence[str]) -> str:
         key=lambda r: (ORDER[r.mode], _generation(r, by_hash), r.run, r.hash, r.command),
     )
     done = list({record.hash: record for record in known if record.status == "completed"}.values())
-    lines = [_head("Makes the runs of this report again, then the report.", done), _commands(done)]
+    lines = [_head("Makes the runs of this report again, then the report.", done, patches), _commands(done)]
     for record in known:
         if record.status != "completed":
             cause = _comment(record.cause or "no cause")
@@ -132,17 +154,39 @@ def expectation(record: Record) -> dict[str, Any]:
     }
 
 
-def _head(title: str, records: Sequence[Record]) -> str:
-    commits = sorted({record.commit for record in records if record.commit})
-    commit = commits[0] if len(commits) == 1 else ""
+def _head(title: str, records: Sequence[Record], patches: Patches) -> str:
+    commit, sources = _sources(records, patches)
     wanted = [expectation(record) for record in records if record.command]
     lines = ",\n".join(
         json.dumps(entry, sort_keys=True) for entry in wanted
     )  # ASCII on lines of their own: ends no heredoc
-    shown = _comment(commit.removesuffix("-dirty") or "<its commit>")
+    shown = _comment(commit or "<its commit>")
     return HEAD.format(
-        title=_comment(title), commit=shlex.quote(commit), shown=shown, tolerance=TOLERANCE, expected=f"[{lines}]"
-    )
+        title=_comment(title), commit=shlex.quote(commit), shown=shown, tolerance=TOLERANCE, expected=f"[{lines}]",
+        sources=sources,
+    )  # fmt: skip
+
+
+def _sources(records: Sequence[Record], patches: Patches) -> tuple[str, str]:
+    """The commit that most of the runs were made at ('' where none is known), and the lines that lay down what it lacks.
+
+    Runs that were made with other code are named when the script starts.
+    """
+    states = [(record.commit, record.files.get(PATCH, "")) for record in reversed(records) if record.commit]
+    if not states:
+        return "", ""
+    state = Counter(states).most_common(1)[0][0]
+    name, checksum = state
+    commit, notes = name.removesuffix("-dirty"), []
+    if name != commit and checksum not in patches:
+        notes.append(f"these runs were made with changes of commit {commit} that are not at hand")
+    for record in records:
+        if record.commit and (record.commit, record.files.get(PATCH, "")) != state:
+            notes.append(f"{record.run} was made with other code ({record.commit}); see its own reproduce.sh")
+    lines = "".join(f"echo {shlex.quote(f'reproduce.sh: {_comment(note)}')} >&2\n" for note in notes)
+    if checksum in patches:
+        lines += CHANGES.format(mark=f"CHANGES_{checksum[:12]}", patch=patches[checksum])
+    return commit, lines
 
 
 def _commands(records: Sequence[Record]) -> str:

@@ -21,7 +21,7 @@ from xcls.report.measures import GPU_MEMORY, MEASURES
 from xcls.report.page import Story, page
 from xcls.report.plot_style import Plot
 from xcls.report.plots import MOST_BOARDS, draw
-from xcls.report.reproduce import script
+from xcls.report.reproduce import read_patch, script
 from xcls.report.retyped import inside, overrides
 from xcls.report.settings import Claims, Settings, check_numbers, claims_from
 from xcls.report.sheet import Sheet
@@ -195,7 +195,10 @@ def _write_script(out: Path, found: Found, report: Sequence[str]) -> None:
     records = {run.record.hash: run.record for run in reversed(found.runs) if run.record.status != "completed"}
     records.update(found.parents)
     records.update({run.record.hash: run.record for run in reversed(found.runs) if run.record.status == "completed"})
-    write_atomic(out / "reproduce.sh", script(list(records.values()), report))
+    patches: dict[str, str] = {}
+    for run in found.runs:
+        patches.update(read_patch(run.folder, run.record))
+    write_atomic(out / "reproduce.sh", script(list(records.values()), report, patches=patches))
     os.chmod(out / "reproduce.sh", 0o755)
 
 

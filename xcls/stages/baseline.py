@@ -26,8 +26,9 @@ from xcls.schema import Baseline
 from xcls.stages.predictions import Predicted, write_predictions
 from xcls.stages.texts import Labelled
 from xcls.train.journal import Journal
-from xcls.train.metrics import scores, guess_told
-from xcls.train.versions import commit, describe_device, versions
+from xcls.train.metrics import guess_told, scores
+from xcls.train.provenance import note_sources
+from xcls.train.versions import describe_device, versions
 
 NGRAMS = {"word": ((1, 1), (1, 2)), "char": ((1, 2), (1, 3))}  # the first is that of the defaults
 TUNED_C = (1.0, 10.0)
@@ -128,7 +129,8 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal, resume: bo
     The record's metrics: `validation` and `test` of the defaults, `tuned.validation` and `tuned.test` of the tuned one.
     """
     record = journal.record
-    record.versions, record.commit = versions(), commit()
+    record.versions = versions()
+    note_sources(journal)
     record.device = {**describe_device(torch.device("cpu")), "dtype": "fp64", "shared": False}
     journal.begin(rows=[], wandb_id=None)
     if resume:

@@ -14,7 +14,8 @@ from xcls.train.checkpoint import Checkpoints
 from xcls.train.cost import count_parameters
 from xcls.train.journal import Journal
 from xcls.train.precision import Precision
-from xcls.train.versions import commit, describe_device, versions
+from xcls.train.provenance import note_sources
+from xcls.train.versions import describe_device, versions
 
 RESULTS = ("predictions.parquet", "head.safetensors")  # of a training's end: made again, and not to be found before
 
@@ -37,7 +38,8 @@ def place(model: nn.Module, *, hardware: Hardware, precision: Precision, journal
         "shared": shared,  # the launcher knows whether another job has the same device
     }
     journal.spent.watch(amp.device)
-    record.versions, record.commit = versions(), commit()
+    record.versions = versions()
+    note_sources(journal)
     record.params = count_parameters(model)
     return amp
 

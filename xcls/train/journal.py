@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from xcls.disk import remedy
-from xcls.record import Events, Record, plain, sha256, without_secrets, write_atomic, write_record
+from xcls.record import PATCH, Events, Record, plain, sha256, without_secrets, write_atomic, write_record
 from xcls.schema import UserError, Wandb
 from xcls.train.signals import Interrupted, StopSignals
 from xcls.train.spent import Spent
@@ -26,7 +26,7 @@ COLUMNS = (
     "step", "epoch", "train_loss", "val_loss", "accuracy", "macro_f1", "weighted_f1", "auroc", "lr", "time_per_step",
     "time_per_epoch", "tokens_per_s", "padded_tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB",
 )  # fmt: skip
-CHECKED = ("metrics.csv", "predictions.parquet")
+CHECKED = ("metrics.csv", "predictions.parquet", PATCH)
 ROOM, ROOM_BYTES = ".room", 2**18  # given up at the end, so that the record finds a place on a full disk
 PLACE = {"devices": "CUDA_VISIBLE_DEVICES", "slurm_job": "SLURM_JOB_ID", "slurm_restarts": "SLURM_RESTART_COUNT"}
 Row = dict[str, Any]

@@ -1,11 +1,10 @@
-"""What ran: versions, commit, device. Best effort: a missing tool or package gives None, never an error."""
+"""What ran: versions and device. Best effort: a missing package gives None, never an error."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,24 +27,6 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     return found
-
-
-def commit() -> str | None:
-    """The commit of the source tree, with `-dirty` where tracked files differ from it; None outside a repository."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        head = _git(root, ["rev-parse", "HEAD"])
-        return head + ("-dirty" if _git(root, ["status", "--porcelain", "--untracked-files=no"]) else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(root: Path, words: list[str]) -> str:
-    """The output of one git command."""
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=True)
-    return done.stdout.strip()
 
 
 def cpu_name() -> str:

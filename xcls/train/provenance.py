@@ -1,0 +1,131 @@
+"""Which code a run was made with: the commit of the project, and in `code.patch` what a clone of that commit lacks.
+
+Best effort: without git, or outside a repository, nothing is known, and that is no error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Iterable
+
+from xcls.code_hash import code_files
+from xcls.identity import CODED
+from xcls.record import PATCH, without_secrets, write_atomic
+from xcls.train.journal import Journal
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("conf", "xcls", "hydra_plugins", ":(glob)*.py", "Makefile", "pyproject.toml", ":(glob)*.lock")  # what a run depends on
+MOST_BYTES, MOST_FILES = 1_000_000, 200  # of a patch; of new files in it
+DIFF = ("-c", "core.quotepath=false", "diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames",
+        "--src-prefix=a/", "--dst-prefix=b/")
+NAMES = re.compile(r"\w*(token|key|secret|passw\w*)\s?=\s?[A-Za-z_][A-Za-z_.]*(?=[\s,)\]])")  # pad_token=mask_token: no secret in code
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The code that is there: its commit, the patch that leads from it to what is there, and what is in neither."""
+
+    commit: str | None = None
+    patch: str = ""
+    lacking: dict[str, str] = field(default_factory=dict)  # file -> why it is not in the patch
+
+    @property
+    def name(self) -> str | None:
+        """The commit, with `-dirty` where a clone of it has other code; None outside a repository."""
+        return self.commit and self.commit + ("-dirty" if self.patch or self.lacking else "")
+
+
+def note_sources(journal: Journal) -> None:
+    """Writes into the record which commit runs here, and beside it `code.patch` where that is not all of the code."""
+    record = journal.record
+    targets = [record.config.get(f"{part}._target_") for part in CODED] if record.mode != "baseline" else []
+    sources = find_sources([path for target in targets if isinstance(target, str) for path in code_files(target).values()])
+    record.commit = sources.name
+    path = journal.folder / PATCH
+    path.unlink(missing_ok=True)
+    if sources.patch:
+        write_atomic(path, sources.patch)
+    for file, why in sources.lacking.items():
+        journal.warn(f"{file}: a clone lacks it, and so does {PATCH}: {why}. Commit it, or reproduce.sh cannot make this run again.")
+
+
+def commit() -> str | None:
+    """The commit of the source tree, with `-dirty` where a clone of it has other code; None outside a repository."""
+    return find_sources(()).name
+
+
+def find_sources(used: Iterable[Path], root: Path = ROOT) -> Sources:
+    """The state of the source tree at `root`; `used`: files that the run consists of, wherever they lie."""
+    if not (root / ".git").exists():
+        return Sources()
+    inside, lacking = [], {}
+    for path in map(Path.resolve, used):
+        if path.is_relative_to(root):
+            inside.append(path.relative_to(root).as_posix())
+        else:
+            lacking[str(path)] = "it lies outside the project"
+    try:
+        commit = _git(root, "rev-parse", "HEAD").decode().strip()
+        places = [*SOURCES, *(f":(literal){name}" for name in inside)]
+        parts = _split(_git(root, *DIFF, "HEAD", "--", *places))
+        for name in _new_files(root, inside):
+            if len(parts) < MOST_FILES:
+                parts.append(_git(root, *DIFF, "--no-index", "--", "/dev/null", name, good=(0, 1)))
+            else:
+                lacking[name] = f"there are more than {MOST_FILES} new files"
+    except (OSError, subprocess.SubprocessError):
+        return Sources()
+    texts, size = [], 0
+    for part in sorted(parts, key=len):
+        name = _name(part)
+        try:
+            text = part.decode()
+        except UnicodeDecodeError:
+            lacking[name] = "it is not in UTF-8"
+            continue
+        size += len(part)
+        if size > MOST_BYTES:
+            lacking[name] = f"the patch would be larger than {MOST_BYTES:,} bytes"
+        elif _holds_secret(text, name):
+            lacking[name] = "it seems to hold an API key, a token or a password"
+        else:
+            texts.append(text)
+    return Sources(commit, "".join(sorted(texts)), lacking)
+
+
+def _new_files(root: Path, inside: Iterable[str]) -> list[str]:
+    """The files that git does not know: sources that it does not ignore, and those of `inside`, ignored or not."""
+    asked = ("ls-files", "-z", "--others", "--exclude-standard", "--", *SOURCES)
+    found = set(_git(root, *asked).decode(errors="replace").split("\0"))
+    names = [f":(literal){name}" for name in inside]
+    if names:
+        found |= set(_git(root, "ls-files", "-z", "--others", "--", *names).decode(errors="replace").split("\0"))
+    return sorted(name for name in found if name.endswith((".py", ".yaml", ".yml")))
+
+
+def _split(patch: bytes) -> list[bytes]:
+    """A patch as one for each file: no other line of it begins with these words."""
+    return [part for part in re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE) if part]
+
+
+def _name(part: bytes) -> str:
+    return part.split(b"\n", 1)[0].decode(errors="replace").rpartition(" b/")[2]
+
+
+def _holds_secret(text: str, name: str) -> bool:
+    if name.endswith(".py"):
+        text = NAMES.sub("", text)
+    return without_secrets(text) != text
+
+
+def _git(root: Path, *words: str, good: tuple[int, ...] = (0,)) -> bytes:
+    """The output of one git command that changes nothing. Raises OSError, subprocess.SubprocessError."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, timeout=20, env=environment)
+    if done.returncode not in good:
+        raise subprocess.SubprocessError(done.stderr.decode(errors="replace"))
+    return done.stdout
