@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import os
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Iterable
 
@@ -14,6 +15,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from xcls.attention.check import LENGTH, check_attention, check_position
 from xcls.data.cache import digest
 from xcls.data.source import Source, data_fingerprint
 from xcls.data.splits import Prepared, prepare
@@ -86,7 +88,8 @@ def make_language_model(config: Config, *, vocab_size: int) -> MaskedLanguageMod
 
 
 def check_architecture(config: Config) -> None:
-    """Refuses hyperparameters that the mechanism or the position encoding cannot have. Raises UserError.
+    """Refuses hyperparameters that the mechanism or the position encoding cannot have, and one of either that breaks its
+    contract (attention/check.py). Raises UserError.
 
     One layer's worth of either is made, so that this costs little whatever the depth; the position's tables take no memory.
     """
@@ -99,6 +102,31 @@ def check_architecture(config: Config) -> None:
             instantiate(node(config.position), embed_dim=config.size.width, num_layers=1, seq_len=config.seq_len, **shape, _recursive_=False)
     except InstantiationException as error:
         raise UserError(f"{group}: {error.__cause__ or error} (conf/{group}/ says what each setting means)") from error
+    _check_contracts(json.dumps([config.attention, config.position]), **shape)
+
+
+@lru_cache(maxsize=64)
+def _check_contracts(nodes: str, *, num_heads: int, head_dim: int) -> None:
+    """Tries the mechanism behind the position encoding, `nodes` as JSON, once in a process. Raises UserError.
+
+    With two heads it takes a quarter of a second at most; with all of them where two are not to be had.
+    """
+    attention, position = json.loads(nodes)
+    few = min(2, num_heads)
+
+    def layers(heads: int) -> list[Any]:
+        facts = {"num_heads": heads, "head_dim": head_dim, "seed": 0}
+        return [instantiate(node(attention), layer=layer, **facts, _recursive_=False) for layer in (0, 1)]
+
+    with torch.random.fork_rng(devices=[]):
+        try:
+            made = layers(few)
+        except InstantiationException:
+            few, made = num_heads, layers(num_heads)
+        shape = {"embed_dim": few * head_dim, "num_heads": few, "head_dim": head_dim, "num_layers": len(made), "seq_len": LENGTH}
+        encoding = instantiate(node(position), **shape, _recursive_=False)
+        check_position(encoding, name=f"position={position.get('name')} ({position['_target_']})")
+        check_attention(made, encoding, name=f"attention={attention.get('name')} ({attention['_target_']})")
 
 
 def check_head(config: Config, classes: list[str]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from xcls.quoting import quoted
 from xcls.record import Record, read_record
 from xcls.run_files import baseline_values, pretraining_values, yaml_text
-from xcls.stages.folder import FRESH, decide
+from xcls.stages.folder import DONE, FRESH, decide
 
 if TYPE_CHECKING:
     from xcls.build import Plan
@@ -44,13 +44,14 @@ def outlines(plan: Plan) -> list[Outline]:
     config = plan.config
     if config.mode not in HASHED:
         return [Outline(kind=config.mode, gpu=plan.precision.device == "cuda")]
-    plan.check()
+    own = _outline(plan, resume=config.resume)
+    if own.action != DONE:
+        plan.check()
     first = []
     if config.mode == "finetune":
         first.append(_baseline(plan))
     if config.mode == "finetune" and config.pretrain == "auto":
         first.append(_pretraining(plan))
-    own = _outline(plan, resume=config.resume)
     own.needs = [run.hash for run in first if run.hash is not None]
     return [*first, own]
 

@@ -181,3 +181,12 @@ def test_the_rows_that_are_asked_for_are_those_of_all(attention: str, norm: str,
         found.append((hidden.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
     assert found[0][0].shape == (5, 16)
     assert_close(found[0], found[1], atol=1e-9, rtol=1e-9)  # in fp64: sharp attention makes much of fp32's rounding
+
+
+def test_an_attention_that_changes_the_shape_is_named() -> None:
+    encoder = make_encoder("sdpa")
+    attention = encoder.blocks[0].attention.attention
+    attend = attention.forward
+    attention.forward = lambda q, k, v, **given: attend(q, k, v, **given).transpose(1, 2)
+    with pytest.raises(ValueError, match=r"xcls\.attention\.sdpa\.Sdpa: its output is \[2, 5, 2, 8\].* \[2, 2, 5, 8\]"):
+        encoder(torch.ones(2, 5, dtype=torch.long))

@@ -1,13 +1,17 @@
-"""A job of a sweep runs what its sweep has planned, or nothing."""
+"""Before work begins: a job of a sweep runs what its sweep has planned, and a mechanism keeps its promises, or nothing is run."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from xcls import start
-from xcls.schema import UserError
+from tests.samples import CONF
+from xcls import build, start
+from xcls.attention.sdpa import Sdpa
+from xcls.run_files import read_yaml
+from xcls.schema import Config, UserError, unflatten
 
 
 @pytest.mark.parametrize(("planned", "refused"), [("a" * 64, True), ("b" * 64, False), ("", False)])
@@ -23,3 +27,22 @@ def test_a_job_whose_hash_is_no_longer_the_planned_one_is_refused(monkeypatch: p
     config = SimpleNamespace(resume=False, sweep="s", retry_failed=False)
     with pytest.raises(UserError if refused else Began):
         start._train(SimpleNamespace(config=config, digest="b" * 64, code={}, folder=None))
+
+
+def test_the_architecture_is_tried_once_and_one_that_sees_padding_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, calls, attend = Config(), [], Sdpa.forward
+    for group, name in (("attention", "sdpa"), ("position", "relative")):
+        setattr(config, group, unflatten(read_yaml(CONF / group / f"{name}.yaml")))
+    monkeypatch.setattr(Sdpa, "forward", lambda *parts, **given: calls.append(1) or attend(*parts, **given))
+    build._check_contracts.cache_clear()
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    build.check_architecture(config)
+    tried = len(calls)
+    config.seed, config.seq_len = 7, 16384
+    build.check_architecture(config)
+    assert tried == len(calls) > 10 and torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+    monkeypatch.setattr(Sdpa, "forward", lambda *parts, **given: attend(*parts, **{**given, "key_padding_mask": None}))
+    build._check_contracts.cache_clear()
+    with pytest.raises(UserError, match=r"attention=sdpa \(xcls\.attention\.sdpa\.Sdpa\): it sees padding"):
+        build.check_architecture(config)
+    build._check_contracts.cache_clear()

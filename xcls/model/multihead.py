@@ -47,7 +47,7 @@ class MultiHeadAttention(nn.Module):
         """x [B, N, E] -> [B, N, E], or [K, E] for the K of the B * N tokens that `rows` [K] names. Masks are True where nothing may be attended: [B, N], and [N, N] or [B, 1|H, N, N].
 
         `relative_bias` [H, 2W+1] is this layer's; `rotate` maps [B, H, N, D] to the same shape; `context` is shared by
-        the layers of one forward pass.
+        the layers of one forward pass. Raises ValueError naming the mechanism where its output has another shape.
         """
         *qk, v = self._project(x)
         if rotate is not None and not self.attention.wants_unrotated:
@@ -63,6 +63,9 @@ class MultiHeadAttention(nn.Module):
             rotate=rotate if self.attention.wants_unrotated else None,
             context=context,
         )
+        if out.shape != v.shape:
+            kind = type(self.attention)
+            raise ValueError(f"{kind.__module__}.{kind.__name__}: its output is {list(out.shape)}, and must be of the shape of v, {list(v.shape)}")
         out = out.transpose(1, 2).flatten(2)  # [B, H, N, D] -> [B, N, E]
         return self.out_proj(out if rows is None else out.flatten(0, 1).index_select(0, rows))
 
