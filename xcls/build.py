@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Iterable
@@ -16,6 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from xcls.attention.check import LENGTH, check_attention, check_position
+from xcls.code_hash import code_files
 from xcls.data.cache import digest
 from xcls.data.source import Source, data_fingerprint
 from xcls.data.splits import Prepared, prepare
@@ -28,6 +29,7 @@ from xcls.schema import Config, Labels, UserError, flatten
 from xcls.signature import parameters
 from xcls.stages.folder import read_or_refuse
 from xcls.train.precision import Precision, resolve
+from xcls.train.provenance import Sources, find_sources
 
 
 classes_of: dict[str, list[str]] = {}  # the classes of the data that this process has checked
@@ -156,6 +158,7 @@ class Plan:
     parent: Path | None
     command: list[str]
     root: Path
+    sources: Sources = field(default_factory=Sources)  # the source tree, once `freeze` has looked at it
 
     @cached_property
     def source(self) -> Source:
@@ -204,6 +207,9 @@ class Plan:
     @cached_property
     def code(self) -> dict[str, str]:
         """The hashes of the code of attention and position. Raises UserError where it cannot be read."""
+        return self._code_now()
+
+    def _code_now(self) -> dict[str, str]:
         try:
             return code_of(self.as_dict)
         except (SyntaxError, OSError) as error:
@@ -231,6 +237,14 @@ class Plan:
     def runs(self) -> Path:
         """The folder of pretrain/, finetune/ and multirun/."""
         return runs_root(self.root)
+
+    def freeze(self) -> None:
+        """Takes down the sources once the mechanism is imported: they may change while the data are read. Raises UserError
+        where they have done so since the run's hash was made."""
+        targets = [getattr(self.config, part)["_target_"] for part in self.code]
+        self.sources = find_sources([path for target in targets for path in code_files(target).values()])
+        if self._code_now() != self.code:
+            raise UserError("The code of attention or position was changed just as the run began. Type the command again.")
 
     def data(self) -> Prepared:
         """The splits, read and checked. Raises UserError for data that cannot be trained on."""

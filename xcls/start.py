@@ -23,6 +23,7 @@ from xcls.schema import Config, UserError
 from xcls.stages.folder import DONE, changed_code, decide, read_or_refuse, refuse_twin, take_back
 from xcls.train.checkpoint import load_for_use
 from xcls.train.journal import Journal, one_line
+from xcls.train.provenance import note_sources
 from xcls.train.randomness import seed_everything
 from xcls.train.signals import Interrupted
 
@@ -89,6 +90,7 @@ def _train(plan: Plan) -> int:
         return OK if record.status == "completed" else FAILED
     if config.mode != "baseline":
         check_architecture(config)
+    plan.freeze()
     prepared = plan.data()
     if config.mode == "finetune":
         check_head(config, prepared.classes)
@@ -124,6 +126,7 @@ def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
     journal = Journal(folder=folder, record=record, wandb=config.wandb)
     try:
         with journal:
+            note_sources(journal, plan.sources)
             parent = _parent(plan, journal)
             tokenizer = _tokenizer(plan, prepared, parent)
             _write_files(plan, record)

@@ -46,3 +46,17 @@ def test_the_architecture_is_tried_once_and_one_that_sees_padding_is_refused_by_
     with pytest.raises(UserError, match=r"attention=sdpa \(xcls\.attention\.sdpa\.Sdpa\): it sees padding"):
         build.check_architecture(config)
     build._check_contracts.cache_clear()
+
+
+def test_what_is_written_down_is_the_code_that_was_hashed_or_the_run_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(mode="finetune")
+    for group, name in (("attention", "sdpa"), ("position", "rope")):
+        setattr(config, group, unflatten(read_yaml(CONF / group / f"{name}.yaml")))
+    used: list[str] = []
+    monkeypatch.setattr(build, "find_sources", lambda paths: used.extend(path.name for path in paths) or used)
+    plan = build.Plan(config, {}, None, [], CONF.parent)
+    plan.freeze()
+    assert set(used) == {"__init__.py", "base.py", "sdpa.py", "sdpa_blocks.py", "rope.py"}
+    plan.code = {"attention": "another", "position": plan.code["position"]}
+    with pytest.raises(UserError, match="changed just as the run began"):
+        plan.freeze()

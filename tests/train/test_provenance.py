@@ -92,13 +92,12 @@ def test_what_is_not_kept_is_named_with_its_reason(tree: Path, tmp_path: Path, m
     assert "xcls/fine.py" in found.patch and "horse" not in found.patch and "hunter" not in found.patch and found.name.endswith("-dirty")
 
 
-def test_the_run_keeps_the_patch_and_its_script_applies_it_once(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_keeps_the_patch_and_its_script_applies_it_once(tree: Path, tmp_path: Path) -> None:
     write(tree, {"xcls/attention/mine.py": "x = '$(touch evil)'\n", "xcls/attention/old.py": "# \xe9\n"})
-    monkeypatch.setattr(provenance, "find_sources", lambda used: find_sources(used, tree))
     journal = make_journal(tmp_path / "run")
     write(tmp_path, {"run/code.patch": "of an earlier life"})
     with journal:
-        note_sources(journal)
+        note_sources(journal, find_sources((), tree))
     record = read_record(tmp_path / "run")
     patch = (tmp_path / "run" / "code.patch").read_bytes()
     assert record.files["code.patch"] == hashlib.sha256(patch).hexdigest() and record.commit == git(tree, "rev-parse", "HEAD") + "-dirty"

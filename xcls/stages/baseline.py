@@ -27,7 +27,6 @@ from xcls.stages.predictions import Predicted, write_predictions
 from xcls.stages.texts import Labelled
 from xcls.train.journal import Journal
 from xcls.train.metrics import guess_told, scores
-from xcls.train.provenance import note_sources
 from xcls.train.versions import describe_device, versions
 
 NGRAMS = {"word": ((1, 1), (1, 2)), "char": ((1, 2), (1, 3))}  # the first is that of the defaults
@@ -130,7 +129,6 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal, resume: bo
     """
     record = journal.record
     record.versions = versions()
-    note_sources(journal)
     record.device = {**describe_device(torch.device("cpu")), "dtype": "fp64", "shared": False}
     journal.begin(rows=[], wandb_id=None)
     if resume:

@@ -14,7 +14,6 @@ from xcls.train.checkpoint import Checkpoints
 from xcls.train.cost import count_parameters
 from xcls.train.journal import Journal
 from xcls.train.precision import Precision
-from xcls.train.provenance import note_sources
 from xcls.train.versions import describe_device, versions
 
 RESULTS = ("predictions.parquet", "head.safetensors")  # of a training's end: made again, and not to be found before
@@ -39,7 +38,6 @@ def place(model: nn.Module, *, hardware: Hardware, precision: Precision, journal
     }
     journal.spent.watch(amp.device)
     record.versions = versions()
-    note_sources(journal)
     record.params = count_parameters(model)
     return amp
 

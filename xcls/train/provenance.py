@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterable
 
-from xcls.code_hash import code_files
-from xcls.identity import CODED
 from xcls.record import PATCH, without_secrets, write_atomic
 from xcls.train.journal import Journal
 
@@ -39,12 +37,9 @@ class Sources:
         return self.commit and self.commit + ("-dirty" if self.patch or self.lacking else "")
 
 
-def note_sources(journal: Journal) -> None:
+def note_sources(journal: Journal, sources: Sources) -> None:
     """Writes into the record which commit runs here, and beside it `code.patch` where that is not all of the code."""
-    record = journal.record
-    targets = [record.config.get(f"{part}._target_") for part in CODED] if record.mode != "baseline" else []
-    sources = find_sources([path for target in targets if isinstance(target, str) for path in code_files(target).values()])
-    record.commit = sources.name
+    journal.record.commit = sources.name
     path = journal.folder / PATCH
     path.unlink(missing_ok=True)
     if sources.patch:
