@@ -63,6 +63,19 @@ def test_a_run_comes_after_the_run_it_starts_from_whatever_their_names(make):
     assert [line.split("exp=")[1][0] for line in commands(script([second, first], ["out=x"]))[:2]] == ["z", "a"]
 
 
+def test_a_report_lays_down_the_code_of_most_of_its_runs_and_names_the_others(make):
+    def of(seed, commit, checksum):
+        return make.finetune(seed=seed, commit=commit, files={"code.patch": checksum} if checksum else {})
+
+    records = [of(0, "a" * 40 + "-dirty", "1" * 64), of(1, "a" * 40 + "-dirty", "1" * 64), of(2, "b" * 40, "")]
+    text = script(records, ["out=x"], patches={"1" * 64: "diff --git a/x b/x\n+`touch evil`\n"})
+    assert f"commit={'a' * 40}\n" in text and text.count("+`touch evil`\n") == 1 and "not at hand" not in text
+    named = [line for line in text.splitlines() if line.startswith("echo ")]
+    assert len(named) == 1 and "-s2 " in named[0] and "b" * 40 in named[0] and syntax(text).returncode == 0
+    lost = script(records, ["out=x"])
+    assert "git apply" not in lost and "not at hand" in lost and "git apply" not in script(records[2:], ["out=x"])
+
+
 def test_what_did_not_complete_is_a_comment(make):
     text = script([make.finetune(), make.finetune(seed=1, status="failed", cause="OOM\nrm -rf /")], ["out=x"])
     assert len(commands(text)) == 2
@@ -341,6 +354,9 @@ def test_a_clone_of_the_commit_makes_the_numbers_of_a_mechanism_that_nobody_comm
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_fresh_copy_makes_the_same_numbers_to_the_bit_pretraining_and_baseline_included(project, tmp_path_factory):
+    for name in ("conf", "xcls", "hydra_plugins"):  # outside a repository: what is not committed here plays no part
+        (project.folder / name).unlink()
+        shutil.copytree(ROOT / name, project.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     sweep = project.run("-m", "seed=0,1", "attention=performer", "pretrain=auto", "exp=study", timeout=280)
     assert sweep.returncode == 0, sweep.stderr
     report = project.run("runs=[multirun/study]", "out=multirun/study/report", script="report.py")
