@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.attention.layers import ATTENTIONS, POSITIONS, build
+from tests.pairwise import spread
 from xcls.attention.base import Attention, mix
 from xcls.attention.check import LENGTH, check_attention, check_position
 from xcls.attention.sdpa import Sdpa, sdpa
@@ -20,8 +21,7 @@ def position_of(name: str, **facts: int) -> nn.Module:
     return build("position", name, small=False, embed_dim=shape["num_heads"] * shape["head_dim"], **shape)
 
 
-@pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize(("attention", "position"), spread(ATTENTIONS, POSITIONS, times=1))
 def test_everything_here_keeps_its_promises(attention: str, position: str) -> None:
     layers = [build("attention", attention, small=False, num_heads=2, head_dim=64, layer=layer, seed=0) for layer in (0, 1)]
     encoding = position_of(position, head_dim=64)
@@ -116,14 +116,16 @@ class SecondLayerSeesPadding(Sdpa):
         return super().forward(q, k, v, key_padding_mask=None if self.layer else key_padding_mask, **given)
 
 
-@pytest.mark.parametrize("position", ["none", "relative", "rope"])
-@pytest.mark.parametrize(
-    ("mechanism", "promise"),
-    [(SeesPadding, "sees padding"), (CountsPadding, "sees padding"), (SecondLayerSeesPadding, "sees padding"), (SeesTheBatch, "other examples"),
-     (WrongShape, "shape"), (NoOddLength, "fails on"), (NoAttnMask, "attn_mask"), (OnlyCausal, "respect attn_mask"), (NoCausal, "causal attn_mask"),
-     (NaNWhereNothingIs, "NaN"), (NaNInTheGradient, "gradient"), (OnesWhereNothingIs, "not zero"), (Random, "same input")],
-)  # fmt: skip
-def test_a_broken_promise_is_named(mechanism: type[Attention], promise: str, position: str) -> None:
+BROKEN = [
+    (SeesPadding, "sees padding"), (CountsPadding, "sees padding"), (SecondLayerSeesPadding, "sees padding"), (SeesTheBatch, "other examples"),
+    (WrongShape, "shape"), (NoOddLength, "fails on"), (NoAttnMask, "attn_mask"), (OnlyCausal, "respect attn_mask"), (NoCausal, "causal attn_mask"),
+    (NaNWhereNothingIs, "NaN"), (NaNInTheGradient, "gradient"), (OnesWhereNothingIs, "not zero"), (Random, "same input"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("broken", "position"), spread(BROKEN, ["none", "relative", "rope"], times=1))
+def test_a_broken_promise_is_named(broken: tuple[type[Attention], str], position: str) -> None:
+    mechanism, promise = broken
     layers = [mechanism(layer=layer, seed=mix(0, layer), **FACTS) for layer in (0, 1)]
     with pytest.raises(Exception) as refused:
         check_attention(layers, position_of(position), name="attention=mine (a.Mine)")

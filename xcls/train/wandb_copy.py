@@ -26,7 +26,7 @@ from typing import Any, Iterator
 
 from filelock import FileLock
 
-from xcls.record import read_record, write_record
+from xcls.record import PATCH, read_record, write_record
 from xcls.wandb_file import METRICS, RECORD, last_row, mend, read_segments
 
 INIT_SECONDS = 30  # for a server to answer
@@ -46,6 +46,7 @@ FILES = {
     "best": ("ckpt_best.pt",),
     "all": (
         "ckpt_best.pt", "ckpt_last.pt", "head.safetensors", "resolved_config.yaml", "metrics.csv", "predictions.parquet",
+        PATCH,
     ),
 }  # fmt: skip
 
