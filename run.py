@@ -40,10 +40,11 @@ from xcls.command_line import check_launcher, check_words, completion  # noqa: E
 from xcls.discreet import hide_secrets  # noqa: E402
 from xcls.identity import runs_root  # noqa: E402
 from xcls.outline import Outline, outlines  # noqa: E402
+from xcls.paths import at, find_run  # noqa: E402
 from xcls.quoting import quote_typed  # noqa: E402
 from xcls.record import without_secrets  # noqa: E402
 from xcls.run_files import read_yaml  # noqa: E402
-from xcls.schema import Config, UserError, check, check_name, check_texts, flatten, nearest, unflatten  # noqa: E402
+from xcls.schema import FILES, Config, UserError, check, check_name, check_texts, flatten, nearest, unflatten  # noqa: E402
 from xcls.signature import check_node  # noqa: E402
 from xcls.slips import check_slips  # noqa: E402
 from xcls.wording import package_worded, with_origins, word_hydra, word_omegaconf  # noqa: E402
@@ -61,7 +62,7 @@ BUILDER_GIVES = {
     "dataset.source": ("path", "text", "label"),
 }
 INHERITED = ("attention", "position", "size", "tokenizer", "seq_len")  # by fine-tuning, from its pretraining run
-NOT_IN_FILE = ("mode", "exp", "resume", "retry_failed", "template", "pretrain", "checkpoint", "split", "input", "output", "sweep")
+NOT_IN_FILE = ("mode", "exp", "resume", "retry_failed", "template", "pretrain", "checkpoint", "split", "input", "output", "text", "reading", "sweep")
 
 
 class Typed:
@@ -119,19 +120,6 @@ def take_file(tree: dict[str, Any], path: Path, typed: Typed, choices: dict[str,
     return lay_over(tree, file, typed)
 
 
-def find_parent(name: str) -> Path:
-    """The folder of the run that `pretrain=` names. Raises UserError with what there is instead."""
-    places = [RUNS / "pretrain" / name, RUNS / "finetune" / name, Path(name)]
-    for place in places:
-        if (place / "resolved_config.yaml").is_file():
-            return place
-    known = sorted(p.parent.name for stage in ("pretrain", "finetune") for p in (RUNS / stage).glob("*/resolved_config.yaml"))
-    raise UserError(
-        f"pretrain={name}: no run of that name under pretrain/ or finetune/, and no run folder at that path."
-        f"{nearest(name, known)} Runs that exist: {', '.join(known) or 'none'}."
-    )
-
-
 def inherit(tree: dict[str, Any], parent: Path, typed: Typed, choices: dict[str, str], origins: dict[str, str]) -> dict[str, Any]:
     """The composed tree with the architecture of the run at `parent`, and its data set unless another group was typed."""
     file = read_yaml(parent / "resolved_config.yaml")
@@ -162,23 +150,29 @@ def take_run(tree: dict[str, Any], config_exp: str | None, typed: Typed, choices
     """mode=eval and predict: the configuration of the run that `exp` names, with the few keys that may be typed over it."""
     if not config_exp:
         raise UserError("exp: name the fine-tuned run to read: exp=<name under finetune/, or a run folder>.")
-    folder = next((p for p in (RUNS / "finetune" / config_exp, Path(config_exp)) if (p / "resolved_config.yaml").is_file()), None)
-    if folder is None:
-        known = sorted(p.parent.name for p in (RUNS / "finetune").glob("*/resolved_config.yaml"))
-        raise UserError(f"exp={config_exp}: no such run under finetune/.{nearest(config_exp, known)} Runs that exist: {', '.join(known) or 'none'}.")
+    folder = find_run("exp", config_exp, root=RUNS, stages=("finetune",))
     free = ("mode", "exp", "split", "input", "output", "checkpoint", "hardware", "wandb", "dataset.path", "finetuning.eval_batch_size")
     if tree["mode"] == "predict":  # its documents are others than those of the run
-        free += ("dataset.truncate",)
-    refused = [key for key in sorted(typed.groups | typed.values) if not any(key == f or key.startswith(f + ".") for f in free)]
+        free += ("dataset.truncate", "text", "dataset.text", "dataset.source")
+    refused = [key for key in sorted(typed.groups | typed.values) if not any(key == f or key.startswith(f + ".") for f in free)
+               or key in ("dataset.source", "dataset.source._target_")]
     if refused:
         raise UserError(f"{', '.join(refused)}: mode={tree['mode']} reads a finished run as it is; only {', '.join(free[2:])} may be set.")
     file = read_yaml(folder / "resolved_config.yaml")
     choices.update({key.partition(".")[2]: value for key, value in file.items() if key.startswith("choices.")})
-    keep = {"mode", "exp", "split", "input", "output", "checkpoint"}
+    keep = {"mode", "exp", "split", "input", "output", "text", "reading", "checkpoint"}
     dtype = file.get("resolved.dtype", "auto") if not typed.touches("hardware") else None
     file = {k: v for k, v in file.items() if k.split(".")[0] not in (*keep, "hardware", "wandb", "resolved", "choices")}
     if dtype:  # the same numbers need the same arithmetic
         file["hardware.dtype"] = dtype
+    if tree["mode"] == "predict":  # the run's own data set stays as it is; what was typed is about the new documents
+        values = flatten(tree)
+        for key in sorted(typed.values):
+            if key == "dataset.text":
+                tree["text"] = tree["text"] or values[key]
+            elif key.startswith("dataset.source."):
+                tree["reading"][key.removeprefix("dataset.source.")] = values[key]
+        typed.values = {key for key in typed.values if not key.startswith(("dataset.text", "dataset.source"))}
     return lay_over(tree, file, typed), folder
 
 
@@ -214,14 +208,16 @@ def settle(cfg: DictConfig) -> tuple[Config, dict[str, str], Path | None]:
         check_name("exp", exp)
         if without_secrets(exp) != exp:
             raise UserError("exp: this is an API key, a token or a password, or the value of one in the environment; it names a folder.")
+    if tree.get("text") is not None and mode != "predict":
+        raise UserError("text: this names the column of new documents, mode=predict. The column to train on is dataset.text=….")
     if mode in ("eval", "predict"):
         tree, folder = take_run(tree, exp, typed, choices)
     elif tree.get("template"):
-        tree = take_file(tree, Path(tree["template"]), typed, choices, origins)
+        tree = take_file(tree, at(tree["template"]), typed, choices, origins)
     elif mode == "pretrain" and exp and not tree.get("sweep") and (RUNS / "pretrain" / exp / "config.yaml").is_file():
         tree = take_file(tree, RUNS / "pretrain" / exp / "config.yaml", typed, choices, origins)
     elif mode == "finetune" and isinstance(tree.get("pretrain"), str) and tree["pretrain"] != "auto":
-        folder = find_parent(tree["pretrain"])
+        folder = find_run("pretrain", tree["pretrain"], root=RUNS, stages=("pretrain", "finetune"))
         tree = inherit(tree, folder, typed, choices, origins)
     config = to_typed(tree, origins)
     for group, choice in choices.items():  # they name folders, and those of a file are as good as the file
@@ -249,6 +245,7 @@ def to_typed(tree: dict[str, Any], origins: dict[str, str]) -> Config:
         for node in UNTYPED:
             value = config.dataset.source if node == "dataset.source" else getattr(config, node)
             check_node(node, value, BUILDER_GIVES[node], home=HOMES[node])
+        check_node("dataset.source", {"_target_": FILES, **config.reading}, BUILDER_GIVES["dataset.source"])
     except UserError as error:
         raise with_origins(error, origins) from error
     return config
@@ -318,6 +315,16 @@ def raised_by_hydra(error: Exception) -> bool:
     return main.__wrapped__.__code__ not in codes and not any("xcls_launcher" in code.co_filename for code in codes)
 
 
+def admitted(words: list[str]) -> list[str]:
+    """The words, with a `++` before those that a file or run decides about: of an untyped node Hydra knows what its typed or
+    default group has. What the node really takes is checked once all is laid over it (`to_typed`)."""
+    if not any(re.match(r"mode=(eval|predict|pretrain)$|template=|pretrain=", word) for word in words):
+        return words
+    chosen = {word.partition("=")[0] for word in words}
+    nodes = tuple(f"{node}." for node in UNTYPED if node.split(".")[0] not in chosen)
+    return [f"++{word}" if word.startswith(nodes) else word for word in words]
+
+
 def enter(words: list[str]) -> int:
     """Runs what was typed and gives the exit code."""
     hide_secrets()
@@ -328,7 +335,7 @@ def enter(words: list[str]) -> int:
         check_launcher(settings, ROOT / "conf")
         plain = quote_typed(words, OverridesParser.create().parse_override)
         check_grid(plain)
-        sys.argv[1:] = sorted(plain, key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
+        sys.argv[1:] = sorted(admitted(plain), key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
         with package_worded(words, ROOT / "conf"), completion(words, ROOT / "conf"):
             main()
             sys.stdout.flush()

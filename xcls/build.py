@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Iterable
@@ -18,14 +18,15 @@ from hydra.utils import instantiate
 from xcls.attention.check import LENGTH, check_attention, check_position
 from xcls.code_hash import code_files
 from xcls.data.cache import digest
-from xcls.data.source import Source, data_fingerprint
+from xcls.data.reading import Reading, reading_of
+from xcls.data.source import Source, as_columns, data_fingerprint
 from xcls.data.splits import Prepared, prepare
 from xcls.data.tokenizer import check_tokenizer, given_vocabulary
 from xcls.identity import code_of, run_folder, run_hash, run_name, runs_root
 from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClassifier
 from xcls.record import Record, plain
-from xcls.schema import Config, Labels, UserError, flatten
+from xcls.schema import FILES, Config, Labels, UserError, flatten
 from xcls.signature import parameters
 from xcls.stages.folder import read_or_refuse
 from xcls.train.precision import Precision, resolve
@@ -60,6 +61,18 @@ def make_source(config: Config) -> Source:
         return instantiate(data.source, **given, _convert_="all", _recursive_=False)
     except InstantiationException as error:
         raise error.__cause__ if isinstance(error.__cause__, UserError) else UserError(f"dataset.source: {error}") from error
+
+
+def make_reading(config: Config) -> Reading:
+    """How the run's data were read, over it what was typed for new documents: `text`, `reading`. Raises UserError."""
+    own = reading_of(make_source(config), config.dataset.text)
+    if config.reading:
+        trained = config.dataset.source if config.dataset.source["_target_"] == FILES else {"_target_": FILES}
+        variant = copy.deepcopy(config)
+        variant.dataset.source = {**trained, **config.reading}
+        typed = make_source(variant).reading()
+        own = replace(own, form=typed.form, id=typed.id, bare=None)
+    return own if config.text is None else replace(own, text=as_columns(config.text, "text"), bare=None)
 
 
 def make_encoder(config: Config, *, vocab_size: int) -> Encoder:

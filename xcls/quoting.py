@@ -61,7 +61,7 @@ def quote_typed(words: Iterable[str], parse: Callable[[str], Any]) -> list[str]:
 
 def text_keys(node: type = Config, prefix: str = "") -> set[str]:
     """The keys of the schema whose values are texts."""
-    found = {"dataset.text"}  # or a list of texts
+    found = {"text", "dataset.text"}  # or a list of texts
     for item in fields(node):
         if item.default_factory is not MISSING and is_dataclass(item.default_factory):
             found |= text_keys(item.default_factory, f"{prefix}{item.name}.")

@@ -143,6 +143,11 @@ def write_atomic(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def no_formula(text: str) -> str:
+    """The text for a CSV file: with an apostrophe before it where a spreadsheet would run it as a formula. A number is none."""
+    return f"'{text}" if re.match(r"[=+\-@\t\r](?!\d+(\.\d+)?$)", text) else text
+
+
 def write_record(record: Record, folder: Path) -> None:
     """Writes `folder/record.json`."""
     content = plain(asdict(record))

@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Dict, List, Optional, Union
 
 MAX_SEQ_LEN = 16_384
+FILES = "xcls.data.files.Files"  # the source whose options say how a table is written
 MODES = ("init", "pretrain", "finetune", "eval", "predict", "baseline", "bench")
 
 
@@ -235,6 +236,8 @@ class Config:
     split: str = one_of("test", "validation")
     input: Optional[str] = None
     output: Optional[str] = None
+    text: Any = None
+    reading: Dict[str, Any] = field(default_factory=dict)
     sweep: Optional[str] = None
     study: Optional[str] = None
     attention: Any = None
@@ -315,7 +318,7 @@ def check(config: Config) -> None:
         wrong.append(f"pretraining.select_by={config.pretraining.select_by}: pretraining selects by val_loss alone.")
     if wrong:
         raise UserError("\n".join(wrong))
-    for key in ("exp", "sweep"):  # they become folders
+    for key in ("sweep",) if config.mode in ("eval", "predict") else ("exp", "sweep"):  # they become folders
         if getattr(config, key) is not None:
             check_name(key, getattr(config, key))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from xcls.build import Plan, make_classifier
-from xcls.data.source import as_columns
+from xcls.build import Plan, make_classifier, make_reading
 from xcls.data.tokenizer import from_json
+from xcls.paths import at, is_stream
 from xcls.schema import UserError
 from xcls.stages.evaluate import evaluate
 from xcls.stages.folder import changed_code, read_or_refuse
@@ -48,9 +48,9 @@ def predict_documents(plan: Plan) -> int:
     folder, config = plan.parent, plan.config
     assert folder is not None
     if not config.input:
-        raise UserError("input: name the file with the documents: input=reviews.txt (one a line), .csv or .jsonl.")
-    source = Path(config.input)
-    output = Path(config.output) if config.output else source.with_name(source.stem + ".predictions.csv")
+        raise UserError("input: name the file with the documents: input=reviews.txt (one a line), .csv or .jsonl; - is standard input.")
+    source = at(config.input)
+    output = at(config.output) if config.output else Path("-") if is_stream(source) else source.with_name(source.stem + ".predictions.csv")
     changed = changed_code(read_or_refuse(folder), plan.code)
     if changed:
         print(f"WARNING: {folder} was trained with other code of {changed} than there is now.", file=sys.stderr)
@@ -58,8 +58,8 @@ def predict_documents(plan: Plan) -> int:
     tokenizer = from_json(checkpoint["tokenizer"])
     count = predict(
         model=make_classifier(config, vocab_size=tokenizer.vocab_size, classes=checkpoint["classes"]), checkpoint=checkpoint,
-        source=source, output=output, text=as_columns(config.dataset.text), seq_len=config.seq_len, truncate=config.dataset.truncate,
+        source=source, output=output, reading=make_reading(config), table=config.text is not None, seq_len=config.seq_len, truncate=config.dataset.truncate,
         eval_batch_size=config.finetuning.eval_batch_size, hardware=config.hardware, precision=plan.precision,
     )
-    print(f"{count} documents: {output}")
+    print(f"{count} documents: {output}", file=sys.stderr if is_stream(output) else sys.stdout)
     return 0

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from xcls.data.readers import Format, read_table, read_texts
+from xcls.data.readers import Format, read_table, text_pieces
+from xcls.data.reading import Reading
 from xcls.schema import UserError
 
 ROWS = b"text,label\nfine,a\n"
@@ -103,6 +104,10 @@ def test_texts_come_from_lines_tables_and_folders(tmp_path: Path) -> None:
     (tmp_path / "deep" / "b.txt").write_text("one\n\n two \n")
     (tmp_path / "a.csv").write_text("text,label\nthree,\n,x\n")
     (tmp_path / "ignored.bin").write_bytes(b"\xff")
+
+    def read_texts(path: Path | str) -> list[str]:
+        return [text for piece in text_pieces(path, Reading(["text"])) for text in piece]
+
     assert read_texts(tmp_path) == ["three", "one", "two"]
     with pytest.raises(UserError, match="no such file"):
         read_texts(tmp_path / "nowhere")

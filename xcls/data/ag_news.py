@@ -6,14 +6,17 @@ with the hub's parquet files, or from the hub. The text is title and description
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 from xcls.data.hub import coded_labels, hub_fingerprint, load_hub, parquet_files, read_shards
 from xcls.data.readers import Format, Table, as_text_columns, read_table, text_column
+from xcls.data.reading import Reading
 from xcls.data.source import Splits, as_columns, files_digest, make_rows, where
 from xcls.schema import UserError
 
 CLASSES = ["World", "Sports", "Business", "Sci/Tech"]
+TEXTS = ["title", "description"]
 OFFICIAL = Format(header=["class", "title", "description"])
 SPLITS = ("train", "test")
 
@@ -30,9 +33,18 @@ class AgNews:
         hub_id: str = "fancyzhx/ag_news",
         revision: str | None = None,
     ) -> None:
-        self.folder = where(path, "ag_news")
+        self.path = path
         self.text, self.label = as_columns(text), label
         self.hub_id, self.revision = hub_id, revision
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where the files are, None for the hub. Raises UserError."""
+        return where(self.path, "ag_news")
+
+    def reading(self) -> Reading:
+        """Tables with the columns `text`, or in the official layout."""
+        return Reading(self.text, bare=(OFFICIAL, TEXTS))
 
     def fingerprint(self) -> str:
         """Of the files' contents, or of the hub id and revision; and of the columns."""
@@ -79,6 +91,6 @@ class AgNews:
             if number and number not in ("1", "2", "3", "4"):
                 raise UserError(f"{files[0]}, {place}: the class {number!r} is none of 1, 2, 3, 4.")
             labels.append(int(number) - 1 if number else None)
-        parts = Table({name: raw.columns[name][first:] for name in ("title", "description")}, raw.places[first:])
-        texts = text_column(parts, ["title", "description"])
+        parts = Table({name: raw.columns[name][first:] for name in TEXTS}, raw.places[first:])
+        texts = text_column(parts, TEXTS)
         return Table({**as_text_columns(self.text, texts), self.label: labels}, parts.places, raw.notes)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -16,6 +17,7 @@ from xcls.data.class_folder import by_name, class_files, class_names, class_piec
 from xcls.data.formats import Format, Table, kind_of, sign
 from xcls.data.labels import ClassNames
 from xcls.data.readers import TABLES, as_text_columns, read_pieces, text_column
+from xcls.data.reading import Reading
 from xcls.data.rows import RowCollector, Rows, RowWriter, read_rows
 from xcls.data.source import Splits, as_columns, files_digest, where, writable
 from xcls.data.stratify import as_keys, carve, first_alike, text_key
@@ -58,17 +60,11 @@ class Files:
         test_seed: int = 0,
         labels: dict[str, Any] | None = None,
     ) -> None:
-        root = where(path, "files")
-        if root is None:
-            raise UserError(
-                "dataset=files: which? Set dataset.path=<a csv, tsv, jsonl or parquet file, a folder with "
-                "train and test, or a folder per class>."
-            )
         if not 0.0 < test_share < 1.0:
             raise UserError(f"dataset.source.test_share={test_share}: a share between 0 and 1 is needed.")
         if header == []:
             raise UserError("dataset.source.header=[]: true, false, or the names of the columns are needed.")
-        self.root, self.text, self.label = root, as_columns(text), str(label)
+        self.path, self.text, self.label = path, as_columns(text), str(label)
         self.id = None if id is None else str(id)
         self.form = Format(
             separator=sign("dataset.source.separator", separator),
@@ -79,6 +75,21 @@ class Files:
         )
         self.labels = Labels(**(labels or {}))
         self.test_share, self.test_seed = test_share, test_seed
+
+    @cached_property
+    def root(self) -> Path:
+        """Where the files are. Raises UserError."""
+        root = where(self.path, "files")
+        if root is None:
+            raise UserError(
+                "dataset=files: which? Set dataset.path=<a csv, tsv, jsonl or parquet file, a folder with "
+                "train and test, or a folder per class>."
+            )
+        return root
+
+    def reading(self) -> Reading:
+        """As the options say."""
+        return Reading(self.text, self.form, self.id)
 
     def fingerprint(self) -> str:
         """Of the files' names below `path`, their contents and the options."""

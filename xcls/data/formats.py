@@ -90,13 +90,14 @@ def clean_name(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip())
 
 
-def missing_column(file: Path, wanted: str, existing: Sequence[str], hint: str = "") -> UserError:
-    """The error for a column that is not in the file."""
-    there = ", ".join(repr(name) for name in existing[:20]) + (" …" if len(existing) > 20 else "")
-    return UserError(
-        f"{file}: no column '{wanted}'. Its columns are {there}.{nearest(wanted, list(existing))} "
-        + (hint or "Set dataset.text and dataset.label to columns that exist.")
-    )
+class NoColumn(UserError):
+    """A column that is not in the file: `found` says so, `existing` are those it has, `hint` what else to try."""
+
+    def __init__(self, file: Path, wanted: str, existing: Sequence[str], hint: str = "") -> None:
+        there = ", ".join(repr(name) for name in existing[:20]) + (" …" if len(existing) > 20 else "")
+        self.found = f"{file}: no column '{wanted}'. Its columns are {there}.{nearest(wanted, list(existing))}"
+        self.existing, self.hint = list(existing), hint
+        super().__init__(f"{self.found} {hint or 'Set dataset.text and dataset.label to columns that exist.'}")
 
 
 def _places(file: Path, existing: Sequence[str], wanted: Sequence[str], optional: Sequence[str], hint: Callable[[], str]) -> dict[str, int]:
@@ -108,7 +109,7 @@ def _places(file: Path, existing: Sequence[str], wanted: Sequence[str], optional
         if len(same) > 1:
             raise UserError(f"{file}: {len(same)} columns are called '{name}'. Rename all but one.")
         if not same and name in wanted:
-            raise missing_column(file, name, existing, hint())
+            raise NoColumn(file, name, existing, hint())
         if same:
             found[name] = same[0]
     return found

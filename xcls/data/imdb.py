@@ -6,16 +6,23 @@ From a folder (the hub's parquet files, or the official archive unpacked: `train
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 
 from xcls.data.class_folder import by_name, read_class_folder
 from xcls.data.hub import coded_labels, hub_fingerprint, load_hub, parquet_files, read_shards
 from xcls.data.readers import Table, as_text_columns, text_column
+from xcls.data.reading import Reading
 from xcls.data.source import Splits, as_columns, files_digest, make_rows, where
 from xcls.schema import UserError
 
 CLASSES = ["neg", "pos"]
 _BREAK = re.compile(r"<br\s*/?>")
+
+
+def without_breaks(text: str) -> str:
+    """The text with a space for every `<br />`."""
+    return _BREAK.sub(" ", text)
 
 
 class Imdb:
@@ -32,11 +39,20 @@ class Imdb:
         use_unlabelled: bool = True,
         strip_breaks: bool = True,
     ) -> None:
-        self.folder = where(path, "imdb")
+        self.path = path
         self.text, self.label = as_columns(text), label
         self.hub_id, self.revision = hub_id, revision
         self.use_unlabelled, self.strip_breaks = use_unlabelled, strip_breaks
         self.needed = ["train", "test"] + ["unsupervised"] * use_unlabelled
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where the files are, None for the hub. Raises UserError."""
+        return where(self.path, "imdb")
+
+    def reading(self) -> Reading:
+        """Reviews as tables, with `<br />` as the options say."""
+        return Reading(self.text, **({"clean": without_breaks, "cleaning": "breaks"} if self.strip_breaks else {}))
 
     def fingerprint(self) -> str:
         """Of the files' contents, or of the hub id and revision; and of the options."""
@@ -48,12 +64,10 @@ class Imdb:
 
     def load(self) -> Splits:
         """Reads train, test and, if wanted, the unlabelled reviews."""
-        tables = self._tables()
+        tables, clean = self._tables(), self.reading().clean
         made = {}
         for split, table in tables.items():
-            texts = text_column(table, self.text)
-            if self.strip_breaks:
-                texts = [text and _BREAK.sub(" ", text) for text in texts]
+            texts = [text and clean(text) for text in text_column(table, self.text)]
             labels = coded_labels(table.columns[self.label], len(CLASSES), where=f"imdb {split}", places=table.places)
             made[split] = make_rows(text=texts, label=labels, id=[f"{split}-{row}" for row in range(len(texts))])
         return Splits(train=made["train"], test=made["test"], unlabelled=made.get("unsupervised"), classes=CLASSES)

@@ -8,6 +8,7 @@ its reader lost them, and with them what belongs to which operator. The round on
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Iterator
 from xcls.data.cache import build_once, cache_folder, digest
 from xcls.data.labels import label_ids
 from xcls.data.listops_trees import Shape, as_text, expressions
-from xcls.data.readers import Table, read_table
+from xcls.data.readers import Table, read_table, text_column
+from xcls.data.reading import Reading
 from xcls.data.source import Splits, as_columns, files_digest, make_rows, where
 from xcls.schema import UserError
 
@@ -26,6 +28,11 @@ VERSION = 1  # of the generator; goes up when the expressions of a seed change
 CLASSES = [str(digit) for digit in range(10)]
 FILES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
 BARREN = 200  # batches of trees without a new expression, after which there are too few of this shape
+
+
+def without_round_brackets(text: str) -> str:
+    """The expression without the round brackets of the arena's files."""
+    return text.replace("( ", "").replace(" )", "")
 
 
 class ListOps:
@@ -48,7 +55,7 @@ class ListOps:
         max_depth: int = 10,
         max_args: int = 10,
     ) -> None:
-        self.folder = where(path, "listops")
+        self.path = path
         self.text, self.label = as_columns(text), label
         self.seed, self.shape = seed, Shape(max_depth, max_args, min_length, max_length)
         self.sizes = {"test": test_size, "validation": validation_size, "train": train_size}
@@ -58,6 +65,15 @@ class ListOps:
         ):  # fmt: skip
             if value < least:
                 raise UserError(f"dataset.source.{name}={value}: at least {least} is needed.")
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where the arena's files are, None where expressions are made. Raises UserError."""
+        return where(self.path, "listops")
+
+    def reading(self) -> Reading:
+        """The arena's tables, without their round brackets."""
+        return Reading(self.text, clean=without_round_brackets, cleaning="round brackets")
 
     def fingerprint(self) -> str:
         """Of the seed, the sizes and the shape, or of the files' contents."""
@@ -130,7 +146,7 @@ class ListOps:
     def _read(self, split: str, file: Path) -> Rows:
         """One of the arena's files, without its round brackets."""
         table: Table = read_table(file, [*self.text, self.label])
-        texts = [" ".join(map(str, parts)).replace("( ", "").replace(" )", "") for parts in zip(*(table.columns[name] for name in self.text))]
+        texts = [without_round_brackets(text or "") for text in text_column(table, self.text)]
         for text, place in zip(texts, table.places):
             if "[" not in text or text.count("[") != text.count("]"):
                 raise UserError(

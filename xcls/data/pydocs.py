@@ -25,6 +25,7 @@ from xcls.data.packages import (
     package_folder,
     package_version,
 )
+from xcls.data.reading import Reading
 from xcls.data.source import Splits
 
 VERSION = 1  # of this extractor; goes up when the rows it makes change
@@ -85,6 +86,10 @@ class Pydocs:
         self, *, path: str | None = None, text: str = "text", label: str = "label", packages: list[str] | None = None
     ) -> None:
         self.packages = chosen_packages("pydocs", path, text, label, packages, PACKAGES)
+
+    def reading(self) -> Reading:
+        """Tables and lines, the names of the libraries masked."""
+        return Reading(["text"], clean=mask_names, cleaning="names")
 
     def fingerprint(self) -> str:
         """A hash of the packages' versions, Python's, and the extractor's."""

@@ -28,6 +28,7 @@ from xcls.data.packages import (
     package_folder,
     package_version,
 )
+from xcls.data.reading import Reading
 from xcls.data.source import Splits
 from xcls.schema import UserError
 
@@ -67,6 +68,11 @@ class Pysource:
                 raise UserError(f"dataset.source.{name}={value}: at least 1 is needed.")
         self.min_chars, self.per_class = min_chars, per_class
 
+    def reading(self) -> Reading:
+        """Tables and lines, and folders of .txt files with a source file each, masked as in training."""
+        mask = name_masker(self.packages, ALIASES)
+        return Reading(["text"], clean=lambda text: masked_source(text, mask), cleaning=f"names {' '.join(self.packages)}")
+
     def fingerprint(self) -> str:
         """A hash of the packages' versions, Python's, the options and the extractor's version."""
         versions = [[package, package_version(package)] for package in self.packages]
@@ -80,9 +86,9 @@ class Pysource:
         """The rows, with split, text, label and id."""
         from tqdm import tqdm
 
-        mask = name_masker(self.packages, ALIASES)
+        clean = self.reading().clean
         bar = tqdm(self.packages, desc="pysource: reading source files", unit="package", mininterval=1.0)
-        found = [(package, name, text) for package in bar for name, text in self._read(package, mask)]
+        found = [(package, name, text) for package in bar for name, text in self._read(package, clean)]
         texts = tqdm([text for _, _, text in found], desc="pysource: dropping near-duplicates", unit="file", mininterval=1.0)
         kept = [found[i] for i in keep_first(texts)]
         rows = []
@@ -94,13 +100,13 @@ class Pysource:
             ]
         return rows
 
-    def _read(self, package: str, mask: Callable[[str], str]) -> Iterator[tuple[str, str]]:
+    def _read(self, package: str, clean: Callable[[str], str]) -> Iterator[tuple[str, str]]:
         """(name, masked text) of the files that are chosen."""
         root, read = package_folder(package), 0
         files = {file.relative_to(root).as_posix(): file for file in package_files(package) if _large(file, self.min_chars)}
         for name in name_order(list(files), package):
             try:
-                text = masked_source(files[name].read_text("utf-8"), mask)
+                text = clean(files[name].read_text("utf-8"))
             except (UnicodeDecodeError, OSError):
                 continue  # samples in other encodings
             if len(text) >= self.min_chars:

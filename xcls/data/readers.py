@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import TYPE_CHECKING, Iterator, Sequence
 
 from xcls.data.class_folder import is_junk
 from xcls.data.formats import PIECE, READERS, Format, Table, kind_of
 from xcls.data.source import at, join_text
 from xcls.data.text_file import HEAD, refuse_other_kinds, text_lines
 from xcls.schema import UserError
+
+if TYPE_CHECKING:
+    from xcls.data.reading import Reading
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
 MAGIC = {".parquet": "PAR1", ".arrow": "ARROW1"}  # first bytes of these
@@ -79,22 +82,16 @@ def _check_values(file: Path, table: Table) -> list[str]:
     return found
 
 
-def text_pieces(path: str | Path, text: Sequence[str] = ("text",)) -> Iterator[list[str]]:
+def text_pieces(path: str | Path, reading: Reading) -> Iterator[list[str]]:
     """Documents of a file or folder, some at a time: a txt file has one a line, a table one a row. Raises UserError."""
     for file in text_files(path):
         if kind_of(file) == ".txt":
-            rest = text_lines(file)
-            while lines := list(islice(rest, PIECE)):
-                yield [line for line in (line.replace("\0", " ").strip() for line in lines) if line]
+            lines = (line.replace("\0", " ").strip() for line in text_lines(file, reading.form.encoding))
+            pieces = iter(lambda: list(islice(lines, PIECE)), [])
         else:
-            for piece in read_pieces(file, text, notes=[]):
-                rows = (join_text(parts) for parts in zip(*(piece.columns[name] for name in text)))
-                yield [row for row in rows if row is not None]
-
-
-def read_texts(path: str | Path, text: Sequence[str] = ("text",)) -> list[str]:
-    """All documents of a file or folder (see text_pieces). Raises UserError."""
-    return [document for piece in text_pieces(path, text) for document in piece]
+            pieces = (text_column(piece, reading.text) for piece in read_pieces(file, reading.text, reading.form, notes=[]))
+        for piece in pieces:
+            yield [text for text in (reading.clean(text or "") for text in piece) if text.strip()]
 
 
 def text_files(path: str | Path) -> list[Path]:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Sequence
 
 from xcls.data.cache import digest
+from xcls.paths import at
 from xcls.schema import UserError
 
 if TYPE_CHECKING:
+    from xcls.data.reading import Reading
     from xcls.data.rows import Rows
 
 
@@ -47,13 +49,8 @@ class Source(Protocol):
     def load(self) -> Splits:
         """Reads everything. Raises UserError for whatever the user can mend, with file, row and remedy."""
 
-
-def at(path: str | Path) -> Path:
-    """The path with `~` and `~name` written out. Raises UserError where there is no such person."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: {error}. Write the path without '~'.") from error
+    def reading(self) -> Reading:
+        """How files of this source are read, for new documents and extra text. Needs neither `path` nor any file."""
 
 
 def where(path: str | None, name: str) -> Path | None:
@@ -64,9 +61,7 @@ def where(path: str | None, name: str) -> Path | None:
             raise UserError(f"dataset.path={path}: {_absent(path, found, name)}")
         return found
     shelf = os.environ.get("XCLS_DATA")
-    if shelf and (Path(shelf).expanduser() / name).exists():
-        return Path(shelf).expanduser() / name
-    return None
+    return at(shelf) / name if shelf and (at(shelf) / name).exists() else None
 
 
 def _absent(path: str, found: Path, name: str) -> str:

@@ -10,12 +10,13 @@ import numpy as np
 
 from xcls.data.cache import build_once, cache_folder, digest
 from xcls.data.readers import text_files, text_pieces
+from xcls.data.reading import Reading, reading_of
 from xcls.data.rows import Rows, RowWriter, Texts, read_rows, rows_of
-from xcls.data.source import Source, Splits, as_columns, files_digest
+from xcls.data.source import Source, Splits, files_digest
 from xcls.data.stratify import as_keys, carve, first_alike, sample, stands_in, text_key
 from xcls.schema import Dataset, UserError
 
-EXTRA_VERSION = 1  # of extra text in the cache folder; goes up when it is read otherwise
+EXTRA_VERSION = 2  # of extra text in the cache folder; goes up when it is read otherwise
 Keys = dict[str, np.ndarray]  # of each split, uint64 [R, 2]
 
 
@@ -74,7 +75,7 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
             )
     _limit(made, keys, settings, report)
     _check_classes(made, splits.classes, settings.name, report)
-    texts = _mlm_texts(made, keys, splits, settings, len(made["train"]) / whole, report)
+    texts = _mlm_texts(made, keys, splits, settings, reading_of(source, settings.text), len(made["train"]) / whole, report)
     return Prepared(
         train=made["train"],
         validation=made["validation"],
@@ -181,6 +182,7 @@ def _mlm_texts(
     keys: Keys,
     splits: Splits,
     settings: Dataset,
+    reading: Reading,
     share: float,
     report: dict[str, Any],
 ) -> Texts:
@@ -194,7 +196,7 @@ def _mlm_texts(
         more.append(rows.select(np.flatnonzero(~blank)) if blank.any() else rows)
     report["rows"]["unlabelled"] = sum(map(len, more))
     for path in settings.extra:
-        found = _extra_rows(path, as_columns(settings.text))
+        found = _extra_rows(path, reading)
         report["rows"]["extra"] = report["rows"].get("extra", 0) + len(found)
         more.append(found)
     left = sum(map(len, more)) if settings.limit is None else round(share * sum(map(len, more)))
@@ -209,13 +211,14 @@ def _mlm_texts(
     return found
 
 
-def _extra_rows(path: str, text: list[str]) -> Rows:
+def _extra_rows(path: str, reading: Reading) -> Rows:
     """The documents at `path`, kept in the cache folder in a form that is read piece by piece. Raises UserError."""
-    name = digest([EXTRA_VERSION, files_digest(text_files(path)), [file.name for file in text_files(path)], text])[:24]
+    files = text_files(path)
+    name = digest([EXTRA_VERSION, files_digest(files), [file.name for file in files], reading.identity])[:24]
 
     def build(folder: Path) -> None:
         writer = RowWriter(folder)
-        for piece in text_pieces(path, text):
+        for piece in text_pieces(path, reading):
             writer.add(text=piece, label=[None] * len(piece), id=[""] * len(piece))
         writer.rows()
 

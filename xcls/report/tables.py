@@ -41,7 +41,6 @@ OF_CLAIM = (
     "no_interval", "measured_differently",
 )  # fmt: skip
 OF_STAT = {"median": "middle"}
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a text that begins so; an apostrophe stops it
 Row = dict[str, Any]
 
 
@@ -58,7 +57,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(FORMULA) else value
+        return no_formula(value)
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)  # true, [0, 1], 12

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Callable
 import torch
 
 from xcls.disk import remedy
+from xcls.paths import at
 from xcls.schema import UserError
 from xcls.train.faults import is_out_of_memory
 
@@ -284,7 +285,7 @@ def find_checkpoint(folder: Path, name: str) -> Path:
     """The file that `checkpoint=` names in a run's folder: best, last, or a file. Raises UserError."""
     folder = Path(folder)
     known = {"best": folder / BEST, "last": folder / LAST}
-    for path in (known.get(name), folder / name, Path(name)):
+    for path in (known.get(name), folder / at(name), at(name)):
         if path is not None and path.is_file():
             return path
     present = ", ".join(sorted(path.name for path in folder.glob("ckpt_*.pt"))) or "none"

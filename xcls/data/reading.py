@@ -1,0 +1,180 @@
+"""How a run reads documents, kept with its configuration: what its files look like, and what is done to every text.
+
+Training, evaluation and prediction read by the same `Reading`, so the same text has the same probabilities in all three.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Callable, Iterator, Sequence
+
+from xcls.data.class_folder import class_pieces
+from xcls.data.formats import Format, NoColumn, Table, kind_of
+from xcls.data.readers import TABLES, read_table, text_column
+from xcls.data.source import Source, as_columns
+from xcls.data.text_file import is_utf8, open_text, text_lines
+from xcls.paths import is_stream
+from xcls.schema import UserError
+
+ID_COLUMNS = ("id", "ID", "Id")  # names of rows, where the run's configuration names no such column
+KNOWN = (".txt", *TABLES)
+
+
+def as_it_is(text: str) -> str:
+    """The text itself."""
+    return text
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`form`: of tables, and the encoding of .txt files. `text`: the columns with the text. `id`: the column with the names of
+    the rows. `clean`: what is done to every text, and `cleaning` names it. `bare`: the format and text columns of a table that
+    has no header line, tried where the columns `text` are not there.
+    """
+
+    text: list[str]
+    form: Format = Format()
+    id: str | None = None
+    clean: Callable[[str], str] = as_it_is
+    cleaning: str = ""
+    bare: tuple[Format, list[str]] | None = None
+
+    @property
+    def identity(self) -> list[Any]:
+        """What decides which texts a file gives, as plain values."""
+        return [self.text, asdict(self.form), self.cleaning]
+
+
+def reading_of(source: Source, text: Any) -> Reading:
+    """The reading of a source; of one that names none, tables with the columns `text`, as they are."""
+    own = getattr(source, "reading", None)
+    return Reading(as_columns(text)) if own is None else own()
+
+
+@dataclass
+class Documents:
+    """`texts`: cleaned, '' where there is none; `places`: `line 7`; `ids`: of the file's own column, None where it has none."""
+
+    texts: list[str]
+    places: list[str]
+    ids: list[Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_documents(source: str | Path, reading: Reading, *, table: bool = False) -> Documents:
+    """The documents of a .txt file (one a line), a table (one a row), a folder of .txt files (one each), or a stream: `-` for
+    standard input, a pipe. Nothing is left out or re-ordered. `table`: what names no format is a table. Raises UserError.
+    """
+    if str(source) != "-" and not Path(source).exists():
+        raise UserError(f"input={source}: no such file (looked at {Path(source).absolute()}).")
+    if is_stream(source) or (Path(source).is_file() and not kind_of(Path(source))):
+        with _copied(source, reading, table) as (file, note):
+            try:
+                found = _read(file, reading)
+            except UserError as error:
+                raise UserError(str(error).replace(str(file), str(source))) from error
+        found.notes = [text.replace(str(file), str(source)) for text in (note, *found.notes)]
+    else:
+        found = _read(Path(source), reading)
+    if not found.texts:
+        raise UserError(f"input={source}: there are no documents in it.")
+    found.texts = [reading.clean(text) for text in found.texts]
+    return found
+
+
+def _read(file: Path, reading: Reading) -> Documents:
+    encoding = reading.form.encoding
+    if file.is_dir():
+        texts, places = [], []
+        for piece, _, names in class_pieces(file, [""], encoding):
+            texts += piece
+            places += names
+        return Documents(texts, places)
+    if file.stat().st_size == 0:
+        raise UserError(f"input={file}: the file is empty. Give one document a line, or a table.")
+    notes = _doubt(file, encoding)
+    if kind_of(file) == ".txt":
+        lines = [line.replace("\0", " ") for line in text_lines(file, encoding)]
+        return Documents(lines, [f"line {number}" for number in range(1, len(lines) + 1)], notes=notes)
+    found, text = _table(file, reading)
+    ids = next((found.columns[name] for name in (reading.id, *ID_COLUMNS) if any(value is not None for value in found.columns.get(name, ()))), None)
+    return Documents([value or "" for value in text_column(found, text)], found.places, ids, [*notes, *found.notes])
+
+
+def _table(file: Path, reading: Reading) -> tuple[Table, list[str]]:
+    """The columns with the texts and the rows' names, and which are those with the texts. Raises UserError."""
+    names = [name for name in dict.fromkeys([reading.id, *ID_COLUMNS]) if name and name not in reading.text]
+    try:
+        return read_table(file, reading.text, reading.form, optional=names), reading.text
+    except NoColumn as error:
+        if reading.bare is not None and kind_of(file) in (".csv", ".tsv") and len(error.existing) == len(reading.bare[0].header):
+            return read_table(file, reading.bare[1], reading.bare[0]), reading.bare[1]
+        remedy = error.hint or "If the text is in another column: text=<its name>."
+        raise UserError(f"{error.found} It is where the run's training data had the text. {remedy}") from error
+
+
+def _doubt(file: Path, encoding: str) -> list[str]:
+    """A note on a file that is UTF-8 for sure, and is read otherwise because the run's own files were."""
+    if is_utf8(encoding) or kind_of(file) in (".parquet", ".arrow"):
+        return []
+    try:
+        with open_text(file, "utf-8") as stream:
+            start = stream.read(1 << 20)
+    except UserError:
+        return []
+    if start.isascii():
+        return []
+    return [f"{file}: read as {encoding}, as the run's own data were, but it looks like UTF-8. If it is: dataset.source.encoding=utf-8"]
+
+
+@contextmanager
+def _copied(source: str | Path, reading: Reading, table: bool) -> Iterator[tuple[Path, str]]:
+    """A copy of a stream under a name that tells its format, and a sentence about that; it is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="xcls-") as folder:
+        raw = Path(folder) / "documents"
+        try:
+            with open(raw, "wb") as file:
+                if str(source) == "-":
+                    shutil.copyfileobj(sys.stdin.buffer, file)
+                else:
+                    with open(source, "rb") as stream:
+                        shutil.copyfileobj(stream, file)
+        except OSError as error:
+            raise UserError(f"input={source}: cannot be read ({error.strerror or error}).") from error
+        kind = _kind(raw, reading, table)
+        named = raw.with_name(raw.name + kind)
+        yield raw.rename(named), f"input={source}: read as {kind.removesuffix('.gz')}" + (", a document a line." if kind.startswith(".txt") else ".")
+
+
+def _kind(file: Path, reading: Reading, table: bool) -> str:
+    """The suffix that fits the content: a table where its first line names the columns with the text."""
+    with open(file, "rb") as stream:
+        start = stream.read(4)
+    packed = start.startswith(b"\x1f\x8b")
+    if start in (b"PAR1", b"ARRO"):
+        return ".parquet" if start == b"PAR1" else ".arrow"
+    try:
+        with (gzip.open if packed else open)(file, "rt", encoding=reading.form.encoding, errors="replace", newline="") as stream:
+            line = next((line for line in stream if line.strip()), "").lstrip("\ufeff")
+    except (LookupError, OSError, EOFError):
+        line = ""  # whoever reads it says so
+    kind = ".csv" if table else ".txt"
+    if re.match(r'\s*\{\s*("|$)', line):
+        kind = ".jsonl"
+    elif re.match(r"\s*\[\s*(\{|$)", line):
+        kind = ".json"
+    else:
+        for mark, suffix in ((reading.form.separator, ".csv"), (",", ".csv"), ("\t", ".tsv")):
+            fields = next(csv.reader([line], delimiter=mark), []) if mark else []
+            if fields and set(reading.text) <= set(fields) and (reading.form.separator in (None, mark)):
+                kind = suffix
+                break
+    return kind + (".gz" if packed else "")
