@@ -14,7 +14,8 @@ import pytest
 
 from xcls.data.files import Files
 from xcls.data.labels import class_order, name_of_class
-from xcls.data.readers import Format, read_table, read_texts, text_files
+from xcls.data.readers import Format, read_table, text_files, text_pieces
+from xcls.data.reading import Reading
 from xcls.data.source import Splits, where
 from xcls.data.text_file import text_lines
 from xcls.schema import UserError
@@ -133,7 +134,7 @@ def test_what_systems_and_editors_leave_in_folders_is_no_text(tmp_path: Path) ->
     splits = load(odd)
     assert splits.classes == ["elec", "food"] and count(splits) == 10
     assert Files(path=str(odd)).fingerprint() == plain.fingerprint()
-    assert len(text_files(odd)) == 8 + 2 and not read_texts(tree(tmp_path / "t", {"a.txt": "one\n", "._a.txt": b"\xff"})) == []
+    assert len(text_files(odd)) == 8 + 2 and list(text_pieces(tree(tmp_path / "t", {"a.txt": "one\n", "._a.txt": b"\xff"}), Reading(["text"]))) == [["one"]]
     tree(tmp_path / "tables", {"train.csv": csv_of(rows("a", "b")), "test.csv": csv_of(rows("a", "b")), "._train.csv": b"\xff", "~$train.csv": b"\xff"})
     assert count(load(tmp_path / "tables")) == 40
     assert count(load(tree(tmp_path / "bare", {f"{name}/{n}": f"{name} {n}" for name in ("elec", "food") for n in range(5)}))) == 10

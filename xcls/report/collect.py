@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
+from xcls.paths import at
 from xcls.record import Record, read_record, sha256
 from xcls.report.wandb_runs import fetch, is_wandb
 from xcls.schema import UserError
@@ -102,7 +103,7 @@ def shown(folder: Path, root: Path) -> str:
 
 def _start(given: str | Path, root: Path) -> Path | None:
     """The folder that a path of the user names; None for a usual one that is not there yet."""
-    start = root / Path(given).expanduser()
+    start = root / at(given)
     if start.name in (RECORD, BENCH) and start.is_file():
         start = start.parent
     if start.is_dir():

@@ -10,6 +10,7 @@ from xcls.report import compare, crossover
 from xcls.report.aggregate import Board, Group
 from xcls.report.answer import decide
 from xcls.report.answer_lines import claims_in_words, mechanism_lines
+from xcls.report.best import Best
 from xcls.report.collect import Found
 from xcls.report.crossover import Crossover
 from xcls.report.measures import MEASURES
@@ -52,6 +53,7 @@ class Story:
     rank_by: str
     settings: dict[str, Any]  # conf/report.yaml as used
     crossings: Sequence[Crossover] = ()
+    best: Sequence[Best] = ()
 
     @property
     def references(self) -> Sequence[str]:
@@ -72,6 +74,7 @@ def page(story: Story) -> str:
         "</header><main>",
     ]
     body += [_answer(board, story, number) for number, board in enumerate(story.boards)]
+    body += [f"{note(item.text)}<pre>{escape(item.command)}</pre>" for item in story.best]
     body += [note(text) for text in story.notes]
     if story.boards:
         told = "".join(f"<p>{escape(text)}</p>" for text in _passing(story))

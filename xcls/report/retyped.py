@@ -10,6 +10,7 @@ from typing import Any, Sequence
 
 import yaml
 
+from xcls.paths import at
 from xcls.quoting import quoted
 from xcls.report.settings import Settings
 from xcls.schema import flatten
@@ -28,6 +29,7 @@ def inside(settings: Settings, root: Path) -> Settings:
 def _relative(path: str, root: Path) -> str:
     if str(path).startswith(REMOTE):
         return str(path)
+    path = str(at(path))
     whole = Path(os.path.abspath(root))
     for place, base in (
         (Path(os.path.abspath(whole / path)), whole),

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from xcls.paths import at
 from xcls.record import write_atomic
 from xcls.schema import UserError
 from xcls.wandb_file import METRICS, RECORD, read_segment
@@ -24,7 +25,7 @@ ANSWER_SECONDS = 20
 
 def is_wandb(given: str | Path, root: Path) -> bool:
     """Whether an entry of `runs` names a run in W&B, or one that W&B has kept on disk."""
-    return str(given).startswith(PREFIX) or bool(_files(root / Path(given).expanduser()))
+    return str(given).startswith(PREFIX) or bool(_files(root / at(given)))
 
 
 def fetch(given: str | Path, root: Path) -> tuple[list[Path], list[str]]:
@@ -41,7 +42,7 @@ def fetch(given: str | Path, root: Path) -> tuple[list[Path], list[str]]:
         stored = {found.groups(): _ask("/".join(found.groups()), str(given))}
         reasons = []
     else:
-        stored, reasons = _read(_files(root / Path(given).expanduser()))
+        stored, reasons = _read(_files(root / at(given)))
     folders = []
     for parts, summary in stored.items():
         if isinstance(summary.get(RECORD), str):

@@ -12,6 +12,7 @@ from xcls.record import MORE_TRAINING, write_atomic
 from xcls.report import compare, tables
 from xcls.report.aggregate import Board, Group, group_runs, make_boards
 from xcls.report.bench_ratio import benches_beside
+from xcls.report.best import best_runs
 from xcls.report.collect import Found, collect, shown
 from xcls.report.console import printed
 from xcls.report.crossover import TITLE, Crossover, caption, crossovers, sentence, table
@@ -83,16 +84,18 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     text = compare.summary(boards, judge, claims.references[0], found, studies)
     text += "".join(f"\n{note}\n" for note in notes)
     text += "".join(f"\n{block}\n" for one in crossings for block in in_words(one, boards))
-    write_atomic(out / "report.md", shown_not_run(text + in_markdown(sheets, boards)))
+    best = best_runs(boards, settings.rank_by, root)
+    use = "".join(f"\n{shown_not_run(item.text)}\n\n    {item.command}\n" for item in best)  # in a block of code nothing is HTML or a link
+    write_atomic(out / "report.md", shown_not_run(text) + use + shown_not_run(in_markdown(sheets, boards)))
     used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
-    story = Story(boards, groups, found, judge, claims, studies, plots, sheets, notes, settings.rank_by, used, crossings)
+    story = Story(boards, groups, found, judge, claims, studies, plots, sheets, notes, settings.rank_by, used, crossings, best)
     write_atomic(out / "index.html", page(story))
     _write_script(out, found, overrides(settings, typed))
     findings = [*filter(None, map(sentence, crossings)), *about]
     return printed(
         boards, judge, claims.references, found=found, studies=studies, findings=findings, remarks=len(disagree),
         page=f"{shown(out, root)}/index.html",
-    )  # fmt: skip
+    ) + use  # fmt: skip
 
 
 def in_words(one: Crossover, boards: Sequence[Board]) -> list[str]:
