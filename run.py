@@ -44,8 +44,8 @@ from xcls.paths import at, find_run  # noqa: E402
 from xcls.quoting import quote_typed  # noqa: E402
 from xcls.record import without_secrets  # noqa: E402
 from xcls.run_files import read_yaml  # noqa: E402
-from xcls.schema import FILES, Config, UserError, check, check_name, check_texts, flatten, nearest, unflatten  # noqa: E402
-from xcls.signature import check_node  # noqa: E402
+from xcls.schema import Config, UserError, check, check_name, check_texts, flatten, nearest, unflatten  # noqa: E402
+from xcls.signature import FILES, check_node  # noqa: E402
 from xcls.slips import check_slips  # noqa: E402
 from xcls.wording import package_worded, with_origins, word_hydra, word_omegaconf  # noqa: E402
 
@@ -173,7 +173,16 @@ def take_run(tree: dict[str, Any], config_exp: str | None, typed: Typed, choices
             elif key.startswith("dataset.source."):
                 tree["reading"][key.removeprefix("dataset.source.")] = values[key]
         typed.values = {key for key in typed.values if not key.startswith(("dataset.text", "dataset.source"))}
+    else:  # relative places are those of the working directory, else of the project: a run is used from anywhere
+        file["dataset.path"] = _in_project(file.get("dataset.path"))
+        file["dataset.extra"] = [_in_project(path) for path in file.get("dataset.extra") or []]
     return lay_over(tree, file, typed), folder
+
+
+def _in_project(path: str | None) -> str | None:
+    """The path, below the project where it is there and not in the working directory."""
+    inside = path is not None and not at(path).exists() and (ROOT / at(path)).exists()
+    return str(ROOT / at(path)) if inside else path
 
 
 def take_per(tree: dict[str, Any], typed: Typed, choices: dict[str, str]) -> None:

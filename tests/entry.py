@@ -80,6 +80,7 @@ class Entry:
     stages: list[str] = field(default_factory=list)  # folders of the runs that would have begun
     prepared: Any = None  # the data of the last one
     jobs: int = 0  # of sweeps that would have begun
+    working: Path | None = None  # the working directory of a call; None: `folder`
 
     def __call__(self, *words: str, seconds: int = 30) -> Outcome:
         """Calls run.py with these words, as a process would; what it raises is caught and shown."""
@@ -103,7 +104,7 @@ class Entry:
     def _watched(self, call: Callable[[], Any], words: list[str], seconds: int) -> Outcome:
         global seen
         out, err, before = io.StringIO(), io.StringIO(), (sys.argv, os.getcwd(), dict(os.environ), sys.path[:])
-        os.chdir(self.folder)
+        os.chdir(self.working or self.folder)
         sys.argv = [str(self.folder / "run.py"), *words]
         code: Any = None
         caught, seen = "", []

@@ -26,8 +26,8 @@ from xcls.identity import code_of, run_folder, run_hash, run_name, runs_root
 from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClassifier
 from xcls.record import Record, plain
-from xcls.schema import FILES, Config, Labels, UserError, flatten
-from xcls.signature import parameters
+from xcls.schema import Config, Labels, UserError, flatten
+from xcls.signature import FILES, parameters
 from xcls.stages.folder import read_or_refuse
 from xcls.train.precision import Precision, resolve
 from xcls.train.provenance import Sources, find_sources

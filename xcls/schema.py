@@ -12,7 +12,6 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Dict, List, Optional, Union
 
 MAX_SEQ_LEN = 16_384
-FILES = "xcls.data.files.Files"  # the source whose options say how a table is written
 MODES = ("init", "pretrain", "finetune", "eval", "predict", "baseline", "bench")
 
 
@@ -299,10 +298,7 @@ def check_texts(flat: dict[str, Any]) -> None:
 
 
 def check(config: Config) -> None:
-    """Refuses an impossible configuration. Raises UserError with one line per fault.
-
-    What needs the data (columns, classes) or the disk (does `exp` exist) is checked by those who read it.
-    """
+    """Refuses what is impossible whatever the data and the disk hold. Raises UserError with one line per fault."""
     wrong = limits(config)
     size = config.size
     if size.num_heads and size.width % size.num_heads:

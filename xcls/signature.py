@@ -13,6 +13,7 @@ from typing import Any
 from xcls.code_hash import module_file
 from xcls.schema import UserError, nearest
 
+FILES = "xcls.data.files.Files"  # the source whose options say how a table is written
 PLAIN = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": (list, tuple), "dict": dict}
 
 

@@ -26,7 +26,7 @@ from xcls.report.verdict import Judge
 FILES = (
     "results.csv has a row per run, groups.csv a row per group, wnf.csv every number of every claim, report.md the "
     "tables as text, plots/ the pictures; reproduce.sh makes it all again from a fresh clone. A text in a CSV file that "
-    "a spreadsheet would take for a formula (it begins with = + - @) has an apostrophe before it."
+    "a spreadsheet would take for a formula (it begins with = + - @, and is no number) has an apostrophe before it."
 )
 NO_BENCH = (
     "No measurement of mode=bench was found, so the runs' own cost ratios stand alone: other work on the machine may have "

@@ -7,7 +7,7 @@ import io
 import json
 from typing import Any, Sequence
 
-from xcls.record import Record, is_guess
+from xcls.record import Record, is_guess, no_formula
 from xcls.report.aggregate import Board, Group, class_count, survived
 from xcls.report.collect import Run
 from xcls.report.cut import cut_shares

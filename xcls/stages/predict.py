@@ -102,7 +102,11 @@ def _predicted(model: TextClassifier, checkpoint: dict[str, Any], encoded: Any, 
 def write_output(output: str | Path, columns: Columns) -> None:
     """Writes the columns in the format that the suffix of `output` names, whole or not at all; to a stream as CSV."""
     if str(output) in ("-", "/dev/stdout"):
-        getattr(sys.stdout, "buffer", sys.stdout).write(_csv(columns))
+        sys.stdout.flush()  # what is in its own buffer comes first
+        if hasattr(sys.stdout, "buffer"):
+            sys.stdout.buffer.write(_csv(columns))
+        else:  # a notebook
+            sys.stdout.write(_csv(columns).decode())
         sys.stdout.flush()
     elif is_stream(output):
         Path(output).write_bytes(_csv(columns))
