@@ -296,7 +296,7 @@ def test_very_many_classes_and_few_rows_of_each_are_allowed_on_request(tmp_path:
 @pytest.mark.parametrize("path", ["https://example.org/a.csv", "s3://bucket/a.csv", "hf://datasets/x/y", "stanfordnlp/imdb", "imdb"])
 def test_an_address_or_a_hub_id_is_no_path_and_the_way_is_named(path: str) -> None:
     with pytest.raises(UserError, match=f"dataset.path={path}: ") as refused:
-        Files(path=path)
+        Files(path=path).fingerprint()
     assert ("Download it first" if "://" in path else "save_to_disk") in str(refused.value)
     with pytest.raises(UserError, match="Download it first" if "://" in path else "dataset.source.hub_id=" if "/" in path else "save_to_disk"):
         where(path, "imdb")

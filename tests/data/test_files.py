@@ -140,7 +140,7 @@ def test_labels_that_cannot_be_learnt_are_refused(tmp_path: Path, train: list, t
 )
 def test_options_are_checked_at_once(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Files(**options)
+        Files(**options).fingerprint()
 
 
 def test_a_folder_that_holds_nothing_known_is_listed(tmp_path: Path) -> None:
