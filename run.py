@@ -217,8 +217,8 @@ def settle(cfg: DictConfig) -> tuple[Config, dict[str, str], Path | None]:
         check_name("exp", exp)
         if without_secrets(exp) != exp:
             raise UserError("exp: this is an API key, a token or a password, or the value of one in the environment; it names a folder.")
-    if tree.get("text") is not None and mode != "predict":
-        raise UserError("text: this names the column of new documents, mode=predict. The column to train on is dataset.text=….")
+    if (tree.get("text") is not None or tree.get("reading")) and mode != "predict":
+        raise UserError("text: this is about new documents, mode=predict. The column to train on is dataset.text=….")
     if mode in ("eval", "predict"):
         tree, folder = take_run(tree, exp, typed, choices)
     elif tree.get("template"):

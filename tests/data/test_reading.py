@@ -95,7 +95,7 @@ STREAMS = [  # content, what is read from it
 def test_standard_input_is_read_by_its_content(content: bytes, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     found = read_documents("-", Reading(["text"], Format(separator=";")))
-    assert found.texts == texts and any(note.startswith("input=-: read as .") for note in found.notes)
+    assert found.texts == texts and found.format.startswith("input=-: read as .")
 
 
 def test_pipes_and_files_without_a_suffix_are_read(tmp_path: Path) -> None:

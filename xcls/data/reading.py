@@ -61,12 +61,14 @@ def reading_of(source: Source, text: Any) -> Reading:
 
 @dataclass
 class Documents:
-    """`texts`: cleaned, '' where there is none; `places`: `line 7`; `ids`: of the file's own column, None where it has none."""
+    """`texts`: cleaned, '' where there is none; `places`: `line 7`; `ids`: of the file's own column, None where it has none.
+    `notes`: what was odd. `format`: as what a stream was read, in a sentence."""
 
     texts: list[str]
     places: list[str]
     ids: list[Any] | None = None
     notes: list[str] = field(default_factory=list)
+    format: str = ""
 
 
 def read_documents(source: str | Path, reading: Reading, *, table: bool = False) -> Documents:
@@ -76,12 +78,13 @@ def read_documents(source: str | Path, reading: Reading, *, table: bool = False)
     if str(source) != "-" and not Path(source).exists():
         raise UserError(f"input={source}: no such file (looked at {Path(source).absolute()}).")
     if is_stream(source) or (Path(source).is_file() and not kind_of(Path(source))):
-        with _copied(source, reading, table) as (file, note):
+        with _copied(source, reading, table) as (file, as_what):
             try:
                 found = _read(file, reading)
             except UserError as error:
                 raise UserError(str(error).replace(str(file), str(source))) from error
-        found.notes = [text.replace(str(file), str(source)) for text in (note, *found.notes)]
+        found.notes = [text.replace(str(file), str(source)) for text in found.notes]
+        found.format = as_what
     else:
         found = _read(Path(source), reading)
     if not found.texts:

@@ -12,9 +12,9 @@ DEVICE = ("kind", "name", "dtype", "compile", "micro_batch", "micro_tokens", "gr
 # Names, places and switches that shape no result; the seeds; and the mode, which is in the record itself.
 NOT_COMPARED = {
     "mode", "seed", "pretrain_seed", "exp", "study", "sweep", "pretrain", "resume", "retry_failed", "template", "split",
-    "input", "output", "checkpoint", "dataset.path", "dataset.extra", "tokenizer.path",
+    "input", "output", "text", "checkpoint", "dataset.path", "dataset.extra", "tokenizer.path",
 }  # fmt: skip
-NOT_COMPARED_NODES = ("wandb.", "claims.", "hardware.", "dataset.source.", "hydra.", "bench.")
+NOT_COMPARED_NODES = ("reading.", "wandb.", "claims.", "hardware.", "dataset.source.", "hydra.", "bench.")
 OF_MODE = {  # the nodes that only these modes read
     "pretraining.": ("pretrain",),
     "masking.": ("pretrain",),

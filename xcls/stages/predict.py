@@ -73,6 +73,8 @@ def predict(
     if not whole.all():
         notes.append(f"{source}: {(~whole).sum()} of {len(whole)} documents are empty (the first is "
                      f"{found.places[int(np.argmin(whole))]}); they get no class.")
+    if found.format:
+        print(found.format, file=sys.stderr)
     for message in notes:
         print(f"WARNING: {message}", file=sys.stderr)
     columns: Columns = {"row": found.places, **({} if found.ids is None else {"id": found.ids})}
