@@ -37,7 +37,8 @@ def find_run(key: str, name: str, *, root: Path, stages: Sequence[str]) -> Path:
     known = [folder.name for stage in stages for folder in _runs(root / stage, 1)]
     known += [f"multirun/{folder.relative_to(root / 'multirun').as_posix()}"
               for folder in _runs(root / "multirun", 3) if folder.name.startswith(tuple(stages))]
-    inside = [f"{name.rstrip('/')}/{folder.relative_to(place).as_posix()}" for place in places if place.is_dir() for depth in (1, 2, 3)
+    own = [place for place in places if place.is_dir() and place.resolve().is_relative_to(root.resolve())]
+    inside = [f"{name.rstrip('/')}/{folder.relative_to(place).as_posix()}" for place in own for depth in (1, 2, 3)
               for folder in _runs(place, depth) if folder.name.startswith(tuple(stages))]
     inside = list(dict.fromkeys(inside))
     if inside:

@@ -110,7 +110,7 @@ def test_pipes_and_files_without_a_suffix_are_read(tmp_path: Path) -> None:
         read(tmp_path, "new", "review,n\na,1\n", table=True)
 
 
-@pytest.mark.parametrize(("content", "stream"), [(b"", "-"), (None, "nothing.csv")])
+@pytest.mark.parametrize(("content", "stream"), [(b"", "-"), (None, "nothing.csv"), (None, "/dev/zero"), (None, "/dev/null")])
 def test_no_documents_are_one_message(content: bytes | None, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content or b"")))
     with pytest.raises(UserError, match=f"input={stream}"):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -149,6 +151,8 @@ def _copied(source: str | Path, reading: Reading, table: bool) -> Iterator[tuple
                     shutil.copyfileobj(sys.stdin.buffer, file)
                 else:
                     with open(source, "rb") as stream:
+                        if stat.S_ISBLK(mode := os.fstat(stream.fileno()).st_mode) or (stat.S_ISCHR(mode) and not stream.isatty()):
+                            raise UserError(f"input={source}: this is a device, no file and no pipe.")  # /dev/zero has no end
                         shutil.copyfileobj(stream, file)
         except OSError as error:
             raise UserError(f"input={source}: cannot be read ({error.strerror or error}).") from error
