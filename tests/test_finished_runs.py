@@ -48,8 +48,7 @@ def test_predict_gives_the_probabilities_of_eval(entry: Entry) -> None:
     assert list(found.loc[told.index, "prediction"]) == list(told["prediction"])
 
 
-@pytest.mark.parametrize("where", ["project", "elsewhere"])
-@pytest.mark.parametrize("form", ["relative", "absolute", "home"])
+@pytest.mark.parametrize(("where", "form"), [("project", "relative"), ("elsewhere", "relative"), ("elsewhere", "absolute"), ("elsewhere", "home")])
 def test_a_run_of_a_sweep_is_named_by_its_path(where: str, form: str, entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(entry.folder))
     name = {"relative": RUN, "absolute": f'"{entry.folder / RUN}"', "home": f'"~/{RUN}/"'}[form]
