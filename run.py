@@ -327,7 +327,7 @@ def raised_by_hydra(error: Exception) -> bool:
 def admitted(words: list[str]) -> list[str]:
     """The words, with a `++` before those that a file or run decides about: of an untyped node Hydra knows what its typed or
     default group has. What the node really takes is checked once all is laid over it (`to_typed`)."""
-    if not any(re.match(r"mode=(eval|predict|pretrain)$|template=|pretrain=", word) for word in words):
+    if not any(word in ("mode=eval", "mode=predict", "mode=pretrain") or word.startswith(("template=", "pretrain=")) for word in words):
         return words
     chosen = {word.partition("=")[0] for word in words}
     nodes = tuple(f"{node}." for node in UNTYPED if node.split(".")[0] not in chosen)
