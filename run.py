@@ -40,8 +40,8 @@ from xcls.command_line import check_launcher, check_words, completion  # noqa: E
 from xcls.discreet import hide_secrets  # noqa: E402
 from xcls.identity import runs_root  # noqa: E402
 from xcls.outline import Outline, outlines  # noqa: E402
-from xcls.paths import at, find_run  # noqa: E402
-from xcls.quoting import quote_typed  # noqa: E402
+from xcls.paths import at, find_run, in_project  # noqa: E402
+from xcls.quoting import admitted, quote_typed  # noqa: E402
 from xcls.record import without_secrets  # noqa: E402
 from xcls.run_files import read_yaml  # noqa: E402
 from xcls.schema import Config, UserError, check, check_name, check_texts, flatten, nearest, unflatten  # noqa: E402
@@ -174,15 +174,9 @@ def take_run(tree: dict[str, Any], config_exp: str | None, typed: Typed, choices
                 tree["reading"][key.removeprefix("dataset.source.")] = values[key]
         typed.values = {key for key in typed.values if not key.startswith(("dataset.text", "dataset.source"))}
     else:  # relative places are those of the working directory, else of the project: a run is used from anywhere
-        file["dataset.path"] = _in_project(file.get("dataset.path"))
-        file["dataset.extra"] = [_in_project(path) for path in file.get("dataset.extra") or []]
+        file["dataset.path"] = in_project(file.get("dataset.path"), ROOT)
+        file["dataset.extra"] = [in_project(path, ROOT) for path in file.get("dataset.extra") or []]
     return lay_over(tree, file, typed), folder
-
-
-def _in_project(path: str | None) -> str | None:
-    """The path, below the project where it is there and not in the working directory."""
-    inside = path is not None and not at(path).exists() and (ROOT / at(path)).exists()
-    return str(ROOT / at(path)) if inside else path
 
 
 def take_per(tree: dict[str, Any], typed: Typed, choices: dict[str, str]) -> None:
@@ -324,16 +318,6 @@ def raised_by_hydra(error: Exception) -> bool:
     return main.__wrapped__.__code__ not in codes and not any("xcls_launcher" in code.co_filename for code in codes)
 
 
-def admitted(words: list[str]) -> list[str]:
-    """The words, with a `++` before those that a file or run decides about: of an untyped node Hydra knows what its typed or
-    default group has. What the node really takes is checked once all is laid over it (`to_typed`)."""
-    if not any(word in ("mode=eval", "mode=predict", "mode=pretrain") or word.startswith(("template=", "pretrain=")) for word in words):
-        return words
-    chosen = {word.partition("=")[0] for word in words}
-    nodes = tuple(f"{node}." for node in UNTYPED if node.split(".")[0] not in chosen)
-    return [f"++{word}" if word.startswith(nodes) else word for word in words]
-
-
 def enter(words: list[str]) -> int:
     """Runs what was typed and gives the exit code."""
     hide_secrets()
@@ -344,7 +328,7 @@ def enter(words: list[str]) -> int:
         check_launcher(settings, ROOT / "conf")
         plain = quote_typed(words, OverridesParser.create().parse_override)
         check_grid(plain)
-        sys.argv[1:] = sorted(admitted(plain), key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
+        sys.argv[1:] = sorted(admitted(plain, UNTYPED), key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
         with package_worded(words, ROOT / "conf"), completion(words, ROOT / "conf"):
             main()
             sys.stdout.flush()

@@ -19,6 +19,12 @@ def at(path: str | Path) -> Path:
         raise UserError(f"{path}: {error}. Write the path without '~'.") from error
 
 
+def in_project(path: str | None, root: Path) -> str | None:
+    """The path, below `root` where it is there and not in the working directory."""
+    inside = path is not None and not at(path).exists() and (root / at(path)).exists()
+    return str(root / at(path)) if inside else path
+
+
 def is_stream(path: str | Path) -> bool:
     """Whether this is `-` (standard input or output), or a pipe or device such as /dev/stdin and the shell's `<(…)`."""
     file = Path(path)

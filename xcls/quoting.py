@@ -59,6 +59,16 @@ def quote_typed(words: Iterable[str], parse: Callable[[str], Any]) -> list[str]:
     return [written(word) for word in words]
 
 
+def admitted(words: list[str], untyped: Iterable[str]) -> list[str]:
+    """The words, with a `++` before those that a file or run decides about: of an untyped node Hydra knows what its typed or
+    default group has. What the node really takes is checked once all is laid over it (`to_typed`)."""
+    if not any(word in ("mode=eval", "mode=predict", "mode=pretrain") or word.startswith(("template=", "pretrain=")) for word in words):
+        return words
+    chosen = {word.partition("=")[0] for word in words}
+    nodes = tuple(f"{node}." for node in untyped if node.split(".")[0] not in chosen)
+    return [f"++{word}" if word.startswith(nodes) else word for word in words]
+
+
 def text_keys(node: type = Config, prefix: str = "") -> set[str]:
     """The keys of the schema whose values are texts."""
     found = {"text", "dataset.text"}  # or a list of texts
