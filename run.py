@@ -42,6 +42,7 @@ from xcls.identity import runs_root  # noqa: E402
 from xcls.outline import Outline, outlines  # noqa: E402
 from xcls.paths import at, find_run, in_project  # noqa: E402
 from xcls.quoting import admitted, quote_typed  # noqa: E402
+from xcls.recipe import settle_rates  # noqa: E402
 from xcls.record import without_secrets  # noqa: E402
 from xcls.run_files import read_yaml  # noqa: E402
 from xcls.schema import Config, UserError, check, check_name, check_texts, flatten, nearest, unflatten  # noqa: E402
@@ -245,6 +246,7 @@ def to_typed(tree: dict[str, Any], origins: dict[str, str]) -> Config:
     config = OmegaConf.to_object(of_schema(tree, origins))
     try:
         check(config)
+        settle_rates(config)
         for node in UNTYPED:
             value = config.dataset.source if node == "dataset.source" else getattr(config, node)
             check_node(node, value, BUILDER_GIVES[node], home=HOMES[node])

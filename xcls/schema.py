@@ -112,12 +112,15 @@ class Head:
 
 @dataclass
 class Training:
-    """One stage of training. `max_steps` wins over `epochs`; a step is one update with the effective batch."""
+    """One stage of training; a step is one update with the effective batch. recipe.py: what follows where a value is null."""
 
-    batch_size: int = between(32, 1, 65_536)
-    epochs: float = between(3.0, 0.0, 100_000)
+    batch_size: int = between(16, 1, 65_536)
+    epochs: Optional[float] = between(None, 0.0, 100_000)
+    min_epochs: float = between(3.0, 0.0, 100_000)
+    min_steps: int = between(0, 0)
     max_steps: Optional[int] = between(None, 1)
-    lr: float = between(5e-4, 0.0, 10.0)
+    lr: Optional[float] = between(1e-3, 0.0, 10.0)
+    embedding_lr_factor: Optional[float] = between(1.0, 0.0, 1000.0)
     optimizer: str = one_of("adamw", "lion", "adafactor")
     weight_decay: float = between(0.01, 0.0, 10.0)
     beta1: float = between(0.9, 0.0, 0.9999)
@@ -308,7 +311,7 @@ def check(config: Config) -> None:
         wrong.append("masking.mask_share + masking.random_share: at most 1 together (the rest stays unchanged).")
     for stage in ("pretraining", "finetuning"):
         training = getattr(config, stage)
-        if training.max_steps is None and training.epochs <= 0:
+        if training.max_steps is None and training.epochs is not None and training.epochs <= 0:
             wrong.append(f"{stage}.epochs={training.epochs}: more than 0 is needed, or set {stage}.max_steps.")
     if config.pretraining.select_by != "val_loss":
         wrong.append(f"pretraining.select_by={config.pretraining.select_by}: pretraining selects by val_loss alone.")

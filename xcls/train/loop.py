@@ -15,6 +15,7 @@ from typing import Any, Callable, Generator, Iterator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from xcls.recipe import steps_between, total_steps
 from xcls.schema import Hardware, Training
 from xcls.train.amp import Amp
 from xcls.train.checkpoint import Checkpoints, fit
@@ -67,7 +68,8 @@ class Loop:
             amp=amp, recovery=self.recovery,
         )  # fmt: skip
         self.steps_per_epoch = stream.steps_per_epoch
-        self.total = training.max_steps or max(1, round(training.epochs * self.steps_per_epoch))
+        self.total = total_steps(training, self.steps_per_epoch)
+        self.due_epoch = steps_between(training, self.steps_per_epoch)
         self.progress = Progress()
         self.clock = StepClock()
         self.memory = MemoryGauge(amp.device)
@@ -138,7 +140,7 @@ class Loop:
         if self._redraws():
             self.model.encoder.redraw(derived_generator(self.seed, step))
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step)
+            group["lr"] = self._rate(step) * group.get("lr_factor", 1.0)
         loss = norm = math.nan
         try:
             loss, norm = self.updater.apply(batch, self.progress)
@@ -193,7 +195,7 @@ class Loop:
 
     def _due(self, steps: int | None, epochs: float | None) -> bool:
         """Is it time for what happens every so many steps or epochs?"""
-        return passes(self.progress.step, steps=steps, epochs=epochs, steps_per_epoch=self.steps_per_epoch)
+        return passes(self.progress.step, steps=steps, epochs=epochs, steps_per_epoch=self.due_epoch)
 
     def _evaluate(self, stop: StopSignals) -> bool:
         """Evaluates on validation and writes it down. Is it the best so far?"""

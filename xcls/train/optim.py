@@ -43,25 +43,33 @@ class Lion(torch.optim.Optimizer):
                 momentum.mul_(beta2).add_(parameter.grad, alpha=1 - beta2)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: weight matrices decay; norms, biases, embeddings and position encodings do not.
+def parameter_groups(model: nn.Module, training: Training) -> list[dict[str, Any]]:
+    """Two groups: weight matrices decay; norms, biases, embeddings and position encodings do not. A third for the token
+    embedding where it has a rate of its own: `lr_factor` times that of the others.
 
     An embedding row gets a gradient only when its token occurs, but would decay at every step: rare words would vanish.
     """
+    encoder = getattr(model, "encoder", None)
+    factor = training.embedding_lr_factor or 1.0
+    tokens = [] if encoder is None or factor == 1.0 else list(encoder.token_embedding.parameters())
     spared = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    position = getattr(getattr(model, "encoder", None), "position", None)
-    if position is not None:
-        spared |= {id(parameter) for parameter in position.parameters()}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if getattr(encoder, "position", None) is not None:
+        spared |= {id(parameter) for parameter in encoder.position.parameters()}
+    apart = {id(parameter) for parameter in tokens}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in apart]
     decayed = [parameter for parameter in trained if parameter.ndim >= 2 and id(parameter) not in spared]
     others = [parameter for parameter in trained if parameter.ndim < 2 or id(parameter) in spared]
-    groups = ({"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0})
+    groups = (
+        {"params": decayed, "weight_decay": training.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+        {"params": tokens, "weight_decay": 0.0, "lr_factor": factor},
+    )
     return [group for group in groups if group["params"]]
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """The optimizer of `training` over `model`. Raises UserError when this torch does not have it."""
-    return OPTIMIZERS[training.optimizer](parameter_groups(model, training.weight_decay), training)
+    return OPTIMIZERS[training.optimizer](parameter_groups(model, training), training)
 
 
 def _adamw(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
