@@ -6,7 +6,7 @@ from xcls.schema import Config, Training
 
 LR_TIMES_WIDTH = 0.128  # Yang et al. 2022 (arXiv 2203.03466): the best rate falls as 1 / width
 EMBEDDING_LR_FACTOR = 10.0  # of a classifier from scratch: most words occur in few of its few steps
-MOST_EVALUATIONS = 20  # of a training whose epochs were raised: its epochs are short
+MOST_EVALUATIONS = 10  # of a training whose epochs were raised: its epochs are short
 
 
 def settle_rates(config: Config) -> None:

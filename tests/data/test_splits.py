@@ -138,8 +138,14 @@ def test_a_limit_is_stratified_and_spares_test() -> None:
     source = Rows(rows(600), rows(90, "test"), unlabelled=[f"free {i}" for i in range(540)])
     made = prepare(source, Dataset(limit=60))
     assert Counter(made.train["label"]) == {0: 40, 1: 20} and len(made.test) == 90
-    assert Counter(made.validation["label"]) == {0: 5, 1: 2} and len(made.mlm_texts) == 60 + 54
+    assert Counter(made.validation["label"]) == {0: 40, 1: 20} and len(made.mlm_texts) == 60 + 54
     assert said(made, "quick look") and not said(prepare(source, Dataset(limit=10_000)), "quick look")
+
+
+@pytest.mark.parametrize(("limit", "left"), [(2, 1000), (900, 1000), (1440, 1200)])
+def test_a_limit_leaves_a_validation_that_can_be_scored(limit: int, left: int) -> None:
+    made = prepare(Rows(rows(1800), rows(9, "test"), validation=rows(1500, "mine")), Dataset(limit=limit))
+    assert (len(made.train), len(made.validation)) == (limit, left)
 
 
 def test_classes_that_cannot_be_learnt_are_said() -> None:

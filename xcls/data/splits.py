@@ -16,6 +16,7 @@ from xcls.data.source import Source, Splits, files_digest
 from xcls.data.stratify import as_keys, carve, first_alike, sample, stands_in, text_key
 from xcls.schema import Dataset, UserError
 
+FEWEST_HELD_OUT = 1000  # validation rows under a limit: a share of a limit would leave too few to tell two mechanisms apart
 EXTRA_VERSION = 2  # of extra text in the cache folder; goes up when it is read otherwise
 Keys = dict[str, np.ndarray]  # of each split, uint64 [R, 2]
 
@@ -150,12 +151,14 @@ def _repeats(train: Rows, keys: np.ndarray, report: dict[str, Any]) -> None:
 
 
 def _limit(made: dict[str, Rows], keys: Keys, settings: Dataset, report: dict[str, Any]) -> None:
-    """Cuts train to `limit` rows and validation in proportion, both stratified. Test stays whole: it is the test."""
+    """Cuts train to `limit` rows, and validation in proportion but not below FEWEST_HELD_OUT; both stratified. Test stays
+    whole: it is the test."""
     if settings.limit is None or settings.limit >= len(made["train"]):
         return
     shrink = settings.limit / len(made["train"])
-    for name, count in (("train", settings.limit), ("validation", max(round(shrink * len(made["validation"])), 1))):
+    for name, count in (("train", settings.limit), ("validation", max(round(shrink * len(made["validation"])), FEWEST_HELD_OUT))):
         labels = made[name].labels
+        count = min(count, len(labels))
         chosen = sample(labels, max(count, min(len(np.unique(labels)), len(labels))), seed=settings.split_seed)
         made[name], keys[name] = made[name].select(chosen), keys[name][chosen]
     report["warnings"].append(f"dataset.limit={settings.limit}: a part of the training data, for a quick look only.")
