@@ -87,11 +87,11 @@ long-memory: setup  ## of these, the memory at 16,384 tokens of every attention 
 	$(PY) -m xcls.bench.document docs/mechanisms.md
 
 TEXT ?= dataset=imdb  # of the trainings beside transformers: dataset.path=… where there is no network
-BESIDE := bench=training $(TEXT) dataset.limit=3000 size=mini bench.rounds=3 bench.steps_per_segment=5
+BESIDE := bench=training $(TEXT) dataset.limit=3000 size=mini finetuning.batch_size=32 finetuning.embedding_lr_factor=1 bench.rounds=3 bench.steps_per_segment=5
 
 performance: setup  ## measure the tables of docs/performance.md anew (half an hour on two cores that do nothing else)
 	$(BENCH) $(BESIDE) bench.name=training seq_len=256
-	$(BENCH) bench=growth
+	$(BENCH) bench=growth finetuning.batch_size=32
 	$(PY) -m xcls.bench.document docs/performance.md
 
 reliability: setup  ## try the faults, a thousand kills and ten thousand inputs among them (an hour), and write docs/reliability.md
