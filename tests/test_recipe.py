@@ -20,8 +20,8 @@ DEFAULTS = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text(encoding="ut
 @pytest.mark.parametrize(
     ("changes", "steps_per_epoch", "total"),
     [
-        ({}, 34, 600),  # 540 rows
-        ({}, 1, 600),
+        ({}, 34, 400),  # 540 rows
+        ({}, 1, 400),
         ({}, 1407, 4221),  # IMDb: three epochs, as if there were no minimum
         ({"epochs": 2.0}, 34, 68),  # a number that is set wins
         ({"epochs": 0.001}, 34, 1),
@@ -34,7 +34,7 @@ def test_little_text_gets_more_epochs_unless_they_are_set(changes: dict, steps_p
     assert total_steps(Training(**{**DEFAULTS, **changes}), steps_per_epoch) == total
 
 
-@pytest.mark.parametrize(("changes", "interval"), [({}, 60), ({"epochs": 600.0}, 1), ({"max_steps": 600}, 1), ({"min_steps": 0}, 1)])
+@pytest.mark.parametrize(("changes", "interval"), [({}, 40), ({"epochs": 600.0}, 1), ({"max_steps": 600}, 1), ({"min_steps": 0}, 1)])
 def test_short_epochs_do_not_evaluate_hundreds_of_times(changes: dict, interval: int) -> None:
     assert steps_between(Training(**{**DEFAULTS, **changes}), 1) == interval
 
