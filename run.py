@@ -44,8 +44,8 @@ from xcls.paths import at, find_run, in_project  # noqa: E402
 from xcls.quoting import admitted, quote_typed  # noqa: E402
 from xcls.recipe import settle_rates  # noqa: E402
 from xcls.record import without_secrets  # noqa: E402
-from xcls.run_files import read_yaml  # noqa: E402
-from xcls.schema import Config, UserError, check, check_name, check_texts, flatten, nearest, unflatten  # noqa: E402
+from xcls.run_files import check_texts, read_yaml  # noqa: E402
+from xcls.schema import Config, UserError, check, check_name, flatten, nearest, unflatten  # noqa: E402
 from xcls.signature import FILES, check_node  # noqa: E402
 from xcls.slips import check_slips  # noqa: E402
 from xcls.wording import package_worded, with_origins, word_hydra, word_omegaconf  # noqa: E402

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xcls.schema import Config, UserError, check, check_name, check_texts, flatten, unflatten
+from xcls.run_files import check_texts
+from xcls.schema import Config, UserError, check, check_name, flatten, unflatten
 
 
 def good() -> Config:

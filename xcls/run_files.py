@@ -18,6 +18,20 @@ GROUPS = ("attention", "position", "size", "dataset", "tokenizer", "hardware", "
 MOST_BYTES, DEEPEST = 1_000_000, 20  # of a YAML file that is read
 
 
+UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+
+
+def check_texts(flat: dict[str, Any]) -> None:
+    """Refuses texts that a run's files cannot hold (control characters, half characters), and `${`. Raises UserError."""
+    for key, value in flat.items():
+        for text in (key, *(value if isinstance(value, list) else [value])):
+            if UNWRITABLE.search(str(text)):
+                shown = repr(f"{key}={text}")[1:-1]
+                raise UserError(f"{shown}: control characters, or bytes that are no UTF-8. Write it without them.")
+            if "${" in str(text):
+                raise UserError(f"{key}={text}: '${{' is for conf/ and the command line; a run file holds plain values.")
+
+
 def pretraining_values(config: Config, choices: dict[str, str]) -> dict[str, Any]:
     """What `pretrain/<exp>/config.yaml` holds: the choices of the groups, then every value that pretraining uses."""
     return _values(config, choices, PRETRAINING)

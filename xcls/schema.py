@@ -286,20 +286,6 @@ def check_name(key: str, value: str) -> None:
         raise UserError(f"{key}={value}: a plain name is needed ({allowed}). It becomes the name of a folder.")
 
 
-UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
-
-
-def check_texts(flat: dict[str, Any]) -> None:
-    """Refuses texts that a run's files cannot hold (control characters, half characters), and `${`. Raises UserError."""
-    for key, value in flat.items():
-        for text in (key, *(value if isinstance(value, list) else [value])):
-            if UNWRITABLE.search(str(text)):
-                shown = repr(f"{key}={text}")[1:-1]
-                raise UserError(f"{shown}: control characters, or bytes that are no UTF-8. Write it without them.")
-            if "${" in str(text):
-                raise UserError(f"{key}={text}: '${{' is for conf/ and the command line; a run file holds plain values.")
-
-
 def check(config: Config) -> None:
     """Refuses what is impossible whatever the data and the disk hold. Raises UserError with one line per fault."""
     wrong = limits(config)

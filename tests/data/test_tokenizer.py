@@ -316,7 +316,7 @@ def test_a_sentence_without_blanks_is_not_unknown_for_its_length() -> None:
 
 def test_settings_of_accents_are_part_of_the_hash_where_they_matter() -> None:
     config = {"mode": "finetune", "seed": 0, "dataset": {"truncate": "head"}, "finetuning": {}, "head": {}, "attention": {}, "position": {}, "size": {}, "seq_len": 1}
-    made = {(kind, strip): run_hash({**config, "tokenizer": {"kind": kind, "strip_accents": strip}}, data="", dtype="fp32")
+    made = {(kind, strip): run_hash({**config, "tokenizer": {"kind": kind, "strip_accents": strip}}, data="", dtype="fp32", code={})
             for kind in ("wordpiece", "words", "bytes") for strip in (None, True, False)}
     assert len({made["wordpiece", strip] for strip in (None, True, False)}) == 3
     assert len({made[kind, strip] for kind in ("words", "bytes") for strip in (None, True, False)}) == 2
