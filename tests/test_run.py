@@ -168,7 +168,7 @@ REFUSED = [
     ("dataset.path=nope.csv", "nope.csv"),
     ("dataset.text=body", "body"),
     ("dataset.label=kind", "kind"),
-    ("pretrain=base", "no run of that name"),
+    ("pretrain=base", "Runs that exist: none"),
     ("mode=eval exp=ft", "no such run"),
     ("experiment=quik", "Did you mean 'quick'"),
     ("head.num_classes=5", "head.num_classes=5"),
