@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzzing import BOMB
-from xcls.run_files import read_yaml, write_values
-from xcls.schema import UNWRITABLE, UserError
+from xcls.run_files import UNWRITABLE, read_yaml, write_values
+from xcls.schema import UserError
 
 SLIPPERY = ["1e-3", "1E5", "...", "null", "~", "yes", "1:30", "2024-01-01", "=", "<<", "*a", "&a", "!x", "- a", "a: b", "#x", "", " ", "0x1f", "1_0", ".nan", "x y " * 9999]
 texts = st.sampled_from(SLIPPERY) | st.text(max_size=20).filter(lambda text: not UNWRITABLE.search(text))
