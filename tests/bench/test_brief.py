@@ -1,15 +1,12 @@
-"""A brief bench times training alone; memory of several lengths comes from one process as long as it can tell them apart."""
+"""A brief bench measures training alone."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-import pytest
-
 from tests.bench.test_measures import case
 from xcls.bench import worker
-from xcls.train.cost import forget_peak
 
 
 def events_of(measure: Any, *cases: Any, **job: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -28,13 +25,6 @@ def test_a_brief_bench_times_training_alone() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("tells", "measured"), [(True, [0, 1]), (False, [0])])
-def test_a_process_measures_the_next_length_only_where_it_can_tell(monkeypatch: Any, tells: bool, measured: list[int]) -> None:
-    monkeypatch.setattr(worker, "forget_peak", lambda most: tells)
-    told = events_of(worker.measure_memory, case("sdpa", "step"), case("sdpa", "step", seq_len=32))
-    assert [about["case"] for event, about in told if event == "memory"] == measured
-    assert all(about.keys() == {"case", "training_MiB"} for event, about in told if event == "memory")
-
-
-def test_a_peak_cannot_be_forgotten_below_what_is_in_use() -> None:
-    assert not forget_peak(1.0)
+def test_a_brief_bench_measures_the_memory_of_training_alone() -> None:
+    told = events_of(worker.measure_memory, case("sdpa", "step"))
+    assert [about.keys() for event, about in told if event == "memory"] == [{"case", "training_MiB"}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -53,9 +54,12 @@ class Measuring:
         self.machine: dict[str, dict[str, float]] = {}  # dtype -> rates
         self.started = time.time()
 
-    def cell(self, cell: Cell, rows: list[Row]) -> None:
-        """The time of all whose memory did not run out, then their error; then everything is written."""
+    def cell(self, cell: Cell) -> None:
+        """Memory of each, then the time of all that are left, then their error; then everything is written."""
+        rows = [row_of(case) for case in cell.cases]
         self.rows += rows
+        if self.settings.memory:
+            self._memory(cell, rows)
         if self.settings.time:
             self._time(cell, rows)
         if self.settings.error:
@@ -96,28 +100,19 @@ class Measuring:
         names = [f"{case.mechanism}, {case.seq_len} tokens, {case.dtype}" for case in cases]
         return self._ask(task, {**job, "cases": [asdict(case) for case in cases]}, names)
 
-    def memory(self, measured: list[tuple[Cell, list[Row]]]) -> None:
-        """Peak memory of every case: a process for each mechanism, which takes its lengths in turn. Where one ends
-        before its last length, the next process goes on. A mechanism that dies there is not timed at that length.
+    def _memory(self, cell: Cell, rows: list[Row]) -> None:
+        """Peak memory, each case in a process of its own: what an earlier one left behind would count too, or hide a part.
+        A mechanism that dies there is not timed at that length.
         """
-        groups: dict[tuple[Any, ...], list[tuple[Case, Row, list[Row]]]] = {}
-        for cell, rows in measured:
-            for case, row in zip(cell.cases, rows):
-                if case.part in MEMORY_PARTS:
-                    alike = (case.mechanism, case.position, case.part, case.dtype, case.compile and case.seq_len)
-                    groups.setdefault(alike, []).append((case, row, rows))
-        for left in groups.values():
-            while left:
-                outcome = self._cases("memory", [case for case, _, _ in left], {})
+        pairs = [(case, row) for case, row in zip(cell.cases, rows) if case.part in MEMORY_PARTS]
+        with ThreadPoolExecutor(2 if self.settings.brief and self.device == "cpu" else 1) as pool:  # beside another is as good
+            for (case, row), outcome in zip(pairs, pool.map(lambda pair: self._cases("memory", [pair[0]], {}), pairs)):
                 for event in outcome.of("memory"):
-                    add_memory(left[event["case"]][1], event)
-                reached = outcome.last or 0
-                case, _, rows = left[reached]
-                for row in rows if outcome.cause is not None else ():
-                    if (row["mechanism"], row["position"]) == (case.mechanism, case.position):
-                        fail(row, outcome.cause)
-                self.bar.update(reached + 1)
-                left = left[reached + 1 :]
+                    add_memory(row, event)
+                for other, its_row in zip(cell.cases, rows) if outcome.cause is not None else ():
+                    if (other.mechanism, other.position) == (case.mechanism, case.position):
+                        fail(its_row, outcome.cause)
+                self.bar.update()
 
     def _time(self, cell: Cell, rows: list[Row]) -> None:
         """Times all that have not failed, in one process; if that dies, once more without the one it was at."""
@@ -228,11 +223,8 @@ def run_bench(
     with tqdm(total=total, desc="bench", unit="job", disable=not progress) as bar:
         measuring = Measuring(settings=settings, plan=plan, device=device, folder=folder, threads=threads, bar=bar)
         try:
-            measured = [(cell, [row_of(case) for case in cell.cases]) for cell in plan.cells]
-            if settings.memory:
-                measuring.memory(measured)
-            for cell, rows in measured:
-                measuring.cell(cell, rows)
+            for cell in plan.cells:
+                measuring.cell(cell)
             if settings.trained is not None:
                 measuring.trained()
                 bar.update()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import json
 import os
 import sys
@@ -28,10 +27,9 @@ from xcls.bench.make import make
 from xcls.bench.timing import LONG, Series, interleave
 from xcls.bench.trained import Caught, trained_inputs
 from xcls.train.amp import DTYPES
-from xcls.train.cost import MemoryGauge, forget_peak
+from xcls.train.cost import MemoryGauge
 
 Emit = Callable[[str, dict[str, Any]], None]
-LEFT = 8.0  # MiB that one length may leave behind for the next
 WARM_LENGTH = 128  # tokens of the call that loads libraries before memory is measured
 GRAPHS = 1024  # torch.compile: how many versions of one function may live beside each other before it gives up
 
@@ -57,35 +55,16 @@ def trim() -> None:
 
 
 def measure_memory(job: dict[str, Any], emit: Emit) -> None:
-    """Peak memory of inference and of training of each case, MiB, above what the warmed-up process holds already.
-
-    The cases are one mechanism at several lengths. It stops early where what a case leaves behind would hide a part of
-    the next one's peak: that needs a process of its own.
-    """
-    held = 0.0
-    for place, values in enumerate(job["cases"]):
-        if place and not forget_peak(held + LEFT):
-            return
-        emit("begin", {"case": place})
-        found: dict[str, float | None] = {}
-        try:
-            before = memory_of(Case(**values), found, brief=job["brief"])
-            held = held or before
-        finally:
-            if found:  # what was found before memory ran out is told
-                emit("memory", {"case": place, **found})
-        gc.collect()
-        trim()
-
-
-def memory_of(case: Case, found: dict[str, float | None], *, brief: bool) -> float:
-    """Fills `found` with the peaks of one case, MiB; gives what the warmed-up process held before it.
+    """Peak memory of inference and of training of one case, MiB, above what the warmed-up process holds already.
 
     On CPU the growth of peak RSS; on CUDA the allocator's peak. Inputs, weights and the optimizer's state count, but
     for compiled cases on CPU: those are compiled at full size first, since the compiler needs more memory than they
     do. Two calls of each measure; one where a call takes longer than LONG. `brief`: one, of training alone, for all:
-    15 to 23 % less than what later steps hold where freed memory is retained, the ratios within 5 %.
+    15 to 23 % less than what later steps hold where freed memory is retained, the ratios within 5 %. What was found
+    before memory ran out is told.
     """
+    case, brief = Case(**job["cases"][0]), job["brief"]
+    emit("begin", {"case": 0})
     measured = ("training",) if brief else ("inference", "training")
     trial = build(case if case.compile else resized(case, min(case.seq_len, WARM_LENGTH)))
     if case.compile:
@@ -96,18 +75,21 @@ def memory_of(case: Case, found: dict[str, float | None], *, brief: bool) -> flo
     if not case.compile:
         del trial
     trim()
-    gauge = MemoryGauge(torch.device(case.device))
+    gauge, found = MemoryGauge(torch.device(case.device)), {}
     trial = trial if case.compile else build(case)
     trial.settle()
-    for measure in measured:
-        trial.prepare(measure)
-        took = seconds_of(getattr(trial, measure), case.device)
-        if took < LONG and not brief:
-            getattr(trial, measure)()
-        gauge.pause()
-        found[f"{measure}_MiB"] = gauge.peaks["max_gpu_mem_MiB" if case.device == "cuda" else "rss_growth_MiB"]
-        gauge.resume()
-    return gauge.before
+    try:
+        for measure in measured:
+            trial.prepare(measure)
+            took = seconds_of(getattr(trial, measure), case.device)
+            if took < LONG and not brief:
+                getattr(trial, measure)()
+            gauge.pause()
+            found[f"{measure}_MiB"] = gauge.peaks["max_gpu_mem_MiB" if case.device == "cuda" else "rss_growth_MiB"]
+            gauge.resume()
+    finally:
+        if found:
+            emit("memory", {"case": 0, **found})
 
 
 def seconds_of(call: Callable[[], Any], device: str) -> float:

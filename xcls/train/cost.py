@@ -206,15 +206,6 @@ def _forget_highest() -> None:
         pass
 
 
-def forget_peak(most: float) -> bool:
-    """Whether this process can measure another peak: no more than `most` MiB are in use, and the kernel's high-water
-    mark falls back to that when it is reset (Linux; nowhere else).
-    """
-    _forget_highest()
-    highest = _status("VmHWM")
-    return highest is not None and highest <= most
-
-
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Numbers of parameters: total, trainable, embeddings (tokens and positions), attention (with its projections)."""
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
