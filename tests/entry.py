@@ -30,6 +30,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.chdir",
            "shutil.rmtree", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect")
 HARMLESS = ("/dev/null", "__pycache__")
+ASKS = ("rev-parse", "-c", "ls-files", "diff")  # commands of git that change nothing
 seen: list[str] | None = None  # what the hook has seen; None: it does not look
 
 
@@ -40,6 +41,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         seen.append(f"open {os.path.abspath(os.fsdecode(arguments[0]))}")
     elif event in CHANGES:
         place = arguments[0] if arguments else ""
+        if event == "subprocess.Popen" and place == "git" and arguments[1][1] in ASKS:
+            return
         if event == "os.mkdir" and os.path.isdir(place):
             return  # it will fail, or is allowed to
         seen.append(f"{event} {os.path.abspath(os.fsdecode(place)) if isinstance(place, (str, bytes, os.PathLike)) else place}")
