@@ -43,6 +43,19 @@ def test_only_the_main_program_of_a_process_starts_anew(monkeypatch: pytest.Monk
     assert calls == []
 
 
+def test_where_the_interpreter_may_not_be_started_again_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, words: list[str]) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "orig_argv", ["python", RUN])
+    monkeypatch.setattr(sys, "argv", [RUN])
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(os, "execv", refuse)
+    start_anew(RUN)
+    assert os.environ == {}
+
+
 def test_a_missing_package_is_one_line_that_names_the_environment(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)

@@ -37,4 +37,8 @@ def start_anew(script: str) -> None:
     ours = sys.orig_argv[began:] == sys.argv and os.path.realpath(sys.argv[0]) == os.path.realpath(script)
     if sys.platform == "linux" and alone and ours and not set(RETAIN) & set(os.environ):
         os.environ.update(RETAIN)  # read when a process starts
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        try:
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        except OSError:  # this interpreter may not be started again: the run is slower, and right
+            for name in RETAIN:
+                del os.environ[name]

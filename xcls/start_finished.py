@@ -51,7 +51,10 @@ def predict_documents(plan: Plan) -> int:
         raise UserError("input: name the file with the documents: input=reviews.txt (one a line), .csv or .jsonl; - is standard input.")
     source = at(config.input)
     output = at(config.output) if config.output else Path("-") if is_stream(source) else source.with_name(source.stem + ".predictions.csv")
-    changed = changed_code(read_or_refuse(folder), plan.code)
+    record = read_or_refuse(folder)
+    if record.status != "completed":
+        print(f"WARNING: {folder} is {record.status} at step {record.step}: its {config.checkpoint} checkpoint is that of a part of the training.", file=sys.stderr)
+    changed = changed_code(record, plan.code)
     if changed:
         print(f"WARNING: {folder} was trained with other code of {changed} than there is now.", file=sys.stderr)
     checkpoint = load_for_use(folder, config.checkpoint)

@@ -59,6 +59,16 @@ def test_the_best_is_by_the_measure_and_never_chosen_by_test(make: Any, tmp_path
         assert run.run in best_runs(boards, measure, tmp_path)[0].command
 
 
+def test_a_run_that_learned_nothing_is_not_the_best(make: Any, tmp_path: Path) -> None:
+    made = make.seeds("sdpa", (0.2, 0.2, 0.2))
+    for record in made:
+        record.data["classes"] = {"validation": {"a": 3, "b": 3, "c": 3}}
+    sweep = make.save(made, tmp_path)
+    usable(sweep)
+    boards = make_boards(group_runs(collect([sweep], tmp_path)), "macro_f1")
+    assert boards and all(group.learned_nothing for group in boards[0].groups) and best_runs(boards, "macro_f1", tmp_path) == []
+
+
 def test_a_home_folder_in_the_reports_paths_is_written_out(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     make.save([make.finetune("sdpa")], tmp_path)

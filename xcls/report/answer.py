@@ -51,11 +51,11 @@ def _decide(board: Board, judge: Judge, references: Sequence[str]) -> Answer:
     if not runners:
         text = (
             "No encoder has finished on these rows yet; only the baseline was fitted."
-            if board.baselines
+            if any(baseline.runs for baseline in board.baselines)
             else "No run has finished yet."
         )
         return Answer(
-            MISSING, text, next="Fine-tune some: python run.py -m attention=sdpa,performer,reformer seed=0,1,2"
+            MISSING, text, next="Give the command of the sweep again, which goes on with what was interrupted, or fine-tune on the same dataset=."
         )
     verdicts = [judge.verdict(group, board, first, "validation") for group in runners]
     judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in references]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Sequence
 
 from xcls.quoting import quoted
-from xcls.report.aggregate import Board
+from xcls.record import is_guess
+from xcls.report.aggregate import Board, class_count
 from xcls.report.collect import Run
 from xcls.report.measures import MEASURES
 
@@ -41,5 +42,8 @@ def best_runs(boards: Sequence[Board], rank_by: str, root: Path) -> list[Best]:
 
 
 def _usable(run: Run) -> bool:
-    """Whether mode=predict can read the run, and a shell its name."""
+    """Whether the run learned something, mode=predict can read it, and a shell its name."""
+    classes = class_count(run.record)
+    if classes and is_guess(MEASURES["macro_f1"].of(run.record), classes):
+        return False
     return run.record.mode == "finetune" and (run.folder / "ckpt_best.pt").is_file() and str(run.folder).isprintable()

@@ -108,8 +108,8 @@ def remarks(found: Found, boards: Sequence[Board]) -> list[str]:
     notes = []
     if len({run.record.hash for run in found.runs if run.record.mode != "baseline"}) == 1:
         notes.append(
-            "Only one run was found. A comparison needs two or more with different configurations, e.g. "
-            "python run.py -m attention=sdpa,performer,reformer seed=0,1,2"
+            "Only one run of an encoder was found. A comparison needs two or more with different configurations: "
+            "type its command again with -m attention=sdpa,performer,reformer seed=0,1,2"
         )
     for board in boards:
         nothing = [group.learned_nothing for group in [*board.groups, *board.baselines] if group.learned_nothing]
