@@ -111,12 +111,11 @@ def freeze(process: int) -> bool:
         return False
 
 
-def test_jobs_that_are_refused_killed_and_cancelled_are_rows(cluster: Cluster) -> None:
+def test_jobs_that_are_killed_and_cancelled_are_rows(cluster: Cluster) -> None:
     words = (
         *LONG,
         cluster.steps(8),
         "seed=0,1",
-        "head.num_classes=null,5",
         "exp=mixed",
         "finetuning.checkpoint_every_steps=50",
     )
@@ -128,13 +127,9 @@ def test_jobs_that_are_refused_killed_and_cancelled_are_rows(cluster: Cluster) -
     said = ended(launcher, 1)
     assert killed.record["status"] == "interrupted" and "killed by SIGKILL" in killed.record["cause"]
     assert cancelled.record["status"] == "interrupted" and "SIGTERM" in cancelled.record["cause"]
-    refused = [run.record for run in cluster.runs("mixed") if run.record["config"]["head.num_classes"] == 5]
-    assert [record["status"] for record in refused] == ["failed"] * 2 and all(
-        "has 2 classes" in record["cause"] for record in refused
-    )
-    assert "4 of 5 jobs did not complete" in said and killed.folder.name in said and "killed by SIGKILL" in said
-    cluster.sweep(*words, code=1)  # goes on with the two that were stopped, and leaves the failed ones alone
-    assert sorted(run.record["status"] for run in cluster.runs("mixed")) == ["completed"] * 2 + ["failed"] * 2
+    assert "2 of 3 jobs did not complete" in said and killed.folder.name in said and "killed by SIGKILL" in said
+    cluster.sweep(*words)  # goes on with the two that were stopped
+    assert sorted(run.record["status"] for run in cluster.runs("mixed")) == ["completed"] * 2
     assert [len(run.lives) for run in (killed, cancelled)] == [2, 2] and killed.lost[0] <= 50 and cancelled.lost[0] <= 1
     print(f"killed: steps lost {killed.lost}; cancelled: {cancelled.lost}")
 
