@@ -41,6 +41,11 @@ os.replace = replace_and_stop
 """
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Bytes are named by their length: the workers of pytest-xdist must collect the same names, and compressed bytes may hold the time."""
+    return f"{len(val)}bytes" if isinstance(val, bytes) else None
+
+
 @dataclass
 class Project:
     """A folder in which run.py and report.py work as in a clone."""
