@@ -6,6 +6,7 @@ import csv
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from tests import warm
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile("house")  # a slow machine is no failure, and one that passes has tried what another tries
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: commands under test would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("XCLS_RUNS", None)  # the developer's own runs stay out of it
 
 ROOT = Path(__file__).resolve().parent.parent
