@@ -122,7 +122,7 @@ def take_file(tree: dict[str, Any], path: Path, typed: Typed, choices: dict[str,
 
 
 def inherit(tree: dict[str, Any], parent: Path, typed: Typed, choices: dict[str, str], origins: dict[str, str]) -> dict[str, Any]:
-    """The composed tree with the architecture of the run at `parent`, and its data set unless another group was typed."""
+    """The composed tree with the architecture of the run at `parent`, and its data set unless another was typed or a template names it."""
     file = read_yaml(parent / "resolved_config.yaml")
     values = flatten(tree)
     wrong = []
@@ -138,7 +138,7 @@ def inherit(tree: dict[str, Any], parent: Path, typed: Typed, choices: dict[str,
         wrong.append("Fine-tuning takes the architecture from its pretraining run; head, finetuning, dataset, seed, hardware, wandb are free.")
         raise UserError("\n".join(wrong))
     nodes = list(INHERITED)
-    if "dataset" not in typed.groups and choices.get("experiment") is None:
+    if "dataset" not in typed.groups and choices.get("experiment") is None and not values.get("template"):
         nodes.append("dataset")
     values = {k: v for k, v in values.items() if k.split(".")[0] not in nodes or k in typed.values}
     taken = {key: value for key, value in file.items() if key.split(".")[0] in nodes and key not in typed.values}
@@ -220,7 +220,7 @@ def settle(cfg: DictConfig) -> tuple[Config, dict[str, str], Path | None]:
         tree = take_file(tree, at(tree["template"]), typed, choices, origins)
     elif mode == "pretrain" and exp and not tree.get("sweep") and (RUNS / "pretrain" / exp / "config.yaml").is_file():
         tree = take_file(tree, RUNS / "pretrain" / exp / "config.yaml", typed, choices, origins)
-    elif mode == "finetune" and isinstance(tree.get("pretrain"), str) and tree["pretrain"] != "auto":
+    if mode == "finetune" and isinstance(tree.get("pretrain"), str) and tree["pretrain"] != "auto":
         folder = find_run("pretrain", tree["pretrain"], root=RUNS, stages=("pretrain", "finetune"))
         tree = inherit(tree, folder, typed, choices, origins)
     config = to_typed(tree, origins)

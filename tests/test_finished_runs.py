@@ -119,3 +119,15 @@ def test_a_home_folder_is_written_out_in_every_path(entry: Entry, monkeypatch: p
         outcome = entry("mode=finetune", *words)
         assert outcome.code == 0, outcome.stderr
     assert not [path for path in entry.folder.rglob("~")] and not os.path.exists("~")
+
+
+def test_a_template_with_pretrain_inherits_the_architecture_and_keeps_its_own_data_set(finished: Project, tmp_path: Path) -> None:
+    template = tmp_path / "again.yaml"
+    values = read_yaml(finished.folder / "finetune" / "base" / "resolved_config.yaml")
+    template.write_text(yaml_text({**values, "size.width": 32, "dataset.validation": 0.3, "dataset.split_seed": 5}, "A template."))
+    result = finished.run("mode=finetune", f"template={template}", "pretrain=base", "exp=again", small=False)
+    assert result.returncode == 0, result.stderr
+    folder = finished.folder / "finetune" / "again"
+    config = json.loads((folder / "record.json").read_text())["config"]
+    shutil.rmtree(folder)  # the project stays as it was
+    assert (config["size.width"], config["dataset.validation"], config["dataset.split_seed"]) == (16, 0.3, 5)
