@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from xcls.data.batching import ClassBatches, MaskedBatches, Pass, batches, evaluation_batches, micro_batches, pad
+from xcls.data.batching import ROWS, ClassBatches, MaskedBatches, Pass, batches, evaluation_batches, micro_batches, pad
 from xcls.data.encode import Encoded, encode, encode_cached
 from xcls.data.masking import IGNORED
 from xcls.data.tokenizer import ByteTokenizer
@@ -87,10 +87,17 @@ def test_micro_batches_hold_the_rows_trimmed_to_their_longest() -> None:
     batch = MaskedBatches(encoded, Masking(), seed=0, vocab_size=261).build(np.arange(5), 0)
     parts = micro_batches(batch, 2)
     assert [tuple(part["input_ids"].shape) for part in parts] == [(2, 9), (2, 7), (1, 3)]
-    for name in ("input_ids", "labels", "attention_mask"):
-        for start, part in zip((0, 2, 4), parts):
-            rows, width = part[name].shape
-            torch.testing.assert_close(part[name], batch[name][start : start + rows, :width])
+    for start, part in zip((0, 2, 4), parts):
+        rows, width = part["input_ids"].shape
+        here = (slice(start, start + rows), slice(width))
+        torch.testing.assert_close(part["input_ids"], batch["input_ids"][here])
+        mask = batch["attention_mask"][here]
+        torch.testing.assert_close(part["attention_mask"], None if mask.all() else mask)
+        labels = torch.full((rows * width,), IGNORED)
+        chosen = part["targets"] != IGNORED
+        labels[part["rows"][chosen]] = part["targets"][chosen]
+        torch.testing.assert_close(labels.unflatten(0, (rows, width)), batch["labels"][here])
+        assert "labels" not in part and len(part["rows"]) == len(part["targets"]) == ROWS
     assert torch.cat([part["index"] for part in parts]).tolist() == [0, 1, 2, 3, 4]
     assert len(micro_batches(batch, None)) == 1 and micro_batches(batch, 4, multiple=8)[1]["input_ids"].shape == (1, 8)
 

@@ -38,12 +38,13 @@ def projected(self: MultiHeadAttention, x: Tensor) -> list[Tensor]:
 
 
 def all_logits(
-    self: MaskedLanguageModel, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor
-) -> tuple[Tensor, int]:
+    self: MaskedLanguageModel, input_ids: Tensor, attention_mask: Tensor | None, rows: Tensor, targets: Tensor
+) -> Tensor:
     """The whole vocabulary at every token."""
     logits = self.head(self.encoder(input_ids, attention_mask), self.encoder.token_embedding.weight).float()
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return loss, int((labels != IGNORED).sum())
+    chosen = targets != IGNORED
+    labels = torch.full((input_ids.numel(),), IGNORED).index_put((rows[chosen],), targets[chosen])
+    return F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
 
 
 @contextmanager

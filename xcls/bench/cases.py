@@ -229,11 +229,10 @@ def _step(case: Case) -> Trial:
     head = Classifier(embed_dim=case.width, num_classes=NUM_CLASSES, pooling="mean", dropout=size.dropout)
     model = TextClassifier(encoder=encoder, head=head).to(case.device)
     ids = torch.randint(FIRST_WORD, VOCAB_SIZE, (case.batch, case.seq_len), device=case.device)
-    real = torch.ones_like(ids, dtype=torch.bool)
     labels = torch.randint(NUM_CLASSES, (case.batch,), device=case.device)
 
     def forward() -> Tensor:
-        return F.cross_entropy(model(ids, real).float(), labels)
+        return F.cross_entropy(model(ids, None).float(), labels)
 
     return StepTrial(case=case, model=model, attention=encoder.blocks[0].attention.attention, forward=forward)
 

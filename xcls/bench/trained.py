@@ -118,7 +118,7 @@ def catch(encoder: Encoder, ids: Tensor) -> list[Caught]:
 
     hooks = [block.attention.register_forward_pre_hook(keep, with_kwargs=True) for block in encoder.blocks]
     try:
-        encoder(ids, torch.ones_like(ids, dtype=torch.bool))
+        encoder(ids)
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from xcls.data.draws import permutation
 from xcls.data.encode import Encoded
-from xcls.data.masking import mask_tokens
+from xcls.data.masking import IGNORED, mask_tokens
 from xcls.schema import Masking
 
+ROWS = 64  # logits are made for a multiple of so many rows: ever new sizes cost kernels and fragment memory
 POOL = 50  # batches whose examples are sorted by length together
 _ORDER, _GROUPS = 1, 2  # what a permutation is drawn for
 
@@ -63,22 +64,45 @@ def pad(rows: Sequence[np.ndarray], *, length: int | None = None, multiple: int 
 
 def micro_batches(
     batch: dict[str, torch.Tensor], size: int | None, *, multiple: int = 1
-) -> list[dict[str, torch.Tensor]]:
+) -> list[dict[str, torch.Tensor | None]]:
     """Splits a batch into parts of at most `size` rows (None: one part), each trimmed to its own longest row
-    (rounded up to a `multiple`). Tensors that are no [B, N] keep their width."""
+    (rounded up to a `multiple`). Tensors that are no [B, N] keep their width.
+
+    What a model would else have to ask its device for is settled here: `attention_mask` is None where nothing is padded,
+    and the `labels` [B, N] of MLM become `rows` and `targets` (`chosen_rows`).
+    """
     count, width = batch["input_ids"].shape
     parts = []
     for start in range(0, count, size or max(count, 1)):
         part = {name: tensor[start : start + (size or count)] for name, tensor in batch.items()}
         longest = max(int(part["attention_mask"].sum(1).max()), 1)
         longest = min(-(-longest // multiple) * multiple, width)
-        parts.append(
-            {
-                name: tensor[:, :longest].contiguous() if tensor.ndim == 2 and tensor.shape[1] == width else tensor
-                for name, tensor in part.items()
-            }
-        )
+        for name, tensor in part.items():
+            if tensor.ndim == 2 and tensor.shape[1] == width:
+                part[name] = tensor[:, :longest].contiguous()
+        if bool(part["attention_mask"].all()):
+            part["attention_mask"] = None
+        if part["labels"].ndim == 2:
+            part["rows"], part["targets"] = chosen_rows(part.pop("labels"))
+        parts.append(part)
     return parts
+
+
+def chosen_rows(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows int64 [K], targets int64 [K]) of labels [B, N]: which of the B * N tokens were chosen, and their ids.
+
+    K is rounded up to a multiple of ROWS by tokens that do not count: row 0, target IGNORED.
+    """
+    flat = labels.flatten()
+    rows = (flat != IGNORED).nonzero().squeeze(1)
+    filler = -len(rows) % ROWS
+    targets = torch.nn.functional.pad(flat[rows], (0, filler), value=IGNORED)
+    return torch.nn.functional.pad(rows, (0, filler)), targets
+
+
+def count_terms(labels: torch.Tensor) -> int:
+    """How many of the labels or targets [...] count: those other than IGNORED."""
+    return int((labels != IGNORED).sum())
 
 
 class Batches(Protocol):

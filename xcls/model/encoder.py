@@ -71,7 +71,7 @@ class Encoder(nn.Module):
         attn_mask: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """input_ids [B, N], attention_mask [B, N] (True = real token) -> [B, N, E].
+        """input_ids [B, N], attention_mask [B, N] (True = real token; None: nothing is padded) -> [B, N, E].
 
         `attn_mask` ([N, N] or [B, 1|H, N, N], True = may not be attended) goes to every layer. Rows of padding are
         finite and reach no other row. With `rows` [K], of the B * N tokens, the result is [K, E]: theirs alone, for which
@@ -83,9 +83,7 @@ class Encoder(nn.Module):
                 f"A sequence of {length} tokens is longer than the limit of {self.seq_len}. "
                 f"Set seq_len={length} or more, or let the texts be truncated."
             )
-        padding = None  # a batch without padding keeps the fast paths of attention
-        if attention_mask is not None and not bool(attention_mask.all()):
-            padding = ~attention_mask
+        padding = None if attention_mask is None else ~attention_mask
         x = self.position.embed(self.token_embedding(input_ids))
         if padding is not None:  # whatever [PAD]'s embedding holds, NaN included, ends here
             x = x.masked_fill(padding.unsqueeze(-1), 0.0)

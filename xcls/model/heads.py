@@ -11,8 +11,6 @@ from xcls.model.dropout import Dropout
 from xcls.model.encoder import Encoder
 from xcls.model.weights import initialise
 
-ROWS = 64  # logits are made for a multiple of so many rows: ever new sizes cost kernels and fragment memory
-
 
 class MLMHead(nn.Module):
     """Dense, GELU, norm, then the token embedding as decoder with a bias (Devlin et al. 2019; Press & Wolf 2017)."""
@@ -38,15 +36,15 @@ class MaskedLanguageModel(nn.Module):
         self.encoder = encoder
         self.head = head
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor) -> tuple[Tensor, int]:
-        """input_ids, attention_mask, labels [B, N] (-100: not chosen) -> sum of losses (nats, fp32), their number."""
-        chosen = (labels.flatten() != IGNORED).nonzero().squeeze(1)
-        filler = -len(chosen) % ROWS
-        rows = F.pad(chosen, (0, filler))  # [K]
-        targets = F.pad(labels.flatten().index_select(0, chosen), (0, filler), value=IGNORED)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, rows: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the losses (nats, fp32) at `rows` int64 [K], which of the B * N tokens were chosen.
+
+        input_ids [B, N]; attention_mask [B, N] (True = real token), None where nothing is padded; targets [K], the ids
+        of the chosen tokens (-100: does not count). The host makes rows and targets with the batch (`chosen_rows`).
+        """
         hidden = self.encoder(input_ids, attention_mask, rows=rows)  # [K, E]
         logits = self.head(hidden, self.encoder.token_embedding.weight)  # [K, V]
-        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum"), len(chosen)
+        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
 def pool_cls(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ MOST_SEEDS = 1000  # that are tried for them
 
 def mlm_loss(model: MaskedLanguageModel, batch: Batch) -> Tensor:
     """The sum of the losses of the chosen tokens, scalar fp32."""
-    return model(batch["input_ids"], batch["attention_mask"], batch["labels"])[0]
+    return model(batch["input_ids"], batch["attention_mask"], batch["rows"], batch["targets"])
 
 
 def with_chosen_tokens(maker: MaskedBatches, *, batch_size: int) -> MaskedBatches:

@@ -22,6 +22,7 @@ class Amp:
             raise UserError(f"hardware.device=cuda: torch finds no GPU here. {remedy}")
         if hardware.threads is not None:
             torch.set_num_threads(hardware.threads)
+        set_products(precision)
         self.precision, self.hardware = precision, hardware
         self.device = torch.device(precision.device)
         self.scaler = _scaler(precision)
@@ -31,6 +32,18 @@ class Amp:
         if self.precision.dtype == "fp32":
             return nullcontext()
         return torch.autocast(self.precision.device, dtype=DTYPES[self.precision.dtype])
+
+
+def set_products(precision: Precision) -> None:
+    """How CUDA computes matrix products, in this process.
+
+    TF32 (10 bits of mantissa) for what bf16 and fp16 runs still compute in fp32; in fp32 runs, the reference, full fp32.
+    Sums within bf16 and fp16 products are kept in fp32.
+    """
+    products = torch.backends.cuda.matmul
+    products.allow_tf32 = precision.dtype != "fp32"
+    products.allow_bf16_reduced_precision_reduction = False
+    products.allow_fp16_reduced_precision_reduction = False
 
 
 def _scaler(precision: Precision) -> torch.cuda.amp.GradScaler | None:
@@ -47,8 +60,27 @@ def _scaler(precision: Precision) -> torch.cuda.amp.GradScaler | None:
 
 
 def to_device(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    """`tensor` on `device`, without waiting for the copy; None stays None."""
+    """`tensor` on `device`, without waiting for the copy (which needs pinned memory on CUDA); None stays None."""
+    if tensor is not None and device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
     return None if tensor is None else tensor.to(device, non_blocking=True)
+
+
+class Arriving:
+    """A few numbers on their way from the device: reading them waits for what made them, not for what came after."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        """values [K], copied at once."""
+        self._values = values.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def read(self) -> list[float]:
+        """The numbers."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values.tolist()
 
 
 def compile_blocks(model: torch.nn.Module) -> None:

@@ -74,7 +74,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_memory() -> None:
     """Gives back what an attempt that ran out of memory has left in pieces."""
     gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Callable, Generator, Iterator
 
 from torch import Tensor, nn
@@ -28,9 +28,19 @@ from xcls.train.randomness import derived_generator, random_states, restore_rand
 from xcls.train.recovery import Recovery
 from xcls.train.signals import Interrupted, StopSignals
 from xcls.train.stream import Batch, Stream, batches_from, real_and_padded
-from xcls.train.update import Updater
+from xcls.train.update import Update, Updater
 
 QUIET = 20.0  # seconds after which a step is told of, though it is no hundredth of all: steps may be slow
+
+
+@dataclass
+class Step:
+    """A step that was begun, and of which the loop has not read yet how it went."""
+
+    number: int
+    update: Update
+    lr: float
+    redrew: bool
 
 
 class Loop:
@@ -39,6 +49,8 @@ class Loop:
     loss(model, micro-batch on the device) -> sum of the losses of its terms (labels other than -100).
     evaluate(poll) -> scores with `val_loss`; it calls poll() between batches, which raises Interrupted.
     extras: plain values that every checkpoint carries along (tokenizer, config, classes, …).
+    deferred: on a GPU (None), or always or never, the host reads how a step went when the next is on its way, and all of
+    them before it evaluates, saves or ends. Results are the same.
     """
 
     def __init__(
@@ -54,6 +66,7 @@ class Loop:
         hardware: Hardware,
         journal: Journal,
         extras: dict[str, Any],
+        deferred: bool | None = None,
     ) -> None:
         self.model, self.stream, self.evaluate = model, stream, evaluate
         self.training, self.seed, self.amp, self.hardware = training, seed, amp, hardware
@@ -65,8 +78,10 @@ class Loop:
         self.optimizer = make_optimizer(model, training)
         self.updater = Updater(
             model=model, loss=loss, optimizer=self.optimizer, stream=stream, training=training, hardware=hardware,
-            amp=amp, recovery=self.recovery,
+            amp=amp, recovery=self.recovery, deferred=deferred,
         )  # fmt: skip
+        self.lag = 1 if self.updater.deferred else 0  # steps that may be unread while the next is begun
+        self.unread: list[Step] = []
         self.steps_per_epoch = stream.steps_per_epoch
         self.total = total_steps(training, self.steps_per_epoch)
         self.due_epoch = steps_between(training, self.steps_per_epoch)
@@ -75,6 +90,7 @@ class Loop:
         self.memory = MemoryGauge(amp.device)
         self.saved: tuple[int, int, int] | None = None  # what of the progress the last checkpoint knew
         self.saved_time = self.told_time = time.monotonic()
+        self.known_faults = 0  # of the progress, when the clock was last read
 
     def run(self, payload: dict[str, Any] | None) -> Progress:
         """Trains to the end, from the beginning or from the checkpoint `payload`.
@@ -106,10 +122,13 @@ class Loop:
         """Steps and what follows each, to the end; if `cut_short`, first what follows the step before."""
         with closing(self._batches()) as batches:  # in the end its workers are sent home, whatever ends it
             if cut_short:
-                self._after_step(stop)
+                self._after_step(stop, bar)
             while not self.finished():
-                self._timed_step(batches, bar)
-                self._after_step(stop)
+                if self._redraws():
+                    self._read_steps(bar, leave=0)  # a bad step is looked into with the features that it had
+                self._begin_step(batches)
+                self._read_steps(bar, leave=self.lag)
+                self._after_step(stop, bar)
 
     def finished(self) -> bool:
         """All steps are done, or `patience` evaluations brought nothing better."""
@@ -118,37 +137,66 @@ class Loop:
 
     def _batches(self) -> Generator[Batch, None, None]:
         """The batches from this step on."""
-        return batches_from(self.stream, step=self.progress.step, total=self.total, workers=self.hardware.workers)
+        workers, device = self.hardware.workers, self.amp.device.type
+        return batches_from(self.stream, step=self.progress.step, total=self.total, workers=workers, device=device)
 
-    def _timed_step(self, batches: Iterator[Batch], bar: tqdm) -> None:
-        """One step with its time, and what the bar and the events say of it."""
-        faults, redraws = len(self.progress.faults), self._redraws()
-        self.clock.start()
-        batch = next(batches)
-        loss, norm = self._step(batch)
-        if len(self.progress.faults) == faults:  # else its time says nothing about the others
-            tokens, padded = real_and_padded(batch, self.updater.micro_batch(batch, self.progress))
-            self.clock.stop(tokens=tokens, padded_tokens=padded, redrew=redraws)
-        self._show(bar, loss, norm)
+    def _begin_step(self, batches: Iterator[Batch]) -> None:
+        """Begins the next step, with its batch on the clock."""
+        if not self.unread:
+            self.clock.start()
+            self.known_faults = len(self.progress.faults)
+        self._begin(next(batches))
 
-    def _step(self, batch: Batch) -> tuple[float, float]:
-        """One update. Returns the mean loss over the terms of the effective batch, and the gradient's norm.
-
-        Where bad numbers are allowed it may also leave the weights as they are; the step counts.
-        """
-        step = self.progress.step
-        if self._redraws():
+    def _begin(self, batch: Batch) -> None:
+        """Begins one update with `batch`."""
+        step, redraws = self.progress.step, self._redraws()
+        if redraws:
             self.model.encoder.redraw(derived_generator(self.seed, step))
+        lr = self._rate(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step) * group.get("lr_factor", 1.0)
-        loss = norm = math.nan
-        try:
-            loss, norm = self.updater.apply(batch, self.progress)
-        except BadNumbers as error:
-            self.recovery.skip(self.progress, error)
+            group["lr"] = lr * group.get("lr_factor", 1.0)
+        self.unread.append(Step(step, self.updater.apply(batch, self.progress), lr, redraws))
         self.progress.step += 1
         self.journal.record.step = self.progress.step
-        return loss, norm
+
+    def _read_steps(self, bar: tqdm, *, leave: int) -> None:
+        """Reads how the steps under way went, all but the last `leave`: they count, with their time, on bar and events.
+
+        Where bad numbers are allowed a bad step counts too and leaves the weights as they are; those begun after it have
+        changed nothing, and begin again. Raises BadNumbers where they are not allowed.
+        """
+        while len(self.unread) > leave:
+            step = self.unread.pop(0)
+            loss = norm = math.nan
+            if self.updater.is_bad(step.update):
+                self._leave_out(step)
+            else:
+                loss, norm = self.updater.finish(step.update, self.progress)
+                self._stop_clock(step)
+            self._show(bar, step, loss, norm)
+
+    def _leave_out(self, bad: Step) -> None:
+        """Notes a bad step, or raises its BadNumbers, and begins those after it again."""
+        after, self.unread = self.unread, []
+        for step in reversed(after):
+            self.updater.undo(step.update)
+        self.updater.go_on()
+        self.progress.step = self.journal.record.step = bad.number
+        self.recovery.skip(self.progress, self.updater.fault(bad.update, self.progress))
+        self.progress.step += 1
+        self.journal.record.step = self.progress.step
+        for step in after:
+            self._begin(step.update.batch)
+
+    def _stop_clock(self, step: Step) -> None:
+        """Gives a step its time: since the one before was read, or since it began where there was none."""
+        faults = len(self.progress.faults)
+        if faults == self.known_faults:  # else its time says nothing about the others
+            batch = step.update.batch
+            tokens, padded = real_and_padded(batch, self.updater.micro_batch(batch, self.progress))
+            self.clock.stop(tokens=tokens, padded_tokens=padded, redrew=step.redrew)
+        self.clock.start()
+        self.known_faults = faults
 
     def _redraws(self) -> bool:
         """Whether the step to come begins with new random features."""
@@ -174,24 +222,31 @@ class Loop:
         self.recovery.restarted(failed, self.progress, error)
         self._save(best=False, scheduled=True, again=True)  # a resume must not try the old rate once more
 
-    def _after_step(self, stop: StopSignals) -> None:
+    def _after_step(self, stop: StopSignals, bar: tqdm) -> None:
         """Evaluates and saves where it is time, and leaves where a signal has come. May be run twice for one step."""
         step, training = self.progress.step, self.training
+        evaluates = self._due(training.eval_every_steps, training.eval_every_epochs) or step == self.total
+        scheduled = self._due(training.checkpoint_every_steps, training.checkpoint_every_epochs)
+        if self.unread and not (evaluates or scheduled or self._late() or stop.requested):
+            return
+        self._read_steps(bar, leave=0)
         improved = False
         try:
-            if self._due(training.eval_every_steps, training.eval_every_epochs) or step == self.total:
+            if evaluates:
                 improved = self.progress.evaluated_at != step and self._evaluate(stop)
-            minutes = training.checkpoint_every_minutes
-            late = minutes is not None and time.monotonic() - self.saved_time >= 60 * minutes
-            scheduled = self._due(training.checkpoint_every_steps, training.checkpoint_every_epochs)
             scheduled = scheduled or improved or self.finished()
-            if scheduled or late:
+            if scheduled or self._late():
                 self._save(best=improved, scheduled=scheduled)
                 improved = False  # and saved as such
             stop.check()
         except Interrupted:
             self._save(best=improved, scheduled=False)
             raise
+
+    def _late(self) -> bool:
+        """Is the last checkpoint older than the clock allows?"""
+        minutes = self.training.checkpoint_every_minutes
+        return minutes is not None and time.monotonic() - self.saved_time >= 60 * minutes
 
     def _due(self, steps: int | None, epochs: float | None) -> bool:
         """Is it time for what happens every so many steps or epochs?"""
@@ -268,7 +323,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"step": step, "total": self.total},
             "scaler": None if scaler is None else scaler.state_dict(),
-            "random": random_states(),
+            "random": random_states(self.amp.device),
             "data": {"epoch": epoch, "step_in_epoch": within, "seed": self.seed},
             "progress": asdict(self.progress),
             "clock": self.clock.state(),
@@ -287,23 +342,24 @@ class Loop:
         self.progress = progress = Progress.restored(payload["progress"])
         self.clock = StepClock.restored(payload["clock"])
         self.memory.peaks.update(payload["peaks"])
-        restore_random_states(payload["random"])
+        restore_random_states(payload["random"], self.amp.device)
+        self.updater.go_on()
         self.saved = (progress.step, progress.evaluated_at, progress.scheduled_at)
         anchor = self.recovery.restarts and progress.scheduled_at == progress.step
         self.checkpoints.name(progress.step, best=progress.best_step == progress.step, anchor=anchor)
         self._note()
         self.journal.rewind(payload["rows"], step=progress.step)
 
-    def _show(self, bar: tqdm, loss: float, norm: float) -> None:
+    def _show(self, bar: tqdm, step: Step, loss: float, norm: float) -> None:
         """The progress bar, and now and then a line of the events."""
         speed = "" if self.clock.speed is None else f", {self.clock.speed:,.0f} tokens/s"
         bar.set_postfix_str(f"loss {loss:.3f}{speed}", refresh=False)
         bar.update()
-        step = self.progress.step
+        done = step.number + 1
         quiet = time.monotonic() - self.told_time >= QUIET
-        if math.isfinite(loss) and (quiet or step % max(1, self.total // 100) == 0):
+        if math.isfinite(loss) and (quiet or done % max(1, self.total // 100) == 0):
             self.told_time = time.monotonic()
-            values = {"step": step, "step_loss": loss, "grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"]}
+            values = {"step": done, "step_loss": loss, "grad_norm": norm, "lr": step.lr}
             self.journal.event("step", values)
 
     def _bar(self) -> tqdm:

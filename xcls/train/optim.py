@@ -23,12 +23,17 @@ class Lion(torch.optim.Optimizer):
         self, params: Iterable[Any], *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        self._step_supports_amp_scaling = True  # PyTorch's name for: it heeds `found_inf`
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:
-        """One update of every parameter that has a gradient. `closure` is not supported."""
+        """One update of every parameter that has a gradient. `closure` is not supported.
+
+        Where the tensor `self.found_inf` is set and is 1, nothing changes, and the host does not wait to know.
+        """
         if closure is not None:
             raise ValueError("Lion.step takes no closure")
+        found_inf = getattr(self, "found_inf", None)
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
@@ -39,8 +44,13 @@ class Lion(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"]
                 direction = momentum.mul(beta1).add_(parameter.grad, alpha=1 - beta1).sign_()
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
-                momentum.mul_(beta2).add_(parameter.grad, alpha=1 - beta2)
+                updated = parameter.mul(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
+                moved = momentum.mul(beta2).add_(parameter.grad, alpha=1 - beta2)
+                if found_inf is not None:
+                    updated = torch.where(found_inf > 0, parameter, updated)
+                    moved = torch.where(found_inf > 0, momentum, moved)
+                parameter.copy_(updated)
+                momentum.copy_(moved)
 
 
 def parameter_groups(model: nn.Module, training: Training) -> list[dict[str, Any]]:

@@ -25,23 +25,25 @@ def derived_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(mix(seed, FIRST_LAYERS + step))
 
 
-def random_states() -> dict[str, Any]:
-    """The states of Python's, numpy's and torch's generators."""
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's generators, those of GPUs where `device` is one: a run on the CPU of a
+    machine with GPUs leaves them alone."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": [str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if device.type == "cuda" else [],
     }
 
 
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Puts back what `random_states` took. States of GPUs that are not here are left out."""
+def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Puts back what `random_states` took. States of GPUs are left out where `device` is none, or they are not here."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, index)
+    if device.type == "cuda":
+        for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, index)

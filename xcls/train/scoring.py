@@ -9,7 +9,7 @@ from typing import Callable, Iterable, Iterator, TypeVar
 import numpy as np
 import torch
 
-from xcls.data.batching import Batches, evaluation_batches
+from xcls.data.batching import Batches, count_terms, evaluation_batches
 from xcls.model.heads import MaskedLanguageModel, TextClassifier
 from xcls.train.amp import Amp
 from xcls.train.cost import compiled_graphs
@@ -146,16 +146,15 @@ def masked_loss(
     total, count = 0.0, 0
     parts = _InParts("pretraining", amp)
 
-    def losses(part: Batch) -> tuple[float, int]:
-        loss, terms = model(part["input_ids"], part["attention_mask"], part["labels"])
-        return float(loss), terms
+    def losses(part: Batch) -> float:
+        return float(model(part["input_ids"], part["attention_mask"], part["rows"], part["targets"]))
 
     for rows in _shown(evaluation_batches(lengths, batch_size=batch_size), len(lengths)):
         poll()
         batch = maker.build(rows, 0)
-        for loss, terms in parts.run(batch, losses):
+        for loss in parts.run(batch, losses):
             total += loss
-            count += terms
+        count += count_terms(batch["labels"])
     return total / count if count else None
 
 

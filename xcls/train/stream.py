@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import queue
 import signal
+import threading
 from dataclasses import dataclass
 from types import FrameType
 from typing import Generator, Iterator, Sequence
@@ -64,11 +66,19 @@ class Stream:
         return [f"row {row}" if self.ids is None else str(self.ids[row]) for row in rows]
 
 
-def batches_from(stream: Stream, *, step: int, total: int, workers: int) -> Generator[Batch, None, None]:
+def batches_from(
+    stream: Stream, *, step: int, total: int, workers: int, device: str = "cpu"
+) -> Generator[Batch, None, None]:
     """The batches of steps `step` … `total`-1, in order, over as many epochs as that takes.
 
-    `workers` processes build them ahead; 0 builds them here. What a batch holds does not depend on it.
+    `workers` processes build them ahead; with 0 they are built here, for CUDA by a thread, ahead too. For CUDA they lie
+    in pinned memory, from which copies need no waiting. What a batch holds depends on none of this.
     """
+    pinned = device == "cuda"
+    if pinned and workers == 0:
+        here = batches_from(stream, step=step, total=total, workers=0)
+        yield from ahead({name: tensor.pin_memory() for name, tensor in batch.items()} for batch in here)
+        return
     while step < total:
         epoch, done = divmod(step, stream.steps_per_epoch)
         plan = stream.order(epoch)[: done + total - step]
@@ -77,9 +87,42 @@ def batches_from(stream: Stream, *, step: int, total: int, workers: int) -> Gene
             yield from (rest[item] for item in range(len(rest)))
         else:
             generator = torch.Generator().manual_seed(0)  # else the loader would draw its seed from the model's stream
-            options = {"num_workers": workers, "worker_init_fn": _begin_worker}
+            options = {"num_workers": workers, "worker_init_fn": _begin_worker, "pin_memory": pinned}
             yield from DataLoader(rest, batch_size=None, generator=generator, **options)
         step += len(rest)
+
+
+def ahead(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch, None, None]:
+    """`batches`, up to `depth` of them built ahead by a thread, which ends with this generator. What it raises, this does."""
+    built: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> bool:
+        while not closed.is_set():
+            with contextlib.suppress(queue.Full):
+                built.put(item, timeout=0.1)
+                return True
+        return False
+
+    def build() -> None:
+        try:
+            for batch in batches:
+                if not put(batch):
+                    return
+            put(None)
+        except BaseException as error:  # raised again where it is waited for
+            put(error)
+
+    thread = threading.Thread(target=build, name="xcls-batches", daemon=True)
+    thread.start()
+    try:
+        while (item := built.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()
+        thread.join()
 
 
 def _linger(number: int, frame: FrameType | None) -> None:
@@ -110,11 +153,9 @@ def rows_at_once(batch: Batch, *limits: int | None, tokens: int | None) -> int |
 
 
 def on_device(batch: Batch, size: int | None, amp: Amp) -> Iterator[dict[str, Tensor | None]]:
-    """The micro-batches of at most `size` rows on the device; `attention_mask` is None where nothing is padded."""
+    """The micro-batches of at most `size` rows (`micro_batches`) on the device; `index` stays here."""
     for micro in micro_batches(batch, size, multiple=MULTIPLE):
-        if bool(micro["attention_mask"].all()):
-            micro["attention_mask"] = None
-        yield {name: to_device(tensor, amp.device) for name, tensor in micro.items()}
+        yield {name: tensor if name == "index" else to_device(tensor, amp.device) for name, tensor in micro.items()}
 
 
 def real_and_padded(batch: Batch, size: int | None) -> tuple[int, int]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Callable
+from dataclasses import dataclass
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
 
-from xcls.data.masking import IGNORED
+from xcls.data.batching import count_terms
 from xcls.schema import Hardware, Training
-from xcls.train.amp import Amp
+from xcls.train.amp import Amp, Arriving
 from xcls.train.faults import BadNumbers, OutOfMemory, bad_numbers, first_bad_layer, free_memory, memory_errors
 from xcls.train.progress import Progress
 from xcls.train.randomness import random_states, restore_random_states
@@ -20,8 +21,25 @@ from xcls.train.stream import Batch, Stream, on_device, rows_at_once
 SMALLEST_SCALE = 1.0  # a loss scale below it: the gradient overflows whatever the scale
 
 
+@dataclass
+class Update:
+    """One update that was begun; the device may still be at it."""
+
+    batch: Batch
+    terms: int
+    numbers: Arriving  # the sum of the losses, the gradient's norm, 1 if the update is bad, else 0
+    random: dict[str, Any] | None  # the random states before it, where it may have to be undone
+    scaling: list[Tensor]  # the loss scale and its counter before it
+
+
 class Updater:
-    """Gradients, clipping, the optimizer's step. The learning rate is set by the loop."""
+    """Gradients, clipping, the optimizer's step. The learning rate is set by the loop.
+
+    Whether an update is bad (its loss or gradient is not finite) is decided before it reaches the weights. At once on a
+    CPU. `deferred`, the default on a GPU, leaves the decision to the device, so that the host need not wait at each step:
+    a bad update leaves weights, moments and counters as they are, and so do all after it until `undo`. The host learns of
+    it by `is_bad`, as late as it likes.
+    """
 
     def __init__(
         self,
@@ -34,50 +52,80 @@ class Updater:
         hardware: Hardware,
         amp: Amp,
         recovery: Recovery,
+        deferred: bool | None = None,
     ) -> None:
+        """`deferred=None`: on a GPU, where the optimizer heeds `found_inf` (Adafactor reads numbers back anyway)."""
         self.model, self.loss, self.optimizer, self.stream = model, loss, optimizer, stream
         self.training, self.hardware, self.amp, self.recovery = training, hardware, amp, recovery
+        able = getattr(optimizer, "_step_supports_amp_scaling", False)
+        self.deferred = able and (amp.device.type == "cuda" if deferred is None else deferred)
+        self._closed = torch.zeros((), device=amp.device)  # 1 from a bad update on: no other passes
 
     def micro_batch(self, batch: Batch, progress: Progress) -> int | None:
         """Rows of `batch` that go through at once; None for the whole effective batch."""
         hardware = self.hardware
         return rows_at_once(batch, hardware.micro_batch, progress.micro_batch, tokens=hardware.micro_tokens)
 
-    def apply(self, batch: Batch, progress: Progress) -> tuple[float, float]:
-        """One update. Returns the mean loss over the terms of the effective batch, and the gradient's norm.
-
-        Raises BadNumbers, with the weights as they were, and OutOfMemory.
-        """
+    def apply(self, batch: Batch, progress: Progress) -> Update:
+        """Begins one update, which leaves the weights as they are if it is bad. Raises OutOfMemory."""
+        random = random_states(self.amp.device) if self.deferred else None
+        scaling = [tensor.clone() for tensor in self._scaling()] if self.deferred else []
         with memory_errors(lambda: self._sizes(batch, progress)):
             loss_sum, terms = self._gradients_that_fit(batch, progress)
-            return self._step(batch, progress, loss_sum, terms)
+            numbers = self._step(loss_sum)
+        return Update(batch, terms, numbers, random, scaling)
 
-    def _step(self, batch: Batch, progress: Progress, loss_sum: Tensor, terms: int) -> tuple[float, float]:
-        """Clipping and the optimizer's step, with the gradients of a loss of `terms` terms."""
-        scaler = self.amp.scaler
+    def _step(self, loss_sum: Tensor) -> Arriving:
+        """Clipping, and the optimizer's step unless the update is bad. Returns the numbers of an `Update`."""
+        optimizer, scaler = self.optimizer, self.amp.scaler
         if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        limit = self.training.clip_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        loss, norm_value = torch.stack((loss_sum, norm.to(loss_sum))).tolist()  # the only wait for the device
-        overflow = scaler is not None and math.isfinite(loss) and scaler.get_scale() >= SMALLEST_SCALE
-        if not math.isfinite(loss) or not (math.isfinite(norm_value) or overflow):
-            if scaler is not None:
-                scaler.update()  # it forgets this gradient, should the run go on without it
-            raise self._bad(batch, progress, loss, norm_value)
-        if scaler is None:
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)  # skipped after an overflow, which lowers the scale
-            scaler.update()
+            scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm or math.inf)
+        overflow = ~torch.isfinite(norm)
+        bad = overflow if scaler is None else overflow & (self._scaling()[0] < SMALLEST_SCALE)
+        bad = bad | ~torch.isfinite(loss_sum)
+        numbers = Arriving(torch.stack([value.to(loss_sum) for value in (loss_sum, norm, bad)]))
+        if self.deferred:
+            torch.maximum(self._closed, bad.to(self._closed), out=self._closed)
+            optimizer.found_inf = torch.maximum(self._closed, overflow.to(self._closed))
+            optimizer.step()
+            del optimizer.found_inf
+        elif not numbers.read()[2]:
+            optimizer.step() if scaler is None else scaler.step(optimizer)  # skipped after an overflow
+        if scaler is not None:
+            scaler.update()  # lowers the scale after an overflow, and forgets this gradient
+        return numbers
+
+    def _scaling(self) -> list[Tensor]:
+        """The loss scale and its counter of steps, on the device; nothing before the first step, or without scaling."""
+        scaler = self.amp.scaler
+        return [] if scaler is None or scaler._scale is None else [scaler._scale, scaler._growth_tracker]
+
+    def is_bad(self, update: Update) -> bool:
+        """Was it bad? Waits until the device is done with it."""
+        return bool(update.numbers.read()[2])
+
+    def finish(self, update: Update, progress: Progress) -> tuple[float, float]:
+        """Counts a good update. Returns the mean loss over its terms, and the gradient's norm."""
+        loss, norm, _ = update.numbers.read()
         progress.loss_sum += loss
-        progress.loss_terms += terms
-        return loss / max(1, terms), norm_value
+        progress.loss_terms += update.terms
+        return loss / max(1, update.terms), norm
+
+    def undo(self, update: Update) -> None:
+        """As if `update` had never begun: it came after a bad one, and changed no weight."""
+        restore_random_states(update.random, self.amp.device)
+        for tensor, before in zip(self._scaling(), update.scaling):
+            tensor.copy_(before)
+
+    def go_on(self) -> None:
+        """After a bad update that has been dealt with, or other weights: updates reach the weights again."""
+        self._closed.zero_()
 
     def _gradients_that_fit(self, batch: Batch, progress: Progress) -> tuple[Tensor, int]:
         """`_gradients`; with on_oom=halve in ever smaller micro-batches, until they fit into the memory."""
         while True:
-            states = random_states() if self.recovery.halves else None
+            states = random_states(self.amp.device) if self.recovery.halves else None
             try:
                 with memory_errors(lambda: self._sizes(batch, progress)):
                     return self._gradients(batch, self.micro_batch(batch, progress))
@@ -87,7 +135,7 @@ class Updater:
                     raise
                 self.recovery.halve(progress, rows, error)
             self.optimizer.zero_grad(set_to_none=True)  # the attempt is undone: it leaves no gradient and no draws
-            restore_random_states(states)
+            restore_random_states(states, self.amp.device)
             free_memory()  # only here, after `except`: the error has kept the attempt's tensors alive
 
     def _gradients(self, batch: Batch, size: int | None) -> tuple[Tensor, int]:
@@ -96,7 +144,7 @@ class Updater:
         Each term weighs 1 / (terms of the whole effective batch), so that the split into micro-batches has no meaning.
         """
         scaler = self.amp.scaler
-        terms = int((batch["labels"] != IGNORED).sum())
+        terms = count_terms(batch["labels"])
         total = torch.zeros((), device=self.amp.device)
         self.optimizer.zero_grad(set_to_none=True)
         for micro in on_device(batch, size, self.amp):
@@ -107,8 +155,11 @@ class Updater:
             total += loss_sum.detach()
         return total, terms
 
-    def _bad(self, batch: Batch, progress: Progress, loss: float, norm: float) -> BadNumbers:
-        """The exception for this batch: its rows' ids, and the layer found by running it again."""
+    def fault(self, update: Update, progress: Progress) -> BadNumbers:
+        """The exception for the bad update of step `progress.step`: its rows' ids, and the layer found by running it
+        again. Raises OutOfMemory."""
+        batch = update.batch
+        loss, norm, _ = update.numbers.read()
         size = self.micro_batch(batch, progress)
 
         def attempt() -> None:
@@ -120,7 +171,8 @@ class Updater:
                 for micro in on_device(batch, size, self.amp):
                     self.loss(self.model, micro)
 
-        layer = first_bad_layer(self.model, attempt)
+        with memory_errors(lambda: self._sizes(batch, progress)):
+            layer = first_bad_layer(self.model, attempt)
         names = self.stream.names(batch["index"].tolist())
         return bad_numbers(step=progress.step, loss=loss, norm=norm, rows=names, layer=layer)
 
