@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.faults.runs import CASES, live
 from tests.samples import make_batch, make_classifier
 from xcls.schema import Hardware, UserError
 from xcls.train import precision
 from xcls.train.amp import Amp
+from xcls.train.checkpoint import read_checkpoint
 from xcls.train.precision import Precision, resolve
+from xcls.train.randomness import random_states, restore_random_states
 
 
 @pytest.mark.parametrize(
@@ -105,3 +109,51 @@ def test_threads_are_set() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("dtype", "tf32"), [("fp32", False), ("bf16", True), ("fp16", True)])
+def test_products_on_cuda_keep_what_the_dtype_promises(dtype: str, tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    products = torch.backends.cuda.matmul
+    names = ("allow_tf32", "allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    before = [getattr(products, name) for name in names]
+    try:
+        for name, value in zip(names, (not tf32, True, True)):
+            setattr(products, name, value)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr("xcls.train.amp._scaler", lambda precision: None)
+        Amp(precision=Precision(device="cuda", dtype=dtype), hardware=Hardware())
+        assert [getattr(products, name) for name in names] == [tf32, False, False]
+    finally:
+        for name, value in zip(names, before):
+            setattr(products, name, value)
+
+
+def test_a_run_on_the_cpu_of_a_gpu_machine_leaves_the_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call that makes or needs a CUDA context, with memory that runs out, bad steps and a resume on the way."""
+
+    def refuse(*given: Any) -> Any:
+        raise AssertionError("CUDA was touched")
+
+    live(tmp_path / "before", CASES["bad steps left out"], max_steps=1)  # torch lists its functions when it first trains
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("_lazy_init", "get_rng_state_all", "get_rng_state", "set_rng_state", "set_rng_state_all", "synchronize",
+                 "empty_cache", "device_count", "current_device", "get_device_properties", "max_memory_allocated",
+                 "reset_peak_memory_stats"):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    live(tmp_path / "memory", CASES["micro-batches halved"], max_steps=3)
+    live(tmp_path / "bad", CASES["bad steps left out"])
+    payload = read_checkpoint(tmp_path / "bad" / "ckpt_last.pt")
+    assert payload["random"]["cuda"] == []
+    restore_random_states({**payload["random"], "cuda": [torch.zeros(16, dtype=torch.uint8)]}, torch.device("cpu"))
+
+
+def test_states_of_gpus_belong_to_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[tuple[int, int]] = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor(7), torch.tensor(8)])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, index: put.append((int(state), index)))
+    states = random_states(torch.device("cuda"))
+    restore_random_states(states, torch.device("cuda"))
+    assert put == [(7, 0)]  # the second GPU is not here
+    restore_random_states(random_states(torch.device("cpu")), torch.device("cuda"))  # a checkpoint of a CPU
+    assert put == [(7, 0)]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from typing import Iterator
+
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from tests.samples import make_amp, make_encoded
 from xcls.data.batching import ClassBatches
-from xcls.train.stream import MULTIPLE, Stream, batches_from, on_device, real_and_padded, rows_at_once, width_multiple
+from xcls.train.stream import MULTIPLE, Stream, ahead, batches_from, on_device, real_and_padded, rows_at_once, width_multiple
 
 
 def make_stream(rows: int = 21, multiple: int = MULTIPLE) -> Stream:
@@ -56,3 +61,46 @@ def test_rounding_never_passes_the_limit() -> None:
 def test_rows_and_positions_at_once_are_both_kept(limits: tuple[int | None, ...], tokens: int | None, rows: int | None) -> None:
     batch = {"input_ids": torch.zeros(9, 16, dtype=torch.int64)}
     assert rows_at_once(batch, *limits, tokens=tokens) == rows
+
+
+def test_a_thread_builds_ahead_and_ends_with_who_asks() -> None:
+    built: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(100):
+            built.append(number)
+            yield number
+
+    before = threading.active_count()
+    batches = ahead(numbers(), depth=2)
+    assert [next(batches) for _ in range(3)] == [0, 1, 2] and threading.active_count() == before + 1
+    while len(built) < 6:  # three taken, two waiting, one in hand
+        time.sleep(0.001)
+    batches.close()
+    assert threading.active_count() == before and len(built) == 6
+    assert list(ahead(iter(range(5)))) == [0, 1, 2, 3, 4]
+
+
+def test_what_the_thread_raises_is_raised_here() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ValueError("row 7 is broken")
+
+    batches = ahead(broken())
+    assert next(batches) == 1
+    with pytest.raises(ValueError, match="row 7 is broken"):
+        next(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_for_a_gpu_are_the_same_and_pinned(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[tuple[int, ...]] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *given: pinned.append(self.shape) or self)
+    if workers:
+        monkeypatch.setattr("xcls.train.stream.DataLoader", lambda rest, *, pin_memory, **named: (
+            {name: tensor.pin_memory() for name, tensor in batch.items()} for batch in DataLoader(rest, **named) if pin_memory))
+    stream, settings = make_stream(), {"step": 2, "total": 8}
+    found = list(batches_from(stream, workers=workers, device="cuda", **settings))
+    assert len(pinned) == 4 * 6
+    for one, other in zip(found, batches_from(stream, workers=0, **settings), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
