@@ -56,6 +56,31 @@ def run(
     return everything, log, faults
 
 
+def test_host_and_device_have_times_of_their_own() -> None:
+    """A device that takes 3 s for what the host launches in 0.5 s."""
+    clock, now = Clock(), {"device": 0.0}
+
+    class Ahead(Fake):
+        def training(self) -> None:
+            super().training()
+            now["device"] = max(now["device"], self.clock.now - self.seconds) + 3.0
+
+    class Marked:
+        def __init__(self) -> None:
+            self.at = max(now["device"], clock.now)
+
+        def elapsed_time(self, later: Marked) -> float:
+            return 1000 * (later.at - self.at)
+
+    def wait() -> None:
+        clock.now = max(clock.now, now["device"])
+
+    series = Series(Ahead("a", 0.5, clock, []), ("training",))
+    interleave([series], rounds=2, seconds=100.0, wait=wait, begin=lambda s: None, failed=lambda s, e: None, clock=clock,
+               mark=Marked)
+    assert (series.times["training"], series.host["training"], series.device["training"]) == ([3.0] * 2, [0.5] * 2, [3.0] * 2)
+
+
 def test_rounds_alternate() -> None:
     _, log, _ = run(3, 100.0, lambda c, log: [Fake("a", 0.5, c, log), Fake("b", 0.25, c, log)])
     assert "".join(log) == "aabb" + "ab" * 3  # two calls each to warm up

@@ -20,6 +20,19 @@ def synchronizer(device: str) -> Callable[[], None]:
     return torch.cuda.synchronize if device == "cuda" else _nothing
 
 
+def marker(device: str) -> Callable[[], torch.cuda.Event] | None:
+    """What marks a moment in the device's work; None on a CPU, which does what it is told at once."""
+    if device != "cuda":
+        return None
+
+    def mark() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    return mark
+
+
 def _nothing() -> None:
     return None
 

@@ -35,7 +35,7 @@ def columns(references: Sequence[str]) -> list[str]:
         "error_by_layer",
         "trained_attention",
     ]
-    return [*first, *times, "inference_MiB", "training_MiB", "compile_s", "rival", *ratios, *work, *error]
+    return [*first, *times, "host_ms", "device_ms", "inference_MiB", "training_MiB", "compile_s", "rival", *ratios, *work, *error]
 
 
 def row_of(case: Case) -> Row:
@@ -59,12 +59,15 @@ def add_memory(row: Row, event: dict[str, Any]) -> None:
 
 
 def add_times(row: Row, event: dict[str, Any]) -> None:
-    """Takes medians, extremes and work from a `timed` event."""
+    """Takes medians, extremes and work from a `timed` event; of a training on a GPU, how long the host took to launch it
+    (host_ms; about as long as the device: it waits for the host) and how long the device was at it (device_ms)."""
     for measure, seconds in event["times"].items():
         milliseconds = [1000.0 * value for value in seconds]
         row[f"{measure}_ms"] = median(milliseconds)
         row[f"{measure}_min_ms"], row[f"{measure}_max_ms"] = min(milliseconds), max(milliseconds)
     row["rounds"] = min(len(seconds) for seconds in event["times"].values())
+    for side in ("host", "device"):
+        row[f"{side}_ms"] = 1000.0 * median(event[side]) if event.get(side) else None
     row["compile_s"] = event["compile_s"]
     for measure in ("inference", "training"):
         flops, moved = event.get(f"{measure}_flops"), event.get(f"{measure}_bytes")

@@ -75,6 +75,7 @@ def cost_columns(references: Sequence[str]) -> list[Column]:
     """Time and memory, and their ratios."""
     found: list[Column] = [("inference, ms", _value("inference_ms")), ("forward, ms", _value("forward_ms"))]
     found += [("training, ms (min…max)", _spread)]
+    found += [("of it launching, ms", _value("host_ms")), ("of the device, ms", _value("device_ms"))]
     found += [(f"training × {name}", _value(f"training_ms_vs_{name}")) for name in references]
     found += [("× rival", _value("training_ms_vs_rival")), ("memory, MiB", _value("training_MiB"))]
     found += [(f"memory × {name}", _value(f"training_MiB_vs_{name}")) for name in references]

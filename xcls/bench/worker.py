@@ -22,7 +22,7 @@ from xcls.bench.cases import MEASURES, OURS, Case, build, make_attention, make_p
 from xcls.bench.error import SHARED, SOFTMAX, attend, draws, errors_of, exact, random_inputs, summary
 from xcls.bench.formulas import Shape, work
 from xcls.bench.limit import limit_memory, refusal
-from xcls.bench.machine import copy_rate, counted, matmul_rate, synchronizer
+from xcls.bench.machine import copy_rate, counted, marker, matmul_rate, synchronizer
 from xcls.bench.make import make
 from xcls.bench.timing import LONG, Series, interleave
 from xcls.bench.trained import Caught, trained_inputs
@@ -161,12 +161,13 @@ def measure_time(job: dict[str, Any], emit: Emit) -> None:
 
     wait = synchronizer(device)
     limits = {"rounds": job["rounds"], "least": job["least_rounds"], "seconds": job["seconds"]}
-    interleave(everything, **limits, wait=wait, begin=begin, failed=failed)
+    interleave(everything, **limits, wait=wait, begin=begin, failed=failed, mark=marker(device))
     for series in everything:
         if series.cause is None:
             place = places[id(series)]
             compiled = series.compile_seconds() if cases[place].compile else None
-            emit("timed", {"case": place, "times": series.times, "compile_s": compiled, **details[place]})
+            sides = {"host": series.host.get("training"), "device": series.device.get("training")}
+            emit("timed", {"case": place, "times": series.times, **sides, "compile_s": compiled, **details[place]})
 
 
 def measure_error(job: dict[str, Any], emit: Emit) -> None:
