@@ -310,8 +310,9 @@ def outline(cfg: DictConfig) -> list[Outline]:
     """For the launcher of a sweep: the run of one job, last, after the runs it needs first. Raises UserError."""
     config, choices, folder = settle(cfg)
     from xcls.build import Plan  # torch and the rest, only now
+    from xcls.train.cards import of_jobs
 
-    return outlines(Plan(config, choices, folder, list(HydraConfig.get().overrides.task), ROOT))
+    return outlines(Plan(config, choices, folder, list(HydraConfig.get().overrides.task), ROOT, find=of_jobs))
 
 
 def raised_by_hydra(error: Exception) -> bool:

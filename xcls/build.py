@@ -6,10 +6,11 @@ import copy
 import hashlib
 import json
 import os
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable
 
 import torch
 from hydra.errors import InstantiationException
@@ -29,7 +30,8 @@ from xcls.record import Record, plain
 from xcls.schema import Config, Labels, UserError, flatten
 from xcls.signature import FILES, parameters
 from xcls.stages.folder import read_or_refuse
-from xcls.train.precision import Precision, resolve
+from xcls.train.cards import Cards, here
+from xcls.train.precision import Precision, check_cards, resolve
 from xcls.train.provenance import Sources, find_sources
 
 
@@ -172,6 +174,7 @@ class Plan:
     command: list[str]
     root: Path
     sources: Sources = field(default_factory=Sources)  # the source tree, once `freeze` has looked at it
+    find: Callable[[], Cards] = here  # the GPUs that it may be computed on
 
     @cached_property
     def source(self) -> Source:
@@ -186,7 +189,16 @@ class Plan:
     @cached_property
     def precision(self) -> Precision:
         """Device and dtype, `auto` resolved."""
-        return resolve(self.config.hardware)
+        return resolve(self.config.hardware, self.find)
+
+    def check_device(self) -> None:
+        """Refuses a device that cannot do what it is to do, before anything else is done; says what `auto` has chosen. Raises UserError."""
+        precision = self.precision
+        if precision.device == "cuda":
+            emulate = self.config.mode in ("eval", "predict")  # the dtype is that of the run's training
+            check_cards(precision, self.find(), emulate=emulate)
+        if precision.why:
+            print(("WARNING: " if precision.warn else "") + precision.why, file=sys.stderr)
 
     @cached_property
     def parent_hash(self) -> str | None:
@@ -203,7 +215,7 @@ class Plan:
         """The plan of another run on the same data: a baseline, or the pretraining that this one starts from."""
         config = copy.deepcopy(self.config)
         config.mode, config.seed, config.exp, config.pretrain, config.sweep = mode, seed, None, None, None
-        return Plan(config, {**self.choices, "mode": mode}, None, [], self.root)
+        return Plan(config, {**self.choices, "mode": mode}, None, [], self.root, find=self.find)
 
     @cached_property
     def pretraining(self) -> Plan:

@@ -16,6 +16,7 @@ from xcls.stages.folder import DONE, FRESH, decide
 
 if TYPE_CHECKING:
     from xcls.build import Plan
+    from xcls.train.precision import Precision
 
 HASHED = ("pretrain", "finetune", "baseline")  # the modes that make a run; the others read one, or measure
 
@@ -32,6 +33,7 @@ class Outline:
     action: str = FRESH  # what to do with the folder: 'done', 'resume', 'fresh' (stages/folder.py)
     found: Record | None = None  # the record that is there
     gpu: bool = False  # it computes on a GPU
+    precision: Precision | None = None  # with which device and dtype it was planned; None: it has no encoder
     file: str | None = None  # what `config.yaml` in its folder must hold before it begins
     record: Record | None = None  # what its record says if it dies before it writes one
 
@@ -43,7 +45,7 @@ def outlines(plan: Plan) -> list[Outline]:
     """
     config = plan.config
     if config.mode not in HASHED:
-        return [Outline(kind=config.mode, gpu=plan.precision.device == "cuda")]
+        return [Outline(kind=config.mode, gpu=plan.precision.device == "cuda", precision=plan.precision)]
     own = _outline(plan, resume=config.resume)
     if own.action != DONE:
         plan.check()
@@ -61,9 +63,10 @@ def _outline(plan: Plan, *, resume: bool) -> Outline:
     config = plan.config
     how = {"resume": resume, "sweep": True, "retry_failed": config.retry_failed, "code": plan.code}
     action, found = decide(plan.folder, plan.digest, **how)
+    precision = None if config.mode == "baseline" else plan.precision
     return Outline(
         kind=config.mode, folder=plan.folder, hash=plan.digest, action=action, found=found, record=plan.record(None),
-        gpu=config.mode != "baseline" and plan.precision.device == "cuda",
+        gpu=precision is not None and precision.device == "cuda", precision=precision,
     )
 
 

@@ -89,6 +89,7 @@ def _train(plan: Plan) -> int:
         print(f"{_shown(plan)}: nothing to do, it is {record.status}" + (f" ({record.cause})" if record.cause else ""))
         return OK if record.status == "completed" else FAILED
     if config.mode != "baseline":
+        plan.check_device()
         check_architecture(config)
     plan.freeze()
     prepared = plan.data()
@@ -127,6 +128,8 @@ def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
     try:
         with journal:
             note_sources(journal, plan.sources)
+            if config.mode != "baseline" and plan.precision.warn:
+                journal.warn(plan.precision.why)
             parent = _parent(plan, journal)
             tokenizer = _tokenizer(plan, prepared, parent)
             _write_files(plan, record)
@@ -284,6 +287,7 @@ def _evaluate(plan: Plan) -> int:
     """mode=eval."""
     from xcls.start_finished import evaluate_run
 
+    plan.check_device()
     return evaluate_run(plan)
 
 
@@ -291,6 +295,7 @@ def _predict(plan: Plan) -> int:
     """mode=predict."""
     from xcls.start_finished import predict_documents
 
+    plan.check_device()
     return predict_documents(plan)
 
 
@@ -298,6 +303,7 @@ def _bench(plan: Plan) -> int:
     """mode=bench."""
     from xcls.start_bench import bench  # the measuring code, which no other mode needs
 
+    plan.check_device()
     return bench(plan)
 
 

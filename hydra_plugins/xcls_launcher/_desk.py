@@ -123,7 +123,7 @@ class Desk:
         self.sweep.prepare(job)
         self.sweep.start(job, device)
         self._divide_threads(job, on_device)
-        guard = self.begin(job, lease, {**self._environment(device, on_device), "XCLS_HASH": job.hash or ""})
+        guard = self.begin(job, lease, {**self._environment(device, on_device), **_planned(job)})
         self.places.append(Place(job, guard, making, on_device))
         if lease is not None:
             lease.let_go()  # the guard has it
@@ -197,6 +197,12 @@ class Desk:
         place.guard.stdin.close()
         if place.making is not None:
             place.making.release()
+
+
+def _planned(job: Job) -> dict[str, str]:
+    """What tells `job` as what it was planned: its hash, and on a GPU the dtype, which `auto` would choose by its own card alone."""
+    precision = job.outline.precision if job.gpu and job.outline is not None else None
+    return {"XCLS_HASH": job.hash or "", "XCLS_PRECISION": f"{precision.device} {precision.dtype}" if precision else ""}
 
 
 def _acquired(lock: FileLock) -> bool:

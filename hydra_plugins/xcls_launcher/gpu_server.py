@@ -21,7 +21,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
 
-from hydra_plugins.xcls_launcher.sweep import Job, Sweep, plan_sweep
+from hydra_plugins.xcls_launcher.sweep import WAITING, Job, Sweep, plan_sweep
 from xcls.schema import UserError
 
 
@@ -50,7 +50,11 @@ class GpuServerLauncher(LocalLauncher):
         from hydra_plugins.xcls_launcher._progress import Screen
 
         machine = self.machine()
+        if machine.named:  # what the jobs may see is what torch is asked about
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(machine.devices)
+            os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         sweep = plan_sweep(self, job_overrides)
+        check_hardware(sweep)
         packed = sweep.folder / ".submitit" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # a process id may come again
         with sweep.held():
             screen = Screen(sweep)
@@ -95,3 +99,19 @@ class GpuServerLauncher(LocalLauncher):
     def __call__(self, sweep_overrides: List[str], job_dir_key: str, job_num: int, job_id: str, singleton_state: Any) -> None:
         """In the job's process: runs it. Hydra keeps an exception as the job's result; here it ends the process."""
         _ = super().__call__(sweep_overrides, job_dir_key, job_num, job_id, singleton_state).return_value
+
+
+def check_hardware(sweep: Sweep) -> None:
+    """Refuses GPUs that cannot do what the jobs are to do, before any job begins, and says what `hardware=auto` has chosen.
+
+    Raises UserError.
+    """
+    from xcls.train.cards import of_jobs
+    from xcls.train.precision import check_cards
+
+    waiting = [job.outline.precision for job in sweep.jobs if job.state == WAITING and job.outline.precision is not None]
+    for precision in dict.fromkeys(waiting):
+        if precision.device == "cuda":
+            check_cards(precision, of_jobs())
+        if precision.why:
+            print(("WARNING: " if precision.warn else "") + precision.why, file=sys.stderr)

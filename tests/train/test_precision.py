@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 import torch
@@ -13,66 +15,185 @@ import torch
 from tests.faults.runs import CASES, live
 from tests.samples import make_batch, make_classifier
 from xcls.schema import Hardware, UserError
-from xcls.train import precision
+from xcls.train import cards, precision
 from xcls.train.amp import Amp
+from xcls.train.cards import Card, Cards, runs_on
 from xcls.train.checkpoint import read_checkpoint
-from xcls.train.precision import Precision, resolve
+from xcls.train.precision import Precision, check_cards, resolve
 from xcls.train.randomness import random_states, restore_random_states
 
 
+A100, T4, V100 = ("NVIDIA A100", (8, 0)), ("Tesla T4", (7, 5)), ("Tesla V100", (7, 0))
+
+
+def found(*cards: tuple[str, tuple[int, int]], why: str = "torch finds no GPU", warn: bool = False) -> Callable[[], Cards]:
+    """What stands in for the cards of this machine."""
+    made = tuple(Card(*card) for card in cards)
+    return lambda: Cards("2.13.0+cu130", made, ("sm_75", "sm_80", "sm_90"), "" if cards else why, warn)
+
+
 @pytest.mark.parametrize(
-    ("hardware", "capability", "flags", "expected"),
+    ("hardware", "cards", "flags", "expected"),
     [
-        (Hardware(), None, {"avx2"}, ("cpu", "fp32")),
-        (Hardware(), None, {"avx512_bf16"}, ("cpu", "bf16")),
-        (Hardware(), None, {"amx_bf16"}, ("cpu", "bf16")),
-        (Hardware(), 7.5, {"amx_bf16"}, ("cuda", "fp16")),
-        (Hardware(), 9.0, set(), ("cuda", "bf16")),
-        (Hardware(device="cpu"), 9.0, set(), ("cpu", "fp32")),
-        (Hardware(dtype="fp16"), 9.0, set(), ("cuda", "fp16")),
-        (Hardware(device="cuda", dtype="bf16"), None, set(), ("cuda", "bf16")),
+        (Hardware(), (), {"avx2"}, ("cpu", "fp32")),
+        (Hardware(), (), {"avx512_bf16"}, ("cpu", "bf16")),
+        (Hardware(), (), {"amx_bf16"}, ("cpu", "bf16")),
+        (Hardware(), (T4,), {"amx_bf16"}, ("cuda", "fp16")),
+        (Hardware(), (A100,), set(), ("cuda", "bf16")),
+        (Hardware(), (A100, T4), set(), ("cuda", "fp16")),
+        (Hardware(device="cpu"), (A100,), set(), ("cpu", "fp32")),
+        (Hardware(dtype="fp16"), (A100,), set(), ("cuda", "fp16")),
+        (Hardware(device="cuda", dtype="bf16"), (), set(), ("cuda", "bf16")),
     ],
 )
-def test_auto(
-    hardware: Hardware, capability: Any, flags: set[str], expected: tuple, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(precision, "gpu_capability", lambda: capability)
+def test_auto(hardware: Hardware, cards: tuple, flags: set[str], expected: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(precision.PLANNED, raising=False)
     monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
-    assert resolve(hardware) == Precision(device=expected[0], dtype=expected[1])
+    assert resolve(hardware, found(*cards)) == Precision(device=expected[0], dtype=expected[1])
+
+
+def test_the_choice_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(precision.PLANNED, raising=False)
+    monkeypatch.setattr(precision, "cpu_flags", set)
+    assert resolve(Hardware(), found(A100)).why == "hardware=auto: cuda (NVIDIA A100, capability 8.0, bf16)"
+    quiet = resolve(Hardware(), found())
+    assert (quiet.why, quiet.warn) == ("hardware=auto: cpu (fp32): torch finds no GPU", False)
+    assert resolve(Hardware(), found(warn=True)).warn and not resolve(Hardware(name="cpu", device="cpu"), found(warn=True)).warn
+    assert resolve(Hardware(device="cuda", dtype="bf16"), found()).why == ""
+
+
+def test_a_job_takes_what_its_sweep_has_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own card alone would have bf16; with the other cards of the machine, its run is one of fp16."""
+    monkeypatch.setenv(precision.PLANNED, "cuda fp16")
+    assert resolve(Hardware(), found(A100)) == Precision("cuda", "fp16")
+    assert resolve(Hardware(device="cpu", dtype="fp32"), found(A100)) == Precision("cpu", "fp32")
 
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "gpu_capability", lambda: None)
-    with pytest.raises(UserError, match="hardware.device=cuda: no usable GPU"):
-        resolve(Hardware(device="cuda"))
+    monkeypatch.delenv(precision.PLANNED, raising=False)
+    with pytest.raises(UserError, match="hardware.device=cuda: torch finds no GPU"):
+        resolve(Hardware(device="cuda"), found())
 
 
 @pytest.mark.parametrize(
-    ("visible", "version", "answer", "expected"),
+    ("dtype", "cards", "words"),
     [
-        (None, "2.5.0", "9.0\n8.0\n", 8.0),
-        (None, "2.5.0+cu124", "7.5\n", 7.5),
-        (None, "2.5.0+cpu", "9.0\n", None),
-        ("", "2.5.0", "9.0\n", None),
-        ("-1", "2.5.0", "9.0\n", None),
-        (None, "2.5.0", "", None),
-        (None, "2.5.0", "No devices were found", None),
+        ("bf16", (), "hardware.device=cuda: torch finds no GPU"),
+        ("fp16", (V100,), "Tesla V100, capability 7.0: .* no code for it, only for sm_75, .*--index-url https://download.pytorch.org/whl/cu126"),
+        ("bf16", (T4,), "hardware.dtype=bf16: Tesla T4, capability 7.5 has no bf16"),
+        ("fp16", (("GeForce RTX 5090", (12, 0)),), "capability 12.0: .* the newest torch with CUDA"),
+        ("fp16", (A100, V100), "Tesla V100"),
     ],
 )
-def test_gpu_capability(
-    visible: Any, version: str, answer: str, expected: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def test_a_card_that_cannot_do_it_is_refused(dtype: str, cards: tuple, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_cards(Precision("cuda", dtype), found(*cards)())
+
+
+def test_a_card_that_can_do_it_is_not_refused() -> None:
+    assert check_cards(Precision("cuda", "bf16"), found(A100)()) == check_cards(Precision("cuda", "fp16"), found(T4)()) == ""
+    assert check_cards(Precision("cpu", "bf16"), found()()) == ""
+    assert "emulates it" in check_cards(Precision("cuda", "bf16"), found(T4)(), emulate=True)
+
+
+def test_what_code_runs_on_which_card() -> None:
+    pypi = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+    assert [runs_on(capability, pypi) for capability in ((7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (12, 1), (6, 1))] == [False, *[True] * 5, False]
+    assert runs_on((9, 0), ("sm_90a",)) and not runs_on((9, 1), ("sm_90a",))
+    assert runs_on((12, 0), ("sm_80", "compute_90")) and not runs_on((8, 0), ("compute_90",))
+    assert runs_on((7, 0), ())
+
+
+class FakeCuda:
+    """Stands in for torch.cuda: `cards` as (name, capability)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *given: tuple[str, tuple[int, int]], version: str = "2.13.0+cu130", fails: str = "") -> None:
+        def init() -> None:
+            raise RuntimeError(fails)
+
+        cuda = None if version.endswith("+cpu") else "13.0"
+        fakes = {
+            "is_available": lambda: bool(given), "device_count": lambda: len(given), "init": init,
+            "get_device_name": lambda place: given[place][0], "get_device_capability": lambda place: given[place][1],
+            "get_arch_list": lambda: ["sm_75", "sm_80"],
+        }  # fmt: skip
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch, "__version__", version)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(cards.Path, "exists", lambda self: False)
+        monkeypatch.setattr(cards, "_nvidia_smi", lambda: ())
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_the_cards_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, A100, T4)
+    assert cards.look() == Cards("2.13.0+cu130", (Card(*A100), Card(*T4)), ("sm_75", "sm_80"))
+    assert cards.here.__wrapped__().cards == (Card(*A100),)
+
+
+SEEN = "nvidia-smi sees NVIDIA A100, capability 8.0"
+
+
+@pytest.mark.parametrize(
+    ("version", "visible", "seen", "words", "warns"),
+    [
+        ("2.13.0+cpu", None, (), "this torch (2.13.0+cpu) was built without CUDA", False),
+        ("2.13.0+cpu", None, (A100,), f"but a GPU is here ({SEEN}). Install the newest torch with CUDA: pip install", True),
+        ("2.13.0+cpu", None, (V100,), "--index-url https://download.pytorch.org/whl/cu126", True),
+        ("2.13.0+cpu", "", (A100,), "CUDA_VISIBLE_DEVICES='' hides every GPU", False),
+        ("2.13.0+cu130", "-1", (A100,), "CUDA_VISIBLE_DEVICES='-1' hides every GPU", False),
+        ("2.13.0+cu130", None, (), "torch finds no GPU", False),
+        ("2.13.0+cu130", None, (A100,), f"cannot use the GPU that is here ({SEEN}): The NVIDIA driver is too old. Update", True),
+    ],
+)
+def test_why_there_is_no_card(version: str, visible: Any, seen: tuple, words: str, warns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, version=version, fails="The NVIDIA driver is too old. More.\nAnd more.")
+    monkeypatch.setattr(cards, "_nvidia_smi", lambda: tuple(Card(*card) for card in seen))
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(precision.metadata, "version", lambda name: version)
+    none = cards.look()
+    assert not none.cards and words in none.why and none.warn == warns
+
+
+def test_a_gpu_shows_itself_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, version="2.13.0+cpu")
+    monkeypatch.setattr(cards.Path, "exists", lambda self: str(self) == "/proc/driver/nvidia")
+    assert cards.look().warn and "(/proc/driver/nvidia is there)" in cards.look().why
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("NVIDIA A100-SXM4-40GB, 8.0\nTesla T4, 7.5\n", ["NVIDIA A100-SXM4-40GB, capability 8.0", "Tesla T4, capability 7.5"]),
+        ("", []),
+        ("No devices were found", []),
+        ("Field \"compute_cap\" is not a valid field to query.", []),
+    ],
+)
+def test_nvidia_smi(answer: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], 0, stdout=answer)
-    monkeypatch.setattr(precision.subprocess, "run", lambda *given, **named: done)
-    precision.gpu_capability.cache_clear()
-    try:
-        assert precision.gpu_capability() == expected
-    finally:
-        precision.gpu_capability.cache_clear()
+    monkeypatch.setattr(cards.subprocess, "run", lambda *given, **named: done)
+    assert [str(card) for card in cards._nvidia_smi.__wrapped__()] == expected
+
+
+def test_a_launcher_asks_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does so only where torch could hold a GPU; what comes back is what was found there."""
+    told = json.dumps(asdict(found(A100, T4)()))
+    done = subprocess.CompletedProcess([], 0, stdout=f"something else\n{told}\n")
+    monkeypatch.setattr(cards.subprocess, "run", lambda *given, **named: done)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    assert cards.of_jobs.__wrapped__() == found(A100, T4)()
+    failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nImportError: libcudart.so\n")
+    monkeypatch.setattr(cards.subprocess, "run", lambda *given, **named: failed)
+    with pytest.raises(UserError, match="ImportError: libcudart.so"):
+        cards.of_jobs.__wrapped__()
+
+
+def test_the_other_process_tells_what_it_finds() -> None:
+    command = [sys.executable, "-m", "xcls.train.cards"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert told["torch"] == str(torch.__version__) and bool(told["cards"]) == torch.cuda.is_available()
 
 
 def test_resolving_imports_no_torch() -> None:

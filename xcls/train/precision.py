@@ -1,49 +1,83 @@
-"""Which device and which dtype: decided without importing torch, because the run's hash needs it in a light process."""
+"""Which device and which dtype: `auto` is settled by torch, anything that is named without it."""
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
-from dataclasses import dataclass
-from functools import lru_cache
-from importlib import metadata
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Callable
 
 from xcls.schema import Hardware, UserError
+from xcls.train.cards import Cards, here
 
-BF16_CAPABILITY = 8.0  # Ampere; older GPUs emulate bf16 slowly
 CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+PLANNED = "XCLS_PRECISION"  # `cuda fp16`: what the launcher of a sweep has planned this job with
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The resolved device ('cpu', 'cuda') and dtype of the matrix products ('fp32', 'bf16', 'fp16')."""
+    """The resolved device ('cpu', 'cuda') and dtype of the matrix products ('fp32', 'bf16', 'fp16').
+
+    `why`: what was chosen and why, in a line for people; '' where the configuration names both. `warn`: it is worth a warning.
+    """
 
     device: str
     dtype: str
+    why: str = field(default="", compare=False)
+    warn: bool = field(default=False, compare=False)
 
 
-def resolve(hardware: Hardware) -> Precision:
-    """Settles `auto`. Nothing is probed that the configuration names, so a login node may resolve for a GPU node.
+def resolve(hardware: Hardware, find: Callable[[], Cards] = here) -> Precision:
+    """Settles `auto`. Nothing is asked that the configuration names, so a login node may resolve for a GPU node.
 
-    Device: cuda where a GPU can be used, else cpu. Dtype: on cuda bf16 from Ampere on, else fp16; on cpu bf16 where the
-    processor has instructions for it, else fp32. Raises UserError for cuda with an automatic dtype and no GPU.
+    Device: cuda where torch can use a GPU, else cpu. Dtype: on cuda bf16 from Ampere on, else fp16; on cpu bf16 where the processor
+    has instructions for it, else fp32. `find`: the cards that may be computed on; of several, the dtype is one that each has. A job of
+    a sweep takes what its launcher has planned. Raises UserError for cuda with an automatic dtype and no GPU.
     """
-    device = hardware.device
-    if device == "auto":
-        device = "cpu" if gpu_capability() is None else "cuda"
-    if hardware.dtype != "auto":
-        return Precision(device=device, dtype=hardware.dtype)
-    if device == "cpu":
-        return Precision(device=device, dtype="bf16" if CPU_BF16_FLAGS & cpu_flags() else "fp32")
-    capability = gpu_capability()
-    if capability is None:
-        raise UserError(
-            "hardware.device=cuda: no usable GPU was found (nvidia-smi, CUDA_VISIBLE_DEVICES, or a torch built for CPU "
-            "only). Set hardware=cpu, or name hardware.dtype to resolve for another machine."
-        )
-    return Precision(device=device, dtype="bf16" if capability >= BF16_CAPABILITY else "fp16")
+    device, dtype = hardware.device, hardware.dtype
+    if "auto" not in (device, dtype):
+        return Precision(device, dtype)
+    if planned := os.environ.get(PLANNED):
+        given = planned.split()
+        device, dtype = (place if value == "auto" else value for value, place in zip((device, dtype), given))
+        return Precision(device, dtype, f"hardware={hardware.name}: {device} ({dtype}), as the sweep was planned")
+    found = find() if device != "cpu" else None
+    if found is None or not found.cards and device == "auto":
+        dtype = _of_cpu() if dtype == "auto" else dtype
+        why = f"hardware={hardware.name}: cpu ({dtype})" + (f": {found.why}" if found else "")
+        return Precision("cpu", dtype, why, warn=found is not None and found.warn)
+    if not found.cards:
+        raise UserError(f"hardware.device=cuda: {found.why}. Set hardware=cpu, or name hardware.dtype to resolve for another machine.")
+    if dtype == "auto":
+        dtype = "bf16" if all(card.bf16 for card in found.cards) else "fp16"
+    named = " and ".join(dict.fromkeys(map(str, found.cards)))
+    return Precision("cuda", dtype, f"hardware={hardware.name}: cuda ({named}, {dtype})")
+
+
+def check_cards(precision: Precision, cards: Cards, *, emulate: bool = False) -> str:
+    """Refuses a GPU that cannot do what it is to do: there is none, this torch has no code for it, or it has no bf16.
+
+    With `emulate` a card without bf16 is a warning, which is returned: a finished run is read with the arithmetic of its training.
+    Raises UserError.
+    """
+    if precision.device != "cuda":
+        return ""
+    if not cards.cards:
+        raise UserError(f"hardware.device=cuda: {cards.why}. Or set hardware=cpu.")
+    cards.refuse()
+    without = next((card for card in cards.cards if not card.bf16), None)
+    if precision.dtype != "bf16" or without is None:
+        return ""
+    told = f"hardware.dtype=bf16: {without} has no bf16 in the silicon and emulates it, slower than fp32"
+    if emulate:
+        return f"{told}. The run was trained in it; hardware.dtype=fp16 is quick here, with numbers that differ a little."
+    raise UserError(f"{told}. Set hardware.dtype=fp16 (or hardware=t4, v100, auto), or fp32.")
+
+
+def _of_cpu() -> str:
+    """The dtype that suits this processor."""
+    return "bf16" if CPU_BF16_FLAGS & cpu_flags() else "fp32"
 
 
 def cpu_flags() -> set[str]:
@@ -53,18 +87,3 @@ def cpu_flags() -> set[str]:
     except OSError:
         return set()
     return set(found.group(1).split()) if found else set()
-
-
-@lru_cache(maxsize=1)
-def gpu_capability() -> float | None:
-    """The lowest compute capability of the GPUs, as nvidia-smi tells; None where torch could not use one."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in ("", "-1"):
-        return None
-    try:
-        if re.search(r"\+(cpu|rocm|xpu)", metadata.version("torch")):
-            return None
-        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-        return min(float(line) for line in answer.split())
-    except (OSError, ValueError, subprocess.SubprocessError, metadata.PackageNotFoundError):
-        return None

@@ -1,0 +1,189 @@
+"""The GPUs that torch can use, and why it can use none: asked of torch itself, which is imported only when asked.
+
+A launcher asks in a process of its own (`of_jobs`): a process that has asked torch may hold memory of a GPU, which belongs to the jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from xcls.schema import UserError
+
+BF16_CAPABILITY = (8, 0)  # Ampere; older GPUs emulate bf16 slowly
+OLD_WHEELS = "https://download.pytorch.org/whl/cu126"  # CUDA 12.6: the last with code for Maxwell, Pascal and Volta
+PYPI_CAPABILITY = (7, 5)  # Turing: the oldest that the CUDA 13 wheels of PyPI have code for
+NONE_VISIBLE = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide every GPU
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU: its name and its compute capability (major, minor)."""
+
+    name: str
+    capability: tuple[int, int]
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it computes in bf16 without emulation."""
+        return self.capability >= BF16_CAPABILITY
+
+    def __str__(self) -> str:
+        return f"{self.name}, capability {_dotted(self.capability)}"
+
+
+@dataclass(frozen=True)
+class Cards:
+    """What torch finds. `code`: the architectures that it has code for; `why`: why there is no card, and what to do."""
+
+    torch: str
+    cards: tuple[Card, ...] = ()
+    code: tuple[str, ...] = ()
+    why: str = ""
+    warn: bool = False  # a GPU is here all the same, and nobody has hidden it
+
+    def refuse(self) -> None:
+        """Raises UserError where torch has no code for one of the cards."""
+        for card in self.cards:
+            if not runs_on(card.capability, self.code):
+                raise UserError(
+                    f"{card}: this torch ({self.torch}) has no code for it, only for {', '.join(self.code)}. "
+                    f"Install {remedy(card.capability)}. Or set hardware=cpu."
+                )
+
+
+@lru_cache(maxsize=1)
+def here() -> Cards:
+    """The card that this process trains on: the first that CUDA_VISIBLE_DEVICES leaves."""
+    found = look()
+    return replace(found, cards=found.cards[:1])
+
+
+def look() -> Cards:
+    """All cards that CUDA_VISIBLE_DEVICES leaves."""
+    import torch
+
+    version = str(torch.__version__)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch has to say about a missing GPU is in `_torch_says`
+        usable = torch.cuda.is_available()
+    if not usable:
+        why, warn = _why_none(version, torch.version.cuda)
+        return Cards(version, why=why, warn=warn)
+    places = range(torch.cuda.device_count())
+    found = [Card(torch.cuda.get_device_name(place), tuple(torch.cuda.get_device_capability(place))) for place in places]
+    code = torch.cuda.get_arch_list() if torch.version.cuda else []  # of ROCm, the names are others
+    return Cards(version, tuple(found), tuple(code))
+
+
+@lru_cache(maxsize=1)
+def of_jobs() -> Cards:
+    """Every card that a job of ours may get, found by a process of its own, so that this one keeps off the GPUs.
+
+    Raises UserError where torch cannot be asked.
+    """
+    import torch
+
+    if not torch.backends.cuda.is_built():
+        return look()  # such a torch touches no GPU
+    command = [sys.executable, "-W", "ignore", "-m", "xcls.train.cards"]
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"hardware=auto: torch could not be asked which GPUs are here: {last}. Name the hardware: hardware=cpu, a100, ….")
+    told = json.loads(done.stdout.splitlines()[-1])
+    cards = tuple(Card(card["name"], tuple(card["capability"])) for card in told["cards"])
+    return Cards(**{**told, "cards": cards, "code": tuple(told["code"])})
+
+
+def runs_on(capability: tuple[int, int], code: tuple[str, ...]) -> bool:
+    """Whether a card of this capability runs one of the architectures `code` of a torch (`sm_80`, `sm_90a`, `compute_120`).
+
+    Code of a card (sm) runs on later cards of the same major version, with an `a` only on its own; PTX (compute) is translated for
+    every later card. Source: CUDA C++ Programming Guide, Binary and PTX Compatibility. Without any `code` nothing is known: True.
+    """
+    for kind, digits, special in (found.groups() for name in code if (found := re.fullmatch(r"(sm|compute)_(\d+)([a-z]?)", name))):
+        made_for = divmod(int(digits), 10)
+        if special == "a" or (kind == "sm" and made_for[0] != capability[0]):
+            if made_for == capability:
+                return True
+        elif made_for <= capability:
+            return True
+    return not code
+
+
+def remedy(capability: tuple[int, int] | None) -> str:
+    """Which torch to install for a card, as a command."""
+    command = "pip install --force-reinstall torch"
+    if capability is not None and capability < PYPI_CAPABILITY:
+        return f"the wheels for CUDA 12.6, which have it: {command} --index-url {OLD_WHEELS}"
+    return f"the newest torch with CUDA: {command}"
+
+
+def signs() -> str:
+    """By what an NVIDIA GPU shows itself without torch, as text; '' where nothing does."""
+    seen = _nvidia_smi()
+    if seen:
+        return f"nvidia-smi sees {', '.join(str(card) for card in seen)}"
+    for place in ("/dev/nvidia0", "/proc/driver/nvidia"):
+        if Path(place).exists():
+            return f"{place} is there"
+    return ""
+
+
+def _why_none(version: str, cuda: str | None) -> tuple[str, bool]:
+    """Why torch finds no card and what to do about it, and whether that is worth a warning."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in NONE_VISIBLE:
+        return f"CUDA_VISIBLE_DEVICES={hidden.strip()!r} hides every GPU", False
+    built = f"this torch ({version}) was built without CUDA"
+    seen = signs()
+    if not seen:
+        return built if cuda is None else "torch finds no GPU", False
+    if cuda is None:
+        oldest = min((card.capability for card in _nvidia_smi()), default=None)
+        return f"{built}, but a GPU is here ({seen}). Install {remedy(oldest)}", True
+    return (
+        f"torch {version} (CUDA {cuda}) cannot use the GPU that is here ({seen}): {_torch_says()}. Update the driver, or install a torch "
+        f"for an older CUDA: pip install --force-reinstall torch --index-url {OLD_WHEELS}. In a container, start it with its GPUs (--gpus all)"
+    ), True
+
+
+def _torch_says() -> str:
+    """The first sentence of torch's own reason."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except Exception as error:  # noqa: BLE001 - AssertionError, RuntimeError and others: each is a reason
+        return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
+    return "it finds no device"
+
+
+@lru_cache(maxsize=1)
+def _nvidia_smi() -> tuple[Card, ...]:
+    """The GPUs by nvidia-smi: a hint, for it may be missing, or too old to tell the capability."""
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    found = [re.fullmatch(r"(.+), (\d+)\.(\d+)", line.strip()) for line in answer.splitlines()]
+    return tuple(Card(one[1], (int(one[2]), int(one[3]))) for one in found if one)
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(look())))
