@@ -70,7 +70,7 @@ class Record:
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)  # 'validation', 'test', 'eval.<split>'
     costs: dict[str, float | None] = field(default_factory=dict)  # time_per_step, time_per_epoch, tokens_per_s, …
     params: dict[str, int] = field(default_factory=dict)  # total, trainable, embeddings, attention
-    device: dict[str, Any] = field(default_factory=dict)  # kind, name, dtype, compile, micro_batch, threads, shared
+    device: dict[str, Any] = field(default_factory=dict)  # kind, name, dtype, compile, micro_batch, threads, shared, attention_path
     versions: dict[str, str | None] = field(default_factory=dict)
     commit: str | None = None
     wandb_id: str | None = None
@@ -94,6 +94,8 @@ def carry_over(record: Record, before: Record) -> None:
     """Puts into the `record` of a run's next life what its earlier lives leave to it: they are one run."""
     record.started, record.wandb_id, record.warnings = before.started, before.wandb_id, list(before.warnings)
     record.device["shared"] = bool(record.device.get("shared") or before.device.get("shared"))  # its costs add up over its lives
+    if before.device.get("attention_path"):
+        record.device["attention_path"] = before.device["attention_path"]
     record.costs = {name: before.costs.get(name) for name in ("wall_seconds", "energy_wh")}
 
 

@@ -16,13 +16,14 @@ from torch.testing import assert_close
 from tests.samples import (
     CPU, HARDWARE, TinyTokenizer, make_classifier, make_data, make_journal, make_language_data, make_mlm, make_training,
 )  # fmt: skip
-from xcls.record import read_record
-from xcls.schema import Hardware, Masking, UserError
+from xcls.record import carry_over, read_record
+from xcls.schema import Hardware, Masking, UserError, Wandb
 from xcls.stages.finetune import finetune
 from xcls.stages.pretrain import pretrain
 from xcls.train import checkpoint
 from xcls.train.checkpoint import read_checkpoint
 from xcls.train.faults import BadNumbers, OutOfMemory
+from xcls.train.journal import Journal
 from xcls.train.loop import Loop
 from xcls.train.precision import Precision
 from xcls.train.progress import Progress
@@ -298,3 +299,29 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert [row["step"] for row in table] == [str(step) for step in range(4, 41, 4)]
     assert float(table[-1]["train_loss"]) < float(table[0]["train_loss"])
     assert float(table[0]["lr"]) > 0
+
+
+def test_the_record_tells_how_attention_was_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training steps, of every micro-batch and of the run's earlier lives too; evaluations do not count."""
+    model = make_classifier("performer")
+    layers = [block.attention.attention for block in model.encoder.blocks]
+    lengths: set[int] = set()
+
+    def note(layer: Any, given: Any, out: torch.Tensor) -> None:
+        lengths.add(out.shape[2])
+        layer.path = "evaluation" if not layer.training else "blocks" if out.shape[2] == max(lengths) else "whole"
+
+    for layer in layers:
+        layer.register_forward_hook(note)
+    first = run_finetune(tmp_path, model=model, hardware=Hardware(device="cpu", dtype="fp32", micro_batch=1), max_steps=3)
+    assert first.device["attention_path"] == "blocks,whole" == read_record(tmp_path).device["attention_path"]
+    later = make_journal(tmp_path).record
+    later.device["shared"] = True
+    carry_over(later, first)
+    monkeypatch.setitem(globals(), "make_journal", lambda folder: Journal(folder=folder, record=later, wandb=Wandb(mode="disabled")))
+    again = run_finetune(tmp_path, resume=True, max_steps=3)
+    assert again.device["attention_path"] == "blocks,whole" and again.device["shared"] is True
+
+
+def test_older_mechanisms_do_not_tell(tmp_path: Path) -> None:
+    assert "attention_path" not in run_finetune(tmp_path, model=make_classifier("mean"), max_steps=1).device

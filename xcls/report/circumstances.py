@@ -15,6 +15,7 @@ WORDS = {
     "cores": "cores", "torch": "torch", "cuda": "CUDA",
 }  # fmt: skip
 OF_BASELINE = ("name", "threads", "cores")
+WHOLE, BLOCKS = "whole", "blocks"  # the ways of explicit softmax: all weights at once, or a block of them and again for gradients
 
 
 def circumstances(record: Record) -> dict[str, Any]:
@@ -41,7 +42,36 @@ def unlike_groups(group: Group, other: Group) -> list[str]:
         mine, theirs = group.circumstances[name], other.circumstances[name]
         if mine != theirs and mine and theirs:
             told.append(f"{WORDS[name]} {' and '.join(sorted(mine))} against {' and '.join(sorted(theirs))}")
-    return told
+    one_sided = [one.label for one, two in ((group, other), (other, group)) if BLOCKS in softmax_ways(one) and not softmax_ways(two)]
+    told += [f"softmax of {label} in blocks, its weights do not fit: a smaller hardware.micro_tokens may change that" for label in one_sided]
+    path = unlike_paths(group, other)
+    return [*told, path] if path else told
+
+
+def paths(group: Group) -> set[str]:
+    """The ways in which the completed runs of a group computed attention, as their records tell; older ones do not."""
+    return {str(path) for run in group.runs if (path := run.record.device.get("attention_path"))}
+
+
+def softmax_ways(group: Group) -> set[str]:
+    """Those of them that are of explicit softmax: WHOLE, BLOCKS, or both, in batches of different lengths."""
+    return {way for path in paths(group) for way in path.split(",")} & {WHOLE, BLOCKS}
+
+
+def unlike_paths(group: Group, other: Group) -> str:
+    """Why two groups have costs of different algorithms, or ''.
+
+    The same mechanism took different ways in two runs of a group, or explicit softmax did so in the two groups. Different mechanisms
+    may have different ways: these are what is compared.
+    """
+    for one in (group, other):
+        if len(paths(one)) > 1:
+            return f"the runs of {one.label} computed attention in different ways: {' and '.join(sorted(paths(one)))}"
+    mine, theirs = softmax_ways(group), softmax_ways(other)
+    if mine and theirs and mine != theirs:
+        told = [f"{' and '.join(sorted(ways))} in {one.label}" for one, ways in ((group, mine), (other, theirs))]
+        return f"softmax was computed in different ways: {', '.join(told)}"
+    return ""
 
 
 def _text(value: Any) -> str:

@@ -34,10 +34,15 @@ MEANING = (
     "is OPEN, with the run to repeat, and PASS_WNF is MISSING. mode=bench: the same ratio measured in turns. macro-F1 loss: reference − group; gain: group − "
     "baseline; spread: best seed − worst; all in percentage points. margin: distance to the threshold, positive where "
     "it holds. "
-    "WNF-1 cost needs one of the two ratios, and the loss. interval of a difference: had other examples and other seeds "
+    "WNF-1 cost needs one of the two ratios, and the loss. Memory is the allocator's peak on a GPU, weights and AdamW's state "
+    "included, and the growth of the process in training on a CPU, without the weights: no claim compares the two. interval of a difference: had other examples and other seeds "
     "been drawn, 95 % unless intervals.level says otherwise (docs/intervals.md); where it spans the threshold one cannot "
     "tell. The verdict on macro-F1 is by the value, as the rule is written; this interval decides nothing."
 )
+MEMORY = {  # by the kind of the device
+    "cuda": "Memory on a GPU: the most that torch's allocator held in training, with weights, gradients and AdamW's state.",
+    "cpu": "Memory on a CPU: growth of peak RSS from before the first step, so with gradients and AdamW's state, without the weights.",
+}
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -143,8 +148,7 @@ def footnotes(board: Board, reference: str) -> list[str]:
     ]
     notes += [note] if (note := excluded_note(board.groups)) else []
     kinds = {group.device.get("kind") for group in board.groups}
-    if kinds - {"cuda"}:
-        notes.append("Memory on CPU: growth of peak RSS from before the first step.")
+    notes += [text for kind, text in MEMORY.items() if kind in kinds]
     if any(group.shared for group in board.groups):
         notes.append("*: another job ran on the same device; no cost claim is made from it.")
     for group in board.groups:

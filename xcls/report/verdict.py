@@ -7,7 +7,7 @@ from typing import Any, Callable, Sequence
 
 from xcls.report.aggregate import Board, Group, survived
 from xcls.report.bench_ratio import beside
-from xcls.report.circumstances import WORDS, unlike_groups
+from xcls.report.circumstances import WORDS, unlike_groups, unlike_paths
 from xcls.report.collect import Bench
 from xcls.report.cost_ratio import cost_interval, doubt
 from xcls.report.differences import Differences, Interval
@@ -203,6 +203,8 @@ class Case:
                 return f"{len(self.other.seeds)} of {need} seeds of {self.other.label} have completed"
             if self.group.shared or self.other.shared:
                 return f"another job ran on the device of {(self.group if self.group.shared else self.other).label}"
+            if path := unlike_paths(self.group, self.other):
+                return f"{path}; run all on one device with one micro-batch, so that they compute alike"
         return ""
 
     def _ratio(self, name: str, threshold: float) -> Measured:

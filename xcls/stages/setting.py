@@ -26,7 +26,7 @@ def place(model: nn.Module, *, hardware: Hardware, precision: Precision, journal
     if hardware.compile:
         compile_blocks(model)
     record = journal.record
-    shared = record.device.get("shared")
+    known = {name: record.device[name] for name in ("shared", "attention_path") if name in record.device}
     record.device = {
         **describe_device(amp.device),
         "dtype": precision.dtype,
@@ -34,7 +34,8 @@ def place(model: nn.Module, *, hardware: Hardware, precision: Precision, journal
         "micro_batch": hardware.micro_batch,
         "micro_tokens": hardware.micro_tokens,
         "gradient_checkpointing": hardware.gradient_checkpointing,
-        "shared": shared,  # the launcher knows whether another job has the same device
+        "shared": None,
+        **known,  # the launcher knows whether another job has the same device, an earlier life of the run how attention was computed
     }
     journal.spent.watch(amp.device)
     record.versions = versions()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xcls.data.batching import count_terms
+from xcls.model.multihead import MultiHeadAttention
 from xcls.schema import Hardware, Training
 from xcls.train.amp import Amp, Arriving
 from xcls.train.faults import BadNumbers, OutOfMemory, bad_numbers, first_bad_layer, free_memory, memory_errors
@@ -60,6 +61,8 @@ class Updater:
         able = getattr(optimizer, "_step_supports_amp_scaling", False)
         self.deferred = able and (amp.device.type == "cuda" if deferred is None else deferred)
         self._closed = torch.zeros((), device=amp.device)  # 1 from a bad update on: no other passes
+        self.attentions = [module.attention for module in model.modules() if isinstance(module, MultiHeadAttention)]
+        self.paths: set[str] = set()  # by which ways attention was computed so far: `whole`, `blocks`, …
 
     def micro_batch(self, batch: Batch, progress: Progress) -> int | None:
         """Rows of `batch` that go through at once; None for the whole effective batch."""
@@ -150,6 +153,7 @@ class Updater:
         for micro in on_device(batch, size, self.amp):
             with self.amp.autocast():
                 loss_sum = self.loss(self.model, micro)
+            self.paths.update(path for layer in self.attentions if (path := getattr(layer, "path", None)))
             mean = loss_sum / max(1, terms)
             (mean if scaler is None else scaler.scale(mean)).backward()
             total += loss_sum.detach()
