@@ -158,7 +158,7 @@ def test_a_segment_is_so_many_steps_of_the_optimizer() -> None:
     meter = Meter(words=words, emit=lambda event, details: told.append((event, details)), device="cpu", dtype="fp32")
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=0.1)
-    meter.watch(optimizer, STEPS)
+    meter.watch(torch.nn.ParameterList([weight]), optimizer, STEPS)
     ids = torch.ones(2, 5, dtype=torch.int64)
     real = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
 

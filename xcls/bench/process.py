@@ -34,7 +34,16 @@ def environment(allocator: str) -> dict[str, str]:
     """The environment of every measuring process: this one's, this package on the path, the allocator's settings."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {**environment_with(allocator, dict(os.environ)), "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    return {
+        **environment_with(allocator, dict(os.environ)), "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": first_gpu(os.environ.get("CUDA_VISIBLE_DEVICES")),
+    }  # fmt: skip
+
+
+def first_gpu(visible: str | None) -> str:
+    """The value of CUDA_VISIBLE_DEVICES that leaves one GPU of those of `visible` (None: all): the one that this process calls
+    cuda:0. With several, transformers' Trainer would spread each batch over all of them (DataParallel)."""
+    return "0" if visible is None else visible.split(",")[0].strip()
 
 
 def allocator_settings(variables: dict[str, str]) -> dict[str, str]:

@@ -172,7 +172,7 @@ def train(recipe: Recipe, contender: Contender, meter: Meter, folder: Path, read
     meter.start_memory()
     trainer = make_trainer(recipe, contender, meter, folder)
     trainer.create_optimizer()
-    meter.watch(trainer.optimizer, recipe.steps)
+    meter.watch(trainer.model, trainer.optimizer, recipe.steps)
     ready(trainer.model)
     meter.begin()
     trainer.train()

@@ -11,9 +11,10 @@ from contextlib import nullcontext
 from typing import Any, Callable, TextIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xcls.bench.machine import counter, matmul_rate, synchronizer
+from xcls.bench.training_parking import Parking
 from xcls.train.cost import MemoryGauge
 
 COUNT, WARM, TIME, PARTS, PEAK = "count", "warm", "time", "parts", "peak"  # what a training is told to do next
@@ -35,6 +36,7 @@ class Meter:
         self.words, self.emit, self.device, self.dtype = words, emit, device, dtype
         self.wait_for_device = synchronizer(device)
         self.word = WARM
+        self.parking: Parking | None = None
         self.start_memory()
 
     def start_memory(self) -> None:
@@ -50,7 +52,11 @@ class Meter:
             self.word = json.loads(line)["word"]
             if self.word != PEAK:
                 break
-            self.emit("peak", {"flops_per_s": matmul_rate(self.dtype, self.device)})
+            rate = matmul_rate(self.dtype, self.device)
+            self._leave()
+            self.emit("peak", {"flops_per_s": rate})
+        if self.parking is not None:
+            self.parking.come_back()
         self.counting = counter() if self.word == COUNT else nullcontext()
         self.leading = self.word in (TIME, PARTS)
         self._start_clock()
@@ -65,6 +71,11 @@ class Meter:
         self.enter(REST)
         self.began = time.perf_counter()
 
+    def _leave(self) -> None:
+        """Frees the device for the other trainings, before these are told to go on."""
+        if self.parking is not None:
+            self.parking.leave()
+
     def end(self) -> None:
         """A segment is over: tells what it took, and waits for the next."""
         self.counting.__exit__(None, None, None)
@@ -72,6 +83,7 @@ class Meter:
         seconds = time.perf_counter() - self.began
         self.enter(None)
         self.gauge.pause()  # keeps the peak
+        self._leave()
         gpu, resident = self.gauge.peaks["max_gpu_mem_MiB"], self.gauge.peaks["rss_growth_MiB"]
         self.emit("segment", {
             "word": self.word, "seconds": seconds, "steps": self.steps, "tokens": int(sum(self.real)),
@@ -95,12 +107,14 @@ class Meter:
             self.parts[self.open] = self.parts.get(self.open, 0.0) + now - self.entered
         self.open, self.entered = part, now
 
-    def watch(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Makes a segment of every so many steps of `optimizer`, and times them.
+    def watch(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Makes a segment of every so many steps of `optimizer`, and times them. Between them `model` leaves a GPU.
 
         One step more goes before those that are timed: this training has waited while others ran, its caches are cold and
         the system may have taken its memory back.
         """
+        if self.device != "cpu":
+            self.parking = Parking(model, optimizer)
 
         def after() -> None:
             if self.leading:

@@ -160,7 +160,7 @@ def train(recipe: Recipe, contender: Contender, meter: Meter, folder: Path, read
             model=model, loss=timed_loss, stream=stream, evaluate=no_scores, training=training,
             seed=recipe.seed, amp=amp, hardware=hardware, journal=journal, extras={},
         )  # fmt: skip
-        meter.watch(loop.optimizer, recipe.steps)
+        meter.watch(model, loop.optimizer, recipe.steps)
         ready(model)
         meter.begin()
         loop.run(None)

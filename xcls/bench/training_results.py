@@ -17,7 +17,7 @@ COLUMNS = (
     "stage", "contender", "origin", "position", "group_by_length", "dtype", "batch", "seq_len", "device", "compile",
     "status", "cause", "parameters", "rounds", "tokens_per_s", "tokens_per_s_min", "tokens_per_s_max",
     "vs_transformers", "vs_transformers_min", "vs_transformers_max", "padding_share", "step_ms",
-    *(f"{part}_ms" for part in PARTS), "memory_MiB", "flops_per_token", "tflops_per_s", "share_of_peak",
+    *(f"{part}_ms" for part in PARTS), "memory_MiB", "flops_per_token", "tflops_per_s", "share_of_peak", "mfu",
 )  # fmt: skip
 TITLES = {"finetune": "Fine-tuning", "pretrain": "Pretraining (MLM)"}
 
@@ -28,7 +28,7 @@ def row_of(recipe: Recipe, contender: Contender) -> Row:
         "stage": recipe.stage, "contender": contender.name, "origin": contender.origin,
         "position": contender.position or "learned", "group_by_length": contender.grouped, "dtype": recipe.dtype,
         "batch": recipe.training.batch_size, "seq_len": recipe.seq_len, "device": recipe.device,
-        "compile": recipe.compile, "status": COMPLETED, "cause": None, "speeds": [],
+        "compile": recipe.compile, "gradient_checkpointing": recipe.hardware.gradient_checkpointing, "status": COMPLETED, "cause": None, "speeds": [],
     }  # fmt: skip
 
 
@@ -50,8 +50,12 @@ def add_parts(row: Row, segment: dict[str, Any]) -> None:
         row[f"{part}_ms"] = 1000.0 * segment["parts"].get(part, 0.0) / segment["steps"]
 
 
-def add_work(row: Row, counted: dict[str, Any] | None, peak: float | None) -> None:
-    """Takes operations per real token from the counted segment, and their rate beside the machine's `peak` (1/s)."""
+def add_work(row: Row, counted: dict[str, Any] | None, peak: float | None, card: float | None = None) -> None:
+    """Takes operations per real token from the counted segment, and their rate beside the machine's `peak` (1/s), measured.
+
+    And MFU: the operations of the real tokens alone, padding left out, as a share of what the `card` can do by its data sheet
+    (1/s). Chowdhery et al. 2022 (PaLM), appendix B, count alike, by formula. None where blocks are computed again for the gradients.
+    """
     if counted is None or not counted["flops"] or "tokens_per_s" not in row:
         return
     row["flops_per_token"] = counted["flops"] / counted["tokens"]
@@ -59,6 +63,8 @@ def add_work(row: Row, counted: dict[str, Any] | None, peak: float | None) -> No
     row["tflops_per_s"] = rate / 1e12
     if peak:
         row["share_of_peak"] = rate / peak
+    if card and not row["gradient_checkpointing"]:
+        row["mfu"] = rate * (1.0 - row["padding_share"]) / card
 
 
 def compare(rows: Sequence[Row]) -> None:
@@ -135,7 +141,8 @@ def report(rows: Sequence[Row], peaks: dict[str, float]) -> str:
     blocks = []
     done = [row for row in rows if row.get("tokens_per_s")]
     if done:
-        blocks.append("## Training, data loading included\n\n" + markdown(SPEED, done))
+        columns = [*SPEED, ("MFU", _percent("mfu"))] if any(row.get("mfu") for row in done) else SPEED
+        blocks.append("## Training, data loading included\n\n" + markdown(columns, done))
         note = "backward includes clipping; rest is moving to the device, checks and logging."
         blocks.append(f"### Where a step's time goes (a segment of its own)\n\n{markdown(TIMES, done)}\n\n{note}")
     for dtype, peak in peaks.items():
@@ -143,6 +150,9 @@ def report(rows: Sequence[Row], peaks: dict[str, float]) -> str:
             f"This machine, {dtype}: {number(peak / 1e12)} TFLOP/s in large matrix products. Operations are those of "
             "matrix products by PyTorch's counter, padding included, for each real token."
         )
+    if any(row.get("mfu") for row in done):
+        blocks.append("MFU: operations of the real tokens, padding left out, of what the card can do at most by its data sheet. What a "
+                      "kernel of our own computes is not counted: the true share is higher there.")
     lost = [row for row in rows if row["status"] == FAILED]
     if lost:
         blocks.append("## Failed\n\n" + markdown([*NAMES, ("cause", _text("cause"))], lost))

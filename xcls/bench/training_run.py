@@ -1,4 +1,7 @@
-"""bench=training: every contender in a process of its own, segments by turns (A B C … A B C …), rows and files."""
+"""bench=training: every contender in a process of its own, segments by turns (A B C … A B C …), rows and files.
+
+On a GPU each sees that one GPU alone, and leaves it between its turns, but for CUDA's own context (some hundred MB).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from xcls.bench.cases import OURS
+from xcls.bench.peaks import card_peak
 from xcls.bench.process import allocator_settings, environment
 from xcls.bench.results import Row, fail
 from xcls.bench.timing import LEAST_ROUNDS
@@ -44,9 +48,10 @@ class Contest:
     """The trainings of one stage and dtype, side by side."""
 
     def __init__(
-        self, *, recipe: Recipe, contenders: list[Contender], variables: dict[str, dict[str, str]], bar: tqdm
+        self, *, recipe: Recipe, contenders: list[Contender], variables: dict[str, dict[str, str]], bar: tqdm, card: float | None = None
     ) -> None:
-        """variables: the environment of a process, for each origin of a contender."""
+        """variables: the environment of a process, for each origin of a contender. card: operations a second by its data sheet."""
+        self.card = card
         self.recipe, self.contenders, self.variables, self.bar = recipe, contenders, variables, bar
         self.rows = [row_of(recipe, contender) for contender in contenders]
         self.processes: dict[int, TrainingProcess] = {}
@@ -69,7 +74,7 @@ class Contest:
             rates = [told["flops_per_s"] for place in list(self.processes) if (told := self._turn(place, PEAK))]
             self.peak = max(rates, default=None)
             for place, row in enumerate(self.rows):
-                add_work(row, self.counted.get(place), self.peak)
+                add_work(row, self.counted.get(place), self.peak, self.card)
         finally:
             for process in self.processes.values():
                 process.close()
@@ -187,7 +192,8 @@ def run_training_bench(
                 for dtype in settings.dtypes:
                     recipe = make_recipe(config, stage, device=device, dtype=dtype, texts=files)
                     contenders = plan.contenders[stage]
-                    contest = Contest(recipe=recipe, contenders=contenders, variables=variables, bar=bar)
+                    card = card_peak(about["device"].get("name"), dtype)
+                    contest = Contest(recipe=recipe, contenders=contenders, variables=variables, bar=bar, card=card)
                     rows += contest.rows
                     contest.run(settings.rounds, settings.seconds)
                     if contest.peak is not None:
