@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 import tests.entry
@@ -203,3 +205,19 @@ def test_a_file_over_the_defaults_and_the_command_line_over_the_file(project: Pr
     (project.folder / "my.yaml").write_text("sede: 7\n")
     result = project.run("mode=init", "exp=c", "template=my.yaml")
     assert result.returncode == 2 and "sede: unknown key. Did you mean 'seed'" in result.stderr and "my.yaml" in result.stderr
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch can use a GPU")
+def test_a_gpu_that_torch_cannot_use_is_no_secret(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch for CPUs beside an NVIDIA GPU, shown by a stand-in for nvidia-smi: on the screen, and in the record for the report."""
+    stand_in = project.folder / "cache" / "bin" / "nvidia-smi"
+    stand_in.parent.mkdir(parents=True)
+    stand_in.write_text("#!/bin/sh\necho 'NVIDIA A100-SXM4-40GB, 8.0'\n")
+    stand_in.chmod(0o755)
+    environment = {**project.environment, "PATH": f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}"}
+    environment.pop("CUDA_VISIBLE_DEVICES")
+    command = project.command("mode=finetune", "exp=ft", "finetuning.max_steps=1", "hardware=auto")
+    result = ran(subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, timeout=120))
+    (told,) = [warning for warning in record(project.folder / "finetune" / "ft")["warnings"] if "GPU" in warning]
+    assert told.startswith("hardware=auto: cpu (") and "nvidia-smi sees NVIDIA A100-SXM4-40GB, capability 8.0" in told
+    assert "pip install --force-reinstall torch" in told and f"WARNING: {told}" in result.stderr

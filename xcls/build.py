@@ -196,7 +196,9 @@ class Plan:
         precision = self.precision
         if precision.device == "cuda":
             emulate = self.config.mode in ("eval", "predict")  # the dtype is that of the run's training
-            check_cards(precision, self.find(), emulate=emulate)
+            warning = check_cards(precision, self.find(), emulate=emulate)
+            if warning:
+                print(f"WARNING: {warning}", file=sys.stderr)
         if precision.why:
             print(("WARNING: " if precision.warn else "") + precision.why, file=sys.stderr)
 

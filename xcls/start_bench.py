@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from xcls.bench.growth_plan import plan_growth
 from xcls.bench.growth_run import run_growth_bench
@@ -16,13 +16,16 @@ from xcls.build import Plan
 from xcls.data.encode import encode_cached
 from xcls.data.tokenizer import make_tokenizer
 from xcls.run_files import read_yaml
+from xcls.schema import UserError
 from xcls.stages.folder import refuse_twin
+from xcls.train.cards import Card
 
 
 def bench(plan: Plan) -> int:
     """mode=bench: time, memory, operations and error of mechanisms; `multirun/bench/<name>/`. Gives the exit code."""
     precision = plan.precision
     settings = plan.config.bench = settled(plan.config.bench, precision.dtype)
+    check_dtypes(settings.dtypes, plan.find().cards if precision.device == "cuda" else ())
     folder = plan.runs / "multirun" / "bench" / (plan.config.exp or settings.name)
     refuse_twin(folder)
     nodes = {group: {path.stem: read_yaml(path) for path in sorted((plan.root / "conf" / group).glob("*.yaml"))}
@@ -37,6 +40,14 @@ def bench(plan: Plan) -> int:
         run_bench(settings, attentions=nodes["attention"], positions=nodes["position"], device=precision.device,
                   folder=folder, progress=progress, threads=plan.config.hardware.threads)
     return 0
+
+
+def check_dtypes(dtypes: Sequence[str], cards: Sequence[Card]) -> None:
+    """Refuses bf16 on a card that has none: its emulation says nothing about the mechanisms. Raises UserError."""
+    without = next((card for card in cards if not card.bf16), None)
+    if without is not None and "bf16" in dtypes:
+        better = ",".join(dict.fromkeys("fp16" if dtype == "bf16" else dtype for dtype in dtypes))
+        raise UserError(f"bench.dtypes: bf16: {without} has no bf16 in the silicon and emulates it. Set 'bench.dtypes=[{better}]'.")
 
 
 def _trainings(plan: Plan, nodes: dict[str, dict[str, Any]], folder: Path, progress: bool) -> None:

@@ -98,5 +98,5 @@ def check_hardware(sweep: Sweep) -> None:
         if auto:
             raise UserError(
                 f"{', '.join(auto)}: the nodes that Slurm gives need not be like this machine. Name their hardware: hardware=t4, v100, "
-                "a100 or h200; without GPUs hardware=cpu hardware.dtype=fp32 hydra.launcher.gpus_per_node=0."
+                "rtx, l4, a100, h100 or h200; without GPUs hardware=cpu hardware.dtype=fp32 hydra.launcher.gpus_per_node=0."
             )

@@ -5,12 +5,21 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from hydra_plugins.xcls_launcher import _devices
+from hydra_plugins.xcls_launcher._desk import _planned
 from hydra_plugins.xcls_launcher._devices import check_leases, lease_name, parse_listing, take, visible_devices
+from hydra_plugins.xcls_launcher.gpu_server import check_hardware
+from hydra_plugins.xcls_launcher.sweep import Job
+from xcls.outline import Outline
 from xcls.schema import UserError
+from xcls.train import cards
+from xcls.train.cards import Card, Cards
+from xcls.train.precision import Precision
 
 LISTING = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-11111111-aaaa)
 GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-22222222-bbbb)
@@ -98,3 +107,34 @@ def test_a_folder_of_leases_that_is_none_is_named(tmp_path: Path) -> None:
         check_leases()
     (tmp_path / "leases").unlink()
     assert check_leases() is None and take("0", 1) is not None
+
+
+def planned(*precisions: tuple[str, str, str, bool], state: str = "waiting") -> Any:
+    """A sweep with a job for each (device, dtype, why, whether it is a warning)."""
+    outlines = [Outline("finetune", precision=Precision(device, dtype, why, warn)) for device, dtype, why, warn in precisions]
+    jobs = [Job(number=number, overrides=[], folder="", kind="finetune", needs=[], hash="h", gpu=outline.precision.device == "cuda",
+                state=state, outline=outline) for number, outline in enumerate(outlines)]
+    jobs.append(Job(number=len(jobs), overrides=[], folder="", kind="baseline", needs=[], outline=Outline("baseline")))
+    return SimpleNamespace(jobs=jobs)
+
+
+def test_a_sweep_on_a_card_that_cannot_do_it_is_refused_before_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    t4 = Cards("2.13.0", (Card("Tesla T4", (7, 5)),), ("sm_75",))
+    monkeypatch.setattr(cards, "of_jobs", lambda: t4)
+    with pytest.raises(UserError, match="hardware.dtype=bf16: Tesla T4"):
+        check_hardware(planned(("cuda", "fp16", "", False), ("cuda", "bf16", "", False)))
+    check_hardware(planned(("cuda", "bf16", "", False), state="skipped"))
+    check_hardware(planned(("cuda", "fp16", "", False), ("cpu", "bf16", "", False)))
+
+
+def test_a_sweep_says_once_what_auto_has_chosen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cards, "of_jobs", lambda: pytest.fail("a CPU needs no GPU to be asked for"))
+    check_hardware(planned(*[("cpu", "fp32", "hardware=auto: cpu (fp32): a GPU is here", True)] * 3))
+    assert capsys.readouterr().err == "WARNING: hardware=auto: cpu (fp32): a GPU is here\n"
+
+
+def test_a_job_is_told_with_which_dtype_it_was_planned() -> None:
+    """On a machine of a T4 and an A100 the A100 alone would choose bf16, which is another run."""
+    gpu, cpu, baseline = planned(("cuda", "fp16", "", False), ("cpu", "bf16", "", False)).jobs
+    assert _planned(gpu) == {"XCLS_HASH": "h", "XCLS_PRECISION": "cuda fp16"}
+    assert _planned(cpu)["XCLS_PRECISION"] == _planned(baseline)["XCLS_PRECISION"] == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,8 @@ from tests.samples import CONF
 from xcls import build, start
 from xcls.attention.sdpa import Sdpa
 from xcls.run_files import read_yaml
-from xcls.schema import Config, UserError, unflatten
+from xcls.schema import Config, Hardware, UserError, unflatten
+from xcls.train.cards import Card, Cards
 
 
 @pytest.mark.parametrize(("planned", "refused"), [("a" * 64, True), ("b" * 64, False), ("", False)])
@@ -60,3 +62,27 @@ def test_what_is_written_down_is_the_code_that_was_hashed_or_the_run_does_not_be
     plan.code = {"attention": "another", "position": plan.code["position"]}
     with pytest.raises(UserError, match="changed just as the run began"):
         plan.freeze()
+
+
+def test_a_card_that_torch_has_no_code_for_is_refused_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But a finished run is still told of on any machine."""
+    v100 = Cards("2.13.0+cu130", (Card("Tesla V100", (7, 0)),), ("sm_75", "sm_80"))
+    config = Config(mode="finetune", hardware=Hardware(name="v100", device="cuda", dtype="fp16"))
+    plan = build.Plan(config, {}, None, [], CONF.parent, find=lambda: v100)
+    planned = SimpleNamespace(config=config, digest="b" * 64, code={}, folder=CONF, runs=CONF.parent, check_device=plan.check_device)
+    monkeypatch.setattr(start, "check_architecture", lambda config: pytest.fail("it went on"))
+    monkeypatch.setattr(start, "decide", lambda *_, **__: ("fresh", None))
+    with pytest.raises(UserError, match="Tesla V100, capability 7.0: this torch .* --index-url https://download.pytorch.org/whl/cu126"):
+        start._train(planned)
+    monkeypatch.setattr(start, "decide", lambda *_, **__: ("done", SimpleNamespace(status="completed", cause=None)))
+    assert start._train(planned) == 0
+
+
+@pytest.mark.parametrize(("mode", "refused"), [("finetune", True), ("bench", True), ("eval", False), ("predict", False)])
+def test_bf16_where_there_is_none_is_for_reading_finished_runs_alone(mode: str, refused: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    t4 = Cards("2.13.0", (Card("Tesla T4", (7, 5)),), ("sm_75",))
+    config = Config(mode=mode, hardware=Hardware(device="cuda", dtype="bf16"))
+    plan = build.Plan(config, {}, None, [], CONF.parent, find=lambda: t4)
+    with pytest.raises(UserError, match="hardware.dtype=bf16: Tesla T4") if refused else nullcontext():
+        plan.check_device()
+    assert capsys.readouterr().err.startswith("" if refused else "WARNING: hardware.dtype=bf16: Tesla T4")

@@ -64,7 +64,7 @@ def check_cards(precision: Precision, cards: Cards, *, emulate: bool = False) ->
     if precision.device != "cuda":
         return ""
     if not cards.cards:
-        raise UserError(f"hardware.device=cuda: {cards.why}. Or set hardware=cpu.")
+        raise UserError(f"hardware.device=cuda: {cards.why}. Set hardware=cpu, or make the GPU usable: torch.cuda.is_available() must be True.")
     cards.refuse()
     without = next((card for card in cards.cards if not card.bf16), None)
     if precision.dtype != "bf16" or without is None:
