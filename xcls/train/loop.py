@@ -294,9 +294,7 @@ class Loop:
         record.faults = [dict(fault) for fault in progress.faults]
         record.metrics["validation"] = dict(progress.validation or {})
         self.recovery.show_micro_batch(progress)
-        paths = self.updater.paths.union(filter(None, str(record.device.get("attention_path") or "").split(",")))
-        if paths:  # the path decides what a step costs: the report compares no runs of different paths
-            record.device["attention_path"] = ",".join(sorted(paths))
+        self.updater.show_paths(record.device)
         return costs
 
     def _save(self, *, best: bool, scheduled: bool, again: bool = False) -> None:

@@ -69,6 +69,12 @@ class Updater:
         hardware = self.hardware
         return rows_at_once(batch, hardware.micro_batch, progress.micro_batch, tokens=hardware.micro_tokens)
 
+    def show_paths(self, device: dict[str, Any]) -> None:
+        """Adds to `device`, of the record, how attention was computed: the report compares no costs of different ways."""
+        paths = self.paths.union(filter(None, str(device.get("attention_path") or "").split(",")))
+        if paths:
+            device["attention_path"] = ",".join(sorted(paths))
+
     def apply(self, batch: Batch, progress: Progress) -> Update:
         """Begins one update, which leaves the weights as they are if it is bad. Raises OutOfMemory."""
         random = random_states(self.amp.device) if self.deferred else None
