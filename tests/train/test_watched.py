@@ -14,7 +14,7 @@ from xcls.record import Events, read_record
 from xcls.stages.finetune import finetune
 from xcls.standing import Standing, read_run
 from xcls.sweeps import Group
-from xcls.train import loop
+from xcls.train import display
 
 
 def watched(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def test_step_total_and_time_left_are_there_before_the_first_evaluation(tmp_path
 
 @pytest.mark.parametrize(("quiet", "steps"), [(0.0, 250), (3600.0, 125)])
 def test_slow_steps_are_told_of_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: float, steps: int) -> None:
-    monkeypatch.setattr(loop, "QUIET", quiet)
+    monkeypatch.setattr(display, "QUIET", quiet)
     journal, told = make_journal(tmp_path), []
     monkeypatch.setattr(Events, "add", lambda self, event, details=None: told.append(event))
     with journal:

@@ -13,24 +13,22 @@ from dataclasses import asdict, dataclass
 from typing import Any, Callable, Generator, Iterator
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from xcls.recipe import steps_between, total_steps
 from xcls.schema import Hardware, Training
 from xcls.train.amp import Amp
 from xcls.train.checkpoint import Checkpoints, fit
 from xcls.train.cost import MemoryGauge, StepClock
+from xcls.train.display import StepDisplay
 from xcls.train.faults import BadNumbers
 from xcls.train.journal import Journal
 from xcls.train.optim import make_optimizer, rate
-from xcls.train.progress import Progress, Scores, passes, progress_bar
+from xcls.train.progress import Progress, Scores, passes
 from xcls.train.randomness import derived_generator, random_states, restore_random_states
 from xcls.train.recovery import Recovery
 from xcls.train.signals import Interrupted, StopSignals
 from xcls.train.stream import Batch, Stream, batches_from, real_and_padded
 from xcls.train.update import Update, Updater
-
-QUIET = 20.0  # seconds after which a step is told of, though it is no hundredth of all: steps may be slow
 
 
 @dataclass
@@ -89,7 +87,7 @@ class Loop:
         self.clock = StepClock()
         self.memory = MemoryGauge(amp.device)
         self.saved: tuple[int, int, int] | None = None  # what of the progress the last checkpoint knew
-        self.saved_time = self.told_time = time.monotonic()
+        self.saved_time = time.monotonic()
         self.known_faults = 0  # of the progress, when the clock was last read
 
     def run(self, payload: dict[str, Any] | None) -> Progress:
@@ -103,32 +101,32 @@ class Loop:
             self.journal.save()  # whoever watches wants the total before the first evaluation, which may be hours away
         else:
             self._restore(payload)  # and saves
-        with StopSignals() as stop, self._bar() as bar:
+        with StopSignals() as stop, StepDisplay(self.journal, total=self.total, initial=self.progress.step) as display:
             if payload is None and self.recovery.restarts:
                 self._save(best=False, scheduled=True)  # bad numbers may come before the first checkpoint is due
             self.model.train()
             cut_short = self.progress.step > 0  # the last step was done, but perhaps not evaluated
             while cut_short or not self.finished():
                 try:
-                    self._train(stop, bar, cut_short)
+                    self._train(stop, display, cut_short)
                 except BadNumbers as error:
                     self._go_back(error)
-                    bar.n = self.progress.step
+                    display.go_back(self.progress.step)
                 cut_short = False
             stop.check()
         return self.progress
 
-    def _train(self, stop: StopSignals, bar: tqdm, cut_short: bool) -> None:
+    def _train(self, stop: StopSignals, display: StepDisplay, cut_short: bool) -> None:
         """Steps and what follows each, to the end; if `cut_short`, first what follows the step before."""
         with closing(self._batches()) as batches:  # in the end its workers are sent home, whatever ends it
             if cut_short:
-                self._after_step(stop, bar)
+                self._after_step(stop, display)
             while not self.finished():
                 if self._redraws():
-                    self._read_steps(bar, leave=0)  # a bad step is looked into with the features that it had
+                    self._read_steps(display, leave=0)  # a bad step is looked into with the features that it had
                 self._begin_step(batches)
-                self._read_steps(bar, leave=self.lag)
-                self._after_step(stop, bar)
+                self._read_steps(display, leave=self.lag)
+                self._after_step(stop, display)
 
     def finished(self) -> bool:
         """All steps are done, or `patience` evaluations brought nothing better."""
@@ -159,7 +157,7 @@ class Loop:
         self.progress.step += 1
         self.journal.record.step = self.progress.step
 
-    def _read_steps(self, bar: tqdm, *, leave: int) -> None:
+    def _read_steps(self, display: StepDisplay, *, leave: int) -> None:
         """Reads how the steps under way went, all but the last `leave`: they count, with their time, on bar and events.
 
         Where bad numbers are allowed a bad step counts too and leaves the weights as they are; those begun after it have
@@ -173,7 +171,7 @@ class Loop:
             else:
                 loss, norm = self.updater.finish(step.update, self.progress)
                 self._stop_clock(step)
-            self._show(bar, step, loss, norm)
+            display.show(step.number + 1, loss=loss, norm=norm, lr=step.lr, speed=self.clock.speed)
 
     def _leave_out(self, bad: Step) -> None:
         """Notes a bad step, or raises its BadNumbers, and begins those after it again."""
@@ -222,14 +220,14 @@ class Loop:
         self.recovery.restarted(failed, self.progress, error)
         self._save(best=False, scheduled=True, again=True)  # a resume must not try the old rate once more
 
-    def _after_step(self, stop: StopSignals, bar: tqdm) -> None:
+    def _after_step(self, stop: StopSignals, display: StepDisplay) -> None:
         """Evaluates and saves where it is time, and leaves where a signal has come. May be run twice for one step."""
         step, training = self.progress.step, self.training
         evaluates = self._due(training.eval_every_steps, training.eval_every_epochs) or step == self.total
         scheduled = self._due(training.checkpoint_every_steps, training.checkpoint_every_epochs)
         if self.unread and not (evaluates or scheduled or self._late() or stop.requested):
             return
-        self._read_steps(bar, leave=0)
+        self._read_steps(display, leave=0)
         improved = False
         try:
             if evaluates:
@@ -350,19 +348,3 @@ class Loop:
         self.checkpoints.name(progress.step, best=progress.best_step == progress.step, anchor=anchor)
         self._note()
         self.journal.rewind(payload["rows"], step=progress.step)
-
-    def _show(self, bar: tqdm, step: Step, loss: float, norm: float) -> None:
-        """The progress bar, and now and then a line of the events."""
-        speed = "" if self.clock.speed is None else f", {self.clock.speed:,.0f} tokens/s"
-        bar.set_postfix_str(f"loss {loss:.3f}{speed}", refresh=False)
-        bar.update()
-        done = step.number + 1
-        quiet = time.monotonic() - self.told_time >= QUIET
-        if math.isfinite(loss) and (quiet or done % max(1, self.total // 100) == 0):
-            self.told_time = time.monotonic()
-            values = {"step": done, "step_loss": loss, "grad_norm": norm, "lr": step.lr}
-            self.journal.event("step", values)
-
-    def _bar(self) -> tqdm:
-        """The bar of the steps."""
-        return progress_bar(total=self.total, initial=self.progress.step, desc=self.journal.record.mode, unit="step")
