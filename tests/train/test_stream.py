@@ -50,6 +50,7 @@ def test_widths_are_rounded_and_counted(size: int | None) -> None:
 
 def test_rounding_never_passes_the_limit() -> None:
     assert [width_multiple(seq_len) for seq_len in (8, 512, 100, 1)] == [8, 8, 1, 1]
+    assert [width_multiple(seq_len, compiled=True) for seq_len in (8, 512, 100, 509, 1)] == [2, 128, 25, 509, 1]
     stream = make_stream(multiple=width_multiple(23))
     batch = next(batches_from(stream, step=0, total=1, workers=0))
     assert next(on_device(batch, None, make_amp()))["input_ids"].shape[1] == int(batch["attention_mask"].sum(1).max())

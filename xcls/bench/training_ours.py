@@ -27,7 +27,7 @@ from xcls.train.journal import Journal
 from xcls.train.loop import Loop, Scores
 from xcls.train.precision import Precision
 from xcls.train.randomness import seed_everything
-from xcls.train.stream import Batch, Stream
+from xcls.train.stream import Batch, Stream, width_multiple
 
 ENDLESS = 10**9  # steps: the bench says when it is enough
 
@@ -87,7 +87,7 @@ def no_scores(poll: Callable[[], None]) -> Scores:
 
 def class_batches(recipe: Recipe, encoded: Encoded, labels: np.ndarray, continues: np.ndarray) -> Batches:
     """What builds the batches of fine-tuning."""
-    return ClassBatches(encoded=encoded, labels=labels)
+    return ClassBatches(encoded=encoded, labels=labels, multiple=_multiple(recipe))
 
 
 def masked_batches(recipe: Recipe, encoded: Encoded, labels: np.ndarray, continues: np.ndarray) -> Batches:
@@ -98,7 +98,13 @@ def masked_batches(recipe: Recipe, encoded: Encoded, labels: np.ndarray, continu
         seed=recipe.seed,
         vocab_size=recipe.texts.vocab_size,
         continues=continues,
+        multiple=_multiple(recipe),
     )
+
+
+def _multiple(recipe: Recipe) -> int:
+    """What widths are rounded up to: nothing, as in other trainings, unless each costs the compiler its time."""
+    return width_multiple(recipe.seq_len, compiled=True) if recipe.compile else 1
 
 
 STAGES = {

@@ -26,12 +26,11 @@ from xcls.bench.machine import copy_rate, counted, marker, matmul_rate, synchron
 from xcls.bench.make import make
 from xcls.bench.timing import LONG, Series, interleave
 from xcls.bench.trained import Caught, trained_inputs
-from xcls.train.amp import DTYPES
+from xcls.train.amp import DTYPES, allow_graphs
 from xcls.train.cost import MemoryGauge
 
 Emit = Callable[[str, dict[str, Any]], None]
 WARM_LENGTH = 128  # tokens of the call that loads libraries before memory is measured
-GRAPHS = 1024  # torch.compile: how many versions of one function may live beside each other before it gives up
 
 
 def cause_of(error: BaseException) -> str:
@@ -257,12 +256,7 @@ def prepare_process(job: dict[str, Any]) -> None:
     if cases and all(case["device"] == "cpu" for case in cases):
         limit_memory()
     if any(case["compile"] for case in cases):
-        import torch._dynamo as dynamo
-
-        for limit in ("recompile_limit", "cache_size_limit"):  # the new name and the old one
-            for name in (limit, f"accumulated_{limit}"):
-                if hasattr(dynamo.config, name):
-                    setattr(dynamo.config, name, GRAPHS)
+        allow_graphs()
 
 
 def main() -> int:

@@ -91,11 +91,11 @@ def micro_batches(
 def chosen_rows(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(rows int64 [K], targets int64 [K]) of labels [B, N]: which of the B * N tokens were chosen, and their ids.
 
-    K is rounded up to a multiple of ROWS by tokens that do not count: row 0, target IGNORED.
+    K is rounded up to a multiple of ROWS, at least one, by tokens that do not count: row 0, target IGNORED.
     """
     flat = labels.flatten()
     rows = (flat != IGNORED).nonzero().squeeze(1)
-    filler = -len(rows) % ROWS
+    filler = -len(rows) % ROWS if len(rows) else ROWS  # never none: compiled graphs treat that apart
     targets = torch.nn.functional.pad(flat[rows], (0, filler), value=IGNORED)
     return torch.nn.functional.pad(rows, (0, filler)), targets
 

@@ -81,13 +81,15 @@ def score_split(
     model: TextClassifier, rows: Labelled, *, size: int, amp: Amp, poll: Callable[[], None] = no_poll
 ) -> Inference:
     """Logits of one split, `size` rows at once; `poll` runs between batches and may raise to stop."""
-    maker = ClassBatches(encoded=rows.encoded, labels=rows.labels, multiple=width_multiple(model.encoder.seq_len))
+    multiple = width_multiple(model.encoder.seq_len, compiled=amp.hardware.compile)
+    maker = ClassBatches(encoded=rows.encoded, labels=rows.labels, multiple=multiple)
     return classify(model, maker, rows.encoded.lengths, batch_size=size, amp=amp, poll=poll)
 
 
 def document_latency(model: TextClassifier, rows: Labelled, *, amp: Amp) -> dict[str, float | None]:
     """Time of one document at batch size 1, ms: `latency_ms` (median) and `latency_p95_ms`."""
-    maker = ClassBatches(encoded=rows.encoded, labels=rows.labels, multiple=width_multiple(model.encoder.seq_len))
+    multiple = width_multiple(model.encoder.seq_len, compiled=amp.hardware.compile)
+    maker = ClassBatches(encoded=rows.encoded, labels=rows.labels, multiple=multiple)
     return latency(model, maker, rows.encoded.lengths, amp=amp)
 
 
@@ -117,7 +119,7 @@ def finetune(
         check_classes(journal.folder, payload["classes"], data.classes)
     if payload is None and parent is not None:
         start_from(model, parent, data.classes, journal)
-    multiple = width_multiple(model.encoder.seq_len)
+    multiple = width_multiple(model.encoder.seq_len, compiled=hardware.compile)
     stream = Stream(
         maker=ClassBatches(encoded=data.train.encoded, labels=data.train.labels, multiple=multiple),
         lengths=data.train.encoded.lengths,

@@ -69,7 +69,7 @@ def pretrain(
     amp = place(model, hardware=hardware, precision=precision, journal=journal)
     note_data(journal, data)
     common = {"vocab_size": tokenizer.vocab_size, "continues": tokenizer.continues}
-    common["multiple"] = width_multiple(model.encoder.seq_len)
+    common["multiple"] = width_multiple(model.encoder.seq_len, compiled=hardware.compile)
     maker = MaskedBatches(encoded=data.train, masking=masking, seed=seed, **common)
     held_out = MaskedBatches(encoded=data.validation, masking=masking, seed=VALIDATION_SEED, **common)
     held_out = with_chosen_tokens(held_out, batch_size=training.eval_batch_size)

@@ -9,6 +9,7 @@ import torch
 from xcls.schema import Hardware, UserError
 from xcls.train.precision import Precision
 
+GRAPHS = 1024  # of one function, before torch.compile gives up
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -84,6 +85,21 @@ class Arriving:
 
 
 def compile_blocks(model: torch.nn.Module) -> None:
-    """Compiles each block of `model.encoder` in place (parameters keep their names), for lengths that vary."""
+    """Compiles each block of `model.encoder` in place (parameters keep their names), anew for every shape of batch.
+
+    Shapes are fixed for all mechanisms: left open, they suit explicit softmax, while those that sort or cut up sequences
+    are compiled anew for every length all the same, until the compiler gives up. `width_multiple` keeps them few.
+    """
+    allow_graphs()
     for block in model.encoder.blocks:
-        block.compile(dynamic=True)
+        block.compile(dynamic=False)
+
+
+def allow_graphs() -> None:
+    """Lets one function have as many compiled graphs as it needs: by default torch gives up after 8, without an error."""
+    import torch._dynamo as dynamo
+
+    for limit in ("recompile_limit", "cache_size_limit"):  # the new name and the old one
+        for name in (limit, f"accumulated_{limit}"):
+            if hasattr(dynamo.config, name):
+                setattr(dynamo.config, name, GRAPHS)

@@ -27,7 +27,7 @@ from xcls.train.progress import Progress, Scores, passes
 from xcls.train.randomness import derived_generator, random_states, restore_random_states
 from xcls.train.recovery import Recovery
 from xcls.train.signals import Interrupted, StopSignals
-from xcls.train.stream import Batch, Stream, batches_from, real_and_padded
+from xcls.train.stream import Batch, Stream, batches_from, real_and_padded, trimming
 from xcls.train.update import Update, Updater
 
 
@@ -191,7 +191,8 @@ class Loop:
         faults = len(self.progress.faults)
         if faults == self.known_faults:  # else its time says nothing about the others
             batch = step.update.batch
-            tokens, padded = real_and_padded(batch, self.updater.micro_batch(batch, self.progress))
+            size, multiple = self.updater.micro_batch(batch, self.progress), trimming(batch, self.hardware)
+            tokens, padded = real_and_padded(batch, size, multiple)
             self.clock.stop(tokens=tokens, padded_tokens=padded, redrew=step.redrew)
         self.clock.start()
         self.known_faults = faults

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from xcls.data.batching import Batches, Pass, batches, micro_batches
+from xcls.schema import Hardware
 from xcls.train.amp import Amp, to_device
 from xcls.train.signals import NAMES
 
@@ -27,8 +28,16 @@ DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 MULTIPLE = 8  # widths of batches: ever new ones cost kernels and fragment memory, and GPUs like eights
 
 
-def width_multiple(seq_len: int) -> int:
-    """What a batch's width is rounded up to, for a maker: 1 where rounding could pass `seq_len`."""
+COMPILED_WIDTHS = 4  # at most: each costs the compiler its time
+
+
+def width_multiple(seq_len: int, *, compiled: bool = False) -> int:
+    """What a batch's width is rounded up to, for a maker: a divisor of `seq_len`, which rounding then never passes.
+
+    `compiled`: so that there are at most COMPILED_WIDTHS widths, each of which gets graphs of its own.
+    """
+    if compiled:
+        return next(part for part in range(-(-seq_len // COMPILED_WIDTHS), seq_len + 1) if seq_len % part == 0)
     return MULTIPLE if seq_len % MULTIPLE == 0 else 1
 
 
@@ -154,13 +163,21 @@ def rows_at_once(batch: Batch, *limits: int | None, tokens: int | None) -> int |
 
 def on_device(batch: Batch, size: int | None, amp: Amp) -> Iterator[dict[str, Tensor | None]]:
     """The micro-batches of at most `size` rows (`micro_batches`) on the device; `index` stays here."""
-    for micro in micro_batches(batch, size, multiple=MULTIPLE):
+    for micro in micro_batches(batch, size, multiple=trimming(batch, amp.hardware)):
+        if amp.hardware.compile and "rows" in micro:
+            torch._dynamo.maybe_mark_dynamic(micro["rows"], 0)  # else every number of chosen tokens costs a graph
         yield {name: tensor if name == "index" else to_device(tensor, amp.device) for name, tensor in micro.items()}
 
 
-def real_and_padded(batch: Batch, size: int | None) -> tuple[int, int]:
-    """Numbers of real tokens and of computed positions of a batch on the CPU, in micro-batches of `size` rows."""
+def trimming(batch: Batch, hardware: Hardware) -> int:
+    """What the widths of micro-batches are rounded up to: compiled, they keep the batch's, for which there is a graph."""
+    return batch["input_ids"].shape[1] if hardware.compile else MULTIPLE
+
+
+def real_and_padded(batch: Batch, size: int | None, multiple: int = MULTIPLE) -> tuple[int, int]:
+    """Numbers of real tokens and of computed positions of a batch on the CPU, in micro-batches of `size` rows whose widths
+    are rounded up to a `multiple`."""
     lengths, width = batch["attention_mask"].sum(1), batch["input_ids"].shape[1]
     parts = lengths.split(size or len(lengths))
-    widths = [min(-(-int(part.max()) // MULTIPLE) * MULTIPLE, width) for part in parts]
+    widths = [min(-(-int(part.max()) // multiple) * multiple, width) for part in parts]
     return int(lengths.sum()), sum(wide * len(part) for wide, part in zip(widths, parts))
