@@ -181,8 +181,7 @@ class Loop:
         self.updater.go_on()
         self.progress.step = self.journal.record.step = bad.number
         self.recovery.skip(self.progress, self.updater.fault(bad.update, self.progress))
-        self.progress.step += 1
-        self.journal.record.step = self.progress.step
+        self.progress.step = self.journal.record.step = bad.number + 1
         for step in after:
             self._begin(step.update.batch)
 
@@ -191,8 +190,8 @@ class Loop:
         faults = len(self.progress.faults)
         if faults == self.known_faults:  # else its time says nothing about the others
             batch = step.update.batch
-            size, multiple = self.updater.micro_batch(batch, self.progress), trimming(batch, self.hardware)
-            tokens, padded = real_and_padded(batch, size, multiple)
+            size = self.updater.micro_batch(batch, self.progress)
+            tokens, padded = real_and_padded(batch, size, trimming(batch, self.hardware))
             self.clock.stop(tokens=tokens, padded_tokens=padded, redrew=step.redrew)
         self.clock.start()
         self.known_faults = faults
