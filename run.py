@@ -39,6 +39,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from xcls.command_line import check_launcher, check_words, completion  # noqa: E402
 from xcls.discreet import hide_secrets  # noqa: E402
 from xcls.identity import runs_root  # noqa: E402
+from xcls.moved import current  # noqa: E402
 from xcls.outline import Outline, outlines  # noqa: E402
 from xcls.paths import at, find_run, in_project  # noqa: E402
 from xcls.quoting import admitted, quote_typed  # noqa: E402
@@ -99,7 +100,7 @@ def lay_over(tree: dict[str, Any], file: dict[str, Any], typed: Typed) -> dict[s
 
 def take_file(tree: dict[str, Any], path: Path, typed: Typed, choices: dict[str, str], origins: dict[str, str]) -> dict[str, Any]:
     """Lays the run file at `path` over the composed tree; its `choices:` name what the user did not type."""
-    file = read_yaml(path)
+    file = current(read_yaml(path))
     named = {key.partition(".")[2]: value for key, value in file.items() if key.startswith("choices.")}
     file = {key: value for key, value in file.items() if key.split(".")[0] not in ("choices", "resolved", *NOT_IN_FILE)}
     for group, choice in named.items():
@@ -123,7 +124,7 @@ def take_file(tree: dict[str, Any], path: Path, typed: Typed, choices: dict[str,
 
 def inherit(tree: dict[str, Any], parent: Path, typed: Typed, choices: dict[str, str], origins: dict[str, str]) -> dict[str, Any]:
     """The composed tree with the architecture of the run at `parent`, and its data set unless another was typed or a template names it."""
-    file = read_yaml(parent / "resolved_config.yaml")
+    file = current(read_yaml(parent / "resolved_config.yaml"))
     values = flatten(tree)
     wrong = []
     for node in INHERITED:
@@ -159,7 +160,7 @@ def take_run(tree: dict[str, Any], config_exp: str | None, typed: Typed, choices
                or key in ("dataset.source", "dataset.source._target_")]
     if refused:
         raise UserError(f"{', '.join(refused)}: mode={tree['mode']} reads a finished run as it is; only {', '.join(free[2:])} may be set.")
-    file = read_yaml(folder / "resolved_config.yaml")
+    file = current(read_yaml(folder / "resolved_config.yaml"))
     choices.update({key.partition(".")[2]: value for key, value in file.items() if key.startswith("choices.")})
     keep = {"mode", "exp", "split", "input", "output", "text", "reading", "checkpoint"}
     dtype = file.get("resolved.dtype", "auto") if not typed.touches("hardware") else None

@@ -28,8 +28,8 @@ WORDS = ["true", "null", "None", "''", '""', "~", "[]", "{}", "[1,2]", "[a,null,
          "range(0,1000000000)", "range(0,1,0.00000001)", "glob(*)", "shuffle(1,2)", "sort(3,1)", "int(x)", "str([)", "float(nan)", "json_str({a:1})"]
 INTERPOLATIONS = ["${seed}", "${nope}", "${", "$", "\\${seed}", "${oc.env:HOME}", "${oc.env:NOT_SET}", "${oc.env:NOT_SET,x}", "${oc.decode:'['}", "${now:%Y}",
                   "${hydra:runtime.cwd}", "${hydra:nope}", "${nope:1}", "${size}", "${size.width}${seed}", "${.seed}", "${..}", "${oc.create:{a:1}}", "${exp}"]
-TARGETS = ["os.system", "builtins.eval", "subprocess.run", "shutil.rmtree", "xcls.start.start", "xcls.data.cache.build_once", "xcls.attention.sdpa",
-           "xcls.attention.sdpa.Nope", "xcls.attention.nope.Nope", "xcls.attention..sdpa", "xcls.position.rope.Rotary", "xcls.attention.sdpa.Sdpa",
+TARGETS = ["os.system", "builtins.eval", "subprocess.run", "shutil.rmtree", "xcls.start.start", "xcls.data.cache.build_once", "xcls.attention.softmax",
+           "xcls.attention.softmax.Nope", "xcls.attention.nope.Nope", "xcls.attention..softmax", "xcls.position.rope.Rotary", "xcls.attention.softmax.Sdpa",
            "xcls.attention.base.torch", "xcls.data.hub.load_hub", "{_target_:os.system,command:'touch owned'}", "[{_target_:os.system,command:'touch owned'}]"]
 
 values = st.one_of(

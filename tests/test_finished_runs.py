@@ -98,6 +98,21 @@ def test_the_format_of_the_run_is_used_and_another_may_be_given(entry: Entry) ->
     assert entry("text=review").code == 2
 
 
+def test_a_run_that_names_its_mechanism_as_it_was_called_then_is_used(entry: Entry) -> None:
+    folder = entry.folder / "finetune" / "old"
+    shutil.copytree(entry.folder / "finetune" / "base", folder)
+    values = read_yaml(folder / "resolved_config.yaml")
+    assert values["attention._target_"] == "xcls.attention.softmax.Sdpa"
+    values.update({"attention._target_": "xcls.attention.sdpa.Sdpa", "attention.block_size": 256, "attention.block_above": 2**26})
+    (folder / "resolved_config.yaml").write_text(yaml_text(values, "changed"))
+    for name in ("base", "old"):
+        predict(entry, "input=rows.csv", f"output={name}.csv", exp=name)
+    assert (entry.folder / "old.csv").read_text() == (entry.folder / "base.csv").read_text()
+    values["attention.nope"] = 1
+    (folder / "resolved_config.yaml").write_text(yaml_text(values, "changed"))
+    assert "attention.nope: unknown key" in predict(entry, "input=rows.csv", exp="old", code=2)
+
+
 def test_documents_come_from_standard_input_and_go_to_standard_output(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"fine film\n\nawful plot\n")))
     outcome = entry("mode=predict", "exp=base", "input=-")

@@ -91,7 +91,7 @@ DAMAGES: dict[str, tuple[str, Callable[[str], str], str]] = {
     "an empty one": ("resolved_config.yaml", lambda text: "", "names no attention, so it is no run of this program, or damaged"),
     "one of another program": ("resolved_config.yaml", lambda text: "model: bert\nlr: 1e-3\n", "names no attention"),
     "a list": ("resolved_config.yaml", lambda text: "- 1", "'key: value' lines are needed"),
-    "one whose target is a function of the system": ("resolved_config.yaml", lambda text: text.replace("xcls.attention.sdpa.Sdpa", "os.system"),
+    "one whose target is a function of the system": ("resolved_config.yaml", lambda text: text.replace("xcls.attention.softmax.Sdpa", "os.system"),
                                                      "a class of the package xcls.attention is needed"),
     "one whose choices lead elsewhere": ("resolved_config.yaml", lambda text: text.replace("choices.attention: sdpa", "choices.attention: ../../x"),
                                          "attention=../../x: a plain name is needed"),

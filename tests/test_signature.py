@@ -17,6 +17,9 @@ class Base:
     def __init__(self, *, given: int, rate: float = 0.5, kind: Literal["a", "b"] = "a", size: int | None = None, on: bool = True, free: Optional[str] = None) -> None: ...
 class Child(Base):
     pass
+class Grown(Base):
+    def __init__(self, *, depth: int = 2, **rest) -> None:
+        super().__init__(rate=depth / 10, **rest)
 def build(*, needed: str): ...
 '''
 
@@ -31,6 +34,13 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_signature_is_read_without_importing(module: str) -> None:
     assert list(parameters(f"{module}.Child")) == ["given", "rate", "kind", "size", "on", "free"]
     assert module not in sys.modules
+
+
+def test_what_a_constructor_passes_on_is_taken_too_but_for_what_it_gives_itself(module: str) -> None:
+    assert list(parameters(f"{module}.Grown")) == ["depth", "given", "kind", "size", "on", "free"]
+    assert check_node("attention", {"_target_": f"{module}.Grown", "depth": 3, "kind": "b"}, ("name", "given")) is None
+    with pytest.raises(UserError, match="attention.rate: unknown key"):
+        check_node("attention", {"_target_": f"{module}.Grown", "rate": 1.0}, ("name", "given"))
 
 
 def test_a_fitting_node_passes(module: str) -> None:

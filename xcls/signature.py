@@ -47,7 +47,9 @@ def _where_imported(tree: ast.Module, name: str) -> tuple[str, str] | None:
 
 
 def parameters(target: str) -> dict[str, Parameter] | None:
-    """The keywords that `target` (`package.module.Class`) takes; None when there is no such thing. Raises UserError."""
+    """The keywords that `target` (`package.module.Class`) takes, with those that its `**rest` passes on to its base; None when
+    there is no such thing. Raises UserError.
+    """
     module, _, name = target.rpartition(".")
     path = module_file(module) if module else None
     if path is None:
@@ -60,18 +62,29 @@ def parameters(target: str) -> dict[str, Parameter] | None:
     if node is None:
         origin = _where_imported(tree, name)
         return parameters(".".join(origin)) if origin else None
+    found: dict[str, Parameter] = {}
     if isinstance(node, ast.ClassDef):
+        bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
         inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        if bases and (not inits or inits[0].args.kwarg):
+            found = parameters(f"{module}.{bases[0]}") or {}
         if not inits:
-            bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-            return parameters(f"{module}.{bases[0]}") if bases else {}
+            return found
         node = inits[0]
+        for name in _given_to_base(node):
+            found.pop(name, None)
     spec = node.args
     keywords = list(zip(spec.kwonlyargs, (default is None for default in spec.kw_defaults)))
     positional = [arg for arg in spec.posonlyargs + spec.args if arg.arg != "self"]
     first_default = len(positional) - len(spec.defaults)
     keywords += [(arg, place < first_default) for place, arg in enumerate(positional)]
-    return {arg.arg: Parameter(arg.arg, arg.annotation, required) for arg, required in keywords}
+    return {**{arg.arg: Parameter(arg.arg, arg.annotation, required) for arg, required in keywords}, **found}
+
+
+def _given_to_base(init: ast.FunctionDef) -> set[str]:
+    """The keywords that a constructor itself passes to that of its base, so that nobody else can."""
+    calls = [n for n in ast.walk(init) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "__init__"]
+    return {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
 
 
 def fits(value: Any, annotation: ast.expr | None) -> bool:

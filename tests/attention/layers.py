@@ -3,59 +3,70 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
 
-from xcls.attention.base import Attention
+from tests.attention.oracles import oracle as dense
+from xcls.attention import base
+from xcls.attention.base import Attention, Masks
 from xcls.position.base import Position
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 ATTENTIONS = sorted(path.stem for path in (CONF / "attention").glob("*.yaml"))
 POSITIONS = sorted(path.stem for path in (CONF / "position").glob("*.yaml"))
 HEADS, WIDTH = 2, 4
-SMALL = {  # so that a dozen tokens already fill several chunks and blocks, where a mechanism has such a setting
-    "block_above": 8,
-    "block_size": 4,
+DEVICE = torch.device("cpu")  # where layers compute; the tests' own tensors stay on the CPU
+SMALL = {  # so that a dozen tokens already fill several chunks, where a mechanism has such a setting
     "bucket_size": 4,
     "chunk_size": 4,
     "num_features": 8,
     "num_hashes": 2,
     "window": 3,
 }
-WHOLE = ":whole"  # ends the name of a mechanism whose N x N matrix is kept whole, as that of short texts is
-BLOCKED = [name for name in ATTENTIONS if "block_above" in (CONF / "attention" / f"{name}.yaml").read_text()]
-PATHS = ATTENTIONS + [name + WHOLE for name in BLOCKED]
+BLOCKS = ":blocks"  # ends the name of a mechanism whose N x N matrices do not fit, so that it takes blocks of four rows
+PATHS = ATTENTIONS + [name + BLOCKS for name in ATTENTIONS if name.startswith(("sdpa", "performer", "mean"))]
 every_attention = pytest.mark.parametrize("attention_file", ATTENTIONS)
 
 
-def build(group: str, file: str, small: bool = True, **facts: int) -> torch.nn.Module:
-    """The object of conf/<group>/<file>.yaml, with the sizes of SMALL; `file` may end in WHOLE."""
-    file, whole = file.removesuffix(WHOLE), file.endswith(WHOLE)
+def build(group: str, file: str | type, small: bool = True, **facts: int) -> torch.nn.Module:
+    """The object of conf/<group>/<file>.yaml, with the sizes of SMALL; or of a class that has no file."""
+    if isinstance(file, type):
+        return file(**facts)
     node = yaml.safe_load((CONF / group / f"{file}.yaml").read_text())
     module, _, name = node.pop("_target_").rpartition(".")
     node.pop("name")
     if small:
         node = {key: SMALL.get(key, value) for key, value in node.items()}
-    if whole:
-        node["block_above"] = 2**26
     return getattr(importlib.import_module(module), name)(**facts, **node)
+
+
+@contextmanager
+def in_blocks() -> Iterator[None]:
+    """Here no N x N matrix fits, and a block has four rows."""
+    with patch.object(base, "memory_of", lambda device: 0), patch.object(base, "BLOCK_ROWS", 4):
+        yield
 
 
 class Layer(torch.nn.Module):
     """Embedding with positions, fixed projections, attention: what stands around a mechanism, at its smallest."""
 
     def __init__(
-        self, attention_file: str, position_file: str, *, seq_len: int = 160, small: bool = True, width: int = WIDTH
+        self, attention_file: str | type, position_file: str, *, seq_len: int = 160, small: bool = True, width: int = WIDTH
     ) -> None:
         super().__init__()
-        self.width = width
+        self.device = DEVICE
+        self.width, self.in_blocks = width, str(attention_file).endswith(BLOCKS)
+        mechanism = attention_file.removesuffix(BLOCKS) if isinstance(attention_file, str) else attention_file
         torch.manual_seed(3)
         self.weights = torch.randn(3, HEADS * width, HEADS * width, dtype=torch.float64) / width**0.5
         self.attention: Attention = build(
-            "attention", attention_file, small, num_heads=HEADS, head_dim=width, layer=0, seed=1
+            "attention", mechanism, small, num_heads=HEADS, head_dim=width, layer=0, seed=1
         )
         self.position: Position = build(
             "position",
@@ -67,10 +78,11 @@ class Layer(torch.nn.Module):
             num_layers=1,
             seq_len=seq_len,
         )
-        self.double()
+        self.weights = self.weights.to(self.device)
+        self.double().to(self.device)
 
     def forward(self, x: torch.Tensor, *, oracle: bool = False, **masks: torch.Tensor | None) -> torch.Tensor:
-        x = self.position.embed(x)
+        x = self.position.embed(x.to(self.device))
         shape = (*x.shape[:2], HEADS, self.width)
         q, k, v = ((x @ weight.to(x.dtype)).view(shape).transpose(1, 2) for weight in self.weights)
         k = q if self.attention.ties_qk else k
@@ -78,15 +90,20 @@ class Layer(torch.nn.Module):
         if rotate is not None and not self.attention.wants_unrotated:
             q, k, rotate = rotate(q), rotate(k), None
         k = q if self.attention.ties_qk else k
-        run = self.attention.oracle if oracle else self.attention
-        return run(q, k, v, relative_bias=self.position.bias(0), rotate=rotate, context={}, **masks)
+        masks = {name: None if mask is None else mask.to(self.device) for name, mask in masks.items()}
+        given = Masks.make(relative_bias=self.position.bias(0), rotate=rotate, **masks)
+        if oracle:
+            return dense(self.attention, q, k, v, given).cpu()
+        with in_blocks() if self.in_blocks else nullcontext():
+            return self.attention(q, k, v, given).cpu()
 
     def outputs(self, x: torch.Tensor, **arguments) -> list[torch.Tensor]:
         """The result, and the gradients of a weighted sum of it: in x and in every weight of the position."""
         x = x.detach().clone().requires_grad_()
-        out = self(x, **arguments)
         inputs = [x, *self.position.parameters()]
-        grads = torch.autograd.grad((out * weight_like(out)).sum(), inputs, allow_unused=True, materialize_grads=True)
+        with in_blocks() if self.in_blocks else nullcontext():  # a block is computed again in the backward pass
+            out = self(x, **arguments)
+            grads = torch.autograd.grad((out * weight_like(out)).sum(), inputs, allow_unused=True, materialize_grads=True)
         return [out.detach(), *grads]
 
 

@@ -5,17 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xcls.attention.base import (
-    blocked_pairs,
-    broken_sequences,
-    by_query_blocks,
-    distance_matrix,
-    is_causal,
-    isolated,
-    mix,
-    product_dtype,
-    spoiled,
-)
+from xcls.attention import base
+from xcls.attention.base import Attention, Masks, by_query_blocks, distance_matrix, fits, is_causal, mix
 
 
 def test_distance_matrix_by_its_definition() -> None:
@@ -54,11 +45,14 @@ def test_only_the_causal_mask_is_causal() -> None:
 def test_both_masks_become_one() -> None:
     pads = torch.tensor([[False, True]])
     attn_mask = torch.tensor([[[[False, False], [True, False]]]])
-    assert blocked_pairs(None, None) is None
-    assert blocked_pairs(pads, attn_mask).tolist() == [[[[False, True], [True, True]]]]
+    assert Masks().blocked() is None
+    masks = Masks.make(key_padding_mask=pads, attn_mask=attn_mask)
+    assert masks.blocked().tolist() == [[[[False, True], [True, True]]]]
+    assert masks.blocked(slice(1, 2)).tolist() == [[[[True, True]]]]
 
 
-def test_blocks_are_joined_in_order_with_their_gradient() -> None:
+def test_blocks_are_joined_in_order_with_their_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "BLOCK_ROWS", 3)
     q = torch.randn(1, 2, 7, 3, requires_grad=True)
     starts = []
 
@@ -66,7 +60,7 @@ def test_blocks_are_joined_in_order_with_their_gradient() -> None:
         starts.append(start)
         return block * 2
 
-    out = by_query_blocks(attend, q, 3)
+    out = by_query_blocks(attend, q)
     torch.testing.assert_close(out, q * 2)
     assert starts == [0, 3, 6]
     torch.testing.assert_close(torch.autograd.grad(out.sum(), q)[0], torch.full_like(q, 2.0))
@@ -77,41 +71,33 @@ def test_seeds_of_layers_and_runs_differ() -> None:
     assert len(seeds) == 2500 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_product_dtype_sees_autocast() -> None:
-    x = torch.zeros(2, 2)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert product_dtype(x) == torch.bfloat16
-    assert product_dtype(x) == torch.float32 and product_dtype(x.double()) == torch.float64
+@pytest.mark.parametrize(("device", "share"), [("cpu", 4), ("meta", 2)])
+def test_a_matrix_fits_by_the_memory_of_its_device_and_all_layers_count(monkeypatch: pytest.MonkeyPatch, device: str, share: int) -> None:
+    like, shape = torch.empty(0, dtype=torch.bfloat16, device=device), (2, 4, 100, 100)
+    for layers in (1, 12):
+        needed = 2 * 4 * 100 * 100 * 2 * (layers + 4) * share
+        monkeypatch.setattr(base, "memory_of", lambda _: needed)
+        assert fits(shape, like, layers) and not fits(shape, like, layers + 1)
+        monkeypatch.setattr(base, "memory_of", lambda _: needed - share)
+        assert not fits(shape, like, layers)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("compiling", [False, True])
-def test_broken_sequences_are_those_whose_real_tokens_are_not_finite(monkeypatch, dtype, compiling: bool) -> None:
-    monkeypatch.setattr("xcls.attention.base.is_compiling", lambda: compiling)
-    x, y = torch.ones(3, 2, 5, 4, dtype=dtype), torch.ones(3, 2, 5, 4, dtype=dtype)
-    pads = torch.arange(5) >= torch.tensor([5, 3, 5])[:, None]
-    x[2, 0] = torch.finfo(dtype).max  # its sum is not finite, it is
-    assert not broken_sequences(pads, x, y).any()
-    x[1, :, 3:] = torch.nan  # pads
-    assert not broken_sequences(pads, x, y).any()
-    y[0, 1, 4, 3], x[1, 0, 0, 0] = torch.inf, torch.nan
-    broken = broken_sequences(pads, x, y)
-    assert broken.shape == (3, 2, 1, 1) and broken.flatten(1).tolist() == [[False, True], [True, False], [False] * 2]
+def test_pads_and_rows_without_keys_are_zero_whatever_a_mechanism_makes_of_them() -> None:
+    class Ones(Attention):
+        def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, masks: Masks) -> torch.Tensor:
+            assert q.isfinite().all() and not torch.is_autocast_enabled()
+            return torch.ones_like(v)
+
+    q = torch.full((1, 1, 4, 2), torch.nan)
+    q[:, :, :3] = 1.0
+    pads, pairs = torch.tensor([[False, False, False, True]]), torch.zeros(4, 4, dtype=torch.bool)
+    pairs[1] = True
+    out = Ones(num_heads=1, head_dim=2, layer=0, seed=0)(q, q, q, Masks.make(key_padding_mask=pads, attn_mask=pairs))
+    assert out[0, 0, :, 0].tolist() == [1, 0, 1, 0]
 
 
-def test_the_usual_case_costs_a_sum() -> None:
-    x = torch.randn(2, 2, 5, 4, requires_grad=True)
-    assert broken_sequences(None, x, x) is None and isolated(x, None) is x and spoiled(x, None) is x
-
-
-def test_an_isolated_sequence_is_zero_and_shows_in_output_and_gradient() -> None:
-    x = torch.ones(2, 1, 3, 2)
-    x[1, 0, 1] = torch.nan
-    x.requires_grad_()
-    broken = broken_sequences(None, x)
-    inside = isolated(x, broken)
-    assert torch.equal(inside[0], x[0]) and not inside[1].any()
-    out = spoiled(2 * inside, broken)
-    assert torch.equal(out[0], 2 * x[0]) and out[1].isnan().all()
-    (grad,) = torch.autograd.grad(out[0].sum(), x)
-    assert torch.equal(grad[0], torch.full((1, 3, 2), 2.0)) and grad[1].isnan().all()
+def test_masks_of_another_kind_are_refused() -> None:
+    with pytest.raises(TypeError, match="key_padding_mask must be bool"):
+        Masks.make(key_padding_mask=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"attn_mask must be \[N, N\] or \[B, 1\|H, N, N\], not \[2, 3, 3\]"):
+        Masks.make(attn_mask=torch.zeros(2, 3, 3, dtype=torch.bool))

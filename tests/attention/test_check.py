@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from tests.attention.layers import ATTENTIONS, POSITIONS, build
 from tests.pairwise import spread
-from xcls.attention.base import Attention, mix
+from xcls.attention.base import Attention, Masks, mix, zero_padding
 from xcls.attention.check import LENGTH, check_attention, check_position
-from xcls.attention.sdpa import Sdpa, sdpa
+from xcls.attention.softmax import Sdpa
 from xcls.position.base import Position
 
 FACTS = {"num_heads": 2, "head_dim": 8}
@@ -31,95 +31,82 @@ def test_everything_here_keeps_its_promises(attention: str, position: str) -> No
 
 
 class SeesPadding(Sdpa):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask=None, **given) -> Tensor:
-        return super().forward(q, k, v, **given)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        return super().attend(q, k, v, masks.with_(padding=None))
 
 
 class CountsPadding(Sdpa):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **given) -> Tensor:
-        return super().forward(q, k, v, **given) / v.shape[2]
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        return super().attend(q, k, v, masks) / v.shape[2]
 
 
 class SeesTheBatch(Sdpa):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask=None, **given) -> Tensor:
-        real = torch.ones_like(v[:, :1, :, :1]) if key_padding_mask is None else (~key_padding_mask).float()[:, None, :, None]
-        return super().forward(q, k, v, key_padding_mask=key_padding_mask, **given) * ((v * real).abs().amax() if len(v) > 1 else 1.0)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        return super().attend(q, k, v, masks) * (zero_padding(v, masks.padding).abs().amax() if len(v) > 1 else 1.0)
 
 
 class WrongShape(Sdpa):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **given) -> Tensor:
-        return super().forward(q, k, v, **given).transpose(1, 2)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        return super().attend(q, k, v, masks).transpose(1, 2)
 
 
 class NoOddLength(Sdpa):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **given) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
         v.unflatten(2, (-1, 64))
-        return super().forward(q, k, v, **given)
+        return super().attend(q, k, v, masks)
 
 
 class NoAttnMask(Sdpa):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, attn_mask=None, **given) -> Tensor:
-        return super().forward(q, k, v, **given)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        return super().attend(q, k, v, masks.with_(pairs=None))
 
 
 class OnlyCausal(Sdpa):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, attn_mask=None, **given) -> Tensor:
-        causal = attn_mask is not None and attn_mask.dim() == 2 and bool(attn_mask[0, 1:].all())
-        return super().forward(q, k, v, attn_mask=attn_mask if causal else None, **given)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        return super().attend(q, k, v, masks if masks.causal else masks.with_(pairs=None))
 
 
 class NoCausal(Sdpa):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, attn_mask=None, **given) -> Tensor:
-        return super().forward(q, k, v, attn_mask=attn_mask if attn_mask is None or attn_mask.dim() == 4 else None, **given)
-
-
-def plain(q: Tensor, k: Tensor, v: Tensor, blocked: Tensor) -> Tensor:
-    return (q @ k.mT).masked_fill(blocked, -torch.inf).softmax(-1) @ v
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        return super().attend(q, k, v, masks.with_(pairs=None) if masks.causal else masks)
 
 
 class NaNWhereNothingIs(Attention):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask=None, attn_mask=None, **given) -> Tensor:
-        blocked = torch.zeros(len(q), 1, 1, q.shape[2], dtype=torch.bool) if key_padding_mask is None else key_padding_mask[:, None, None]
-        return plain(q, k, v, blocked if attn_mask is None else blocked | attn_mask)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        blocked = masks.blocked()
+        blocked = q.new_zeros(1, dtype=torch.bool) if blocked is None else blocked
+        return (q @ k.mT).masked_fill(blocked, -torch.inf).softmax(-1) @ v
 
 
 class NaNInTheGradient(NaNWhereNothingIs):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **given) -> Tensor:
-        out = super().forward(q, k, v, **given)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        out = super().attend(q, k, v, masks)
         return torch.where(out.isnan(), 0.0, out)
 
 
-class OnesWhereNothingIs(NaNWhereNothingIs):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **given) -> Tensor:
-        return super().forward(q, k, v, **given).nan_to_num(1.0)
-
-
 class Random(Sdpa):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **given) -> Tensor:
-        return super().forward(q + 1e-3 * torch.randn_like(q), k, v, **given)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        return super().attend(q + 1e-3 * torch.randn_like(q), k, v, masks)
 
 
 class NoPositions(Sdpa):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, relative_bias=None, **given) -> Tensor:
-        return super().forward(q, k, v, **given)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        return super().attend(q, k, v, masks.with_(bias=None))
 
 
-class NoRotation(Attention):
+class NoRotation(Sdpa):
     wants_unrotated = True
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask=None, attn_mask=None, **given) -> Tensor:
-        return sdpa(q, k, v, key_padding_mask=key_padding_mask, attn_mask=attn_mask)
 
 
 class SecondLayerSeesPadding(Sdpa):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask=None, **given) -> Tensor:
-        return super().forward(q, k, v, key_padding_mask=None if self.layer else key_padding_mask, **given)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        return super().attend(q, k, v, masks.with_(padding=None) if self.layer else masks)
 
 
 BROKEN = [
     (SeesPadding, "sees padding"), (CountsPadding, "sees padding"), (SecondLayerSeesPadding, "sees padding"), (SeesTheBatch, "other examples"),
     (WrongShape, "shape"), (NoOddLength, "fails on"), (NoAttnMask, "attn_mask"), (OnlyCausal, "respect attn_mask"), (NoCausal, "causal attn_mask"),
-    (NaNWhereNothingIs, "NaN"), (NaNInTheGradient, "gradient"), (OnesWhereNothingIs, "not zero"), (Random, "same input"),
+    (NaNWhereNothingIs, "NaN"), (NaNInTheGradient, "gradient"), (Random, "same input"),
 ]  # fmt: skip
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.attention.layers import ATTENTIONS, HEADS, Layer, inputs, masks_of, weight_like
+from tests.attention.oracles import oracle
 from tests.pairwise import pairwise
+from xcls.attention.base import Masks
 
 WIDTH = 16
 # About one and a half times the largest relative error measured over all mechanisms, masks and positions here: an
@@ -34,10 +36,10 @@ def rounded_inputs(layer: Layer, dtype: torch.dtype) -> tuple[list[Tensor], obje
 def results(layer: Layer, qkv: list[Tensor], rotate: object, dtype: torch.dtype | None, masks: dict) -> list[Tensor]:
     """The output and the gradients of q, k, v and of the position: under autocast, or of the oracle where dtype is None."""
     q, k, v = leaves = [x.to(dtype or torch.float32).requires_grad_() for x in (y.clone() for y in qkv)]
-    run = layer.attention.oracle if dtype is None else layer.attention
+    given = Masks.make(relative_bias=layer.position.bias(0), rotate=rotate, **masks)
     with nullcontext() if dtype is None else torch.autocast("cpu", dtype):
         k = q if layer.attention.ties_qk else k
-        out = run(q, k, v, relative_bias=layer.position.bias(0), rotate=rotate, context={}, **masks)
+        out = oracle(layer.attention, q, k, v, given) if dtype is None else layer.attention(q, k, v, given)
     assert out.dtype == (dtype or torch.float32)
     loss, wanted = (out.float() * weight_like(out.float())).sum(), [*leaves, *layer.position.parameters()]
     return [out.detach(), *torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)]
@@ -67,11 +69,12 @@ def test_is_near_the_oracle_in_fp32(attention_file: str, position_file: str, kin
 @half
 def test_features_and_normaliser_are_fp32(attention_file: str, position_file: str, kind: str, dtype: torch.dtype) -> None:
     """Where a mask or a bias keeps FAVOR+ from its quick way: values in fp32 show what rounding the output would hide."""
-    layer, masks = Layer(attention_file, position_file, width=WIDTH).float(), masks_of(kind, 21)
+    layer = Layer(attention_file, position_file, width=WIDTH).float()
+    masks = Masks.make(relative_bias=layer.position.bias(0), **masks_of(kind, 21))
     (q, k, v), _ = rounded_inputs(layer, dtype)
     with torch.autocast("cpu", dtype):
-        out = layer.attention(q, k, v.float(), relative_bias=layer.position.bias(0), **masks)
-    exact = layer.attention.oracle(q.float(), k.float(), v.float(), relative_bias=layer.position.bias(0), **masks)
+        out = layer.attention(q, k, v.float(), masks)
+    exact = oracle(layer.attention, q.float(), k.float(), v.float(), masks)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, exact)
 
@@ -91,9 +94,9 @@ def test_features_are_fp32_where_weights_nearly_cancel(attention_file: str, kind
     position = torch.arange(2 * pairs)
     blocked = torch.rand(2 * pairs, pairs, generator=generator) < 0.3
     masks = {"causal": position > position[:, None], "pairs": blocked.repeat_interleave(2, dim=1), "bias": None}
-    settings = {"attn_mask": masks[kind], "relative_bias": torch.zeros(HEADS, 5) if kind == "bias" else None}
+    given = Masks.make(attn_mask=masks[kind], relative_bias=torch.zeros(HEADS, 5) if kind == "bias" else None)
     with torch.autocast("cpu", dtype):
-        out = layer.attention(q, k, v, **settings)
-    exact = layer.attention.oracle(q.float(), k.float(), v.float(), **settings)
+        out = layer.attention(q, k, v, given)
+    exact = oracle(layer.attention, q.float(), k.float(), v.float(), given)
     limit = {torch.bfloat16: 0.0021, torch.float16: 0.00027}[dtype]  # what rounding the output alone makes, and a fifth
     assert relative_error(out[:, :, 1::2], exact[:, :, 1::2]) < limit

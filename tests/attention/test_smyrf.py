@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from xcls.attention.cluster_plain import plain_clusters
+from xcls.attention.base import Masks
 from xcls.attention.smyrf import Smyrf, asymmetric_scores, smyrf_attention
 
 FACTS = {"num_heads": 2, "head_dim": 4, "layer": 0, "seed": 1}
@@ -41,19 +41,23 @@ def test_each_cluster_is_a_softmax_of_its_own() -> None:
     q, k, v = inputs(8)
     q_scores = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 7]).expand(2, 2, 1, 8)
     k_scores = q_scores.flip(-1)  # the first four queries meet the last four keys
-    out = smyrf_attention(q, k, v, q_scores, k_scores, bucket_size=4)
+    out = smyrf_attention(q, k, v, q_scores, k_scores, Masks(), bucket_size=4)
     first = F.scaled_dot_product_attention(q[:, :, :4], k[:, :, 4:], v[:, :, 4:])
     second = F.scaled_dot_product_attention(q[:, :, 4:], k[:, :, :4], v[:, :, :4])
     torch.testing.assert_close(out, torch.cat((first, second), dim=2))
-    thrice = smyrf_attention(q, k, v, *(x.expand(-1, -1, 3, -1) for x in (q_scores, k_scores)), bucket_size=4)
+    thrice = smyrf_attention(q, k, v, *(x.expand(-1, -1, 3, -1) for x in (q_scores, k_scores)), Masks(), bucket_size=4)
     torch.testing.assert_close(thrice, out)  # the same round thrice is that round once
 
 
-def test_equals_its_readable_version() -> None:
-    q, k, v = inputs(23)
-    scores = Smyrf(**FACTS, num_hashes=3).scores(q, k, None)
-    expected = smyrf_attention(q, k, v, *scores, bucket_size=4, attend=plain_clusters)
-    torch.testing.assert_close(smyrf_attention(q, k, v, *scores, bucket_size=4), expected)
+def test_scores_of_real_tokens_do_not_see_pads() -> None:
+    q, k, _ = inputs(23)
+    pads = torch.arange(23).expand(2, -1) >= 15
+    directions = Smyrf(**FACTS, num_hashes=3).directions
+    short = asymmetric_scores(q[:, :, :15], k[:, :, :15], directions)
+    q[:, :, 15:], k[:, :, 15:] = 1e3, -1e3
+    padded = asymmetric_scores(q, k, directions, pads)
+    torch.testing.assert_close([x[..., :15] for x in padded], list(short))
+    assert all(x.isfinite().all() for x in padded)
 
 
 @pytest.mark.parametrize("changed", [{"num_hashes": 3}, {"bucket_size": 5}, {"seed": 2}, {"layer": 1}])

@@ -22,9 +22,9 @@ from xcls.bench.training_plan import Recipe
 from xcls.schema import Bench, Config, Hardware, Size, Training, UserError
 
 ATTENTIONS = {
-    "sdpa": {"_target_": "xcls.attention.sdpa.Sdpa", "name": "sdpa"},
-    "performer": {"_target_": "xcls.attention.performer.Performer", "name": "performer_favor", "num_features": 8},
-    "broken": {"_target_": "xcls.attention.performer.Performer", "name": "broken", "num_features": -1},
+    "sdpa": {"_target_": "xcls.attention.softmax.Sdpa", "name": "sdpa"},
+    "performer": {"_target_": "xcls.attention.favor.Performer", "name": "performer_favor", "num_features": 8},
+    "broken": {"_target_": "xcls.attention.favor.Performer", "name": "broken", "num_features": -1},
 }
 POSITIONS = {name: {"_target_": "xcls.position.none.NoPosition", "name": name} for name in ("none", "sin")}
 

@@ -11,16 +11,16 @@ import yaml
 from torch import nn
 from torch.testing import assert_close
 
+from tests.attention.oracles import lsh_buckets, lsh_over
 from tests.pairwise import spread
-from xcls.attention.base import Attention
-from xcls.attention.performer import Performer
-from xcls.attention.reformer import Reformer, lsh_attention
-from xcls.attention.reformer_learned import ReformerLearned
-from xcls.attention.reformer_local import ReformerLocal
-from xcls.attention.reformer_shared import ReformerShared
-from xcls.attention.reformer_sort import lsh_buckets
-from xcls.attention.sdpa import Sdpa
+from xcls.attention.base import Attention, Masks
+from xcls.attention.favor import Performer
+from xcls.attention.lsh import Reformer
+from xcls.attention.lsh_learned import ReformerLearned
+from xcls.attention.lsh_local import ReformerLocal
+from xcls.attention.lsh_shared import ReformerShared
 from xcls.attention.smyrf import Smyrf
+from xcls.attention.softmax import Sdpa
 from xcls.bench.cases import Case, build
 from xcls.bench.error import attend, errors_of, exact, random_inputs, relative_error
 from xcls.bench.formulas import Shape, Work, core_work, work
@@ -34,9 +34,9 @@ from xcls.train.checkpoint import write_checkpoint
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "attention"
 NODES = {
-    "sdpa": {"_target_": "xcls.attention.sdpa.Sdpa"},
-    "sdpa_fused": {"_target_": "xcls.attention.sdpa_fused.SdpaFused"},
-    "performer": {"_target_": "xcls.attention.performer.Performer", "num_features": 16},
+    "sdpa": {"_target_": "xcls.attention.softmax.Sdpa"},
+    "sdpa_fused": {"_target_": "xcls.attention.softmax.SdpaFused"},
+    "performer": {"_target_": "xcls.attention.favor.Performer", "num_features": 16},
 }
 NONE = {"_target_": "xcls.position.none.NoPosition"}
 
@@ -92,7 +92,8 @@ def test_lsh_counts_products_of_whole_chunks_beside_hashing() -> None:
     attention = Reformer(num_heads=2, head_dim=8, layer=0, seed=0, num_hashes=3, bucket_size=4)
     found = core_work(attention, Shape(batch=2, heads=2, length=16, head_dim=8, itemsize=4))
     vectors = 2 * 2 * 16 * 8
-    hashing, product = 2 * 3 * vectors * 2, 2 * 3 * vectors * 8  # 4 buckets: 2 columns; a window of 2 chunks of 4
+    slots = 2 * (2 * 4 + 1) * 4  # four chunks of each head, and a spare one behind each example
+    hashing, product = 2 * 3 * vectors * 2, 2 * 3 * slots * 8 * 8  # 4 buckets: 2 columns; a window of 2 chunks of 4
     assert found["inference"].flops == hashing + 2 * product
     assert found["training"].flops == hashing + 7 * product  # the logits are computed again
 
@@ -149,7 +150,7 @@ def test_exact_attention_is_softmax_attention() -> None:
 def test_shared_exact_attention_is_lsh_whose_chunks_cover_everything() -> None:
     q, k, v = random_inputs((1, 2, 12, 8), 1, dtype=torch.float32, device="cpu")
     attention = Reformer(num_heads=2, head_dim=8, layer=0, seed=0, bucket_size=16)
-    assert_close(attend(attention, q, k, v, {}), exact(q, k, v, shared=True), rtol=1e-4, atol=1e-5)
+    assert_close(attend(attention, q, k, v, Masks()), exact(q, k, v, shared=True), rtol=1e-4, atol=1e-5)
 
 
 def test_more_features_have_a_smaller_error() -> None:
@@ -157,7 +158,7 @@ def test_more_features_have_a_smaller_error() -> None:
     q, k = 0.5 * q, 0.5 * k  # at the full scale the features' variance, exp(|q + k|^2), hides the trend
     errors = [
         relative_error(
-            attend(Performer(num_heads=2, head_dim=8, layer=0, seed=0, num_features=m), q, k, v, {}), exact(q, k, v)
+            attend(Performer(num_heads=2, head_dim=8, layer=0, seed=0, num_features=m), q, k, v, Masks()), exact(q, k, v)
         )
         for m in (16, 4096)
     ]
@@ -178,7 +179,7 @@ def trained_run(tmp_path: Path) -> Path:
     config = {
         "seed": 0,
         "seq_len": 32,
-        "attention._target_": "xcls.attention.sdpa.Sdpa",
+        "attention._target_": "xcls.attention.softmax.Sdpa",
         "attention.name": "sdpa",
         "position._target_": "xcls.position.relative.Relative",
         "position.name": "relative",
@@ -238,7 +239,7 @@ def test_trained_queries_and_keys_are_those_of_the_layers(trained_run: Path) -> 
     assert [tuple(layer.q.shape) for layer in layers] == [(4, 2, 32, 8)] * 2
     attention = Sdpa(num_heads=2, head_dim=8, layer=0, seed=0)
     for layer in layers:
-        out = attend(attention, layer.q, layer.k, layer.v, {"relative_bias": layer.bias})
+        out = attend(attention, layer.q, layer.k, layer.v, Masks(bias=layer.bias))
         assert_close(out, exact(layer.q, layer.k, layer.v, bias=layer.bias), rtol=1e-4, atol=1e-5)
     assert not torch.equal(layers[0].q, layers[1].q)
 
@@ -278,27 +279,27 @@ def test_a_mechanism_gets_what_it_would_get_in_the_run(run_hashes_rotated: bool,
     torch.testing.assert_close(layer.q, q)
     torch.testing.assert_close(layer.rotated()[0], rotate(q))
     measured = reformer(0, hash_rotated=hash_rotated)
-    q_given, k_given, settings = layer.given(measured)
+    q_given, k_given, masks = layer.given(measured)
     torch.testing.assert_close((q_given, k_given), (rotate(q), rotate(q)) if hash_rotated else (q, q))
-    assert (settings["rotate"] is None) == hash_rotated
+    assert (masks.rotate is None) == hash_rotated
     turned = rotate(q)
-    buckets = lsh_buckets(turned if hash_rotated else q, measured.rotations, bucket_size=4)
-    expected = lsh_attention(turned, v, buckets, bucket_size=4)
-    torch.testing.assert_close(attend(measured, q_given, k_given, v, {**settings, "context": {}}), expected)
-    swapped = lsh_buckets(q if hash_rotated else turned, measured.rotations, bucket_size=4)
+    buckets = lsh_buckets(turned if hash_rotated else q, measured.rotations, 4, None)
+    expected = lsh_over(turned, v, buckets, Masks(), chunk=4, before=1, after=0)
+    torch.testing.assert_close(attend(measured, q_given, k_given, v, masks), expected)
+    swapped = lsh_buckets(q if hash_rotated else turned, measured.rotations, 4, None)
     assert not torch.equal(buckets, swapped), "the order of hashing and rotating makes no difference here"
 
 
 def test_layers_share_what_they_share_in_a_run() -> None:
     layers = catch(encoder_with(reformer), torch.randint(5, 20, (1, 48)))
-    node = {"_target_": "xcls.attention.reformer_shared.ReformerShared", "bucket_size": 4}
+    node = {"_target_": "xcls.attention.lsh_shared.ReformerShared", "bucket_size": 4}
     errors, against = layer_errors(node, layers)
     context: dict[str, Any] = {}
     for (error, _), layer in zip(errors, layers):
-        q, k, settings = layer.given(reformer(layer.layer))
-        out = attend(reformer(layer.layer, ReformerShared), q, k, layer.v, {**settings, "context": context})
+        q, k, masks = layer.given(reformer(layer.layer))
+        out = attend(reformer(layer.layer, ReformerShared), q, k, layer.v, masks.with_(context=context))
         assert error == relative_error(out, exact(*layer.rotated(), layer.v, shared=True))
-    plain, _ = layer_errors({**node, "_target_": "xcls.attention.reformer.Reformer"}, layers)
+    plain, _ = layer_errors({**node, "_target_": "xcls.attention.lsh.Reformer"}, layers)
     assert against == "shared-QK softmax" and errors[0] == plain[0] and errors[1] != plain[1]
 
 

@@ -14,8 +14,8 @@ from xcls.bench.table import markdown, number, report
 
 MACHINE = {"flops_per_s": 1e9, "bytes_per_s": 1e9}
 REFERENCES = ["sdpa", "sdpa_fused"]
-PERFORMER = {"_target_": "xcls.attention.performer.Performer", "num_features": 128}
-REFORMER = {"_target_": "xcls.attention.reformer.Reformer", "num_hashes": 1, "bucket_size": 64}
+PERFORMER = {"_target_": "xcls.attention.favor.Performer", "num_features": 128}
+REFORMER = {"_target_": "xcls.attention.lsh.Reformer", "num_hashes": 1, "bucket_size": 64}
 
 
 def row(

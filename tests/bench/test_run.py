@@ -20,29 +20,29 @@ pytestmark = pytest.mark.slow
 BROKEN = '''
 import os, signal
 import torch
-from xcls.attention.sdpa import Sdpa
+from xcls.attention.softmax import Sdpa
 
 class Broken(Sdpa):
     """Fails at more than eight tokens."""
 
-    def forward(self, q, k, v, *, key_padding_mask=None, attn_mask=None, relative_bias=None, rotate=None, context=None):
+    def attend(self, q, k, v, masks):
         raise RuntimeError("no such kernel\\nand more")
 
 class Killer(Sdpa):
     """Dies without a word."""
 
-    def forward(self, q, k, v, *, key_padding_mask=None, attn_mask=None, relative_bias=None, rotate=None, context=None):
+    def attend(self, q, k, v, masks):
         os.kill(os.getpid(), signal.SIGKILL)
 
 class Greedy(Sdpa):
     """Asks for a tebibyte where it trains."""
 
-    def forward(self, q, k, v, *, key_padding_mask=None, attn_mask=None, relative_bias=None, rotate=None, context=None):
+    def attend(self, q, k, v, masks):
         return v + torch.empty(2**40, dtype=torch.uint8)[0] if torch.is_grad_enabled() and v.shape[0] == 2 else v
 '''
 ATTENTIONS = {
-    "sdpa": {"_target_": "xcls.attention.sdpa.Sdpa", "name": "sdpa"},
-    "performer": {"_target_": "xcls.attention.performer.Performer", "name": "performer_favor", "num_features": 8},
+    "sdpa": {"_target_": "xcls.attention.softmax.Sdpa", "name": "sdpa"},
+    "performer": {"_target_": "xcls.attention.favor.Performer", "name": "performer_favor", "num_features": 8},
     "broken": {"_target_": "broken_mechanisms.Broken", "name": "broken"},
     "killer": {"_target_": "broken_mechanisms.Killer", "name": "killer"},
     "greedy": {"_target_": "broken_mechanisms.Greedy", "name": "greedy"},

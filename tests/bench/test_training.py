@@ -25,8 +25,8 @@ pytestmark = pytest.mark.slow
 
 VOCAB, SEQ_LEN, STEPS, ROUNDS = 40, 24, 2, 3
 ATTENTIONS = {
-    "performer": {"_target_": "xcls.attention.performer.Performer", "name": "performer_favor", "num_features": 8},
-    "broken": {"_target_": "xcls.attention.performer.Performer", "name": "broken", "num_features": -1},
+    "performer": {"_target_": "xcls.attention.favor.Performer", "name": "performer_favor", "num_features": 8},
+    "broken": {"_target_": "xcls.attention.favor.Performer", "name": "broken", "num_features": -1},
 }
 POSITIONS = {"rope": {"_target_": "xcls.position.rope.Rotary", "name": "rope"}}
 

@@ -35,6 +35,7 @@ class Case:
 
     stage: str
     attention: str
+    device: str = "cpu"
     dtype: str = "fp32"
     workers: int = 0
     micro_batch: int | None = None
@@ -70,7 +71,7 @@ def injected(fault: str | None) -> Iterator[None]:
     def narrow(self: Updater, batch: Any, size: int | None) -> Any:
         found = gradients(self, batch, size)
         if ROW in batch["index"] and (size or len(batch["index"])) > 4:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            torch.empty(2**60, dtype=torch.uint8, device=self.amp.device)
         return found
 
     with ExitStack() as stack:
@@ -94,9 +95,9 @@ def live(folder: Path, case: Case, **changes: Any) -> None:
     settings = {**case.training, **changes}
     common = {
         "tokenizer": TinyTokenizer(), "seed": 0, "journal": journal, "resume": before is not None,
-        "precision": Precision(device="cpu", dtype=case.dtype),
+        "precision": Precision(device=case.device, dtype=case.dtype),
         "hardware": Hardware(
-            device="cpu", dtype=case.dtype, workers=case.workers, micro_batch=case.micro_batch,
+            device=case.device, dtype=case.dtype, workers=case.workers, micro_batch=case.micro_batch,
             on_oom="halve" if case.fault == "memory" else "stop",
         ),
     }  # fmt: skip

@@ -10,13 +10,13 @@ import torch
 from tests.allocations import KeptTensors, LargestTensor
 from tests.pairwise import spread
 from tests.samples import ATTENTIONS, POSITIONS, from_yaml, make_classifier
+from xcls.attention import base
 from xcls.model.encoder import Encoder
 from xcls.schema import MAX_SEQ_LEN, UserError
 from xcls.train.cost import MemoryGauge
 
 SHORT, LONG = 256, 512
-SMALL = {"window": 16, "bucket_size": 16, "chunk_size": 16, "num_features": 16, "max_buckets": 8, "block_size": 32,
-         "block_above": 0}  # or what is constant would hide what grows
+SMALL = {"window": 16, "bucket_size": 16, "chunk_size": 16, "num_features": 16, "max_buckets": 8}  # or what is constant would hide what grows
 MODES = ("inference", "training", "recomputed")
 
 
@@ -24,7 +24,6 @@ def make_long(attention: str, position: str, length: int, **changes: Any) -> tor
     """A classifier with small chunks, windows and blocks."""
     small = [{key: SMALL[key] for key in from_yaml(group, name)[1] if key in SMALL}
              for group, name in (("attention", attention), ("position", position))]
-    small[0].update(changes.pop("attention_changes", {}))
     return make_classifier(attention, position, seq_len=length, attention_changes=small[0], position_changes=small[1],
                            num_layers=1, **changes)
 
@@ -42,8 +41,15 @@ def grown(model: torch.nn.Module, length: int, mode: str, padded: bool) -> dict[
     return {"largest": largest.entries, "kept": kept.entries}
 
 
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No N x N matrix fits."""
+    monkeypatch.setattr(base, "memory_of", lambda device: 0)
+    monkeypatch.setattr(base, "BLOCK_ROWS", 32)
+
+
 @pytest.mark.parametrize(("attention", "position"), spread(ATTENTIONS, POSITIONS, times=1))
-def test_nothing_grows_with_the_square_of_the_tokens(attention: str, position: str) -> None:
+def test_nothing_grows_with_the_square_of_the_tokens(attention: str, position: str, no_memory: None) -> None:
     models = {length: make_long(attention, position, length) for length in (SHORT, LONG)}
     for mode in MODES:
         for padded in (False, True):
@@ -54,16 +60,14 @@ def test_nothing_grows_with_the_square_of_the_tokens(attention: str, position: s
 
 @pytest.mark.parametrize(("attention", "position"), [("sdpa", "rope"), ("sdpa_fused", "relative")])
 def test_a_score_matrix_that_is_kept_whole_is_seen(attention: str, position: str) -> None:
-    changes = {"attention_changes": {"block_above": LONG**3}}
-    short, long = (grown(make_long(attention, position, length, **changes), length, "training", False)
-                   for length in (SHORT, LONG))
+    short, long = (grown(make_long(attention, position, length), length, "training", False) for length in (SHORT, LONG))
     assert long["largest"] >= LONG * LONG and all(long[what] > 2.5 * short[what] for what in short)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("position", ["rope", "relative"])
 @pytest.mark.parametrize("attention", ["sdpa", "sdpa_fused", "performer", "reformer"])
-def test_the_longest_document_trains_and_infers_in_little_memory(attention: str, position: str) -> None:
+def test_the_longest_document_trains_and_infers_in_little_memory(attention: str, position: str, no_memory: None) -> None:
     length, width, layers = MAX_SEQ_LEN, 256, 2
     shape = {"num_heads": 4, "head_dim": 64}
     made, values = from_yaml("attention", attention)
@@ -85,15 +89,3 @@ def test_the_longest_document_trains_and_infers_in_little_memory(attention: str,
     assert gauge.peaks["rss_growth_MiB"] < 2048  # one [4, N, N] of bf16 alone is as much
     with pytest.raises(UserError, match="A sequence of 16385 tokens is longer than the limit of 16384"):
         encoder(torch.ones(1, length + 1, dtype=torch.int64))
-
-
-@pytest.mark.parametrize(("attention", "position"), [("sdpa", "rope"), ("sdpa_fused", "relative")])
-def test_a_single_long_document_is_in_blocks_as_several_are(attention: str, position: str) -> None:
-    made, values = from_yaml("attention", attention)  # with the limits of its YAML
-    place, place_values = from_yaml("position", position)
-    shape, length = {"num_heads": 4, "head_dim": 4}, 4096
-    bias = place(embed_dim=16, **shape, num_layers=1, seq_len=length, **place_values).bias(0)
-    q, k, v = torch.randn(3, 1, 4, length, 4, requires_grad=True).unbind()
-    with LargestTensor() as largest, KeptTensors() as kept:
-        made(**shape, layer=0, seed=0, **values)(q, k, v, relative_bias=bias).sum().backward()
-    assert largest.entries <= 4 * length * length / 4 and kept.entries < length * length / 4

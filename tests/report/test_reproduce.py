@@ -312,12 +312,12 @@ def results_of(folder):
 
 
 MINE = """
-from xcls.attention.sdpa import Sdpa
+from xcls.attention.softmax import Sdpa
 
 
 class Mine(Sdpa):
-    def forward(self, q, k, v, **given):
-        return super().forward(1.5 * q, k, v, **given)
+    def attend(self, q, k, v, masks):
+        return super().attend(1.5 * q, k, v, masks)
 """
 
 
@@ -327,7 +327,7 @@ def test_a_clone_of_the_commit_makes_the_numbers_of_a_mechanism_that_nobody_comm
     mine = first.folder / "xcls" / "attention" / "mine.py"
     mine.write_text(MINE)
     options = (first.folder / "conf" / "attention" / "sdpa.yaml").read_text()
-    (first.folder / "conf" / "attention" / "mine.yaml").write_text(options.replace("sdpa.Sdpa", "mine.Mine").replace("name: sdpa", "name: mine"))
+    (first.folder / "conf" / "attention" / "mine.yaml").write_text(options.replace("softmax.Sdpa", "mine.Mine").replace("name: sdpa", "name: mine"))
     run = ("attention=mine", "exp=one")
     done = first.run(*run, fresh=True)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import torch
 
 from tests.samples import CONF
 from xcls import build, start
-from xcls.attention.sdpa import Sdpa
+from xcls.attention.softmax import Sdpa
 from xcls.run_files import read_yaml
 from xcls.schema import Config, Hardware, UserError, unflatten
 from xcls.train.cards import Card, Cards
@@ -32,10 +32,10 @@ def test_a_job_whose_hash_is_no_longer_the_planned_one_is_refused(monkeypatch: p
 
 
 def test_the_architecture_is_tried_once_and_one_that_sees_padding_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, calls, attend = Config(), [], Sdpa.forward
+    config, calls, attend = Config(), [], Sdpa.attend
     for group, name in (("attention", "sdpa"), ("position", "relative")):
         setattr(config, group, unflatten(read_yaml(CONF / group / f"{name}.yaml")))
-    monkeypatch.setattr(Sdpa, "forward", lambda *parts, **given: calls.append(1) or attend(*parts, **given))
+    monkeypatch.setattr(Sdpa, "attend", lambda *parts: calls.append(1) or attend(*parts))
     build._check_contracts.cache_clear()
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     build.check_architecture(config)
@@ -43,9 +43,9 @@ def test_the_architecture_is_tried_once_and_one_that_sees_padding_is_refused_by_
     config.seed, config.seq_len = 7, 16384
     build.check_architecture(config)
     assert tried == len(calls) > 10 and torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
-    monkeypatch.setattr(Sdpa, "forward", lambda *parts, **given: attend(*parts, **{**given, "key_padding_mask": None}))
+    monkeypatch.setattr(Sdpa, "attend", lambda *parts: attend(*parts[:-1], parts[-1].with_(padding=None)))
     build._check_contracts.cache_clear()
-    with pytest.raises(UserError, match=r"attention=sdpa \(xcls\.attention\.sdpa\.Sdpa\): it sees padding"):
+    with pytest.raises(UserError, match=r"attention=sdpa \(xcls\.attention\.softmax\.Sdpa\): it sees padding"):
         build.check_architecture(config)
     build._check_contracts.cache_clear()
 
@@ -58,7 +58,7 @@ def test_what_is_written_down_is_the_code_that_was_hashed_or_the_run_does_not_be
     monkeypatch.setattr(build, "find_sources", lambda paths: used.extend(path.name for path in paths) or used)
     plan = build.Plan(config, {}, None, [], CONF.parent)
     plan.freeze()
-    assert set(used) == {"__init__.py", "base.py", "sdpa.py", "sdpa_blocks.py", "rope.py"}
+    assert set(used) == {"__init__.py", "base.py", "softmax.py", "softmax_blocks.py", "rope.py", "rope_triton.py"}
     plan.code = {"attention": "another", "position": plan.code["position"]}
     with pytest.raises(UserError, match="changed just as the run began"):
         plan.freeze()

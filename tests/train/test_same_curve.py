@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 from unittest import mock
 
 import pytest
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.attention.oracles import oracle
 from tests.faults.runs import Case, live
 from tests.samples import from_yaml
-from xcls.attention import base
 from xcls.data.masking import IGNORED
 from xcls.model.dropout import Dropout, draw
 from xcls.model.heads import MaskedLanguageModel
@@ -31,10 +31,11 @@ def dropped(self: Dropout, x: Tensor, rows: None = None, whole: Tensor | None = 
     return x * draw(x, self.threshold).to(x.dtype) * self.scale if self.training and self.rate else x
 
 
-def projected(self: MultiHeadAttention, x: Tensor) -> list[Tensor]:
+def projected(self: MultiHeadAttention, x: Tensor, rotate: Callable[[Tensor], Tensor] | None) -> list[Tensor]:
     """A product for each projection."""
     layers = [layer for layer in (self.q_proj, self.k_proj, self.v_proj) if layer is not None]
-    return [layer(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for layer in layers]
+    parts = [layer(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for layer in layers]
+    return parts if rotate is None else [*map(rotate, parts[:-1]), parts[-1]]
 
 
 def all_logits(
@@ -53,12 +54,11 @@ def written_out(attention: str) -> Iterator[None]:
     mechanism = from_yaml("attention", attention)[0]
     with ExitStack() as stack:
         for owner, name, plain in (
-            (mechanism, "forward", lambda self, *args, **named: self.oracle(*args, **named)),
+            (mechanism, "forward", oracle),
             (Dropout, "forward", dropped),
-            (MultiHeadAttention, "_project", projected),
+            (MultiHeadAttention, "_heads", projected),
             (MaskedLanguageModel, "forward", all_logits),
             (rope, "is_compiling", lambda: True),  # the formulas that a compiler is given
-            (base, "is_compiling", lambda: True),
             (optim, "TORCH", (2, 2)),  # which has no fused optimizer on a CPU
         ):
             stack.enter_context(mock.patch.object(owner, name, plain))

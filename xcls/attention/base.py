@@ -1,31 +1,98 @@
-"""What every attention mechanism has in common: the contract, and the helpers for masks and clipped distances.
+"""What every attention mechanism has in common: the contract, the masks, and helpers for clipped distances.
 
+A mechanism is a subclass of `Attention` with one method, `attend`. What all share is done once, in `Attention.forward`.
 Letters: B batch, H heads, N tokens, D head width, W window of the relative bias.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 
 
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """What a query may attend to, and where tokens are. Make it with `Masks.make`, which checks its arguments.
+
+    padding: bool [B, N], True = a pad, which nobody attends to.
+    pairs: bool [1|B, 1|H, N, N], True = query i (row) may not attend to key j (column).
+    bias: [H, 2W+1], adds bias[h, clip(j - i, -W, W) + W] to the logit of query i and key j.
+    rotate: the rotary embedding [B, H, N, D] -> [B, H, N, D], given only where the mechanism `wants_unrotated`.
+    causal: `pairs` is exactly the causal mask: every j > i blocked, everything else free.
+    finite: the caller promises that pads hold finite numbers and reads no output of theirs (the encoder does), so that
+        neither is zeroed.
+    layers: how many layers keep their tensors for one backward pass; what decides whether N x N matrices fit.
+    context: lives for one forward pass of the encoder, for what one layer leaves to the next.
+    """
+
+    padding: Tensor | None = None
+    pairs: Tensor | None = None
+    bias: Tensor | None = None
+    rotate: Callable[[Tensor], Tensor] | None = None
+    causal: bool = False
+    finite: bool = False
+    layers: int = 1
+    context: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        relative_bias: Tensor | None = None,
+        rotate: Callable[[Tensor], Tensor] | None = None,
+        finite: bool = False,
+        layers: int = 1,
+    ) -> Masks:
+        """Masks of `key_padding_mask` [B, N] and `attn_mask` [N, N] or [B, 1|H, N, N], as for PyTorch's MultiheadAttention.
+
+        Raises TypeError where a mask is not bool, ValueError where attn_mask has another rank. Waits for the device once
+        where there is an attn_mask, to tell whether it is causal.
+        """
+        for name, mask in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask)):
+            if mask is not None and mask.dtype != torch.bool:
+                raise TypeError(f"{name} must be bool (True = may not be attended), not {mask.dtype}")
+        if attn_mask is not None and attn_mask.dim() not in (2, 4):
+            raise ValueError(f"attn_mask must be [N, N] or [B, 1|H, N, N], not {list(attn_mask.shape)}")
+        pairs = attn_mask[None, None] if attn_mask is not None and attn_mask.dim() == 2 else attn_mask
+        causal = pairs is not None and is_causal(pairs)
+        return cls(key_padding_mask, pairs, relative_bias, rotate, causal, finite, layers)
+
+    def with_(self, **changes: Any) -> Masks:
+        """A copy with other values."""
+        return replace(self, **changes)
+
+    def blocked(self, rows: slice = slice(None)) -> Tensor | None:
+        """Padding and pairs as one mask for some rows of queries: bool [1|B, 1|H, 1|rows, N], True = may not be attended."""
+        pairs = None if self.pairs is None else self.pairs[:, :, rows]
+        if self.padding is None:
+            return pairs
+        pads = self.padding[:, None, None, :]
+        return pads if pairs is None else pads | pairs
+
+
 class Attention(nn.Module):
-    """One attention mechanism of one layer: hyperparameters and random buffers, no trained weights.
+    """One attention mechanism of one layer: hyperparameters and random buffers, and trained weights if it has any.
 
     `ties_qk`: the mechanism has one projection for queries and keys; the caller then passes k = q.
-    `wants_unrotated`: the caller passes q and k before the rotary embedding, and the rotation as `rotate`.
+    `wants_unrotated`: the caller passes q and k before the rotary embedding, and the rotation as `masks.rotate`.
     `reads_qk`: false where q and k are not looked at; the caller then builds no projections for them and passes v.
+    `path`: how the last call computed, where a mechanism has several ways ("whole", "blocks", "fused").
     """
 
     ties_qk: bool = False
     wants_unrotated: bool = False
     reads_qk: bool = True
+    path: str | None = None
 
     def __init__(self, *, num_heads: int, head_dim: int, layer: int, seed: int) -> None:
         """Keep the shape facts; subclasses add their hyperparameters."""
@@ -35,41 +102,31 @@ class Attention(nn.Module):
         self.layer = layer
         self.seed = seed
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        relative_bias: Tensor | None = None,
-        rotate: Callable[[Tensor], Tensor] | None = None,
-        context: dict | None = None,
-    ) -> Tensor:
-        """Attend: q, k, v [B, H, N, D] -> [B, H, N, D].
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks | None = None) -> Tensor:
+        """`attend` with what all mechanisms share: q, k, v [B, H, N, D] -> [B, H, N, D] in the dtype of v.
 
-        key_padding_mask: bool [B, N], True = a pad, which nobody attends to; its own output row is zero.
-        attn_mask: bool [N, N] or [B, 1|H, N, N], True = query i (rows) may not attend to key j (columns).
-        relative_bias: [H, 2W+1], adds relative_bias[h, clip(j - i, -W, W) + W] to the logit of i and j.
-        rotate: the rotary embedding [B, H, N, D] -> [B, H, N, D], given only where `wants_unrotated`.
-        context: a dict that lives for one forward pass of the encoder, for what one layer leaves to the next.
+        Pads are zeroed, so that NaN and Inf in them reach nothing, and their output is zero, unless `masks.finite`.
+        A row with nothing to attend to is zero. Products run in the dtype of q, k, v as they come, outside autocast.
         """
-        raise NotImplementedError
+        masks = Masks() if masks is None else masks
+        zeroed = masks.padding is not None and not masks.finite
+        pads = masks.padding[:, None, :, None] if zeroed else None
+        if zeroed:
+            q, k, v = (x.masked_fill(pads, 0.0) for x in (q, k, v))
+        with torch.autocast(v.device.type, enabled=False):
+            out = self.attend(q, k, v, masks)
+        if masks.pairs is not None:
+            nothing = masks.blocked().all(dim=-1, keepdim=True)  # [1|B, 1|H, 1|N, 1]
+            out = out.masked_fill(nothing, 0.0)
+        return out.masked_fill(pads, 0.0) if zeroed else out
 
-    def oracle(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        relative_bias: Tensor | None = None,
-        rotate: Callable[[Tensor], Tensor] | None = None,
-        context: dict | None = None,
-    ) -> Tensor:
-        """The same result from the whole N x N kernel, slow and readable: [B, H, N, D] -> [B, H, N, D]."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        """The mechanism: q, k, v [B, H, N, D] -> [B, H, N, D] in the dtype of v.
+
+        Pads hold finite numbers, and must not be attended to. Rows of pads, and rows with nothing to attend to, may
+        come out as anything finite with a finite gradient. No output or gradient of an example may depend on another
+        example, NaN and Inf included. Softmax, feature maps, hashes and normalisers are computed in fp32 at least.
+        """
         raise NotImplementedError
 
     def redraw(self, generator: torch.Generator) -> None:
@@ -93,115 +150,18 @@ def full_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which a matrix product of x comes out here: that of autocast where it is on, else x's own."""
-    return (x.new_empty(1, 0) @ x.new_empty(0, 1)).dtype
+def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
+    """x [B, H, N, D] with zeros in padded rows, padding bool [B, N]: NaN and Inf go too, and so do gradients."""
+    return x if padding is None else x.masked_fill(padding[:, None, :, None], 0.0)
 
 
-class _Zeroed(torch.autograd.Function):
-    """x [B, H, N, D] where `kept`, of its width in bits, is -1 (all bits), zero where it is 0; the gradient likewise."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, kept: Tensor) -> Tensor:
-        ctx.save_for_backward(kept)
-        return (x.view(kept.dtype) & kept).view(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return (grad.view(kept.dtype) & kept).view(grad.dtype), None
-
-
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers by the bytes of an element
-
-
-def zero_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """x [B, H, N, D] with zeros where `rows`, bool [1|B, 1|H, 1|N, 1], is true: NaN and Inf go too, and so do gradients.
-
-    On a CPU an `and` of the bits, which takes an eighth of the time of masked_fill.
-    """
-    if x.device.type != "cpu" or is_compiling():
-        return x.masked_fill(rows, 0.0)
-    return _Zeroed.apply(x, rows.to(BITS[x.element_size()]) - 1)
-
-
-def zero_padding(x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """x [B, H, N, D] with zeros in padded rows, as `zero_rows` makes them."""
-    return x if key_padding_mask is None else zero_rows(x, key_padding_mask[:, None, :, None])
-
-
-def broken_sequences(
-    key_padding_mask: Tensor | None, *inputs: Tensor, shown: tuple[Tensor, ...] | None = None
-) -> Tensor | None:
-    """Which sequences have a real token with a NaN or an Inf in one of `inputs` [B, H, N, D]: bool [B, H, 1, 1].
-
-    None where that is known to be none. On a CPU sums over dimension 2 tell, the cheapest pass there is: what is not
-    finite shows in them. Elsewhere everything is looked at, so that nobody waits for an answer.
-    shown: tensors [B, H, *, *] to sum instead, smaller ones in which every such number shows.
-    """
-    if inputs[0].device.type == "cpu" and not is_compiling():
-        if all(x.detach().sum(dim=2).isfinite().all() for x in shown or inputs):
-            return None
-    finite = torch.stack([x.detach().isfinite().all(dim=-1) for x in inputs]).all(dim=0)  # [B, H, N]
-    if key_padding_mask is not None:
-        finite = finite | key_padding_mask[:, None]
-    return ~finite.all(dim=-1)[..., None, None]
-
-
-class _Isolated(torch.autograd.Function):
-    """x [B, H, N, D] with zeros where `broken` [B, H, 1, 1]; the gradient has NaN there."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, broken: Tensor) -> Tensor:
-        ctx.save_for_backward(broken)
-        return x.masked_fill(broken, 0.0)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        (broken,) = ctx.saved_tensors
-        return grad.masked_fill(broken, torch.nan), None
-
-
-def isolated(x: Tensor, broken: Tensor | None) -> Tensor:
-    """x [B, H, N, D] with zeros in broken sequences, where neighbours in memory could meet them: 0 times NaN is NaN."""
-    return x if broken is None else _Isolated.apply(x, broken)
-
-
-def spoiled(out: Tensor, broken: Tensor | None) -> Tensor:
-    """out [B, H, N, D] with NaN in the sequences that `isolated` has zeroed, so that the example itself shows them."""
-    return out if broken is None else out.masked_fill(broken, torch.nan)
-
-
-def check_attn_mask(attn_mask: Tensor | None) -> Tensor | None:
-    """attn_mask [N, N] or [B, 1|H, N, N] as [1|B, 1|H, N, N]. Raises on another rank and on a mask that is not bool."""
-    if attn_mask is None:
-        return None
-    if attn_mask.dtype != torch.bool:
-        raise TypeError(f"attn_mask must be bool (True = may not be attended), not {attn_mask.dtype}")
-    if attn_mask.dim() not in (2, 4):
-        raise ValueError(f"attn_mask must be [N, N] or [B, 1|H, N, N], not {list(attn_mask.shape)}")
-    return attn_mask if attn_mask.dim() == 4 else attn_mask[None, None]
-
-
-def blocked_pairs(key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
-    """Both masks as one, bool [1|B, 1|H, 1|rows, N], True = may not be attended; None if there is none.
-
-    attn_mask is [1|B, 1|H, rows, N] here, whole or a block of its rows.
-    """
-    if key_padding_mask is None:
-        return attn_mask
-    pads = key_padding_mask[:, None, None, :]
-    return pads if attn_mask is None else pads | attn_mask
-
-
-def is_causal(attn_mask: Tensor) -> bool:
-    """Whether attn_mask [..., N, N] is exactly the causal one: every j > i blocked, everything else free."""
-    length = attn_mask.shape[-1]
-    if attn_mask[..., -1, :].any() or not attn_mask[..., 0, 1:].all():  # two rows tell most others apart
+def is_causal(pairs: Tensor) -> bool:
+    """Whether pairs [..., N, N] is exactly the causal mask: every j > i blocked, everything else free."""
+    length = pairs.shape[-1]
+    if pairs[..., -1, :].any() or not pairs[..., 0, 1:].all():  # two rows tell most others apart
         return False
-    position = torch.arange(length, device=attn_mask.device)
-    return bool((attn_mask == (position > position[:, None])).all())
+    position = torch.arange(length, device=pairs.device)
+    return bool((pairs == (position > position[:, None])).all())
 
 
 def distance_matrix(bias: Tensor, *, rows: int, columns: int, offset: int = 0) -> Tensor:
@@ -220,22 +180,37 @@ def distance_matrix(bias: Tensor, *, rows: int, columns: int, offset: int = 0) -
     return repeated[:, : rows * (size - 1)].view(-1, rows, size - 1)[:, :, :columns]
 
 
-def kept_whole(batch: int, heads: int, length: int, block_above: int) -> bool:
-    """Is an N x N matrix per head small enough to be kept: at most `block_above` entries in all, and a quarter of that
-    in each example? The second bound keeps a long document in blocks where a batch of several would have them: else
-    a smaller micro-batch could take more memory.
+def memory_of(device: torch.device) -> int:
+    """The memory of a device, bytes: of the card, or of the machine. A constant, so that runs decide alike."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 16 * 2**30
+
+
+BLOCK_ROWS = 256  # query rows of a block, where N x N matrices do not fit
+WORKING = 4  # matrices of a layer that exist at once beside those kept for the backward pass: scores, mask, their gradients
+
+
+def fits(matrix: tuple[int, ...], like: Tensor, layers: int = 1) -> bool:
+    """Do N x N matrices of shape `matrix` in the dtype of `like`, one kept by each of `layers`, fit into half the memory of
+    a card, or a quarter of the machine's, which other jobs use too?
     """
-    entries = heads * length * length
-    return batch * entries <= block_above and entries <= block_above // 4
+    entries = 1
+    for size in matrix:
+        entries *= size
+    share = 4 if like.device.type == "cpu" else 2
+    return entries * like.element_size() * (layers + WORKING) <= memory_of(like.device) // share
 
 
-def by_query_blocks(attend: Callable[[Tensor, int], Tensor], q: Tensor, block_size: int) -> Tensor:
-    """attend(block of q [B, H, block, D], its first row) for all blocks of rows, joined to [B, H, N, D].
+def by_query_blocks(attend: Callable[[Tensor, int], Tensor], q: Tensor) -> Tensor:
+    """attend(block of q [B, H, BLOCK_ROWS, D], its first row) for all blocks of rows, joined to [B, H, N, D].
 
     Each block is computed again in the backward pass, so that nothing of size N x N outlives its block.
     """
     outputs, start = [], 0
-    for block in q.split(block_size, dim=2):
+    for block in q.split(BLOCK_ROWS, dim=2):
         outputs.append(checkpoint(attend, block, start, use_reentrant=False, preserve_rng_state=False))
         start += block.shape[2]
     return torch.cat(outputs, dim=2)

@@ -11,20 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from xcls.attention.base import zero_padding
-from xcls.attention.kernel import FeatureMap, KernelAttention
-
-
-class One(FeatureMap):
-    """phi(x) = 1."""
-
-    def queries(self, q: Tensor) -> Tensor:
-        """[B, H, N, D] -> [B, H, N, 1]."""
-        return q.new_ones(*q.shape[:3], 1)
-
-    def keys(self, k: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-        """[B, H, N, D] -> [B, H, N, 1], zero in pads."""
-        return zero_padding(self.queries(k), key_padding_mask)
+from xcls.attention.base import Masks
+from xcls.attention.favor import KernelAttention
 
 
 class Mean(KernelAttention):
@@ -32,9 +20,10 @@ class Mean(KernelAttention):
 
     reads_qk = False
 
-    def feature_map(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> One:
-        """Always the same."""
-        return One()
+    def features(self, q: Tensor, k: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+        """phi(x) = 1: [B, H, N, D] -> [B, H, N, 1]."""
+        one = q.new_ones(*q.shape[:3], 1)
+        return one, one
 
     def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
         """Operations and bytes of inference and of training: the sum of the values with the normaliser as a column, and

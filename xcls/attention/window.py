@@ -1,131 +1,78 @@
 """Sliding-window attention: exact softmax over the tokens at most `window` away, and nothing beyond. A control.
 
 What the approximations must beat: text is local, and this sees what is local exactly, in linear time and memory.
-Letters: B batch, H heads, N tokens, D head width, C tokens of a chunk.
+Letters: B batch, H heads, N tokens, D head width, T chunks of a sequence, C tokens of a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from xcls.attention.base import (
-    Attention,
-    broken_sequences,
-    check_attn_mask,
-    distance_matrix,
-    isolated,
-    spoiled,
-    zero_padding,
-)
-from xcls.attention.chunks import chunk_count, from_chunks, mask_windows, outside_windows, to_chunks, windows
-from xcls.attention.sdpa import dense_softmax, softmax_rows
+from xcls.attention.base import Attention, Masks, distance_matrix
 
-
-def beyond(rows: int, columns: int, window: int, offset: int, device: torch.device) -> Tensor:
-    """Whether |j - i + offset| > window, bool [rows, columns]."""
-    distance = torch.arange(columns, device=device) - torch.arange(rows, device=device)[:, None] + offset
-    return distance.abs() > window
-
-
-def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    window: int,
-    key_padding_mask: Tensor | None = None,
-    attn_mask: Tensor | None = None,
-    relative_bias: Tensor | None = None,
-) -> Tensor:
-    """softmax over |i - j| <= window: q, k, v [B, H, N, D] -> [B, H, N, D].
-
-    Masks and bias as in `Attention.forward`. Chunks of `window` tokens each meet themselves and their two neighbours.
-    """
-    batch, heads, length, width = q.shape
-    attn_mask = check_attn_mask(attn_mask)
-    chunk = min(window, length)
-    shape = (batch, heads, chunk_count(length, chunk, 1))
-    bias = None
-    if relative_bias is not None:
-        bias = distance_matrix(relative_bias, rows=chunk, columns=3 * chunk, offset=-chunk)[:, None]  # [H, 1, C, 3C]
-    blocked = beyond(chunk, 3 * chunk, window, -chunk, q.device) | outside_windows(key_padding_mask, q, chunk, 1)
-    if attn_mask is not None:
-        blocked = blocked | mask_windows(attn_mask, chunk, 1)  # [1|B, 1|H, chunks, C, 3C]
-    # The empty chunk behind a sequence sees the next one, which gradients alone could tell: its own output is dropped.
-    broken = broken_sequences(key_padding_mask, q, k, v) if torch.is_grad_enabled() else None
-    q, k, v = (to_chunks(isolated(zero_padding(x, key_padding_mask), broken), chunk, 1) for x in (q, k, v))
-    k, v = (windows(x, 1).view(*shape, 3 * chunk, width) for x in (k, v))
-    out = softmax_rows(q.view(*shape, chunk, width), k, v, blocked=blocked, bias=bias)
-    return zero_padding(spoiled(from_chunks(out, batch, heads, length), broken), key_padding_mask)
+HEADROOM = 16.0  # fp16 ends at 65,504, and q.k of large activations does not: products are smaller by this factor
 
 
 class Window(Attention):
-    """Sliding-window attention; see `window_attention`."""
+    """Softmax attention within |i - j| <= window: chunks of `window` tokens meet themselves and their two neighbours."""
 
-    def __init__(self, *, num_heads: int, head_dim: int, layer: int, seed: int, window: int = 64) -> None:
-        """window: the distance up to which a token sees others, on either side."""
-        super().__init__(num_heads=num_heads, head_dim=head_dim, layer=layer, seed=seed)
+    def __init__(self, *, window: int = 64, **shape: Any) -> None:
+        """window: tokens seen on either side."""
+        super().__init__(**shape)
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window}")
         self.window = window
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        relative_bias: Tensor | None = None,
-        rotate: Callable[[Tensor], Tensor] | None = None,
-        context: dict | None = None,
-    ) -> Tensor:
-        """q, k, v [B, H, N, D] -> [B, H, N, D]; arguments as in `Attention.forward`."""
-        return window_attention(
-            q,
-            k,
-            v,
-            window=self.window,
-            key_padding_mask=key_padding_mask,
-            attn_mask=attn_mask,
-            relative_bias=relative_bias,
-        )
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        """q, k, v [B, H, N, D] -> [B, H, N, D]."""
+        length, size = q.shape[2], min(self.window, q.shape[2])
+        fill = -length % size
+        queries = F.pad(q, (0, 0, 0, fill)).unflatten(2, (-1, size))  # [B, H, T, C, D]
+        keys, values = (_windows(x, 2, size, fill).transpose(3, 4) for x in (k, v))  # [B, H, T, 3C, D]
+        scale = HEADROOM if q.dtype == torch.float16 else 1.0
+        scores = (queries * (q.shape[-1] ** -0.5 / scale)) @ keys.transpose(3, 4)  # [B, H, T, C, 3C]
+        if scale != 1.0:
+            scores = scores.float() * scale
+        if masks.bias is not None:
+            scores = scores + distance_matrix(masks.bias, rows=size, columns=3 * size, offset=-size)[:, None]
+        blocked = self._blocked(q, masks, size, fill)
+        nothing = blocked.all(dim=-1, keepdim=True)  # such rows attend to everything, which is finite
+        wall = torch.zeros(blocked.shape, dtype=scores.dtype, device=q.device).masked_fill_(blocked & ~nothing, -torch.inf)
+        weights = torch.softmax(scores + wall, dim=-1)  # a sum: the mask is small, scores are not
+        out = weights.to(v.dtype) @ values
+        if masks.pairs is not None:  # without it they are pads
+            out = out.masked_fill(nothing, 0.0)
+        return out.flatten(2, 3)[:, :, :length]
 
-    def oracle(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        relative_bias: Tensor | None = None,
-        rotate: Callable[[Tensor], Tensor] | None = None,
-        context: dict | None = None,
-    ) -> Tensor:
-        """The whole softmax with distant pairs blocked: [B, H, N, D] -> [B, H, N, D]."""
-        distant = beyond(q.shape[2], q.shape[2], self.window, 0, q.device)[None, None]
-        attn_mask = check_attn_mask(attn_mask)
-        return dense_softmax(
-            q,
-            k,
-            v,
-            key_padding_mask=key_padding_mask,
-            attn_mask=distant if attn_mask is None else distant | attn_mask,
-            relative_bias=relative_bias,
-        )
+    def _blocked(self, q: Tensor, masks: Masks, size: int, fill: int) -> Tensor:
+        """Which slots of its chunk's window a query may not see: bool [B|1, 1|H, T, C, 3C]."""
+        apart = torch.arange(-size, 2 * size, device=q.device) - torch.arange(size, device=q.device)[:, None]
+        outside = q.new_zeros(1, q.shape[2], dtype=torch.bool) if masks.padding is None else masks.padding
+        outside = _windows(outside, 1, size, fill, value=True)[:, None, :, None]  # [B|1, 1, T, 1, 3C]
+        blocked = (apart.abs() > self.window) | outside
+        if masks.pairs is None:
+            return blocked
+        pairs = F.pad(masks.pairs, (size, size + fill, 0, fill), value=True)  # [1|B, 1|H, T C, (T + 2) C]
+        batch, heads, row, column = pairs.stride()
+        shape = (*pairs.shape[:2], blocked.shape[2], size, 3 * size)
+        return blocked | pairs.as_strided(shape, (batch, heads, size * (row + column), row, column))
 
     def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
         """Operations and bytes of inference and of training: q k^T and p v over three chunks, twice that backward.
 
-        Of whole chunks, the empty one behind the tokens included.
+        Of whole chunks.
         """
         chunk = min(self.window, shape.length)
-        slots = shape.batch * shape.heads * chunk_count(shape.length, chunk, 1) * chunk
+        slots = shape.batch * shape.heads * -(-shape.length // chunk) * chunk
         products, moved = 4.0 * slots * 3 * chunk * shape.head_dim, 4.0 * shape.itemsize * shape.vectors
         return (products, moved), (3 * products, 3 * moved)
+
+
+def _windows(x: Tensor, dim: int, size: int, fill: int, value: bool = False) -> Tensor:
+    """Each chunk of dimension `dim` with its two neighbours, as Tensor.unfold has it; `value` beyond the ends."""
+    further = [0, 0] * (x.dim() - 1 - dim)
+    return F.pad(x, (*further, size, size + fill), value=value).unfold(dim, 3 * size, size)

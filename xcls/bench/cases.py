@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcls.bench.make import make
+from xcls.attention.base import Masks
 from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, TextClassifier
 from xcls.model.multihead import MultiHeadAttention
@@ -169,7 +170,7 @@ def _module(case: Case) -> Trial:
     rotate = position.rotation(case.seq_len, x.device)
 
     def forward() -> Tensor:
-        return model(x, relative_bias=position.bias(0), rotate=rotate, context={})
+        return model(x, Masks(bias=position.bias(0), rotate=rotate))
 
     return _Leaves(case=case, model=model, attention=attention, forward=forward, leaves=[x, *position.parameters()])
 
@@ -186,7 +187,7 @@ def _core(case: Case) -> Trial:
         q, k, v = (leaf.unflatten(2, (case.num_heads, -1)).transpose(1, 2) for leaf in leaves)
         if case.origin != OURS:
             return attention(q, q if tied else k, v)
-        return attention(q, q if tied else k, v, relative_bias=position.bias(0), context={})
+        return attention(q, q if tied else k, v, Masks(bias=position.bias(0)))
 
     leaves = [leaves[0], leaves[0], leaves[2]] if tied else leaves
     return _Leaves(

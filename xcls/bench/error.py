@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xcls.attention.base import distance_matrix
+from xcls.attention.base import Masks, distance_matrix
 
 ROWS = 512  # queries at a time
 DRAWS, DRAWS_LONG, LONG = 5, 3, 4096  # so many draws, or fewer above so many tokens
@@ -80,6 +80,6 @@ def random_inputs(
 
 
 @torch.no_grad()
-def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, settings: dict[str, Any]) -> Tensor:
+def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
     """The mechanism's output, in evaluation mode: [B, H, N, D]."""
-    return attention.eval()(q, q if attention.ties_qk else k, v, **settings)
+    return attention.eval()(q, q if attention.ties_qk else k, v, masks)

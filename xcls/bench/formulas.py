@@ -2,7 +2,7 @@
 
 Operations are those of matrix products, two for a multiplication and addition, as PyTorch's counter has them; bytes
 are what has to pass between memory and cores when everything that is not part of the definition stays in the cache.
-Letters: B batch, H heads, N tokens, D head width, E model width, M random features, R rotations.
+Letters: B batch, H heads, N tokens, D head width, E model width, R rotations.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from typing import Callable
 
 from torch import nn
 
-from xcls.attention.base import kept_whole
-from xcls.attention.performer import Performer
-from xcls.attention.reformer import Reformer
-from xcls.attention.reformer_learned import ReformerLearned
-from xcls.attention.reformer_local import ReformerLocal
-from xcls.attention.sdpa import Sdpa
-from xcls.attention.sdpa_fused import SdpaFused
+from xcls.attention.lsh import Reformer
+from xcls.attention.lsh_learned import ReformerLearned
+from xcls.attention.lsh_local import ReformerLocal
 from xcls.attention.smyrf import Smyrf
+from xcls.attention.softmax import Sdpa, SdpaFused
 
 
 @dataclass(frozen=True)
@@ -60,15 +57,13 @@ class Shape:
 
 
 def _sdpa(attention: Sdpa, shape: Shape) -> tuple[Work, Work]:
-    """Q K^T and P V, 2 N^2 D each; four more products backward, and the two once more where blocks are recomputed.
+    """Q K^T and P V, 2 N^2 D each; four more products backward.
 
     The scores are written, read, and written and read again as probabilities: that is what explicit means.
     """
     product = 2.0 * shape.pairs * shape.head_dim
     moved = float(shape.itemsize) * (4 * shape.vectors + 4 * shape.pairs)
-    whole = kept_whole(shape.batch, shape.heads, shape.length, attention.block_above)
-    products = 6 if whole else 8
-    return Work(2 * product, moved), Work(products * product, moved * products / 2)
+    return Work(2 * product, moved), Work(6 * product, 3 * moved)
 
 
 def _sdpa_fused(attention: SdpaFused, shape: Shape) -> tuple[Work, Work]:
@@ -77,24 +72,19 @@ def _sdpa_fused(attention: SdpaFused, shape: Shape) -> tuple[Work, Work]:
     return Work(2 * product, moved), Work(7 * product, 3 * moved)
 
 
-def _performer(attention: Performer, shape: Shape) -> tuple[Work, Work]:
-    """Q W^T and K W^T, 2 N D M each, then phi(K)^T [V 1] and phi(Q) of it; the directions W need no gradient."""
-    features = 2 * 2.0 * shape.vectors * attention.num_features
-    products = features * (shape.head_dim + 1) / shape.head_dim
-    moved = 4.0 * shape.itemsize * shape.vectors
-    return Work(features + products, moved), Work(2 * features + 3 * products, 3 * moved)
-
-
 def _attend_clusters(
-    shape: Shape, *, rounds: int, size: int, span: int, key_width: int | None = None
+    shape: Shape, *, rounds: int, size: int, reach: tuple[int, int] = (0, 0), key_width: int | None = None
 ) -> tuple[float, float]:
-    """Operations of softmax within chunks, `size` tokens that meet `span` keys: of inference and of training.
+    """Operations of softmax within chunks of `size` tokens, which meet themselves and `reach` chunks before and behind:
+    of inference and of training.
 
-    Two products for each slot of a chunk, empty ones included; backward five, of which one is the logits again: they
-    are not kept. key_width: of q and k where it is not D.
+    Two products for each slot of a chunk, empty ones and the spare chunks between examples included; backward five, of
+    which one is the logits again: they are not kept. key_width: of q and k where it is not D.
     """
-    slots = shape.batch * shape.heads * -(-shape.length // size) * size
-    keys, values = (2.0 * rounds * slots * span * width for width in (key_width or shape.head_dim, shape.head_dim))
+    chunks = -(-shape.length // size)
+    beside = sum(min(side, chunks - 1) for side in reach)
+    pairs = float(rounds * shape.batch * (shape.heads * chunks + beside) * size) * (1 + beside) * size
+    keys, values = (2.0 * pairs * width for width in (key_width or shape.head_dim, shape.head_dim))
     return keys + values, 4 * keys + 3 * values
 
 
@@ -118,7 +108,7 @@ def _reformer(attention: Reformer, shape: Shape, *, unhashed: int = 0, coded: bo
         shape,
         rounds=hashed + unhashed,
         size=attention.bucket_size,
-        span=attention.bucket_size * (attention.chunks_before + 1 + attention.chunks_after),
+        reach=(attention.chunks_before, attention.chunks_after),
         key_width=shape.head_dim + columns * coded,
     )
     moved = _cluster_bytes(shape, hashed + unhashed)
@@ -129,7 +119,7 @@ def _smyrf(attention: Smyrf, shape: Shape) -> tuple[Work, Work]:
     """q and k along each round's direction, and attention within clusters."""
     rounds, size = attention.directions.shape[0], attention.bucket_size
     hashes = Work(4.0 * rounds * shape.vectors, 2.0 * shape.itemsize * shape.vectors)
-    inference, training = _attend_clusters(shape, rounds=rounds, size=size, span=size)
+    inference, training = _attend_clusters(shape, rounds=rounds, size=size)
     moved = _cluster_bytes(shape, rounds) + float(shape.itemsize) * rounds * shape.vectors  # k, sorted by itself
     return hashes + Work(inference, moved), hashes + Work(training, 3 * moved)
 
@@ -137,7 +127,6 @@ def _smyrf(attention: Smyrf, shape: Shape) -> tuple[Work, Work]:
 FORMULAS: dict[type[nn.Module], Callable[[nn.Module, Shape], tuple[Work, Work]]] = {
     Sdpa: _sdpa,
     SdpaFused: _sdpa_fused,
-    Performer: _performer,
     Reformer: _reformer,
     ReformerLocal: partial(_reformer, unhashed=1),
     ReformerLearned: partial(_reformer, coded=True),

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-PERFORMER, REFORMER = "xcls.attention.performer.Performer", "xcls.attention.reformer.Reformer"
+PERFORMER, REFORMER = "xcls.attention.favor.Performer", "xcls.attention.lsh.Reformer"
 FEATURES, BUCKET = 128, 64  # of all of them
 
 

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xcls.attention.base import Masks
 from xcls.bench.make import make
 from xcls.data.encode import encode
 from xcls.data.tokenizer import from_json
 from xcls.model.encoder import Encoder
+from xcls.moved import current
 from xcls.schema import UserError, unflatten
 from xcls.train.checkpoint import find_checkpoint, load_for_use
 
@@ -41,11 +43,11 @@ class Caught:
         """q and k as exact attention has them."""
         return (self.q, self.k) if self.rotate is None else (self.rotate(self.q), self.rotate(self.k))
 
-    def given(self, attention: nn.Module) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def given(self, attention: nn.Module) -> tuple[Tensor, Tensor, Masks]:
         """q, k and settings as `MultiHeadAttention` hands them to `attention`: LSH may hash before the rotation."""
         unrotated = attention.wants_unrotated
         q, k = (self.q, self.k) if unrotated else self.rotated()
-        return q, k, {"relative_bias": self.bias, "rotate": self.rotate if unrotated else None}
+        return q, k, Masks(bias=self.bias, rotate=self.rotate if unrotated else None)
 
 
 def checkpoint_of(folder: Path) -> Path:
@@ -63,7 +65,7 @@ def checkpoint_of(folder: Path) -> Path:
 
 def load_encoder(payload: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
     """The trained encoder of a checkpoint, and its configuration."""
-    config = unflatten(payload["config"])
+    config = unflatten(current(payload["config"]))
     size, seed = config["size"], config["seed"]
     weights = {k.removeprefix("encoder."): v for k, v in payload["model"].items() if k.startswith("encoder.")}
     heads, width = size["num_heads"], size["width"]
@@ -106,17 +108,18 @@ def catch(encoder: Encoder, ids: Tensor) -> list[Caught]:
     """
     caught: list[Caught] = []
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], settings: dict[str, Any]) -> None:
+    def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x, masks = inputs
+
         def heads(projection: nn.Module) -> Tensor:
-            return projection(inputs[0]).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
+            return projection(x).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
 
         v = heads(module.v_proj)
         q = v if module.q_proj is None else heads(module.q_proj)
         k = q if module.k_proj is None else heads(module.k_proj)
-        rotate, bias = settings.get("rotate"), settings.get("relative_bias")
-        caught.append(Caught(len(caught), q, k, v, rotate, bias, module.attention.ties_qk))
+        caught.append(Caught(len(caught), q, k, v, masks.rotate, masks.bias, module.attention.ties_qk))
 
-    hooks = [block.attention.register_forward_pre_hook(keep, with_kwargs=True) for block in encoder.blocks]
+    hooks = [block.attention.register_forward_pre_hook(keep) for block in encoder.blocks]
     try:
         encoder(ids)
     finally:

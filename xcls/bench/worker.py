@@ -18,6 +18,7 @@ from typing import Any, Callable
 
 import torch
 
+from xcls.attention.base import Masks
 from xcls.bench.cases import MEASURES, OURS, Case, build, make_attention, make_position
 from xcls.bench.error import SHARED, SOFTMAX, attend, draws, errors_of, exact, random_inputs, summary
 from xcls.bench.formulas import Shape, work
@@ -193,7 +194,7 @@ def measure_error(job: dict[str, Any], emit: Emit) -> None:
                 if tied[place] not in references:
                     references[tied[place]] = exact(q, k, v, shared=tied[place])
                 with case.autocast():
-                    out = attend(attention, q, k, v, {})
+                    out = attend(attention, q, k, v, Masks())
                 errors[place].append(errors_of(out, references[tied[place]], v))
             except Exception as error:
                 del errors[place]
@@ -213,8 +214,8 @@ def layer_errors(node: dict[str, Any], layers: list[Caught]) -> tuple[list[tuple
         attention = make(node, sizes).to(layer.q.device)
         if attention.ties_qk and not layer.tied:
             raise ValueError("it ties q and k, and the run does not")
-        q, k, settings = layer.given(attention)
-        out = attend(attention, q, k, layer.v, {**settings, "context": context})
+        q, k, masks = layer.given(attention)
+        out = attend(attention, q, k, layer.v, masks.with_(context=context))
         reference = exact(*layer.rotated(), layer.v, shared=attention.ties_qk, bias=layer.bias)
         errors.append(errors_of(out, reference, layer.v))
     return errors, SHARED if attention.ties_qk else SOFTMAX

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcls.model.dropout import Dropout
-from xcls.model.multihead import MultiHeadAttention, Rotate
+from xcls.model.linear import Linear
+from xcls.model.multihead import MultiHeadAttention
 
 if TYPE_CHECKING:
-    from xcls.attention.base import Attention
+    from xcls.attention.base import Attention, Masks
 
 
 class FeedForward(nn.Module):
@@ -19,8 +20,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, *, embed_dim: int, feed_forward: int) -> None:
         super().__init__()
-        self.up = nn.Linear(embed_dim, feed_forward)
-        self.down = nn.Linear(feed_forward, embed_dim)
+        self.up = Linear(embed_dim, feed_forward)
+        self.down = Linear(feed_forward, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, E] -> [B, N, E]."""
@@ -33,9 +34,9 @@ class GatedFeedForward(nn.Module):
     def __init__(self, *, embed_dim: int, feed_forward: int) -> None:
         super().__init__()
         hidden = max(1, round(feed_forward * 2 / 3))
-        self.gate = nn.Linear(embed_dim, hidden)
-        self.up = nn.Linear(embed_dim, hidden)
-        self.down = nn.Linear(hidden, embed_dim)
+        self.gate = Linear(embed_dim, hidden)
+        self.up = Linear(embed_dim, hidden)
+        self.down = Linear(hidden, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, E] -> [B, N, E]."""
@@ -70,35 +71,22 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(embed_dim)
         self.dropout = Dropout(rate=dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        relative_bias: Tensor | None = None,
-        rotate: Rotate | None = None,
-        context: dict[str, Any] | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:
-        """x [B, N, E] -> [B, N, E]; the other arguments are those of `MultiHeadAttention.forward`.
+    def forward(self, x: Tensor, masks: Masks | None = None, *, rows: Tensor | None = None) -> Tensor:
+        """x [B, N, E] -> [B, N, E]; masks and rows are those of `MultiHeadAttention.forward`.
 
         With `rows` [K] the result is [K, E]: behind the attention a token needs no other.
         """
         whole = x
-        attended = self.attention(
-            self.attention_norm(x) if self.pre_norm else x,
-            key_padding_mask=key_padding_mask,
-            attn_mask=attn_mask,
-            relative_bias=relative_bias,
-            rotate=rotate,
-            context=context,
-            rows=rows,
-        )
+        attended = self.attention(self.attention_norm(x) if self.pre_norm else x, masks, rows=rows)
         if rows is not None:
             x = x.flatten(0, 1).index_select(0, rows)
-        x = x + self.dropout(attended, rows, whole).to(x.dtype)  # a sum of two dtypes takes three times as long on a CPU
+        x = _sum(x, self.dropout(attended, rows, whole))
         if self.pre_norm:
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)), rows, whole).to(x.dtype)
+            return _sum(x, self.dropout(self.feed_forward(self.feed_forward_norm(x)), rows, whole))
         x = self.attention_norm(x)
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x), rows, whole))
+        return self.feed_forward_norm(_sum(x, self.dropout(self.feed_forward(x), rows, whole)))
+
+
+def _sum(x: Tensor, y: Tensor) -> Tensor:
+    """x + y in the dtype of x, both [..., E]. On a CPU a sum of two dtypes takes three times as long as a cast and a sum."""
+    return x + (y.to(x.dtype) if x.device.type == "cpu" else y)

@@ -63,7 +63,9 @@ class Dropout(nn.Module):
         """
         if not self.training or self.rate == 0.0:
             return x
-        if x.device.type != "cpu" or (is_compiling() and drawn_whole is None):
+        if x.device.type != "cpu":
+            return torch.native_dropout(x, self.rate, True)[0]  # what F.dropout calls on a GPU: one kernel
+        if is_compiling() and drawn_whole is None:
             return F.dropout(x, self.rate)
         like = x if rows is None else whole
         kept = drawn_whole(like.detach(), self.threshold) if is_compiling() else draw(like, self.threshold)

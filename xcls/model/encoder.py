@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Callable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from xcls.attention.base import Masks
 from xcls.model.block import Block
 from xcls.model.dropout import Dropout
+from xcls.model.linear import cast_weights
 from xcls.model.weights import initialise
 from xcls.schema import UserError
 
@@ -71,7 +74,7 @@ class Encoder(nn.Module):
         attn_mask: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """input_ids [B, N], attention_mask [B, N] (True = real token; None: nothing is padded) -> [B, N, E].
+        """input_ids [B, N], attention_mask bool [B, N] (True = real token; None: nothing is padded) -> [B, N, E].
 
         `attn_mask` ([N, N] or [B, 1|H, N, N], True = may not be attended) goes to every layer. Rows of padding are
         finite and reach no other row. With `rows` [K], of the B * N tokens, the result is [K, E]: theirs alone, for which
@@ -88,21 +91,32 @@ class Encoder(nn.Module):
         if padding is not None:  # whatever [PAD]'s embedding holds, NaN included, ends here
             x = x.masked_fill(padding.unsqueeze(-1), 0.0)
         x = self.dropout(self.embedding_norm(x))
-        rotate = self.position.rotation(length, x.device)
-        context: dict[str, Any] = {}
-        for layer, block in enumerate(self.blocks):
-            shared = {
-                "key_padding_mask": padding,
-                "attn_mask": attn_mask,
-                "relative_bias": self.position.bias(layer),
-                "rotate": rotate,
-                "rows": rows if layer == len(self.blocks) - 1 else None,
-            }
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = _recomputed(block, x, shared, context)
-            else:
-                x = block(x, context=context, **shared)
+        recomputes = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        masks = Masks.make(
+            key_padding_mask=padding,
+            attn_mask=attn_mask,
+            rotate=self.position.rotation(length, x.device),
+            finite=True,
+            layers=len(self.blocks) if torch.is_grad_enabled() and not recomputes else 1,
+        )
+        with self._weights(x, recomputes):
+            x = self._blocks(x, masks, rows, recomputes)
         return self.final_norm(x)
+
+    def _blocks(self, x: Tensor, masks: Masks, rows: Tensor | None, recomputes: bool) -> Tensor:
+        for layer, block in enumerate(self.blocks):
+            masks = masks.with_(bias=self.position.bias(layer))
+            last = rows if layer == len(self.blocks) - 1 else None
+            x = _recomputed(block, x, masks, last) if recomputes else block(x, masks, rows=last)
+        return x
+
+    def _weights(self, x: Tensor, recomputes: bool) -> AbstractContextManager[None]:
+        """All weights of the blocks in the dtype of autocast at once, on a GPU. Not where a block is compiled or computed
+        again: it casts them itself."""
+        compiled = getattr(self.blocks[0], "_compiled_call_impl", None) is not None
+        if x.device.type == "cpu" or recomputes or compiled:
+            return nullcontext()
+        return cast_weights(self.blocks, (x.new_empty(1, 0) @ x.new_empty(0, 1)).dtype)
 
     def redraw(self, generator: torch.Generator) -> None:
         """Draws new random features or rotations for every layer, in order, from one CPU generator."""
@@ -110,17 +124,17 @@ class Encoder(nn.Module):
             block.attention.attention.redraw(generator)
 
 
-def _recomputed(block: Block, x: Tensor, shared: dict[str, Any], context: dict[str, Any]) -> Tensor:
+def _recomputed(block: Block, x: Tensor, masks: Masks, rows: Tensor | None) -> Tensor:
     """`block` under gradient checkpointing, x [B, N, E] -> [B, N, E].
 
     The recomputation begins from what the context held before this layer: later layers have written to it since.
     """
-    before = dict(context)
+    before = dict(masks.context)
 
     def run(hidden: Tensor) -> Tensor:
-        inner = dict(before)
-        out = block(hidden, context=inner, **shared)
-        context.update(inner)
+        inner = masks.with_(context=dict(before))
+        out = block(hidden, inner, rows=rows)
+        masks.context.update(inner.context)
         return out
 
     return checkpoint(run, x, use_reentrant=False)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from xcls.attention.base import Attention
-
-Rotate = Callable[[Tensor], Tensor]
+from xcls.attention.base import Attention, Masks
+from xcls.model.linear import Linear
+from xcls.position import rope_triton
+from xcls.position.rope import Rotation
 
 
 class MultiHeadAttention(nn.Module):
@@ -28,55 +28,43 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"num_heads={num_heads} must divide embed_dim={embed_dim}")
         self.num_heads = num_heads
         self.attention = attention
-        self.q_proj = nn.Linear(embed_dim, embed_dim) if attention.reads_qk else None
-        self.k_proj = nn.Linear(embed_dim, embed_dim) if attention.reads_qk and not attention.ties_qk else None
-        self.v_proj = nn.Linear(embed_dim, embed_dim)
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        self.q_proj = Linear(embed_dim, embed_dim) if attention.reads_qk else None
+        self.k_proj = Linear(embed_dim, embed_dim) if attention.reads_qk and not attention.ties_qk else None
+        self.v_proj = Linear(embed_dim, embed_dim)
+        self.out_proj = Linear(embed_dim, embed_dim)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        relative_bias: Tensor | None = None,
-        rotate: Rotate | None = None,
-        context: dict[str, Any] | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:
-        """x [B, N, E] -> [B, N, E], or [K, E] for the K of the B * N tokens that `rows` [K] names. Masks are True where nothing may be attended: [B, N], and [N, N] or [B, 1|H, N, N].
+    def forward(self, x: Tensor, masks: Masks | None = None, *, rows: Tensor | None = None) -> Tensor:
+        """x [B, N, E] -> [B, N, E], or [K, E] for the K of the B * N tokens that `rows` [K] names.
 
-        `relative_bias` [H, 2W+1] is this layer's; `rotate` maps [B, H, N, D] to the same shape; `context` is shared by
-        the layers of one forward pass. Raises ValueError naming the mechanism where its output has another shape.
+        `masks.rotate` is applied here, unless the mechanism wants to do that itself. Raises ValueError naming the
+        mechanism where its output has another shape.
         """
-        *qk, v = self._project(x)
-        if rotate is not None and not self.attention.wants_unrotated:
-            qk = [rotate(part) for part in qk]
+        masks = Masks() if masks is None else masks
+        turns = masks.rotate is not None and not self.attention.wants_unrotated
+        *qk, v = self._heads(x, masks.rotate if turns else None)
+        masks = masks.with_(rotate=None) if turns else masks
         q, k = qk if len(qk) == 2 else (*qk, *qk) if qk else (v, v)
-        out = self.attention(
-            q,
-            k,
-            v,
-            key_padding_mask=key_padding_mask,
-            attn_mask=attn_mask,
-            relative_bias=relative_bias,
-            rotate=rotate if self.attention.wants_unrotated else None,
-            context=context,
-        )
+        out = self.attention(q, k, v, masks)
         if out.shape != v.shape:
             kind = type(self.attention)
             raise ValueError(f"{kind.__module__}.{kind.__name__}: its output is {list(out.shape)}, and must be of the shape of v, {list(v.shape)}")
         out = out.transpose(1, 2).flatten(2)  # [B, H, N, D] -> [B, N, E]
         return self.out_proj(out if rows is None else out.flatten(0, 1).index_select(0, rows))
 
-    def _project(self, x: Tensor) -> list[Tensor]:
-        """q, k, v, as many of them as the mechanism reads: x [B, N, E] -> [B, H, N, D] each. One product for all, so
-        that x is read once, and its gradient is summed within the product; a product each where someone watches one of
-        the layers (a search for the first bad number does)."""
+    def _heads(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None) -> list[Tensor]:
+        """q, k, v, as many of them as the mechanism reads, q and k rotated: x [B, N, E] -> [B, H, N, D] each.
+
+        One product for all, so that x is read once, and its gradient is summed within the product; a product each where
+        someone watches one of the layers (a search for the first bad number does).
+        """
         layers = [layer for layer in (self.q_proj, self.k_proj, self.v_proj) if layer is not None]
         if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
-            return [layer(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for layer in layers]
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = torch.cat([layer.bias for layer in layers])
-        projected = F.linear(x, weight, bias).unflatten(2, (len(layers), self.num_heads, -1))  # [B, N, 1..3, H, D]
-        return [part.transpose(1, 2) for part in projected.unbind(2)]
+            parts = [layer(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for layer in layers]
+        else:
+            weight, bias = (torch.cat(parts) for parts in zip(*[layer.operands for layer in layers]))
+            projected = F.linear(x, weight, bias).unflatten(2, (len(layers), self.num_heads, -1))  # [B, N, 1..3, H, D]
+            if rope_triton.available(projected) and isinstance(rotate, (Rotation, type(None))):
+                angles = (None, None) if rotate is None else (rotate.cos, rotate.sin)
+                return list(rope_triton.split_heads(projected, *angles, 0 if rotate is None else len(layers) - 1))
+            parts = [part.transpose(1, 2) for part in projected.unbind(2)]
+        return parts if rotate is None else [*map(rotate, parts[:-1]), parts[-1]]

@@ -5,12 +5,11 @@ Letters: B batch, H heads, N tokens, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from xcls.position import rope_triton
 from xcls.position.base import Position
 
 is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
@@ -59,6 +58,27 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x.to(dtype) * cos).addcmul_(swapped.to(dtype), sin).to(x.dtype)
 
 
+class Rotation:
+    """The rotation of `rotate_pairs` for one length, by the quickest way there is for a tensor.
+
+    cos, sin: [N, D // 2], fp32. rest: the channels that are not turned, 0 or 1.
+    """
+
+    def __init__(self, cos: Tensor, sin: Tensor, rest: int) -> None:
+        self.cos, self.sin = cos, sin
+        if cos.device.type == "cpu":
+            ones = cos.new_ones(len(cos), rest)
+            self.wide = torch.cat((cos, cos, ones), -1), torch.cat((-sin, sin, 1 - ones), -1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [B, H, N, D] -> [B, H, N, D] in the dtype of x."""
+        if rope_triton.available(x):
+            return rope_triton.rotate(x, self.cos, self.sin)
+        if is_compiling() or x.device.type != "cpu":
+            return rotate_pairs(x, self.cos, self.sin)
+        return _Turn.apply(x, *self.wide)
+
+
 class Rotary(Position):
     """Rotary embedding of queries and keys; norms stay, and dot products depend on the distance j - i alone."""
 
@@ -80,15 +100,7 @@ class Rotary(Position):
         self.register_buffer("cos", angles.cos().float(), persistent=False)  # [seq_len, D // 2]
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
-    def rotation(self, length: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    def rotation(self, length: int, device: torch.device) -> Rotation:
         """The map [B, H, N, D] -> [B, H, N, D] for N = length. Raises ValueError where it is above seq_len."""
         self.check_length(length)
-        cos, sin = self.cos[:length].to(device), self.sin[:length].to(device)
-        rest = cos.new_ones(length, self.head_dim % 2)
-        wide_cos, wide_sin = torch.cat((cos, cos, rest), -1), torch.cat((-sin, sin, 1 - rest), -1)
-
-        def rotate(x: Tensor) -> Tensor:
-            """x [B, H, N, D] -> [B, H, N, D]."""
-            return rotate_pairs(x, cos, sin) if is_compiling() else _Turn.apply(x, wide_cos, wide_sin)
-
-        return rotate
+        return Rotation(self.cos[:length].to(device), self.sin[:length].to(device), self.head_dim % 2)

@@ -23,7 +23,7 @@ class Amp:
             raise UserError(f"hardware.device=cuda: torch finds no GPU here. {remedy}")
         if hardware.threads is not None:
             torch.set_num_threads(hardware.threads)
-        set_products(precision)
+        set_products()
         self.precision, self.hardware = precision, hardware
         self.device = torch.device(precision.device)
         self.scaler = _scaler(precision)
@@ -35,14 +35,12 @@ class Amp:
         return torch.autocast(self.precision.device, dtype=DTYPES[self.precision.dtype])
 
 
-def set_products(precision: Precision) -> None:
-    """How CUDA computes matrix products, in this process.
-
-    TF32 (10 bits of mantissa) for what bf16 and fp16 runs still compute in fp32; in fp32 runs, the reference, full fp32.
-    Sums within bf16 and fp16 products are kept in fp32.
+def set_products() -> None:
+    """How CUDA computes matrix products, in this process: without TF32 (10 bits of mantissa), for fp32 is the reference, and
+    what bf16 and fp16 runs still compute in fp32 are hashes and feature maps; sums within 16-bit products in fp32.
     """
     products = torch.backends.cuda.matmul
-    products.allow_tf32 = precision.dtype != "fp32"
+    products.allow_tf32 = False
     products.allow_bf16_reduced_precision_reduction = False
     products.allow_fp16_reduced_precision_reduction = False
 

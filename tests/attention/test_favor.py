@@ -1,0 +1,252 @@
+"""FAVOR+ against the softmax kernel that it estimates, and against its features written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.attention.kernels import assert_unbiased, attend, drawn, estimates, favor_map, qkv, softmax_attention, softmax_kernel
+from xcls.attention import favor
+from xcls.attention.base import Masks
+from xcls.attention.favor import KernelAttention, Performer, chunked_sums, key_features
+from xcls.attention.favor_oprf import PerformerOprf
+from xcls.attention.kernels import favor_chunks
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_unbiased_for_the_softmax_kernel(orthogonal: bool) -> None:
+    q, k, _ = (x * 0.7 for x in qkv(4))
+    found = estimates(favor_map, q, k, 16, 600, orthogonal=orthogonal)
+    assert_unbiased(found, softmax_kernel(q, k))
+
+
+def test_orthogonal_features_have_less_variance() -> None:
+    q, k, _ = qkv(6)
+    together, apart = (estimates(favor_map, q, k, 8, 500, orthogonal=orthogonal) for orthogonal in (True, False))
+    assert together.var(0).mean() < 0.9 * apart.var(0).mean()
+
+
+def test_error_falls_as_one_over_the_root_of_m() -> None:
+    q, k, v = qkv()
+    q, k = q / 2, k / 2
+    exact = softmax_attention(q, k, v)
+
+    def error(num_features: int) -> float:
+        errors = [(attend(favor_map(drawn(num_features, 8, seed)), q, k, v) - exact).square().mean() for seed in range(24)]
+        return torch.stack(errors).mean().sqrt().item()
+
+    assert 3.0 < error(32) / error(512) < 5.5  # 4 by the law
+    assert error(4096) < 0.05
+
+
+def test_rows_are_orthogonal_gaussian_and_without_a_preferred_sign() -> None:
+    blocks = torch.stack([drawn(10, 4, seed) for seed in range(2000)])
+    gram = blocks[:, :4] @ blocks[:, :4].transpose(1, 2)
+    torch.testing.assert_close(gram, torch.diag_embed(gram.diagonal(dim1=1, dim2=2)), atol=1e-4, rtol=0)
+    assert blocks.mean(0).abs().max() < 4.5 / 2000**0.5  # QR as it comes has -0.4 here for the first row
+    torch.testing.assert_close(blocks.square().mean(0), torch.ones(10, 4).double(), atol=0.16, rtol=0)
+
+
+def test_equals_features_written_out() -> None:
+    q, k, v = qkv()
+    w, scale, epsilon = drawn(16, 8, 0), 8**-0.25, 1e-3
+    exponent_q = (q * scale) @ w.T - (q * scale).square().sum(-1, keepdim=True) / 2
+    exponent_k = (k * scale) @ w.T - (k * scale).square().sum(-1, keepdim=True) / 2
+    phi_q = (exponent_q - exponent_q.amax(-1, keepdim=True)).exp()
+    phi_k = (exponent_k - exponent_k.amax((-1, -2), keepdim=True)).exp() + epsilon
+    weights = phi_q @ phi_k.transpose(-1, -2)
+    expected = weights / weights.sum(-1, keepdim=True) @ v
+    torch.testing.assert_close(attend(favor_map(w), q, k, v, epsilon=epsilon), expected)
+
+
+def test_equals_the_formula_of_performer_pytorch() -> None:
+    """Without its epsilon, which it also adds to queries, under a stabiliser of its own: that cancels."""
+    q, k, v = qkv()
+    w, scale = drawn(16, 8, 0), 8**-0.25
+    dash_q, dash_k = q * scale @ w.T, k * scale @ w.T
+    half_q, half_k = (x.square().sum(-1, keepdim=True) / 2 * scale**2 for x in (q, k))
+    phi_q = 16**-0.5 * (dash_q - half_q - dash_q.amax(-1, keepdim=True)).exp()
+    phi_k = 16**-0.5 * (dash_k - half_k - dash_k.amax((-1, -2), keepdim=True)).exp()
+    expected = phi_q @ (phi_k.transpose(-1, -2) @ v) / (phi_q @ phi_k.sum(-2)[..., None])
+    torch.testing.assert_close(attend(favor_map(w), q, k, v, epsilon=0.0), expected)
+
+
+def test_equals_performer_pytorch_itself() -> None:
+    theirs = pytest.importorskip("performer_pytorch.performer_pytorch", reason="the extra `bench` is not installed")
+    q, k, v = (x.float() for x in qkv())
+    w = drawn(16, 8, 0).float()
+    phi_q = theirs.softmax_kernel(q, projection_matrix=w, is_query=True, eps=0.0)
+    phi_k = theirs.softmax_kernel(k, projection_matrix=w, is_query=False, eps=0.0)
+    expected = theirs.linear_attention(phi_q, phi_k, v)
+    torch.testing.assert_close(attend(favor_map(w), q, k, v, epsilon=0.0), expected)
+
+
+def test_the_stabiliser_sees_real_keys_alone() -> None:
+    w = drawn(1, 8, 0)
+    k = -w.expand(1, 1, 3, 8) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1)  # all exponents below the 0 of a zeroed pad
+    pads = torch.tensor([[False, False, True]])
+    alone, level = key_features(k[:, :, :2], *favor_map(w), epsilon=0.1)
+    for pad in (0.0, 1e3):
+        padded, padded_level = key_features(
+            k.masked_fill(pads[:, None, :, None], pad), *favor_map(w), padding=pads, epsilon=0.1
+        )
+        torch.testing.assert_close((padded[:, :, :2], padded_level), (alone, level))
+
+
+class Cosine(KernelAttention):
+    """A mechanism as a user writes it, with features that depend on the position: cosFormer, Qin et al. 2022, formula 10."""
+
+    def features(self, q: torch.Tensor, k: torch.Tensor, masks: Masks) -> tuple[torch.Tensor, torch.Tensor]:
+        angle = torch.pi / 2 * torch.arange(q.shape[2], dtype=q.dtype, device=q.device)[:, None] / q.shape[2]
+        return tuple(torch.cat((x.relu() * angle.cos(), x.relu() * angle.sin()), dim=-1) for x in (q, k))
+
+
+@pytest.mark.parametrize("kind", ["none", "padding", "causal", "pairs", "bias"])
+def test_a_kernel_of_ones_own_is_its_formula_under_every_mask(kind: str) -> None:
+    q, k, v = qkv(14)
+    position = torch.arange(14)
+    weights = (q.relu() @ k.relu().mT) * (torch.pi / 28 * (position[:, None] - position)).cos()
+    pads, blocked = (position >= 11)[None], position > position[:, None]
+    bias = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    masks, weights = {
+        "none": ({}, weights),
+        "padding": ({"key_padding_mask": pads}, weights * ~pads),
+        "causal": ({"attn_mask": blocked}, weights * ~blocked),
+        "pairs": ({"attn_mask": blocked.T}, weights * ~blocked.T),
+        "bias": ({"relative_bias": bias}, weights * bias[:, (position - position[:, None]).clamp(-2, 2) + 2].exp()),
+    }[kind]
+    total = weights.sum(-1, keepdim=True)
+    expected = weights / total.masked_fill(total == 0, 1.0) @ v
+    out = Cosine(num_heads=2, head_dim=8, layer=0, seed=0, chunk_size=4)(q, k, v, Masks.make(**masks))
+    if kind == "padding":
+        expected = expected * ~pads[..., None]
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("entries", [1, 5 * 2 * 16 * 16, 2**40])  # chunks of one place in all heads, those of five, all
+@pytest.mark.parametrize("window", [0, 3])
+def test_the_band_in_groups_of_any_size_is_its_formula(monkeypatch: pytest.MonkeyPatch, entries: int, window: int) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.rand(4, 2, 90, width, dtype=torch.float64) for width in (5, 5, 4)]
+    inputs += [torch.rand(2, 2 * window + 1, dtype=torch.float64)] if window else []
+    found = []
+    for compiled in (False, True):  # in groups; and the formula
+        monkeypatch.setattr(favor_chunks, "CACHED", entries)
+        monkeypatch.setattr(favor, "is_compiling", lambda compiled=compiled: compiled)
+        phi_q, phi_k, values, *factor = leaves = [x.clone().requires_grad_() for x in inputs]
+        out = chunked_sums(phi_q, phi_k, values, factor[0] if window else None, causal=not window, chunk_size=16)
+        grad = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, grad)])
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [0, 3])
+def test_a_broken_sequence_meets_no_other_in_the_band(causal: bool, window: int) -> None:
+    inputs = [torch.rand(3, 2, 13, width, dtype=torch.float64) for width in (5, 5, 4)]
+    factor = torch.rand(2, 2 * window + 1, dtype=torch.float64) if window else None
+    found = []
+    for broken in (False, True):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        with torch.no_grad():
+            for x in leaves if broken else []:
+                x[1] = torch.nan
+        out = chunked_sums(*leaves, factor, causal=causal, chunk_size=4)
+        grads = torch.autograd.grad(out.sum(), leaves)
+        found.append([x[[0, 2]] for x in (out.detach(), *grads)])
+        assert not broken or all(x[1].isnan().all() for x in (out, grads[0]))
+    assert all(torch.equal(x, y) for x, y in zip(*found))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [0, 3])
+def test_no_path_is_quadratic(largest: Callable, causal: bool, window: int) -> None:
+    length = 1024
+    q, k, v = (x.requires_grad_() for x in qkv(length, 4))
+    bias = torch.randn(2, 2 * window + 1, dtype=torch.float64, requires_grad=True) if window else None
+    mask = torch.ones(length, length, dtype=torch.bool).triu(1) if causal else None
+
+    def run() -> torch.Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("xcls.attention.base.is_causal", lambda mask: True)  # comparing masks is quadratic
+            return attend(favor_map(drawn(8, 4, 0)), q, k, v, attn_mask=mask, relative_bias=bias, chunk_size=16)
+
+    assert largest(run) <= 2 * length * 3 * 20  # heads x tokens x the band of three chunks, or M (D + 1) / C
+
+
+@pytest.mark.parametrize(
+    "changed", [{"num_features": 17}, {"orthogonal": False}, {"epsilon": 0.1}, {"seed": 2}, {"layer": 1}]
+)
+def test_options_have_an_effect(changed: dict) -> None:
+    q, k, v = qkv()
+    base = {"num_heads": 2, "head_dim": 8, "layer": 0, "seed": 1, "num_features": 16}
+    assert not torch.allclose(Performer(**base)(q, k, v), Performer(**{**base, **changed})(q, k, v), atol=1e-4)
+
+
+@pytest.mark.parametrize("changed", [{"num_features": 0}, {"epsilon": -1.0}, {"chunk_size": 0}])
+def test_impossible_options_are_refused(changed: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(changed))):
+        Performer(num_heads=2, head_dim=8, layer=0, seed=1, **changed)
+
+
+def test_the_chunk_size_changes_the_cost_alone() -> None:
+    q, k, v = qkv()
+    base = {"num_heads": 2, "head_dim": 8, "layer": 0, "seed": 1, "num_features": 16}
+    masks = Masks.make(attn_mask=torch.ones(12, 12, dtype=torch.bool).triu(1))
+    torch.testing.assert_close(Performer(**base, chunk_size=5)(q, k, v, masks), Performer(**base)(q, k, v, masks))
+
+
+def test_redraw_changes_the_projection_and_is_reproducible() -> None:
+    performer = Performer(num_heads=2, head_dim=8, layer=0, seed=1)
+    first = performer.projection.clone()
+    performer.redraw(torch.Generator().manual_seed(5))
+    second = performer.projection.clone()
+    performer.redraw(torch.Generator().manual_seed(5))
+    assert torch.equal(performer.projection, second) and not torch.equal(first, second)
+
+
+def test_triton_is_used_where_it_fits_and_nothing_stands_between_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def record(q, k, v, directions, padding, epsilon) -> torch.Tensor:
+        given.append((directions.shape, padding is not None, epsilon))
+        return v
+
+    monkeypatch.setattr(favor, "favor_triton", SimpleNamespace(available=lambda q, m: m < 20, favor=record))
+    q, k, v = qkv()
+    base = {"num_heads": 2, "head_dim": 8, "layer": 0, "seed": 1, "epsilon": 0.5}
+    pads = torch.zeros(1, 12, dtype=torch.bool)
+    for kind, features, masks in (
+        (Performer, 16, {"key_padding_mask": pads}),
+        (Performer, 24, {}),
+        (PerformerOprf, 16, {}),
+        (Performer, 16, {"attn_mask": torch.eye(12, dtype=torch.bool)}),
+        (Performer, 16, {"relative_bias": torch.zeros(2, 3)}),
+    ):
+        kind(**base, num_features=features)(q, k, v, Masks.make(**masks))
+    assert given == [((16, 8), True, 0.5)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["none", "causal", "bias"])
+def test_it_compiles_in_one_piece_for_every_length(kind: str) -> None:
+    performer = Performer(num_heads=2, head_dim=8, layer=0, seed=1, num_features=16, chunk_size=4).double()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, example: list) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(performer, backend=backend, fullgraph=True, dynamic=True)
+    for length in (12, 17, 30):
+        q, k, v = qkv(length)
+        masks = {
+            "none": Masks(),
+            "causal": Masks.make(attn_mask=torch.ones(length, length, dtype=torch.bool).triu(1)),
+            "bias": Masks.make(relative_bias=torch.linspace(-1, 1, 10, dtype=torch.float64).view(2, 5)),
+        }[kind]
+        torch.testing.assert_close(compiled(q, k, v, masks), performer(q, k, v, masks))
+    assert len(graphs) <= 2

@@ -1,0 +1,347 @@
+"""LSH attention against dense shared-QK attention, and against a slow union of candidates built pair by pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from tests.attention.layers import padding
+from tests.attention.oracles import lsh_buckets, lsh_over
+from xcls.attention import kernels, lsh
+from xcls.attention.base import Masks
+from xcls.attention.kernels import lsh_triton
+from xcls.attention.kernels.lsh_one_round import attend_one_round
+from xcls.attention.lsh import Reformer, hash_buckets, lsh_attention, sort_keys, sorted_positions, unit_keys
+from xcls.attention.lsh_local import ReformerLocal
+from xcls.attention.lsh_shared import ReformerShared
+from xcls.attention.sorted_chunks import Chunks, attend, attend_plainly, real_tokens
+from xcls.position.rope import Rotary
+
+FACTS = {"num_heads": 2, "head_dim": 4, "layer": 0, "seed": 1}
+
+
+def inputs(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    qk, v = (torch.randn(2, 2, length, 4, dtype=torch.float64, generator=generator) for _ in range(2))
+    return qk, v
+
+
+def shared_qk(qk: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Dense attention with k = q / |q|, a token attending to itself only if it is the only one."""
+    logits = qk @ torch.nn.functional.normalize(qk, dim=-1).transpose(-1, -2)
+    logits = logits - 1e9 * torch.eye(qk.shape[2], dtype=qk.dtype)
+    return logits.softmax(dim=-1) @ v
+
+
+def order_of(buckets: torch.Tensor, masks: Masks) -> torch.Tensor:
+    return sorted_positions(sort_keys(buckets, masks))
+
+
+def attended(qk, v, buckets, masks=None, *, chunk=4, before=1, after=0) -> torch.Tensor:
+    """`lsh_attention` given the buckets [B, H, R, N]; masks as Attention.forward applies them."""
+    masks = Masks() if masks is None else masks
+    out = lsh_attention(qk, v, order_of(buckets, masks), masks, chunk=chunk, before=before, after=after)
+    return out if masks.padding is None else out.masked_fill(masks.padding[:, None, :, None], 0.0)
+
+
+def slow_union(qk, v, buckets, *, pads, attn_mask, bias, bucket_size, before, after) -> torch.Tensor:
+    """One query, one key, one round at a time, in plain Python."""
+    batch, heads, length, _ = qk.shape
+    out = torch.zeros_like(v)
+    for b in range(batch):
+        real = [i for i in range(length) if not pads[b, i]]
+        for h in range(heads):
+            union: dict[int, set[int]] = {i: set() for i in real}
+            for bucket in buckets[b, h].tolist():
+                ordered = sorted(real, key=lambda i: (bucket[i], i))
+                chunks = [ordered[start : start + bucket_size] for start in range(0, len(ordered), bucket_size)]
+                for number, chunk in enumerate(chunks):
+                    seen = sum(chunks[max(number - before, 0) : number + after + 1], [])
+                    for i in chunk:
+                        union[i].update(j for j in seen if not attn_mask[b, h, i, j])
+            for i, met in union.items():
+                met = met - {i} or met
+                window = bias.shape[1] // 2
+                weights = {}
+                for j in met:
+                    key = qk[b, h, j] / qk[b, h, j].norm()
+                    clipped = min(max(j - i, -window), window) + window
+                    weights[j] = math.exp(qk[b, h, i] @ key + bias[h, clipped])
+                for j, weight in weights.items():
+                    out[b, h, i] += weight / sum(weights.values()) * v[b, h, j]
+    return out
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 4])
+@pytest.mark.parametrize("bucket_size,before,after", [(32, 0, 0), (8, 3, 3), (8, 2, 3)])
+def test_equals_dense_attention_where_chunks_cover_the_sequence(
+    rounds: int, bucket_size: int, before: int, after: int
+) -> None:
+    qk, v = inputs(24)
+    reformer = Reformer(
+        **FACTS, num_hashes=rounds, bucket_size=bucket_size, chunks_before=before, chunks_after=after, max_buckets=8
+    )
+    torch.testing.assert_close(reformer(qk, qk, v), shared_qk(qk, v))
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("before,after", [(1, 0), (0, 0), (1, 1), (0, 2)])
+@pytest.mark.parametrize("length", [1, 5, 23])
+def test_equals_the_union_built_pair_by_pair(rounds: int, before: int, after: int, length: int) -> None:
+    qk, v = inputs(length)
+    generator = torch.Generator().manual_seed(4)
+    buckets = torch.randint(0, 5, (2, 2, rounds, length), generator=generator)
+    bias = torch.randn(2, 7, dtype=torch.float64, generator=generator)
+    pads = torch.arange(length) >= torch.tensor([length, max(length - 4, 1)])[:, None]
+    attn_mask = torch.rand(2, 2, length, length, generator=generator) < 0.4
+    masks = Masks.make(key_padding_mask=pads, attn_mask=attn_mask, relative_bias=bias)
+    out = attended(qk, v, buckets, masks, before=before, after=after)
+    expected = slow_union(
+        qk, v, buckets, pads=pads, attn_mask=attn_mask, bias=bias, bucket_size=4, before=before, after=after
+    )
+    torch.testing.assert_close(out, expected)
+
+
+def test_the_same_round_thrice_is_that_round_once() -> None:
+    qk, v = inputs(23)
+    buckets = torch.randint(0, 5, (2, 2, 1, 23), generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(attended(qk, v, buckets.expand(-1, -1, 3, -1)), attended(qk, v, buckets))
+
+
+def test_a_token_attends_to_itself_only_if_alone() -> None:
+    qk, v = inputs(2)
+    buckets = torch.tensor([0, 1]).expand(2, 2, 1, 2)
+    torch.testing.assert_close(attended(qk, v, buckets, chunk=1, before=0), v)
+    torch.testing.assert_close(attended(qk, v, buckets, chunk=2, before=0), v.flip(2))
+    closed = Masks.make(attn_mask=torch.eye(2, dtype=torch.bool))
+    assert not attended(qk, v, buckets, closed, chunk=1, before=0).any()
+
+
+def test_the_order_does_not_depend_on_padding_and_buckets_stay_below_their_number() -> None:
+    qk, _ = inputs(40)
+    rotations = torch.randn(3, 2, 4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    alone, padded = Masks(), Masks(padding(40, 22, 22))
+    short = hash_buckets(qk[:, :, :22], rotations, bucket_size=4, masks=alone)
+    assert short.max() < 6 and short.unique().numel() == 6  # 22 / 4, rounded up to an even number
+    long = hash_buckets(qk, rotations, bucket_size=4, masks=padded)
+    assert long[..., :22].unique().numel() == 6
+    order = order_of(long, padded)
+    assert torch.equal(order[..., :22], order_of(short, alone)) and (order[..., 22:] >= 22).all()
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_buckets_are_the_argmax_of_both_signs(monkeypatch: pytest.MonkeyPatch, cpu: bool) -> None:
+    monkeypatch.setattr("xcls.attention.lsh.on_cpu", lambda x: cpu)
+    qk, _ = inputs(40)
+    rotations = torch.randn(3, 2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    expected = lsh_buckets(qk, rotations, 4, None)
+    assert torch.equal(hash_buckets(qk, rotations, bucket_size=4, masks=Masks()), expected)
+    monkeypatch.setattr("xcls.attention.kernels.lsh_cpu.PIECE", 2 * 5 * 7)  # seven tokens at a time
+    assert torch.equal(hash_buckets(qk, rotations, bucket_size=4, masks=Masks()), expected)
+
+
+@pytest.mark.parametrize("changed", [
+    {"num_hashes": 2}, {"bucket_size": 5}, {"chunks_before": 0}, {"chunks_after": 1}, {"max_buckets": 2},
+    {"hash_rotated": True}, {"seed": 2}, {"layer": 1},
+])  # fmt: skip
+def test_options_have_an_effect(changed: dict) -> None:
+    qk, v = inputs(40)
+    turned = torch.linspace(0, 3, 40, dtype=torch.float64)[:, None]
+
+    def rotate(x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        cos, sin = turned.cos(), turned.sin()
+        return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+    base = {**FACTS, "bucket_size": 4}
+    first = Reformer(**base)(qk, qk, v, Masks(rotate=rotate))
+    assert not torch.allclose(first, Reformer(**{**base, **changed})(qk, qk, v, Masks(rotate=rotate)), atol=1e-4)
+
+
+def test_nothing_is_quadratic(largest: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xcls.attention.kernels.lsh_cpu.PIECE", 2**18)
+    length = 1024
+    qk, v = (x.requires_grad_() for x in inputs(length))
+    bias = torch.randn(2, 7, dtype=torch.float64, requires_grad=True)
+    reformer = Reformer(**FACTS, num_hashes=2, bucket_size=8)
+    entries = largest(lambda: reformer(qk, qk, v, Masks(bias=bias)))
+    assert entries <= 2 * 2 * (length + 64) * max(2 * 8, reformer.rotations.shape[-1])
+
+
+@pytest.mark.parametrize("real", [24, 19])
+def test_equals_transformers_given_its_hashes_on_rows_that_its_wrap_around_does_not_touch(real: int) -> None:
+    reason = "transformers (the extra `bench`) is not installed"
+    other = pytest.importorskip("transformers.models.reformer.modeling_reformer", reason=reason)
+    from transformers import ReformerConfig
+
+    torch.manual_seed(2)
+    config = ReformerConfig(
+        hidden_size=8, num_attention_heads=2, attention_head_size=4, lsh_attn_chunk_length=4, num_hashes=1,
+        num_buckets=6, lsh_attention_probs_dropout_prob=0.0, is_decoder=False, axial_pos_embds=False,
+    )  # fmt: skip
+    layer = other.LSHSelfAttention(config).double()
+    x = torch.randn(2, 24, 8, dtype=torch.float64)
+    pads = torch.arange(24).expand(2, -1) >= real
+    buckets = torch.randint(0, 6, (2, 2, 1, 24)).masked_fill(pads[:, None, None], 6)
+    theirs = layer(x, attention_mask=~pads, buckets=buckets).hidden_states.view(2, 24, 2, 4).transpose(1, 2)
+    qk, v = (project(x).view(2, 24, 2, 4).transpose(1, 2) for project in (layer.query_key, layer.value))
+    ours = attended(qk, v, buckets, Masks(pads))
+    rank = (buckets.squeeze(2) * 24 + torch.arange(24)).argsort(dim=-1).argsort(dim=-1)  # [B, H, N]
+    rows = (rank >= 4) & (rank < real)  # its first chunk looks back at its last
+    assert rows.sum() == 4 * (real - 4)
+    # It adds 1e-6 to the mean square of a key, and -1e5 stands for itself: the scale of the logits shows, these do not.
+    torch.testing.assert_close(ours[rows], theirs[rows], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(ours[rows], attended(qk / 2, v, buckets)[rows], atol=1e-2)
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_unit_keys_are_unit_and_their_gradient_is_that_of_the_function(monkeypatch: pytest.MonkeyPatch, cpu: bool) -> None:
+    monkeypatch.setattr("xcls.attention.lsh.on_cpu", lambda x: cpu)
+    x = inputs(3)[0].requires_grad_()
+    torch.testing.assert_close(unit_keys(x), torch.nn.functional.normalize(x, dim=-1))
+    assert torch.autograd.gradcheck(unit_keys, (x,))
+    assert not unit_keys(torch.zeros(1, 1, 2, 4)).any()
+
+
+@pytest.mark.parametrize("hash_rotated", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_what_is_hashed_is_what_the_setting_names(hash_rotated: bool, half: bool) -> None:
+    qk, v = inputs(64)
+    qk = qk.to(torch.bfloat16 if half else qk.dtype)
+    rotate = Rotary(embed_dim=8, num_heads=2, head_dim=4, num_layers=1, seq_len=64).rotation(64, qk.device)
+    reformer = Reformer(**FACTS, num_hashes=3, bucket_size=4, hash_rotated=hash_rotated)
+    masks, wide = Masks(padding(64, 64, 50), rotate=rotate), torch.float32 if half else torch.float64
+    turned = rotate(qk.masked_fill(masks.padding[:, None, :, None], 0.0))
+    either = [lsh_buckets(x.to(wide), reformer.rotations, 4, masks.padding) for x in (qk, turned)]
+    assert not torch.equal(*either)
+    found = reformer(qk, qk, v.to(qk.dtype), masks)
+    expected = attended(turned, v.to(qk.dtype), either[hash_rotated], masks.with_(rotate=None, context={}))
+    assert torch.equal(found, expected)
+
+
+def one_round(qk, v, order, masks, chunk, before, after) -> torch.Tensor:
+    return attend_one_round(qk, v, Chunks(order, order, real_tokens(masks), chunk, before, after), masks)
+
+
+def weighted(out: torch.Tensor, wanted: list[torch.Tensor], padding: torch.Tensor | None) -> list[torch.Tensor]:
+    """The result without pads, and the gradients of a weighted sum of it."""
+    if padding is not None:
+        out = out.masked_fill(padding[:, None, :, None], 0.0)
+    weights = torch.arange(out[0].numel(), dtype=torch.float64).view(out[0].shape).cos().to(out.dtype)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), wanted)]
+
+
+@pytest.mark.parametrize("before,after", [(1, 0), (0, 0), (1, 2)])
+@pytest.mark.parametrize("length,real", [(1, None), (16, None), (23, 14), (24, 0), (5, 3)])
+def test_one_round_on_gpus_without_triton_equals_the_oracle(before: int, after: int, length: int, real: int | None) -> None:
+    qk, v = (x.requires_grad_() for x in inputs(length))
+    masks = Masks(None if real is None else padding(length, length, real))
+    buckets = torch.randint(0, 5, (2, 2, 1, length), generator=torch.Generator().manual_seed(4))
+    sizes = {"chunk": 4, "before": before, "after": after}
+    found = weighted(one_round(qk, v, order_of(buckets, masks), masks, **sizes), [qk, v], masks.padding)
+    expected = weighted(lsh_over(qk, v, buckets, masks, **sizes), [qk, v], masks.padding)
+    torch.testing.assert_close(found, expected)
+
+
+def test_one_round_on_gpus_without_triton_keeps_examples_apart_and_takes_half_precision() -> None:
+    qk, v = inputs(23)
+    masks, sizes = Masks(padding(23, 23, 14)), {"chunk": 4, "before": 1, "after": 1}
+    order = order_of(torch.randint(0, 5, (2, 2, 1, 23), generator=torch.Generator().manual_seed(4)), masks)
+    wanted = [x.clone().requires_grad_() for x in (qk, v)]
+    sound = weighted(one_round(*wanted, order, masks, **sizes), wanted, masks.padding)
+    for example in (0, 1):
+        broken = [x.clone() for x in (qk, v)]
+        broken[0][example, :, 3], broken[1][example, :, 5] = torch.nan, torch.inf
+        wanted = [x.requires_grad_() for x in broken]
+        found = weighted(one_round(*wanted, order, masks, **sizes), wanted, masks.padding)
+        torch.testing.assert_close([x[1 - example] for x in found], [x[1 - example] for x in sound])
+        assert not found[0][example].isfinite().all()
+    half = [x.to(torch.bfloat16).requires_grad_() for x in (qk, v)]
+    found = weighted(one_round(*half, order, masks, **sizes), half, masks.padding)
+    assert all(x.dtype == torch.bfloat16 for x in found)
+    for x, exact in zip(found, sound):
+        assert (x - exact).norm() / exact.norm() < 0.02
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("before,after", [(1, 0), (1, 2)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_on_other_devices_it_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, rounds: int, before: int, after: int, padded: bool
+) -> None:
+    sizes = {"num_hashes": rounds, "bucket_size": 4, "chunks_before": before, "chunks_after": after}
+    reformer = Reformer(**FACTS, **sizes).double()
+    found = []
+    for cpu in (True, False):
+        monkeypatch.setattr("xcls.attention.lsh.on_cpu", lambda x, cpu=cpu: cpu)
+        monkeypatch.setattr("xcls.attention.lsh.attend", attend if cpu else attend_plainly)
+        masks = Masks(padding(23, 23, 9) if padded else None)
+        wanted = [x.requires_grad_() for x in inputs(23)]
+        found.append(weighted(reformer(wanted[0], wanted[0], wanted[1], masks), wanted, masks.padding))
+    torch.testing.assert_close(*found)
+
+
+def noted(name: str, calls: list[str]) -> Callable:
+    """A function of `xcls.attention.lsh` that notes its calls."""
+    function = getattr(lsh, name)
+
+    def call(*args: object, **how: object) -> torch.Tensor:
+        calls.append(name)
+        return function(*args, **how)
+
+    return call
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_other_devices_take_the_path_of_one_round_or_blocks_and_are_not_waited_for(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+    """On the meta device, which has no numbers to wait for, and no autocast."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **how: nullcontext())
+    shape = (2, 2, 70, 8)
+    qk, v = (torch.empty(shape, device="meta", requires_grad=True) for _ in range(2))
+    masks = Masks(torch.empty(2, 70, dtype=torch.bool, device="meta"))
+    reformer = Reformer(**{**FACTS, "head_dim": 8}, num_hashes=rounds, bucket_size=16).to("meta")
+    calls = []
+    for name in ("attend", "attend_one_round"):
+        monkeypatch.setattr(f"xcls.attention.lsh.{name}", noted(name, calls))
+    out = reformer.attend(qk, qk, v, masks)
+    assert out.shape == shape and calls == (["attend_one_round"] if rounds == 1 else ["attend"])
+    out.backward(torch.empty_like(out))
+    assert qk.grad.shape == v.grad.shape == shape
+
+
+@pytest.mark.skipif(not kernels.INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+@pytest.mark.parametrize("kind,rounds", [(Reformer, 1), (Reformer, 3), (ReformerLocal, 2), (ReformerShared, 1)])
+def test_with_triton_it_is_the_same(monkeypatch: pytest.MonkeyPatch, kind: type[Reformer], rounds: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(2, 2, 71, 16, generator=generator) for _ in range(2)]
+    reformer = kind(num_heads=2, head_dim=16, layer=0, seed=1, num_hashes=rounds, bucket_size=16)
+    found = []
+    for triton in (True, False):
+        monkeypatch.setattr(lsh_triton, "available", lambda x, hashing=False, triton=triton: triton)
+        masks = Masks(padding(71, 71, 41))
+        wanted = [x.clone().requires_grad_() for x in tensors]
+        found.append(weighted(reformer(wanted[0], wanted[0], wanted[1], masks), wanted, masks.padding))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_compiling"), reason="needs PyTorch 2.3")
+def test_it_compiles_as_one_graph_for_many_widths() -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("eager")
+    reformer = Reformer(**FACTS, bucket_size=16)
+
+    def run(x: torch.Tensor, pads: torch.Tensor) -> torch.Tensor:
+        return reformer.attend(x, x, x, Masks(pads, finite=True)).masked_fill(pads[:, None, :, None], 0.0)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, backend=counter, fullgraph=True)
+    for length in (64, 128, 96, 208, 500):
+        x = inputs(length)[0].float()
+        pads = padding(length, length, length - 20)
+        torch.testing.assert_close(compiled(x, pads), run(x, pads))
+    assert counter.frame_count <= 2  # the first width, and all others

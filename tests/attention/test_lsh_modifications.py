@@ -1,0 +1,158 @@
+"""The modifications of LSH attention: a local round, buckets shared across layers, trained rotations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from xcls.attention.base import Masks
+from xcls.attention.lsh import Reformer, hash_buckets, lsh_attention
+from xcls.attention.lsh_learned import ReformerLearned
+from xcls.attention.lsh_local import ReformerLocal
+from xcls.attention.lsh_shared import ReformerShared
+from xcls.model.encoder import Encoder
+from xcls.position.none import NoPosition
+
+FACTS = {"num_heads": 2, "head_dim": 4, "seed": 1, "bucket_size": 4}
+
+
+def inputs(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    qk, v = (torch.randn(2, 2, length, 4, dtype=torch.float64, generator=generator) for _ in range(2))
+    return qk, v
+
+
+def local(qk: torch.Tensor, v: torch.Tensor, pads: torch.Tensor) -> torch.Tensor:
+    """Dense attention of real tokens to those of their own and the previous block of four, itself excluded."""
+    place = (~pads).cumsum(dim=-1) - 1
+    block = place // 4
+    apart = block[:, :, None] - block[:, None, :]
+    allowed = (apart >= 0) & (apart <= 1) & ~pads[:, None] & ~torch.eye(pads.shape[1], dtype=torch.bool)
+    logits = qk @ F.normalize(qk, dim=-1).transpose(-1, -2)
+    out = logits.masked_fill(~allowed[:, None], -torch.inf).softmax(dim=-1) @ v
+    return out.masked_fill(pads[:, None, :, None], 0.0)
+
+
+def test_the_local_round_sees_neighbours_in_position_whatever_the_hashes() -> None:
+    qk, v = inputs(23)
+    pads = torch.zeros(2, 23, dtype=torch.bool)
+    pads[0, 19:] = True
+    pads[1, [3, 8, 22]] = True  # real tokens are counted, wherever the pads are
+    reformer = ReformerLocal(**FACTS, layer=0, max_buckets=2)
+    order = reformer.order(qk, Masks(pads))
+    only = lsh_attention(qk, v, order[:, :, -1:], Masks(pads), chunk=4).masked_fill(pads[:, None, :, None], 0.0)
+    torch.testing.assert_close(only, local(qk, v, pads))
+    assert torch.equal(order[:, :, :-1], Reformer(**FACTS, layer=0, max_buckets=2).order(qk, Masks(pads)))
+    with pytest.raises(ValueError, match="local round"):
+        ReformerLocal(**FACTS, layer=0, num_hashes=1)
+
+
+def test_shared_orders_are_those_of_the_layer_that_hashed() -> None:
+    qk, v = inputs(40)
+    other = qk.flip(2)
+    layers = [ReformerShared(**FACTS, layer=layer, share_layers=2) for layer in range(4)]
+    masks = Masks()
+    found = [layer.order(x, masks) for layer, x in zip(layers, (qk, other, other, qk))]
+    own = [Reformer(**FACTS, layer=layer).order(x, Masks()) for layer, x in enumerate((qk, other, other, qk))]
+    for order, expected in zip(found, (own[0], own[0], own[2], own[2])):
+        assert torch.equal(order, expected)
+    assert torch.equal(layers[1].order(other, Masks()), own[1])  # alone, a layer hashes for itself
+    assert torch.equal(layers[0](qk, qk, v), Reformer(**FACTS, layer=0)(qk, qk, v))
+
+
+def encoder(checkpointing: bool, share_layers: int) -> Encoder:
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 8, "num_heads": 2, "num_layers": 5}
+    return Encoder(
+        vocab_size=30,
+        seq_len=40,
+        feed_forward=16,
+        norm="pre",
+        activation="gelu",
+        dropout=0.0,
+        position=NoPosition(head_dim=4, seq_len=40, **sizes),
+        make_attention=lambda layer: ReformerShared(**FACTS, layer=layer, share_layers=share_layers),
+        gradient_checkpointing=checkpointing,
+        **sizes,
+    ).double()
+
+
+@pytest.mark.parametrize("share_layers,hashed", [(1, 5), (2, 3), (5, 1)])
+def test_gradient_checkpointing_sees_the_order_of_the_forward_pass(
+    monkeypatch, share_layers: int, hashed: int
+) -> None:
+    ids = torch.randint(5, 30, (2, 40), generator=torch.Generator().manual_seed(1))
+    real = torch.arange(40) < torch.tensor([40, 31])[:, None]
+    calls = []
+    monkeypatch.setattr("xcls.attention.lsh.hash_buckets", count(calls))
+    grads = []
+    for checkpointing in (False, True):
+        model = encoder(checkpointing, share_layers)
+        calls.clear()
+        out = model(ids, real)
+        assert len(calls) == hashed
+        out.square().mean().backward()
+        grads.append([out, *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+def count(calls: list) -> Callable:
+    """`hash_buckets`, taking note of each call."""
+
+    def counted(x: torch.Tensor, rotations: torch.Tensor, **settings: object) -> torch.Tensor:
+        calls.append(x.shape)
+        return hash_buckets(x, rotations, **settings)
+
+    return counted
+
+
+def test_codes_agree_as_hashes_do_and_turn_the_rotations() -> None:
+    qk, v = inputs(24)
+    covering = {**FACTS, "bucket_size": 8, "chunks_before": 3, "chunks_after": 3}
+    reformer = ReformerLearned(**covering, layer=0, num_hashes=2, agreement=0.7).double()
+    codes = [F.normalize(torch.einsum("bhnd,hdk->bhnk", qk, r[..., :2]), dim=-1) for r in reformer.rotations]
+    similar = sum(code @ code.transpose(-1, -2) for code in codes) / 2
+    logits = qk @ F.normalize(qk, dim=-1).transpose(-1, -2) + 0.7 * similar
+    expected = logits.masked_fill(torch.eye(24, dtype=torch.bool), -torch.inf).softmax(dim=-1) @ v
+    out = reformer(qk, qk, v)
+    torch.testing.assert_close(out, expected)
+    (found,) = torch.autograd.grad(out.cos().sum(), reformer.rotations)
+    (dense,) = torch.autograd.grad(expected.cos().sum(), reformer.rotations)
+    torch.testing.assert_close(found, dense)
+    assert found[..., :2].any(dim=-1).all() and not found[..., 2:].any()  # 24 / 8 tokens: 4 buckets, 2 columns
+
+
+def test_trained_rotations_learn_to_let_the_right_tokens_meet() -> None:
+    """Values of a token's partner are wanted; partners share two channels, and six others are noise of larger norm."""
+    generator = torch.Generator().manual_seed(0)
+    mark, v = (torch.randn(1, 8, 32, width, generator=generator).repeat(1, 1, 2, 1) for width in (2, 4))
+    noise = 2 * torch.randn(1, 8, 64, 6, generator=generator)  # eight heads: eight draws
+    qk = torch.cat((mark, noise), dim=-1)
+    reformer = ReformerLearned(
+        num_heads=8, head_dim=8, seed=0, layer=0, bucket_size=4, max_buckets=16, agreement=8.0
+    )
+    optimizer = torch.optim.Adam(reformer.parameters(), lr=0.05)
+
+    def met() -> float:
+        buckets = hash_buckets(qk, reformer.rotations, bucket_size=4, masks=Masks())
+        return (buckets.view(8, 2, 32).diff(dim=1) == 0).float().mean().item()
+
+    before = met()
+    for _ in range(60):
+        optimizer.zero_grad()
+        (reformer(qk, qk, v) - v).square().mean().backward()
+        optimizer.step()
+    assert met() > 1.25 * before
+
+
+def test_trained_rotations_are_not_redrawn_and_need_the_term() -> None:
+    reformer = ReformerLearned(**FACTS, layer=0)
+    before = reformer.rotations.detach().clone()
+    assert torch.equal(before, Reformer(**FACTS, layer=0, max_buckets=64).rotations)
+    reformer.redraw(torch.Generator().manual_seed(9))
+    assert torch.equal(reformer.rotations, before)
+    with pytest.raises(ValueError, match="agreement=0"):
+        ReformerLearned(**FACTS, layer=0, agreement=0.0)

@@ -1,0 +1,29 @@
+"""What is faster than the readable formula: one file for each mechanism and device, equal to the formula by test."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+try:
+    import triton
+except ImportError:
+    triton = None
+
+INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, for tests
+assumed_capability = (0, 0)  # of the card that PyTorch's meta device stands for: the cost model of tests/gpu sets it
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability for which Triton makes kernels there; (0, 0) where it makes none.
+
+    Triton 3 and NVIDIA GPUs alone. Below 8.0 it uses no tensor cores (since 3.3), so that kernels with products ask for 8.0.
+    """
+    if device.type == "meta":
+        return assumed_capability
+    if device.type == "cpu":
+        return (9, 0) if INTERPRETED else (0, 0)
+    if device.type != "cuda" or torch.version.hip or triton is None or int(triton.__version__.split(".")[0]) < 3:
+        return (0, 0)
+    return torch.cuda.get_device_capability(device)

@@ -1,0 +1,116 @@
+"""FAVOR+ without masks between tokens, in few large operations: `favor.Performer` on GPUs where Triton does not run.
+
+Linear attention is softmax attention twice: directions attend to keys, queries to directions. With t_m = sum_j phi_m(k_j),
+
+    mean_m = sum_j softmax_j(w_m.k_j - |k_j|^2 / (2 sqrt D)) v_j,    out_i = sum_m softmax_m(w_m.q_i + log t_m) mean_m
+
+What is multiplied in 16 bits is then a weight in [0, 1] or a mean of values, which fp16 holds too; exponents, softmax and
+normalisers are fp32. Summands of exponents are a column of the product that makes them.
+Letters: B batch, H heads, N tokens, D head width, M features, G = B x H.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from xcls.attention.base import full_dtype
+
+EXCLUDED = 1e30  # the half norm of a pad: its exponent is lower than any other, and finite
+
+
+def favor(
+    q: Tensor, k: Tensor, v: Tensor, directions: Tensor, offset: Tensor | None, padding: Tensor | None, epsilon: float
+) -> Tensor:
+    """As `favor_cpu.favor`, in whose words the arguments are described: q, k, v [B, H, N, D] -> [B, H, N, D]."""
+    return _Favor.apply(q, k, v, directions, offset, padding, epsilon)
+
+
+class _Favor(torch.autograd.Function):
+    """Keeps q, k, v, the weights of both softmaxes in the dtype of v, and what is of the size of the directions."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        directions: Tensor,
+        offset: Tensor | None,
+        padding: Tensor | None,
+        epsilon: float,
+    ) -> Tensor:
+        """The weights of keys `h` [G, M + 1, N] have a row more: 1 / n for the n real tokens, for the epsilon of each feature."""
+        (batch, heads, length, width), features, full = q.shape, directions.shape[2], full_dtype(q)
+        w = directions.to(full).expand(batch, heads, -1, -1).flatten(0, 1)  # [G, M, D], not copied where shared
+        c = 0.0 if offset is None else offset.to(full).expand(batch, heads, -1, -1).flatten(0, 1).transpose(1, 2)
+        half_norm = torch.linalg.vector_norm(k, dim=-1, dtype=full).square_().mul_(0.5 * width**-0.5)  # [B, H, N]
+        real = half_norm.new_ones(batch, length) if padding is None else (~padding).to(full)
+        count = real.sum(dim=1, keepdim=True).clamp_(min=1.0)  # [B, 1]
+        if padding is not None:
+            half_norm.masked_fill_(padding[:, None], EXCLUDED)
+
+        exponent = torch.bmm(with_column(w, -1.0), with_column(k, half_norm, full).transpose(1, 2))  # [G, M, N]
+        weights = torch.softmax(exponent, dim=-1)
+        most, where = weights.max(dim=-1, keepdim=True)
+        largest = exponent.gather(-1, where) + c
+        h = v.new_empty(batch * heads, features + 1, length)
+        h[:, :features] = weights
+        h[:, features].view(batch, heads, length).copy_((real / count)[:, None])
+        del exponent, weights
+        v = v.reshape(-1, length, width)
+        means = torch.bmm(h, v).to(full)
+        total = largest - most.log() - largest.amax(dim=1, keepdim=True)  # log t under the largest feature of all
+        extra = (epsilon * count).log().repeat_interleave(heads, dim=0).unsqueeze(-1)  # [G, 1, 1]
+        level = torch.logaddexp(total, extra)
+        share = (total - level).exp()  # what of a feature's sum is not epsilon, [G, M, 1]
+        mean = (share * means[:, :features] + (extra - level).exp() * means[:, features:]).to(v.dtype)
+
+        exponent = torch.bmm(with_column(q, 1.0, full), with_column(w, level + c).transpose(1, 2))  # [G, N, M]
+        p = torch.softmax(exponent, dim=-1).to(v.dtype)
+        ctx.save_for_backward(q, k, v, directions, offset, h, p, mean, means, share)
+        return torch.bmm(p, mean).view(q.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of q, k, v, directions and offset."""
+        q, k, v, directions, offset, h, p, mean, means, share = ctx.saved_tensors
+        (batch, heads, length, width), features = q.shape, directions.shape[2]
+        with torch.autocast(q.device.type, enabled=False):
+            w = directions.to(v.dtype).expand(batch, heads, -1, -1).flatten(0, 1)
+            grad = grad.to(v.dtype).reshape(-1, length, width)
+            change_q = torch._softmax_backward_data(torch.bmm(grad, mean.transpose(1, 2)), p, -1, p.dtype)  # [G, N, M]
+            q_grad = torch.bmm(change_q, w).view(q.shape)
+            mean_grad = torch.bmm(p.transpose(1, 2), grad).to(means.dtype)
+            level_grad = change_q.sum(dim=1, dtype=means.dtype).unsqueeze(-1)  # [G, M, 1]
+
+            weighted, all_alike = means[:, :features], means[:, features:]
+            tilt = (mean_grad * (weighted - all_alike)).sum(dim=-1, keepdim=True)
+            total_grad = share * (level_grad + (1 - share) * tilt)
+            weighted_grad = share * mean_grad
+            alike_grad = ((1 - share) * mean_grad).sum(dim=1, keepdim=True)
+            constant = total_grad - (weighted_grad * weighted).sum(dim=-1, keepdim=True)
+            change_k = torch.baddbmm(constant.to(v.dtype), weighted_grad.to(v.dtype), v.transpose(1, 2))
+            change_k.mul_(h[:, :features])  # [G, M, N]
+            k_grad = torch.bmm(change_k.transpose(1, 2), w).view(k.shape)
+            k_grad.addcmul_(change_k.sum(dim=1).view(batch, heads, length, 1), k, value=-(width**-0.5))
+            v_grad = torch.bmm(h.transpose(1, 2), torch.cat((weighted_grad, alike_grad), dim=1).to(v.dtype)).view(k.shape)
+            w_grad, c_grad = None, None
+            if ctx.needs_input_grad[3]:
+                q, k = (x.to(v.dtype).reshape(-1, length, width) for x in (q, k))
+                w_grad = (torch.bmm(change_q.transpose(1, 2), q) + torch.bmm(change_k, k)).view(batch, heads, -1, width)
+                w_grad = w_grad.to(directions.dtype).sum_to_size(directions.shape)
+            if ctx.needs_input_grad[4]:
+                c_grad = level_grad + change_k.sum(dim=-1, keepdim=True, dtype=means.dtype)
+                c_grad = c_grad.view(batch, heads, 1, -1).to(offset.dtype).sum_to_size(offset.shape)
+        return q_grad, k_grad, v_grad, w_grad, c_grad, None, None
+
+
+def with_column(x: Tensor, column: Tensor | float, dtype: torch.dtype | None = None) -> Tensor:
+    """x [..., n, D] with one column more, [G, n, D+1]; column: a number, or a tensor of as many entries as x has rows."""
+    out = x.new_empty(*x.shape[:-1], x.shape[-1] + 1, dtype=dtype)
+    out[..., :-1] = x
+    out[..., -1] = column.reshape(x.shape[:-1]) if isinstance(column, Tensor) else column
+    return out.flatten(0, -3)

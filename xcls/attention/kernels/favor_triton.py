@@ -1,0 +1,250 @@
+"""FAVOR+ without masks between tokens by Triton kernels (favor_kernels.py): features are made again, never stored.
+
+Written with the total and the mean of each feature over the keys, linear attention is softmax attention twice:
+
+    level_m = log sum_j phi_m(k_j),    mean_m = sum_j phi_m(k_j) v_j / sum_j phi_m(k_j),
+    out_i = sum_m softmax_m(w_m.q_i + level_m) mean_m
+
+What is multiplied is then a weight in [0, 1] or a mean of values, which 16 bits hold; exponents, sums and normalisers
+are fp32. Queries and keys are exact in 16 bits, and directions are the sum of two 16-bit halves, so that two products
+on tensor cores give the exponents of fp32. Stabiliser and epsilon are those of the readable formula; tests hold the two
+equal. Source: Choromanski et al. 2021, "Rethinking Attention with Performers".
+
+Letters: B batch, H heads, N tokens, D head width, M random features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from xcls.attention import kernels
+
+try:
+    import triton
+except ImportError:
+    triton = None
+else:
+    from xcls.attention.kernels import favor_kernels
+
+SPLIT_TOKENS = 256  # the fewest tokens that are worth partial sums of their own
+
+
+def available(q: Tensor, num_features: int) -> bool:
+    """Whether `favor` takes q [B, H, N, D], with k and v like it, and this number of features.
+
+    D from 16 to 128 (fp32: to 64), M from 16 to 256, and tensor cores that Triton uses (`kernels.capability`).
+    """
+    widest = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 64}.get(q.dtype, 0)
+    if not 16 <= q.shape[-1] <= widest or not 16 <= num_features <= 256:
+        return False
+    return kernels.capability(q.device) >= (8, 0)
+
+
+def favor(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor | None, epsilon: float) -> Tensor:
+    """Linear attention with the features exp(w.x - |x|^2 / (2 sqrt D)): q, k, v [B, H, N, D] -> [B, H, N, D].
+
+    q, k, v: of one dtype, any strides. directions: w [M, D], fp32, with the factor D^(-1/4) of q and k in it. padding:
+    bool [B, N], True = a pad, or None; pads may hold anything, their rows of the output are zero. epsilon: added to the
+    features of keys, of which the largest of an example and head is 1. The output has the memory of [B, N, H, D], so
+    that heads are merged without a copy. Gradients reach q, k and v; they hold the stabiliser constant, and are not
+    themselves differentiable. Ask `available` first. ValueError where dtypes or shapes differ.
+    """
+    if not (q.dtype == k.dtype == v.dtype and q.shape == k.shape == v.shape):
+        given = ", ".join(f"{list(x.shape)} {x.dtype}" for x in (q, k, v))
+        raise ValueError(f"q, k and v must have one shape and one dtype, not {given}")
+    if directions.dim() != 2 or directions.shape[1] != q.shape[3]:
+        raise ValueError(f"directions {list(directions.shape)} must be [M, {q.shape[3]}] for q {list(q.shape)}")
+    if padding is not None and padding.shape != q.shape[::2]:
+        raise ValueError(f"padding {list(padding.shape)} must be {list(q.shape[::2])} for q {list(q.shape)}")
+    return _Favor.apply(q, k, v, directions, padding, epsilon)
+
+
+def operations(shape: tuple[int, ...], num_features: int) -> tuple[float, float]:
+    """Operations (2 for a multiplication and its addition) of the products forward and backward: q [B, H, N, D].
+
+    Forward two for the exponents of q and of k, whose directions have two halves, and one for each of the means and the
+    output; backward the exponents again, three for dq and the gradient of the means, three for dk and dv.
+    """
+    product = 2.0 * math.prod(shape) * num_features
+    return 6 * product, 10 * product
+
+
+class _Favor(torch.autograd.Function):
+    """Keeps q, k, v, out, and of the size of a row or of the directions: the normalisers, means and levels."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        directions: Tensor,
+        padding: Tensor | None,
+        epsilon: float,
+    ) -> Tensor:
+        directions = directions.detach().float()
+        out, *rest = torch.ops.xcls.favor_forward(q, k, v, directions, padding, epsilon)
+        ctx.save_for_backward(q, k, v, directions, padding, out, *rest)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *torch.ops.xcls.favor_backward(grad, *ctx.saved_tensors), None, None, None
+
+
+def _readable(*given: Tensor) -> tuple[Tensor, ...]:
+    """[..., D] with the channels side by side, as the kernels read them."""
+    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in given)
+
+
+def _token_major(like: Tensor) -> Tensor:
+    """An empty [B, H, N, D] with the memory of [B, N, H, D]."""
+    batch, heads, length, width = like.shape
+    return like.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def _processors(device: torch.device) -> int:
+    """The number of multiprocessors."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def _halves(directions: Tensor, dtype: torch.dtype) -> Tensor:
+    """The directions [M, D] as two summands in `dtype`, [2, M, D]: each product with one is exact in fp32."""
+    high = directions.to(dtype)
+    return torch.stack((high, (directions - high).to(dtype)))
+
+
+class _Plan:
+    """How the work on q [B, H, N, D] and M features is cut into tiles, and what each kernel is launched with.
+
+    A program of the sums holds a block of features in registers and runs over one of `splits` parts of the sequence,
+    `span` tokens long; a program of the rest holds a tile of tokens and runs over features. Sizes are chosen from what
+    the compiler says: hardly a spilled register, and no more shared memory than a card has (99 KiB at 8.6, 8.9, 12.0).
+    """
+
+    def __init__(self, q: Tensor, num_features: int) -> None:
+        batch, heads, length, width = q.shape
+        if q.dtype == torch.float32:
+            tokens, sums, queries, keys = 32, (32, 4), (32, 4), (32, 4)  # features of a block, warps
+        elif width > 64:
+            tokens, sums, queries, keys = 32, (64, 8), (64, 8), (64, 8)
+        else:
+            tokens, sums, queries, keys = 64, (128, 8), (64, 4), (32, 4)
+        self.rows, self.tiles = batch * heads, triton.cdiv(length, tokens)
+        wanted = round(2 * _processors(q.device) / self.rows)
+        self.span = triton.cdiv(self.tiles, max(1, min(wanted, length // SPLIT_TOKENS))) * tokens
+        self.splits = triton.cdiv(length, self.span)
+        shared = {"WIDTH": width, "TILE_D": max(16, triton.next_power_of_2(width))}
+
+        def launch(features: int, warps: int) -> dict[str, int]:
+            features = min(features, max(16, triton.next_power_of_2(num_features)))
+            blocks = triton.cdiv(num_features, features)
+            tiles = {"TILE_N": tokens, "TILE_M": features, "BLOCKS": blocks}
+            return shared | tiles | {"num_warps": warps, "num_stages": 2}
+
+        self.sums, self.queries, self.keys = launch(*sums), launch(*queries), launch(*keys)
+        self.blocks = self.sums["BLOCKS"]
+        self.padded = self.blocks * self.sums["TILE_M"]
+        self.merges = shared | {"TILE_M": 16, "PADDED": self.padded, "num_warps": 4}
+
+
+def _meta_forward(
+    q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """out [B, H, N, D] and mean [B, H, M, D] like v; normaliser [B, H, N], level [B, H, M] and floor [B, H], fp32."""
+    heads = q.shape[:2]
+    sizes = q.shape[:3], (*heads, directions.shape[0]), heads
+    normaliser, level, floor = (q.new_empty(size, dtype=torch.float32) for size in sizes)
+    return _token_major(v), normaliser, v.new_empty(*heads, *directions.shape), level, floor
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    made = out, normaliser, mean, level, floor = _meta_forward(q, k, v, directions, padding, epsilon)
+    if out.numel() == 0:
+        return made
+    (_, heads, length, width), num_features, plan = q.shape, directions.shape[0], _Plan(q, directions.shape[0])
+    q, k, v = _readable(q, k, v)
+    padding = None if padding is None else padding.contiguous()
+    log_epsilon = math.log(epsilon) if epsilon > 0 else favor_kernels.NEVER.value
+    with torch.cuda.device_of(q):
+        halves, parts = _halves(directions, q.dtype), [None] * 5
+        if plan.splits * plan.blocks > 1:
+            sizes = [plan.padded], [plan.padded], [plan.padded, width], [width], []
+            parts = [directions.new_empty(plan.rows, plan.splits, *size) for size in sizes]
+        favor_kernels.sum_keys[(plan.rows * plan.splits * plan.blocks,)](
+            k, v, halves, padding, mean, level, floor, *parts, *k.stride()[:3], *v.stride()[:3],
+            heads, length, num_features, plan.span, plan.splits, log_epsilon,
+            ALONE=parts[0] is None, **plan.sums)  # fmt: skip
+        if parts[0] is not None:
+            top = parts[0].amax(dim=(1, 2))
+            favor_kernels.merge_sums[(plan.rows * (plan.padded // 16),)](
+                *parts, top, mean, level, floor, num_features, plan.splits, log_epsilon, **plan.merges)  # fmt: skip
+        favor_kernels.answer_queries[(plan.rows * plan.tiles,)](
+            q, halves, padding, mean, level, out, normaliser, *q.stride()[:3], *out.stride()[:3],
+            heads, length, num_features, **plan.queries)  # fmt: skip
+    return made
+
+
+def _meta_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None) -> tuple[Tensor, ...]:
+    """dq, dk, dv [B, H, N, D]."""
+    return _token_major(q), _token_major(k), _token_major(v)
+
+
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    directions: Tensor,
+    padding: Tensor | None,
+    out: Tensor,
+    normaliser: Tensor,
+    mean: Tensor,
+    level: Tensor,
+    floor: Tensor,
+) -> tuple[Tensor, ...]:
+    dq, dk, dv = _meta_backward(grad, q, k, v)
+    if out.numel() == 0:
+        return dq, dk, dv
+    (_, heads, length, width), num_features, plan = q.shape, directions.shape[0], _Plan(q, directions.shape[0])
+    grad, q, k, v = _readable(grad, q, k, v)
+    out = out if out.stride() == dq.stride() else _token_major(out).copy_(out)
+    padding = None if padding is None else padding.contiguous()
+    parts = [directions.new_empty(plan.rows, plan.splits, plan.padded, *size) for size in ([width], [])]
+    dmean, dtotal, share = torch.empty_like(mean), torch.empty_like(level), torch.empty_like(level)
+    with torch.cuda.device_of(q):
+        halves = _halves(directions, q.dtype)
+        favor_kernels.backward_queries[(plan.rows * plan.splits,)](
+            q, grad, out, halves, padding, normaliser, mean, level, dq, *parts,
+            *q.stride()[:3], *grad.stride()[:3], *dq.stride()[:3],
+            heads, length, num_features, plan.span, plan.splits, **plan.sums)  # fmt: skip
+        favor_kernels.merge_gradients[(plan.rows * (plan.padded // 16),)](
+            *parts, level, dmean, dtotal, share, num_features, plan.splits, **plan.merges)  # fmt: skip
+        favor_kernels.backward_keys[(plan.rows * plan.tiles,)](
+            k, v, halves, padding, share, floor, dmean, dtotal, dk, dv,
+            *k.stride()[:3], *v.stride()[:3], *dk.stride()[:3], heads, length, num_features, **plan.keys)  # fmt: skip
+    return dq, dk, dv
+
+
+_LIBRARY = torch.library.Library("xcls", "FRAGMENT")
+_LIBRARY.define(
+    "favor_forward(Tensor q, Tensor k, Tensor v, Tensor directions, Tensor? padding, float epsilon)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "favor_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor directions, Tensor? padding, Tensor out,"
+    " Tensor normaliser, Tensor mean, Tensor level, Tensor floor) -> (Tensor, Tensor, Tensor)"
+)
+_LIBRARY.impl("favor_forward", _meta_forward, "Meta")
+_LIBRARY.impl("favor_backward", _meta_backward, "Meta")
+if triton is not None:
+    for _device in ("CUDA", "CPU") if kernels.INTERPRETED else ("CUDA",):
+        _LIBRARY.impl("favor_forward", _forward, _device)
+        _LIBRARY.impl("favor_backward", _backward, _device)

@@ -1,0 +1,84 @@
+"""What LSH attention does before it attends, on a CPU: in small buffers, which stay in the cache and cost no page faults.
+
+The readable versions are `hash_buckets`, `sorted_positions` and `unit_keys` of xcls/attention/lsh.py.
+Letters: B batch, H heads, N tokens, D head width, R rounds, rows = B N H.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from xcls.attention.base import full_dtype
+from xcls.attention.kernels.sorted_chunks_layout import as_rows
+
+PIECE = 2**20  # entries hashed at a time
+PART = 2**14  # rows made to unit keys at a time
+
+
+def hash_on_cpu(x: Tensor, rotations: Tensor, spare: Tensor | None) -> Tensor:
+    """argmax([xR; -xR]): x [B, H, N, D], rotations [R, H, D, width], spare bool [B, 1, 1, width] -> [B, H, R, N].
+
+    The largest size of xR is looked for and its sign afterwards, which needs half as many products.
+    """
+    batch, heads, length, width = x.shape
+    columns = rotations.shape[-1]
+    buckets = torch.empty((batch, heads, len(rotations), length), dtype=torch.int64)
+    most = max(1, PIECE // (heads * max(width, columns)))  # tokens of all examples of a piece
+    tokens, examples = min(length, most), max(1, most // length)
+    for b in range(0, batch, examples):
+        for n in range(0, length, tokens):
+            piece = x[b : b + examples, :, n : n + tokens].to(rotations.dtype)
+            for number, rotation in enumerate(rotations):
+                turned = piece @ rotation
+                size = turned.abs()
+                if spare is not None:
+                    size.masked_fill_(spare[b : b + examples], -1.0)
+                best = size.argmax(dim=-1)
+                negative = turned.gather(-1, best[..., None]).squeeze(-1) < 0
+                buckets[b : b + examples, :, number, n : n + tokens] = best + negative * columns
+    return buckets
+
+
+def sorted_on_cpu(keys: Tensor) -> Tensor:
+    """One flat stable sort of the buckets of all sequences, which PyTorch does by radix: keys [B, H, R, N] -> the same."""
+    length = keys.shape[-1]
+    buckets = (keys // length).flatten(0, 2)  # [sequences, N]
+    sequence = torch.arange(len(buckets))[:, None]
+    order = (buckets + sequence * (buckets.amax() + 1)).flatten().argsort(stable=True)
+    return (order % length).view_as(keys)
+
+
+def unit_on_cpu(x: Tensor) -> Tensor:
+    """x / |x|: [B, H, N, D] -> same shape and dtype."""
+    batch, heads, length, width = x.shape
+    return UnitKeys.apply(as_rows(x)).view(batch, length, heads, width).transpose(1, 2)
+
+
+class UnitKeys(torch.autograd.Function):
+    """x / |x|, computed in fp32 at least: [rows, D] -> same shape and dtype. Finite at zero, gradients too."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        """[rows, D] -> [rows, D]."""
+        keys, scale = torch.empty_like(x), torch.empty(len(x), 1, dtype=full_dtype(x), device=x.device)
+        for part, key, factor in zip(x.split(PART), keys.split(PART), scale.split(PART)):
+            part = part.to(scale.dtype)
+            square = torch.linalg.vecdot(part, part)[:, None]
+            torch.rsqrt(square / x.shape[-1] + 1e-12, out=factor).mul_(x.shape[-1] ** -0.5)
+            key.copy_(part * factor)
+        ctx.save_for_backward(keys, scale)
+        return keys
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        """The part of the gradient across the key, over |x|: [rows, D] -> [rows, D]."""
+        keys, scale = ctx.saved_tensors
+        out = torch.empty_like(keys)
+        for g, key, factor, part in zip(*(x.split(PART) for x in (grad, keys, scale, out))):
+            g, key = g.to(scale.dtype), key.to(scale.dtype)
+            along = torch.linalg.vecdot(g, key)[:, None]
+            part.copy_(torch.addcmul(g, key, along, value=-1).mul_(factor))
+        return out

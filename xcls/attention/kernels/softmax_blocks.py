@@ -1,0 +1,131 @@
+"""Softmax attention in blocks of query rows, computed again in the backward pass: O(N) memory, any mask and bias.
+
+The readable version is `Sdpa` in `softmax.py`. Letters: B batch, H heads, N tokens, D head width, W window of the
+relative bias, rows = query rows of a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from xcls.attention import base
+from xcls.attention.base import Masks, distance_matrix, full_dtype
+
+HEADROOM = 16.0  # fp16 ends at 65,504: scores are computed smaller by this factor
+LARGEST_BLOCK = 2**22  # scores of a block on a CPU: 16 MiB in fp32
+LARGEST_BLOCK_GPU = 2**27
+
+
+def in_blocks(q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+    """Softmax attention for all rows, a block at a time: q, k, v [B, H, N, D] -> [B, H, N, D].
+
+    A block has `BLOCK_ROWS` rows, or fewer where its scores would be a buffer that the C library hands back to the
+    system each time: page faults then cost more than the products do.
+    """
+    most = LARGEST_BLOCK if q.device.type == "cpu" else LARGEST_BLOCK_GPU
+    block_size = min(base.BLOCK_ROWS, max(16, most // (q.shape[0] * q.shape[1] * q.shape[2])))
+    scale = HEADROOM if q.dtype == torch.float16 else 1.0
+    rows = Rows(masks, scale, block_size)
+    return AttendRows.apply(q * (q.shape[-1] ** -0.5 / scale), k, v, masks.bias, rows)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a block of rows needs besides tensors with a gradient."""
+
+    masks: Masks
+    scale: float
+    block_size: int
+
+    def weights(self, q: Tensor, k: Tensor, bias: Tensor | None, start: int) -> Tensor:
+        """softmax(scale q k^T + bias) in fp32 at least: q [B, H, rows, D], k [B, H, N, D] -> [B, H, rows, N].
+
+        Rows that may attend to nothing are zero.
+        """
+        scores = (q @ k.transpose(-1, -2)).to(full_dtype(q))
+        if self.scale != 1.0:
+            scores.mul_(self.scale)
+        if bias is not None:
+            _add_bias(scores, bias, start)
+        blocked = self.masks.blocked(slice(start, start + q.shape[2]))
+        if blocked is None:
+            return torch.softmax(scores, dim=-1)
+        nothing = blocked.all(dim=-1, keepdim=True)
+        scores.masked_fill_(blocked & ~nothing, -torch.inf)
+        return torch.softmax(scores, dim=-1).masked_fill_(nothing, 0.0)
+
+
+def near(bias: Tensor, start: int, rows: int, length: int) -> tuple[int, int]:
+    """The columns in which some row of a block has a distance below W: beyond, the bias is one number per side."""
+    window = bias.shape[-1] // 2
+    return max(0, start - window), min(length, start + rows + window)
+
+
+def _add_bias(scores: Tensor, bias: Tensor, start: int) -> None:
+    """Add bias [H, 2W+1] to the scores [B, H, rows, N] of a block."""
+    rows, length = scores.shape[2:]
+    first, last = near(bias, start, rows, length)
+    scores[..., :first] += bias[:, :1, None]
+    scores[..., last:] += bias[:, -1:, None]
+    scores[..., first:last] += distance_matrix(bias, rows=rows, columns=last - first, offset=first - start)
+
+
+def _add_bias_gradient(total: Tensor, change: Tensor, bias: Tensor, start: int) -> None:
+    """Add to total [H, 2W+1] what the gradient of a block's scores, [B, H, rows, N], makes of it."""
+    rows, length = change.shape[2:]
+    first, last = near(bias, start, rows, length)
+    total[:, 0] += change[..., :first].sum(dim=(0, 2, 3))
+    total[:, -1] += change[..., last:].sum(dim=(0, 2, 3))
+    with torch.enable_grad():
+        leaf = bias.detach().to(total.dtype).requires_grad_()
+        matrix = distance_matrix(leaf, rows=rows, columns=last - first, offset=first - start)
+    total += torch.autograd.grad(matrix, leaf, change[..., first:last].sum(dim=0))[0]
+
+
+class AttendRows(torch.autograd.Function):
+    """softmax(scale q k^T + bias) v: q, k, v [B, H, N, D] of one dtype, bias [H, 2W+1] or None -> [B, H, N, D]."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Rows
+    ) -> Tensor:
+        """Block after block; nothing of size N x N outlives its block."""
+        out = torch.empty_like(q)
+        with torch.autocast(q.device.type, enabled=False):
+            for start in range(0, q.shape[2], rows.block_size):
+                block = slice(start, start + rows.block_size)
+                out[:, :, block] = rows.weights(q[:, :, block], k, bias, start).to(v.dtype) @ v
+        ctx.save_for_backward(q, k, v, bias, out)
+        ctx.rows = rows
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """[B, H, N, D] -> the gradients of q, k, v and bias."""
+        q, k, v, bias, out = ctx.saved_tensors
+        rows, dtype = ctx.rows, full_dtype(q)
+        with torch.autocast(q.device.type, enabled=False):
+            along = (grad.to(dtype) * out.to(dtype)).sum(dim=-1, keepdim=True)  # [B, H, N, 1]
+            grad = grad.to(q.dtype)
+            q_grad = torch.empty_like(q)
+            k_grad, v_grad = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (k, v))
+            bias_grad = None if bias is None else torch.zeros(bias.shape, dtype=dtype, device=q.device)
+            for start in range(0, q.shape[2], rows.block_size):
+                block = slice(start, start + rows.block_size)
+                weights = rows.weights(q[:, :, block], k, bias, start)
+                v_grad += weights.to(q.dtype).transpose(-1, -2) @ grad[:, :, block]
+                change = (grad[:, :, block] @ v.transpose(-1, -2)).to(dtype)
+                change.sub_(along[:, :, block]).mul_(weights)  # the gradient of the scores
+                if bias is not None:
+                    _add_bias_gradient(bias_grad, change, bias, start)
+                if rows.scale != 1.0:
+                    change.mul_(rows.scale)
+                change = change.to(q.dtype)
+                q_grad[:, :, block] = change @ k
+                k_grad += change.transpose(-1, -2) @ q[:, :, block]
+        return q_grad, k_grad.to(k.dtype), v_grad.to(v.dtype), None if bias is None else bias_grad.to(bias.dtype), None

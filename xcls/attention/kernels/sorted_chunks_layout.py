@@ -1,0 +1,123 @@
+"""Where the tokens of sorted chunks lie in the lists that `sorted_chunks_blocks.py` works on.
+
+Tokens of all sequences are the rows of one list, row (b N + n) H + h, which is how the projections leave them in memory.
+The chunks of an example, head after head, and behind them `before + after` spare ones, lie one behind the other in a
+list of slots, example after example; so what a chunk sees is a view of that list, and no window holds real tokens of two
+examples. Letters: B batch, H heads, N tokens, D head width, R rounds, C slots of a chunk, K slots of a window, S slots of
+a sequence, rows = B N H.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xcls.attention.sorted_chunks import Chunks
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """[B, H, N, D] -> [B N H, D], a view if x is the output of a projection."""
+    return x.transpose(1, 2).reshape(-1, x.shape[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where each token goes. The list of slots has `per_example` chunks for each example, of which `real` are none spare.
+
+    q_take: [R, slots], the row in each slot; an empty slot names a row of its own sequence, a spare one any.
+    k_take: [R, before C + slots + after C], the same for keys: the list has more spare chunks at both ends.
+    q_give, k_give: [R, rows], the slot of each row in the lists of q_take and k_take; pads name any slot.
+    q_chunk, k_chunk: [R, rows], each row's chunk within its sequence.
+    filled: bool [slots], whether the slot holds a real token: the same in all rounds, for queries and for keys.
+    all_filled: whether that is known to be so everywhere.
+    """
+
+    batch: int
+    heads: int
+    length: int
+    size: int
+    before: int
+    after: int
+    real: int
+    q_take: Tensor
+    k_take: Tensor
+    q_give: Tensor
+    k_give: Tensor
+    q_chunk: Tensor
+    k_chunk: Tensor
+    filled: Tensor
+    all_filled: bool
+
+    @property
+    def rounds(self) -> int:
+        """R."""
+        return self.q_take.shape[0]
+
+    @property
+    def span(self) -> int:
+        """K, the slots that a query sees."""
+        return (self.before + 1 + self.after) * self.size
+
+    @property
+    def per_example(self) -> int:
+        """Chunks of an example, the spare ones included."""
+        return self.real + self.before + self.after
+
+    def open_slots(self) -> Tensor:
+        """Whether a chunk may attend to each slot it sees, a real token of its own sequence: bool [all chunks, K]."""
+        chunks = self.filled.view(self.batch, self.per_example, self.size)
+        spare = chunks[:, self.real :]
+        chunks = chunks[:, : self.real].unflatten(1, (self.heads, -1))  # [B, H, chunks of a sequence, C]
+        seen = F.pad(chunks, (0, 0, self.before, self.after)).unfold(2, self.before + 1 + self.after, 1)
+        seen = seen.transpose(3, 4).flatten(3).flatten(1, 2)  # [B, real, K]
+        return torch.cat((seen, spare.new_zeros(self.batch, spare.shape[1], self.span)), dim=1).flatten(0, 1)
+
+    def spare_chunks(self) -> tuple[Tensor, list[int]]:
+        """The numbers of the spare chunks in the list of keys, in order: as a tensor on the device, and on the host."""
+        chunks, reach = self.batch * self.per_example, self.before + self.after
+        if not reach:
+            return self.filled.new_empty(0, dtype=torch.int64), []
+        device, ends = self.filled.device, (self.before, self.before + chunks)
+        first = [self.before + example * self.per_example + self.real for example in range(self.batch)]
+        host = [n for start in first for n in range(start, start + reach)]
+        host = [*range(ends[0]), *host, *range(ends[1], ends[1] + self.after)]
+        start = torch.arange(self.batch, device=device)[:, None] * self.per_example + self.before + self.real
+        between = (start + torch.arange(reach, device=device)).flatten()
+        front, behind = torch.arange(self.before, device=device), torch.arange(self.after, device=device) + ends[1]
+        return torch.cat((front, between, behind)), host
+
+
+@torch.no_grad()
+def lay_out(chunks: Chunks, batch: int, heads: int) -> Layout:
+    """The lists of slots for `chunks`."""
+    length, size, number = chunks.length, chunks.size, chunks.number
+    before, after = (min(reach, number - 1) for reach in (chunks.before, chunks.after))  # no chunk has more beside it
+    real, spare = heads * number, before + after
+    ends = (before * size, after * size)
+    device = chunks.q_order.device
+    example = torch.arange(batch, device=device)[:, None, None, None]
+    head = torch.arange(heads, device=device)[:, None, None]
+
+    def side(order: Tensor, ends: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        row = (example * length + chunks.token_in_slot(order)) * heads + head  # [B, H, R, S]
+        row = F.pad(row.transpose(0, 2).transpose(1, 2).flatten(2), (0, spare * size))  # [R, B, (real + spare) C]
+        slot = chunks.slot_of_token(order)  # [B, H, R, N]
+        place = slot + (example * (real + spare) + head * number) * size + ends[0]
+        give, chunk = (x.permute(2, 0, 3, 1).flatten(1) for x in (place, slot // size))
+        return F.pad(row.flatten(1), ends), give, chunk
+
+    k_take, k_give, k_chunk = side(chunks.k_order, ends)
+    slots = batch * (real + spare) * size
+    if chunks.q_order is chunks.k_order:
+        q_take, q_give, q_chunk = k_take[:, ends[0] : ends[0] + slots], k_give - ends[0], k_chunk
+    else:
+        q_take, q_give, q_chunk = side(chunks.q_order, (0, 0))
+    filled = chunks.rank_in_slot[1][:, None].expand(batch, heads, -1).flatten(1)
+    filled = F.pad(filled, (0, spare * size)).flatten()
+    return Layout(
+        batch, heads, length, size, before, after, real, q_take, k_take, q_give, k_give, q_chunk, k_chunk, filled,
+        all_filled=chunks.count is None and length % size == 0 and spare == 0,
+    )  # fmt: skip

@@ -1,0 +1,190 @@
+"""LSH attention: each token attends to the tokens that random rotations sort near it, in N log N.
+
+Kitaev, Kaiser and Levskaya 2020, "Reformer: The Efficient Transformer", sections 2 and 3 and appendix A.
+Queries and keys are one projection. A round hashes it to buckets, sorts by (bucket, position) and cuts the sorted
+sequence into chunks; a token's candidates are the real tokens of its chunk and of some neighbouring chunks. The result
+is one softmax over the union of all rounds' candidates, where a key that is met in several rounds counts once.
+Letters: B batch, H heads, N tokens, D head width, R rounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xcls.attention.base import Attention, Masks, full_dtype, is_compiling, mix
+from xcls.attention.kernels import lsh_cpu, lsh_triton
+from xcls.attention.kernels.lsh_one_round import attend_one_round
+from xcls.attention.sorted_chunks import Chunks, attend, real_tokens
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Whether `kernels/lsh_cpu.py` does the work."""
+    return x.device.type == "cpu" and not is_compiling()
+
+
+def columns_in_use(x: Tensor, rotations: Tensor, bucket_size: int, masks: Masks) -> tuple[int, Tensor | None]:
+    """How many columns of the rotations any example needs, and which of these an example may not use.
+
+    x [B, H, N, D], rotations [R, H, D, most] -> (width, bool [B, 1, 1, width], or None without padding). An example
+    uses half as many columns as it has real tokens / bucket_size, rounded up, and `most` at the most.
+    """
+    most = rotations.shape[-1]
+    width = min(most, -(-x.shape[2] // (2 * bucket_size)))  # no example needs more than its padded length does
+    count = real_tokens(masks)
+    if count is None:
+        return width, None
+    key = ("lsh spare columns", bucket_size, most)
+    if key not in masks.context or is_compiling():
+        needed = (count + 2 * bucket_size - 1) // (2 * bucket_size)
+        spare = torch.arange(width, device=x.device) >= needed.clamp(1, most).view(-1, 1, 1, 1)
+        masks.context[key] = spare
+    return width, masks.context[key]
+
+
+@torch.no_grad()
+def hash_buckets(x: Tensor, rotations: Tensor, *, bucket_size: int, masks: Masks) -> Tensor:
+    """argmax([xR; -xR]) for each round (Andoni et al. 2015): x [B, H, N, D], rotations [R, H, D, most] -> [B, H, R, N].
+
+    An example has as many buckets as it has real tokens / bucket_size, rounded up to an even number, 2 x most at the
+    most: how far it is padded does not show in which tokens share a bucket, nor in the order of the buckets.
+    """
+    width, spare = columns_in_use(x, rotations, bucket_size, masks)
+    used = rotations[..., :width].to(full_dtype(x))
+    if on_cpu(x):
+        return lsh_cpu.hash_on_cpu(x, used, spare)
+    both = torch.stack((used, -used), dim=3).permute(1, 2, 0, 3, 4)  # [H, D, R, 2, width]
+    turned = x.to(used.dtype, memory_format=torch.contiguous_format) @ both.flatten(2)
+    turned = turned.unflatten(3, both.shape[2:])  # [B, H, N, R, 2, width]
+    if spare is not None:
+        turned.masked_fill_(spare[..., None, None, :], -torch.inf)
+    return turned.flatten(4).argmax(dim=-1).transpose(2, 3)
+
+
+def sort_keys(buckets: Tensor, masks: Masks) -> Tensor:
+    """bucket N + position, and much more for pads, which are to be last: int64 [B, H, R, N] -> the same."""
+    length, key = buckets.shape[-1], "lsh positions"
+    if key not in masks.context or is_compiling():
+        position = torch.arange(length, device=buckets.device)
+        if masks.padding is not None:
+            position = torch.add(position, masks.padding[:, None, None, :], alpha=2**31 * length)
+        masks.context[key] = position
+    return torch.add(masks.context[key], buckets, alpha=length)
+
+
+def sorted_positions(keys: Tensor) -> Tensor:
+    """Each round's positions, sorted by (bucket, position): keys as `sort_keys` makes them -> [B, H, R, N] of their dtype."""
+    return lsh_cpu.sorted_on_cpu(keys) if on_cpu(keys) else keys.sort(dim=-1).values % keys.shape[-1]
+
+
+def unit_keys(x: Tensor) -> Tensor:
+    """x / |x|, computed in fp32 at least: [B, H, N, D] -> same shape and dtype. Finite at zero, gradients too."""
+    if on_cpu(x):
+        return lsh_cpu.unit_on_cpu(x)
+    wide = x.to(full_dtype(x))
+    return (wide * (wide.square().mean(dim=-1, keepdim=True) + 1e-12).rsqrt() / x.shape[-1] ** 0.5).to(x.dtype)
+
+
+def lsh_attention(
+    qk: Tensor,
+    v: Tensor,
+    order: Tensor,
+    masks: Masks,
+    *,
+    chunk: int,
+    before: int = 1,
+    after: int = 0,
+    codes: Tensor | None = None,
+    agreement: float = 0.0,
+) -> Tensor:
+    """Softmax over the union of the rounds' candidates: qk and v [B, H, N, D], order [B, H, R, N] -> [B, H, N, D].
+
+    Logits are q.k with k = q / |q|, as in the authors' code and in transformers (no further 1 / sqrt(D): |q| is about
+    sqrt(D) by itself; reformer-pytorch does divide once more). A token attends to itself only where nothing else is
+    allowed. No chunk wraps around. order: as `sorted_positions` gives it; chunk: tokens of a chunk, which sees `before`
+    and `after` chunks besides itself. codes [B, H, N, F]: adds agreement x code.code to the logits of a pair.
+    """
+    count = real_tokens(masks)
+    plain = codes is None and masks.pairs is None and masks.bias is None
+    if plain and lsh_triton.available(qk):
+        return lsh_triton.attend_sorted(qk, v, order.int(), count, chunk=chunk, before=before, after=after)
+    chunks = Chunks(order, order, count, chunk, before, after)
+    if plain and order.shape[2] == 1 and not on_cpu(qk) and not is_compiling():
+        return attend_one_round(qk, v, chunks, masks)
+    queries, keys = qk, unit_keys(qk)
+    if codes is not None:
+        codes = codes.to(qk.dtype)
+        queries, keys = torch.cat((queries, agreement * codes), dim=-1), torch.cat((keys, codes), dim=-1)
+    return attend(queries, keys, v, chunks, masks, shun_itself=True)
+
+
+class Reformer(Attention):
+    """LSH attention with fixed random rotations per layer, round and head; see `lsh_attention`."""
+
+    ties_qk = True
+    agreement = 0.0  # what the codes of a modification weigh in the logits
+
+    def __init__(
+        self,
+        *,
+        num_hashes: int = 1,
+        bucket_size: int = 64,
+        chunks_before: int = 1,
+        chunks_after: int = 0,
+        max_buckets: int = 256,
+        hash_rotated: bool = False,
+        **shape: Any,
+    ) -> None:
+        """num_hashes: R; bucket_size: tokens of a chunk; chunks_before, chunks_after: neighbouring chunks seen.
+
+        max_buckets: even. hash_rotated: hash after the rotary embedding, which makes buckets depend on position, or before it.
+        """
+        super().__init__(**shape)
+        if min(num_hashes, bucket_size) < 1 or min(chunks_before, chunks_after) < 0:
+            raise ValueError("num_hashes and bucket_size must be at least 1, chunks_before and chunks_after at least 0")
+        if max_buckets < 2 or max_buckets % 2:
+            raise ValueError(f"max_buckets must be even and at least 2, not {max_buckets}")
+        self.bucket_size = bucket_size
+        self.chunks_before = chunks_before
+        self.chunks_after = chunks_after
+        self.hash_rotated = hash_rotated
+        self.wants_unrotated = not hash_rotated
+        self.register_buffer("rotations", torch.empty(num_hashes, self.num_heads, self.head_dim, max_buckets // 2))
+        self.redraw(torch.Generator().manual_seed(mix(self.seed, self.layer)))
+
+    def redraw(self, generator: torch.Generator) -> None:
+        """New rotations from `generator` (a CPU one)."""
+        self.rotations.copy_(torch.randn(self.rotations.shape, generator=generator))
+
+    def keys(self, x: Tensor, masks: Masks) -> Tensor:
+        """Hash x [B, H, N, D] -> what the rounds sort by, [B, H, R, N]; see `sort_keys`."""
+        if lsh_triton.available(x, hashing=True):
+            count = real_tokens(masks)
+            return lsh_triton.hash_keys(x, self.rotations, self.bucket_size, padding=masks.padding, count=count)
+        return sort_keys(hash_buckets(x, self.rotations, bucket_size=self.bucket_size, masks=masks), masks)
+
+    def order(self, x: Tensor, masks: Masks) -> Tensor:
+        """x [B, H, N, D] -> each round's positions in sorted order, pads last, [B, H, R, N]. No gradient."""
+        return sorted_positions(self.keys(x.detach(), masks))
+
+    def codes(self, x: Tensor, masks: Masks) -> Tensor | None:
+        """What `lsh_attention` takes as codes: x [B, H, N, D] -> [B, H, N, F], or None. With a gradient."""
+        return None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        """q (k is the same, and is not read), v [B, H, N, D] -> [B, H, N, D]. Rotates and hashes in the configured order."""
+        turned = q if masks.rotate is None else masks.rotate(q)
+        hashed = turned if self.hash_rotated else q
+        return lsh_attention(
+            turned,
+            v,
+            self.order(hashed, masks),
+            masks,
+            chunk=self.bucket_size,
+            before=self.chunks_before,
+            after=self.chunks_after,
+            codes=self.codes(hashed, masks),
+            agreement=self.agreement,
+        )
