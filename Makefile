@@ -5,10 +5,10 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test test-slow report status watch clean lock mechanisms long long-memory performance reliability sweeps
+.PHONY: help setup setup-bench setup-triton demo test test-slow test-gpu gpu report status watch clean lock mechanisms long long-memory performance reliability sweeps
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv from the lock file (demo and test do this themselves)
 
@@ -20,6 +20,9 @@ $(READY): requirements.lock
 
 setup-bench: setup  ## add the other implementations that mode=bench measures beside ours
 	$(PY) -m pip install --disable-pip-version-check -q -r requirements-bench.lock
+
+setup-triton: setup  ## add Triton, whose interpreter tries the kernels for GPUs on a CPU (0.3 GB to load; torch for GPUs brings its own)
+	$(PY) -c 'import triton' 2>/dev/null || $(PY) -m pip install --disable-pip-version-check -q triton==3.9.0
 
 demo: setup  ## a small real sweep on text that is on your disk already, and its report (about ten minutes on two cores)
 	$(PY) run.py -m experiment=quick
@@ -33,6 +36,12 @@ test: setup  ## the fast tests (a few minutes, no network, no GPU)
 
 test-slow: setup  ## the slow tests too, with every combination of mechanism, position and mask (an hour)
 	XCLS_TESTS=full $(PY) -m pytest -q -m 'slow or not slow'
+
+test-gpu: setup  ## the tests that need a GPU: contract, every dtype, training, resume, memory, 16,384 tokens
+	$(PY) -m pytest -q -n 2 -m gpu tests/gpu
+
+gpu: setup-bench  ## all that one GPU can tell in ten minutes; writes the tables of docs/gpu.md
+	TEXT='$(TEXT)' tests/gpu/run.sh
 
 report: setup  ## the report over everything under multirun/, pretrain/, finetune/
 	$(PY) report.py
@@ -68,21 +77,20 @@ mechanisms: setup  ## measure the tables of docs/mechanisms.md anew (two hours o
 	$(MAKE) long long-memory
 
 LONG := bench=step 'bench.seq_lens=[16384]' 'bench.dtypes=[bf16]'
-WHOLE := "sdpa:block_above=4294967296"
 SLOW := bench.rounds=5 bench.least_rounds=1
 
 long: setup  ## of these, the training steps at 16,384 tokens (twenty minutes on two cores that do nothing else)
-	$(BENCH) $(LONG) bench.name=long 'bench.attentions=[sdpa,$(WHOLE),sdpa_fused,performer,reformer,"reformer:num_hashes=4"]' $(SLOW) bench.seconds=90
+	$(BENCH) $(LONG) bench.name=long 'bench.attentions=[sdpa,sdpa_fused,performer,reformer,"reformer:num_hashes=4"]' $(SLOW) bench.seconds=90
 	$(BENCH) $(LONG) bench.name=long_positions 'bench.positions=[none,sin,learned,relative]' 'bench.attentions=[performer,reformer]' \
 	  'bench.references=[performer]' bench.memory=false $(SLOW) bench.seconds=60
-	$(BENCH) bench=step 'bench.seq_lens=[8192]' 'bench.dtypes=[bf16]' bench.name=long_whole 'bench.attentions=[sdpa,$(WHOLE),sdpa_fused,performer,reformer]' \
+	$(BENCH) bench=step 'bench.seq_lens=[8192]' 'bench.dtypes=[bf16]' bench.name=long_whole 'bench.attentions=[sdpa,sdpa_fused,performer,reformer]' \
 	  'bench.references=[sdpa]' $(SLOW) bench.seconds=60
 	$(PY) -m xcls.bench.document docs/mechanisms.md
 
 long-memory: setup  ## of these, the memory at 16,384 tokens of every attention and position (half an hour; the machine may be busy)
 	$(BENCH) $(LONG) bench.name=long_memory 'bench.positions=[none,sin,learned,relative,rope]' bench.time=false \
 	  'bench.attentions=[$(MECHANISMS),$(HASHING),reformer_learned,smyrf,window,mean]'
-	$(BENCH) $(LONG) bench.name=long_recomputed 'bench.attentions=[sdpa,$(WHOLE),sdpa_fused,performer,reformer]' bench.time=false \
+	$(BENCH) $(LONG) bench.name=long_recomputed 'bench.attentions=[sdpa,sdpa_fused,performer,reformer]' bench.time=false \
 	  bench.gradient_checkpointing=true
 	$(PY) -m xcls.bench.document docs/mechanisms.md
 
