@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-import yaml
 
 from xcls.record import Record, sha256, write_record
-from xcls.report.aggregate import group_runs, make_boards
-from xcls.report.collect import collect
-from xcls.report.settings import claims_from
-from xcls.report.verdict import Judge, Verdict
-from xcls.report.write import claims_for
-from xcls.schema import flatten
+from xcls.report.claims import Verdict
 
 NAMES = {"sdpa": "sdpa", "sdpa_fused": "sdpa_fused", "performer": "performer_favor", "reformer": "reformer_lsh"}
 ROWS = hashlib.sha256(b"rows").hexdigest()
-CPU = {
-    "kind": "cpu",
-    "name": "a test CPU",
-    "dtype": "fp32",
-    "compile": False,
-    "micro_batch": 16,
-    "threads": 1,
-    "shared": False,
-}
+CPU = {"kind": "cpu", "name": "a test CPU", "dtype": "fp32", "compile": False, "micro_batch": 16, "threads": 1, "shared": False}
 
 
 def _hash(*parts: Any) -> str:
@@ -169,28 +155,15 @@ def make() -> type[Make]:
 @pytest.fixture
 def judged(tmp_path: Path) -> Callable[..., Verdict]:
     """Judges records by the thresholds of conf/report.yaml, some of them changed by flat keys in `changed`."""
-    stated = yaml.safe_load((Path(__file__).parents[2] / "conf" / "report.yaml").read_text(encoding="utf-8"))["claims"]
 
     def judge(
-        records: list[Record],
-        attention: str,
-        *,
-        split: str = "validation",
-        reference: str = "sdpa",
-        changed: dict[str, Any] | None = None,
-        seq_len: int = 512,
+        records: list[Record], attention: str, *, split: str = "validation", reference: str = "sdpa", seq_len: int = 512, changed: Any = None
     ) -> Verdict:
-        found = collect([save(records, tmp_path)], tmp_path)
-        boards = make_boards(group_runs(found), "macro_f1")
-        claims = claims_from({**flatten(stated), **(changed or {})})
-        judge = Judge(claims_for(asdict(claims), typed=()))
-        pairs = [
-            (b, g)
-            for b in boards
-            for g in b.groups
-            if g.record.choices["attention"] == attention and g.record.seq_len == seq_len
-        ]
-        assert len(pairs) == 1, f"{len(pairs)} groups of {attention}"
-        return judge.verdict(pairs[0][1], pairs[0][0], reference, split)
+        from tests.report.examples import study_of
+
+        study = study_of(Make, tmp_path, records, changed=changed)
+        pairs = [(group, board) for board in study.boards for group in board.groups]
+        (pair,) = [(g, b) for g, b in pairs if g.record.choices["attention"] == attention and g.record.seq_len == seq_len]
+        return study.judge.verdict(*pair, reference, split)
 
     return judge

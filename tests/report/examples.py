@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Sequence
 
 import yaml
 
+from xcls.report.claims import Judge
+from xcls.report.groups import Board, Group, group_runs, make_boards
+from xcls.report.intervals import Differences
+from xcls.report.load import Bench, collect
 from xcls.report.settings import Claims, Settings, claims_from
-from xcls.report.write import write_report
+from xcls.report.tables import Study
+from xcls.report.write import claims_for, write_report
 from xcls.schema import flatten
 
 PROJECT = Path(__file__).parents[2]
@@ -28,11 +35,37 @@ def records(make):
     ]
 
 
-def from_yaml() -> Claims:
-    """The thresholds of conf/report.yaml."""
-    return claims_from(
-        flatten(yaml.safe_load((PROJECT / "conf" / "report.yaml").read_text(encoding="utf-8"))["claims"])
-    )
+def from_yaml(changed: dict[str, Any] | None = None) -> Claims:
+    """The thresholds of conf/report.yaml, some of them changed by flat keys."""
+    stated = yaml.safe_load((PROJECT / "conf" / "report.yaml").read_text(encoding="utf-8"))["claims"]
+    return claims_from({**flatten(stated), **(changed or {})})
+
+
+def study_of(
+    make, root, made=(), *, changed=None, rank_by="macro_f1", references=None, benches: Sequence[Bench] = (), **settings
+) -> Study:
+    """What a report is made of, over the run folders under root/multirun, to which those of `made` are added."""
+    make.save(list(made), root)
+    claims = from_yaml(changed)
+    given = Settings(runs=["multirun"], claims=claims, rank_by=rank_by, **settings)
+    found = collect(["multirun"], root)
+    groups = group_runs(found)
+    judge = Judge(claims_for(asdict(claims), ()), Differences(settings=given.intervals, references=claims.references), benches=benches)
+    return Study(given, found, groups, make_boards(groups, rank_by), judge, references or claims.references, benches)
+
+
+def board_of(study: Study) -> tuple[Board, dict[str, Group]]:
+    """Its only board, and its groups and baselines by their labels."""
+    (board,) = study.boards
+    return board, {group.label: group for group in [*board.groups, *board.baselines]}
+
+
+def sized(make, attention, size, scores=(0.91, 0.911, 0.912), **options):
+    """Runs of another model size."""
+    made = make.seeds(attention, scores, config={"size.width": 128 if size == "tiny" else 256}, **options)
+    for record in made:
+        record.choices["size"], record.run = size, record.run.replace("tiny", size)
+    return made
 
 
 def report(make, root, made=None):
@@ -43,9 +76,7 @@ def report(make, root, made=None):
 
 def contents(folder):
     """Relative path to bytes of every file."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def rows(path):

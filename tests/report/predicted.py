@@ -41,19 +41,19 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def with_predictions(
-    record: Record, folder: Path, splits: dict[str, Split], *, ids: Sequence[str] | None = None, order: int = 0
+    record: Record, folder: Path, splits: dict[str, Split], *, ids: Sequence[str] | None = None, order: int = 0, classes: Sequence[str] = CLASSES
 ) -> Record:
     """Writes the parquet file and the record with its scores; rows are shuffled by `order`. `ids` name the rows."""
     parts = []
     for split, (labels, probabilities) in splits.items():
         record.metrics[split] = scores(labels, probabilities)
-        names = np.asarray(CLASSES, dtype=object)
+        names = np.asarray(classes, dtype=object)
         columns = {
             "split": [split] * len(labels),
             "id": list(ids) if ids is not None else [f"{split}-{row}" for row in range(len(labels))],
             "label": names[labels],
             "prediction": names[probabilities.argmax(1)],
-            **{f"p_{name}": probabilities[:, number] for number, name in enumerate(CLASSES)},
+            **{f"p_{name}": probabilities[:, number] for number, name in enumerate(classes)},
         }
         parts.append(pa.table(columns).take(np.random.default_rng(order).permutation(len(labels))))
     folder.mkdir(parents=True, exist_ok=True)

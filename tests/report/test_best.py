@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from xcls.report.aggregate import group_runs, make_boards
-from xcls.report.best import best_runs
-from xcls.report.collect import collect
+from xcls.report.groups import group_runs, make_boards
+from xcls.report.load import collect
 from xcls.report.settings import Settings
+from xcls.report.text import best_runs
 from xcls.report.write import write_report
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from xcls.record import read_record, write_record
-from xcls.report.collect import collect
+from xcls.report.load import collect
 from xcls.schema import UserError
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 from scipy import stats
 
-from tests.report.test_report import from_yaml
-from tests.report.test_tables import bench_of
+from tests.report.examples import board_of, study_of
+from tests.report.test_bench import bench_of
 from tests.report.test_verdict import SDPA, reason, state
-from xcls.report.aggregate import group_runs, make_boards
-from xcls.report.collect import collect
-from xcls.report.compare import claims_table, footnotes
+from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED
+from xcls.report.conditions import unlike_groups
 from xcls.report.cost_ratio import cost_interval, in_turns
+from xcls.report.load import collect
 from xcls.report.settings import claims_from
-from xcls.report.tables import claim_rows, group_rows
-from xcls.report.verdict import FAIL, MISSING, PASS, UNDECIDED, Judge
-from xcls.report.write import claims_for
+from xcls.report.summary import footnotes
+from xcls.report.tables import OF_CLAIM, claim_rows, group_rows
 from xcls.schema import UserError
 
 DISTURBED = {"sdpa": (48.3, 3.9, 3.8), "performer": (4.0, 4.8, 5.5)}  # the first run of sdpa shared its machine
@@ -43,9 +40,8 @@ def ratio_of(verdict, title="time ratio"):
     return next(number for number in verdict.claims[0].measured if number.name == title)
 
 
-def board_of(make, records, root):
-    (board,) = make_boards(group_runs(collect([make.save(records, root)], root)), "macro_f1")
-    return board, {group.label: group for group in board.groups}
+def groups_of(make, root, records):
+    return board_of(study_of(make, root, records))[1]
 
 
 def test_one_disturbed_run_decides_nothing(make, judged):
@@ -91,7 +87,7 @@ def test_an_impossible_factor_is_refused(value):
     [((7.5, 8.0, 8.6), (10.0, 10.1, 9.9)), ((5.0, 6.0, 7.0), (10.0, 11.0, 12.0)), ((1.0, 1.1), (3.0, 3.5, 3.1, 3.2))],
 )
 def test_the_interval_is_that_of_welch(make, tmp_path, mine, theirs):
-    _, groups = board_of(make, pair(make, {"sdpa": theirs, "performer": mine}), tmp_path)
+    groups = groups_of(make, tmp_path, pair(make, {"sdpa": theirs, "performer": mine}))
     found = cost_interval(groups["performer"], groups["sdpa"], "time_per_epoch", 0.95)
     expected = stats.ttest_ind(np.log(mine), np.log(theirs), equal_var=False).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx(tuple(np.exp(expected)), rel=1e-6) and found.over == "seeds"
@@ -126,7 +122,7 @@ def test_otherwise_drift_leaves_the_claim_open(make, judged, began):
 
 def test_turns_need_the_same_seeds(make, tmp_path):
     groups = [timed(make, "sdpa", (1.0, 1.0), started=[0, 2]), timed(make, "performer", (1.0, 1.0, 1.0), started=[1, 3, 4])]
-    _, found = board_of(make, [*groups[0], *groups[1]], tmp_path)
+    found = groups_of(make, tmp_path, [*groups[0], *groups[1]])
     assert not in_turns(found["sdpa"], found["performer"]) and not in_turns(found["sdpa"], found["sdpa"])
 
 
@@ -162,20 +158,14 @@ def test_a_single_seed_has_no_interval(make, judged):
 def test_tables_show_the_open_claim_and_the_bench_beside_it(make, tmp_path):
     bench_of(tmp_path, training=(100.0, 130.0))
     times = {"sdpa": (10.0, 10.0, 10.2), "performer": (7.0, 7.1, 9.9)}
-    board, groups = board_of(make, pair(make, times), tmp_path)
     benches = collect([tmp_path / "multirun" / "bench"], tmp_path).benches
-    judge = Judge(claims_for(asdict(from_yaml()), ()), benches=benches)
-    rows, columns = claim_rows([board], judge, ["sdpa"])
-    (row,) = [row for row in rows if row["measured"] == "time ratio" and row["split"] == "validation"]
+    study = study_of(make, tmp_path, pair(make, times), benches=benches)
+    (row,) = [row for row in claim_rows(study, references=["sdpa"], splits=["validation"]) if row["measured"] == "time ratio"]
     assert (row["value"], row["state"], row["claim_state"], row["PASS_WNF"]) == (0.71, UNDECIDED, UNDECIDED, MISSING)
     assert row["interval_low"] < 0.71 < 0.8 < row["interval_high"] and row["interval_says"] == "cannot tell"
     assert row["bench"] == 1.3 and row["bench_agrees"].startswith("no: ") and "multirun/bench/b" in row["bench_agrees"]
-    assert set(row) <= set(columns) and "-s2" in row["reason"]
-    header, table = claims_table(board, judge, "sdpa", "validation")
-    shown = dict(zip(header, next(line for line in table if line[4] == "time ratio")))
-    assert all(len(line) == len(header) for line in table)
-    assert (shown["verdict"], shown["mode=bench"], shown["interval says"]) == (UNDECIDED, "1.30×", "cannot tell")
-    (own,) = [row for row in group_rows([groups["performer"]], [board], {})[0]]
+    assert set(row) <= set(OF_CLAIM) and "-s2" in row["reason"]
+    (own,) = [row for row in group_rows(study, {})[0] if row["label"] == "performer"]
     assert (own["time_per_epoch_median"], own["time_per_epoch_mean"]) == (7.1, pytest.approx(8.0))
 
 
@@ -184,6 +174,53 @@ def test_much_time_in_disturbed_steps_is_told(make, tmp_path):
     records = timed(make, "sdpa", (10.0, 10.0))
     for record, seconds in zip(records, (0.06, 0.04)):
         record.step, record.costs["excluded_s"], record.costs["excluded_steps"] = 10, seconds, 3
-    board, _ = board_of(make, records, tmp_path)
+    board, _ = board_of(study_of(make, tmp_path, records))
     (told,) = [note for note in footnotes(board, "sdpa") if "0.06 s" in note]
     assert "seed 0: 3 steps" in told and "seed 1" not in told
+
+
+def way(path: str | None) -> dict[str, str]:
+    """The device's entry of a run that computed attention in this way; none in an older record."""
+    return {} if path is None else {"attention_path": path}
+
+
+def both_ways(make, mine: list[str | None], theirs: list[str | None]):
+    """Performer cheaper than SDPA in three seeds each, with the ways in which they computed attention."""
+    found = [make.finetune("performer", seed, time=7.0, memory=60.0, device=way(path)) for seed, path in enumerate(mine)]
+    return [*found, *(make.finetune("sdpa", seed, device=way(path)) for seed, path in enumerate(theirs)), make.baseline(0.80)]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "words"),
+    [
+        ([None] * 3, [None] * 3, ""),
+        (["fused"] * 3, ["whole"] * 3, ""),
+        (["whole"] * 3, ["whole"] * 3, ""),
+        ([None] * 3, ["blocks,whole"] * 3, ""),
+        ([None] * 3, ["whole", None, "whole"], ""),  # one record is older
+        (["whole"] * 3, ["blocks"] * 3, "softmax was computed in different ways: whole in performer, blocks in sdpa"),
+        (["whole"] * 3, ["blocks,whole"] * 3, "blocks and whole in sdpa"),
+        (["fused"] * 3, ["blocks", "whole", "whole"], "the runs of sdpa computed attention in different ways: blocks and whole"),
+        (["fused", "plain", "fused"], ["whole"] * 3, "the runs of performer computed attention in different ways: fused and plain"),
+    ],
+)
+def test_different_ways_make_no_cost_claim(make, judged, mine, theirs, words):
+    verdict = judged(both_ways(make, mine, theirs), "performer")
+    assert state(verdict, "WNF-1 cost") == (MISSING if words else PASS)
+    assert words in reason(verdict, "WNF-1 cost") and state(verdict, "WNF-2 quality") == PASS
+
+
+def test_a_reference_in_blocks_is_told_beside_its_ratios(make, tmp_path):
+    board, groups = board_of(study_of(make, tmp_path, both_ways(make, ["fused"] * 3, ["blocks"] * 3)))
+    (told,) = unlike_groups(groups["performer"], groups["sdpa"])
+    assert "softmax of sdpa in blocks" in told
+    assert any(note.startswith("†: performer") and told in note for note in footnotes(board, "sdpa"))
+
+
+def test_memory_of_a_cpu_and_of_a_gpu_are_not_compared(make, judged):
+    ours = [make.finetune("performer", seed, time=7.0, memory=60.0, device={"kind": "cuda", "name": "a test GPU", "micro_batch": None}) for seed in range(3)]
+    for record in ours:
+        record.costs["max_gpu_mem_MiB"] = 60.0
+    verdict = judged([*ours, *make.seeds("sdpa"), make.baseline(0.80)], "performer")
+    assert state(verdict, "WNF-1 cost") == MISSING and "another kind of device" in reason(verdict, "WNF-1 cost")
+    assert all(number.value is None for number in verdict.claims[0].measured if "ratio" in number.name)

@@ -13,12 +13,12 @@ import pytest
 from tests.conftest import ROOT
 from tests.report.predicted import examples, guess, sweep, with_predictions
 from xcls.record import sha256, write_record
-from xcls.report.aggregate import group_runs, make_boards
-from xcls.report.collect import Found, Run, collect
-from xcls.report.differences import BROKEN, HOLDS, OPEN, Differences, Interval
+from xcls.report.claims import Judge
+from xcls.report.groups import group_runs, make_boards
+from xcls.report.intervals import BROKEN, HOLDS, OPEN, Differences, Interval
+from xcls.report.load import Found, Run, collect
 from xcls.report.predictions import Unusable, read_predictions
 from xcls.report.settings import Intervals, Settings, check_numbers
-from xcls.report.verdict import Judge
 from xcls.report.write import claims_for
 from xcls.schema import UserError
 
@@ -26,7 +26,8 @@ SKILLS = {"sdpa": 1.6, "performer": 1.5, "baseline": 0.8}
 DEFAULT = Intervals()
 
 
-def board_of(found: Found):
+def grouped(found: Found):
+    """The only board of these runs, and its groups and baselines by their labels."""
     (board,) = make_boards(group_runs(found), "macro_f1")
     return board, {group.label: group for group in [*board.groups, *board.baselines]}
 
@@ -37,7 +38,7 @@ def loaded(make, root, **options):
 
 
 def asked(found, *, settings=DEFAULT, split="test", mine="performer", other="sdpa"):
-    board, groups = board_of(found)
+    board, groups = grouped(found)
     return Differences(settings=settings).between(groups[mine], groups[other], board, split)
 
 
@@ -82,7 +83,7 @@ def test_groups_beyond_the_limit_are_told_so(make, tmp_path):
     found = loaded(make, tmp_path)
     interval = asked(found, settings=Intervals(most_groups=1))
     assert interval.low is None and "intervals.most_groups" in interval.reason
-    board, groups = board_of(found)
+    board, groups = grouped(found)
     kept = Differences(settings=Intervals(most_groups=0), references=["sdpa", "performer_favor"])
     assert kept.between(groups["performer"], groups["sdpa"], board, "test").low is not None
 
@@ -150,7 +151,7 @@ def test_unusable_predictions_say_why(make, tmp_path, spoil, said):
 def test_reading_them_needs_neither_torch_nor_pandas(make, tmp_path):
     one_run(make, tmp_path)
     code = (
-        "import sys; from pathlib import Path; from xcls.record import read_record; from xcls.report.collect import Run; "
+        "import sys; from pathlib import Path; from xcls.record import read_record; from xcls.report.load import Run; "
         "from xcls.report.predictions import read_predictions as read; folder = Path(sys.argv[1]); "
         "print(sorted(read(Run(folder, '', read_record(folder)))), {'torch', 'pandas'} & set(sys.modules))"
     )
@@ -187,7 +188,7 @@ def test_the_verdict_stays_by_the_rule_and_the_interval_stands_beside_it(make, t
     from tests.report.test_report import from_yaml
 
     found = loaded(make, tmp_path)
-    board, groups = board_of(found)
+    board, groups = grouped(found)
     judges = [Judge(claims_for(asdict(from_yaml()), ()), one) for one in (None, Differences(settings=DEFAULT))]
     verdicts = [judge.verdict(groups["performer"], board, "sdpa", "validation") for judge in judges]
     plain = [[(m.name, m.value, m.state) for c in verdict.claims for m in c.measured] for verdict in verdicts]

@@ -6,9 +6,8 @@ import random
 
 import pytest
 
-from xcls.report.aggregate import group_runs, make_boards
-from xcls.report.collect import collect
-from xcls.report.identify import without_attention
+from xcls.report.groups import group_runs, make_boards, without_attention
+from xcls.report.load import collect
 
 
 def grouped(make, records, root):

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 
-from tests.report.examples import from_yaml, rows
+from tests.report.examples import from_yaml, rows, study_of
 from tests.report.predicted import CLASSES, examples, guess, with_predictions
 from xcls.record import is_guess
-from xcls.report.aggregate import group_runs, make_boards
-from xcls.report.answer import decide
-from xcls.report.collect import collect
-from xcls.report.differences import Differences
-from xcls.report.settings import Intervals, Settings
-from xcls.report.verdict import MISSING, Judge
-from xcls.report.write import claims_for, write_report
+from xcls.report.claims import MISSING
+from xcls.report.settings import Settings
+from xcls.report.summary import headline
+from xcls.report.write import write_report
 
 MECHANISMS = ("sdpa", "performer", "reformer")
 
@@ -41,10 +36,10 @@ def nine(make, root, *, learn=(), learned_baseline=True, seq_len=512):
 ALL = [(name, seed) for name in MECHANISMS for seed in range(3)]
 
 
-def judged(root):
-    (board,) = make_boards(group_runs(collect([root / "multirun"], root)), "macro_f1")
-    judge = Judge(claims_for(asdict(from_yaml()), ()), Differences(settings=Intervals()))
-    return board, judge, {group.attention.partition("_")[0]: group for group in board.groups}
+def judged(make, root):
+    study = study_of(make, root)
+    (board,) = study.boards
+    return board, study.judge, {group.attention.partition("_")[0]: group for group in board.groups}
 
 
 @pytest.mark.parametrize(("macro_f1", "classes", "guess_"), [
@@ -64,7 +59,7 @@ def test_no_labels_drawn_at_random_reach_more_than_one_over_the_classes(shares):
 
 
 def test_nine_runs_that_name_the_majority_alone_claim_nothing(make, tmp_path):
-    board, judge, groups = judged(nine(make, tmp_path))
+    board, judge, groups = judged(make, nine(make, tmp_path))
     for name in MECHANISMS:
         for split in ("validation", "test"):
             verdict = judge.verdict(groups[name], board, "sdpa", split)
@@ -73,34 +68,34 @@ def test_nine_runs_that_name_the_majority_alone_claim_nothing(make, tmp_path):
             assert quality and all(m.value is None and m.told == "" for m in quality)
             assert all(m.interval is None or m.interval.low is None for m in quality)
             assert all("learned nothing" in claim.reason for claim in verdict.claims)
-    found = decide(board, judge, ["sdpa", "sdpa_fused"])
+    found = headline(board, judge, ["sdpa", "sdpa_fused"])
     assert found.state == MISSING and "finetuning.lr" in found.next and "seq_len" not in found.next
 
 
 def test_the_advice_is_about_training_at_other_lengths_too(make, tmp_path):
-    board, judge, _ = judged(nine(make, tmp_path, seq_len=128))
-    found = decide(board, judge, ["sdpa"])
-    assert "finetuning.max_steps" in found.next and "seq_len" not in found.next + found.headline
+    board, judge, _ = judged(make, nine(make, tmp_path, seq_len=128))
+    found = headline(board, judge, ["sdpa"])
+    assert "finetuning.max_steps" in found.next and "seq_len" not in found.next + found.text
 
 
 def test_a_reference_that_learned_nothing_is_none(make, tmp_path):
-    board, judge, groups = judged(nine(make, tmp_path, learn=[one for one in ALL if one[0] != "sdpa"]))
+    board, judge, groups = judged(make, nine(make, tmp_path, learn=[one for one in ALL if one[0] != "sdpa"]))
     verdict = judge.verdict(groups["performer"], board, "sdpa", "validation")
     measured = {m.name: m for claim in verdict.claims for m in claim.measured}
     assert measured["macro-F1 loss (pp)"].value is None and "sdpa learned nothing" in measured["macro-F1 loss (pp)"].reason
     assert measured["macro-F1 gain (pp)"].value is not None  # the baseline has learned
-    assert "finetuning.lr" in decide(board, judge, ["sdpa"]).next
+    assert "finetuning.lr" in headline(board, judge, ["sdpa"]).next
 
 
 def test_one_seed_that_learned_nothing_is_named_and_spoils_its_group(make, tmp_path):
-    board, judge, groups = judged(nine(make, tmp_path, learn=[one for one in ALL if one != ("performer", 1)]))
+    board, judge, groups = judged(make, nine(make, tmp_path, learn=[one for one in ALL if one != ("performer", 1)]))
     assert "seed 1:" in groups["performer"].learned_nothing and not groups["sdpa"].learned_nothing
     assert judge.verdict(groups["performer"], board, "sdpa", "validation").state == MISSING
     assert judge.verdict(groups["reformer"], board, "sdpa", "validation").state != MISSING
 
 
 def test_a_baseline_that_learned_nothing_is_none(make, tmp_path):
-    board, judge, groups = judged(nine(make, tmp_path, learn=ALL, learned_baseline=False))
+    board, judge, groups = judged(make, nine(make, tmp_path, learn=ALL, learned_baseline=False))
     verdict = judge.verdict(groups["sdpa"], board, "sdpa", "validation")
     quality = next(claim for claim in verdict.claims if claim.code == "WNF-2 quality")
     gain = next(m for m in quality.measured if "gain" in m.name)

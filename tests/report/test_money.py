@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.report.examples import rows
-from xcls.report.aggregate import group_runs, make_boards
-from xcls.report.collect import collect
-from xcls.report.money import bill, break_even, count_children, pays
+from xcls.report.costs import bill, break_even, count_children, pays
+from xcls.report.groups import group_runs, make_boards
+from xcls.report.load import collect
 from xcls.report.settings import Cost, Price, Settings, check_numbers
 from xcls.report.write import write_report
 from xcls.schema import UserError

@@ -111,19 +111,21 @@ def test_what_is_printed(make, tmp_path):
     lines = text.splitlines()
     assert lines[0] == "Demonstration: small"
     assert any(re.match(r"\| performer +\| PASS +\| PASS +\| 3 \| 0.905 ± 0.001 .*\(0.70×\)", line) for line in lines)
-    assert re.search(r"Performer saves 30 % time and 40 % memory at −0.60 pp", text) and len(lines) <= 20
+    assert any(line.startswith("demo: performer passes: 30 % less time, 40 % less memory, macro-F1 −0.60 pp") for line in lines)
+    assert len(lines) <= 20
     assert lines[-1].startswith("13 runs. The page: out/index.html (also: 3 runs ")
 
 
-def test_report_md_begins_with_every_mechanism_and_ends_in_the_runs_that_failed(make, tmp_path):
+def test_report_md_has_headline_matrix_groups_claims_and_the_runs_that_failed(make, tmp_path):
     report(make, tmp_path)
-    lines = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").splitlines()
-    assert (
-        "- performer takes 30 % less time per epoch and 40 % less memory at −0.60 pp macro-F1 against sdpa (n = 3). "
-        "It passes." in lines
-    )
-    assert any(line.startswith("- TF-IDF + LogReg reaches 0.855") for line in lines)
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert lines[4].startswith("performer passes: 30 % less time")
+    assert any(re.match(r"\| performer +\| 3 \| 0\.70× \(≤ 0\.8×\) ✓ .*\| PASS +\| PASS", line) for line in lines)
     assert sum(bool(re.search(r"\| (failed|interrupted|running) .*\| multirun/", line)) for line in lines) == 3
+    groups, claims = text[text.index("## Groups") :].split("## Claims")
+    assert groups.count("\n| ") == 5 and "time_per_epoch_best" in groups
+    assert claims.count("\n| ") == 1 + len(rows(tmp_path / "out" / "wnf.csv")) and "| time ratio " in claims
 
 
 def test_a_lone_run_without_a_baseline_still_has_a_report(make, tmp_path):
@@ -202,7 +204,7 @@ def test_the_command_line_makes_the_report_without_torch(make, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     whole = (tmp_path / "multirun" / "report" / "report.md").read_text(encoding="utf-8")
-    assert re.search(r"\| performer .*\| FAIL ", done.stdout) and "loss (pp) 0.600, ≤ 0.5 is claimed" in whole
+    assert re.search(r"\| performer .*\| FAIL ", done.stdout) and "0.60 (≤ 0.5) ✗" in whole
     written = set(tmp_path.rglob("*")) - before
     assert {path.relative_to(tmp_path).parts[:2] for path in written} == {("multirun", "report")}
 

@@ -8,8 +8,7 @@ import pytest
 
 from tests.report.examples import contents, from_yaml, records
 from tests.report.test_report import run
-from xcls.report.retyped import inside, overrides
-from xcls.report.settings import Claims, Cost, Price, Settings
+from xcls.report.settings import Claims, Cost, Price, Settings, inside, overrides
 from xcls.report.write import write_report
 
 TYPED = [

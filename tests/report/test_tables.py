@@ -1,38 +1,25 @@
-"""The further tables: ranks, modifications, mode=bench beside the runs, costs, and how runs ended."""
+"""The further tables: ranks, modifications, costs, and how runs ended."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from dataclasses import asdict
 
 import pytest
 
+from tests.report.examples import board_of, from_yaml, rows, study_of
 from tests.report.predicted import sweep
-from tests.report.test_report import from_yaml, rows
-from xcls.report.aggregate import group_runs, make_boards, survived
-from xcls.report.bench_ratio import agree, measured
-from xcls.report.circumstances import unlike_groups
-from xcls.report.collect import collect
-from xcls.report.compare import claims_table, unfinished
-from xcls.report.differences import Differences
-from xcls.report.endings import KILLED, ending, held
-from xcls.report.ranking import modifications
-from xcls.report.settings import Cost, Intervals, Settings
-from xcls.report.sheets import Context, bills_of, disagreements, further_sheets
-from xcls.report.verdict import FAIL, Judge
-from xcls.report.write import claims_for, write_report
+from xcls.report.claims import FAIL
+from xcls.report.comparisons import bills_of, further_sheets, modifications
+from xcls.report.conditions import unlike_groups
+from xcls.report.groups import survived
+from xcls.report.load import KILLED, collect, ending, held
+from xcls.report.settings import Cost, Settings
+from xcls.report.summary import unfinished
+from xcls.report.tables import claim_rows
+from xcls.report.write import write_report
 
 ORIGINALS = {"smyrf": "reformer"}
-
-
-def context(make, root, records, *, benches=(), **settings):
-    found = collect([make.save(records, root)], root)
-    boards = make_boards(group_runs(found), "macro_f1")
-    judge = Judge(claims_for(asdict(from_yaml()), ()), Differences(settings=Intervals()))
-    given = Settings(originals=ORIGINALS, **settings)
-    return Context(boards, judge, ["sdpa", "sdpa_fused"], found, benches, given)
 
 
 def sheet(made, name):
@@ -44,7 +31,7 @@ def test_ranks_leave_out_what_failed_and_what_was_not_measured(make, tmp_path):
         *make.seeds("sdpa", (0.90, 0.92), time=9.0), *make.seeds("performer", (0.93, 0.93), time=5.0),
         make.finetune("reformer", status="failed", cause="OOM", metrics={}), make.baseline(0.95),
     ]  # fmt: skip
-    ranks = {row["mechanism"]: row for row in sheet(further_sheets(context(make, tmp_path, records)), "ranking")}
+    ranks = {row["mechanism"]: row for row in sheet(further_sheets(study_of(make, tmp_path, records)), "ranking")}
     assert {name: (row["macro_f1"], row["time_per_epoch"], row["n"]) for name, row in ranks.items()} == {
         "TF-IDF + LogReg": (1, None, 1), "performer": (2, 1, 2), "sdpa": (3, 2, 2),
     }  # fmt: skip
@@ -55,7 +42,7 @@ def test_costs_rank_within_a_device_and_money_over_all(make, tmp_path):
         return {"time_per_epoch": seconds, "wall_seconds": seconds}
 
     records = [make.finetune("sdpa", costs=costs(9.0)), make.finetune("performer", costs=costs(5.0), device={"name": "B"})]
-    made = further_sheets(context(make, tmp_path, records, cost=Cost(price_per_hour=1.0)))
+    made = further_sheets(study_of(make, tmp_path, records, cost=Cost(price_per_hour=1.0)))
     found = [(row["time_per_epoch"], row["train_hours"], row["train_money"]) for row in sheet(made, "ranking")]
     assert sorted(found) == [(1, 1, 1), (1, 1, 2)]
 
@@ -63,7 +50,7 @@ def test_costs_rank_within_a_device_and_money_over_all(make, tmp_path):
 def test_a_modification_stands_beside_every_original_it_has(make, tmp_path):
     names = ["performer", "performer_band", "performer_band_oprf", "reformer", "smyrf", "window"]
     records = [make.finetune(name, macro_f1=0.9 + 0.01 * place, time=10.0 + place) for place, name in enumerate(names)]
-    made = context(make, tmp_path, [*records, make.finetune("performer_relu", seq_len=64)])
+    made = study_of(make, tmp_path, [*records, make.finetune("performer_relu", seq_len=64)])
     found = modifications(made.boards[0], made.judge, ORIGINALS)
     assert [(row["mechanism"].split()[0], row["original"].split()[0]) for row in found] == [
         ("performer_band", "performer"), ("performer_band_oprf", "performer"),
@@ -73,115 +60,22 @@ def test_a_modification_stands_beside_every_original_it_has(make, tmp_path):
     assert (found[0]["n"], found[0]["n_original"]) == (1, 1) and "names no predictions" in found[0]["no_interval"]
 
 
-def bench_of(root, *, training=(100.0, 80.0), device="a test CPU", part="step", torch="2.13.0", name="b", **changes):
-    nodes = {
-        "sdpa": {"name": "sdpa", "_target_": "xcls.attention.sdpa.X"},
-        "performer": {"name": "performer_favor", "_target_": "xcls.attention.performer.X"},
-    }
-    common = {
-        "origin": "xcls", "part": part, "position": "rope", "seq_len": 512, "dtype": "fp32", "batch": 16, "rounds": 7,
-        "compile": False, "status": "completed", **changes,
-    }  # fmt: skip
-    made = {
-        "device": {"kind": "cpu", "name": device, "threads": 1}, "versions": {"torch": torch}, "attentions": nodes,
-        "settings": {"width": 128, "num_heads": None, "num_layers": None},
-        "rows": [
-            {**common, "mechanism": mechanism, "training_ms": ms, "training_MiB": 10.0}
-            for mechanism, ms in zip(nodes, training)
-        ],
-    }  # fmt: skip
-    folder = root / "multirun" / "bench" / name
-    folder.mkdir(parents=True)
-    (folder / "bench.json").write_text(json.dumps(made), encoding="utf-8")
-
-
-def both(make, root, **options):
-    """The groups of performer and sdpa, and the measurement that stands beside them."""
-    records = [make.finetune("sdpa"), make.finetune("performer", **options)]
-    made = context(make, root, records)
-    groups = {group.label: group for group in made.boards[0].groups}
-    return measured(groups["performer"], groups["sdpa"], collect([root / "multirun" / "bench"], root).benches)
-
-
-def test_the_likest_measurement_stands_beside_the_runs(make, tmp_path):
-    bench_of(tmp_path, part="core", training=(100.0, 50.0), name="a")
-    bench_of(tmp_path, training=(100.0, 80.0), name="b")
-    found, reason = both(make, tmp_path)
-    assert (found.time, found.memory, found.place, reason) == (0.8, 1.0, "multirun/bench/b", "")
-    assert found.unlike == () and found.what.startswith("step, ")
-
-
-def test_whole_trainings_are_liker_still_and_compared_round_by_round(make, tmp_path):
-    bench_of(tmp_path)
-    bench_of(tmp_path, name="t", part=None, stage="finetune")
-    path = tmp_path / "multirun" / "bench" / "t" / "bench.json"
-    data = json.loads(path.read_text())
-    data["size"] = {"width": 128}
-    for row, speeds in zip(data["rows"], ([10.0, 20.0, 10.0], [20.0, 30.0, 50.0])):
-        row.update(contender=row.pop("mechanism"), speeds=speeds, memory_MiB=5.0)
-    path.write_text(json.dumps(data))
-    found, _ = both(make, tmp_path)
-    assert found.place == "multirun/bench/t" and found.time == 0.5  # the ratios of the rounds: 1/2, 2/3, 1/5
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"seq_len": 1024}, {"dtype": "bf16"}, {"status": "failed"}, {"device": "another CPU"}, {"origin": "performer-pytorch"}],
-    ids=lambda change: next(iter(change)),
-)
-def test_a_measurement_under_other_conditions_does_not_count(make, tmp_path, change):
-    bench_of(tmp_path, **change)
-    found, reason = both(make, tmp_path)
-    assert found is None and reason.startswith("not measured at 512 tokens in fp32")
-    assert ("another CPU" in reason) == ("device" in change)
-
-
-def test_other_settings_of_a_mechanism_are_another_mechanism(make, tmp_path):
-    bench_of(tmp_path)
-    assert both(make, tmp_path, config={"attention.num_features": 64})[0] is None
-
-
-def test_what_differs_otherwise_is_said(make, tmp_path):
-    bench_of(tmp_path, torch="2.12.0", position="none", compile=True)
-    found, _ = both(make, tmp_path)
-    assert found.unlike == (
-        "compile False in the runs, True in the bench", "torch 2.13.0 in the runs, 2.12.0 in the bench",
-        "position rope in the runs",
-    )  # fmt: skip
-
-
-def test_a_disagreement_is_told(make, tmp_path):
-    assert (agree(0.8, 0.7), agree(1.2, 1.0), agree(None, 0.5)) == ("yes", "yes", "")
-    assert agree(1.1, 0.9) == "no: the runs say dearer, the bench cheaper"
-    bench_of(tmp_path, training=(100.0, 120.0))
-    records = [make.finetune("sdpa"), make.finetune("performer", time=8.0)]
-    benches = collect([tmp_path / "multirun" / "bench"], tmp_path).benches
-    made = further_sheets(context(make, tmp_path, records, benches=benches))
-    (row,) = [row for row in sheet(made, "bench_ratios") if row["mechanism"] == "performer"]
-    assert (row["time_ratio"], row["bench_time_ratio"]) == (0.8, 1.2) and row["agree"].startswith("no: the runs say cheaper")
-    (told,) = disagreements(made)
-    assert told.startswith("performer against sdpa: the time ratio of the runs is 0.80, that of mode=bench 1.20")
-
-
 def test_costs_under_other_versions_are_not_compared_in_silence(make, tmp_path):
     new = {"torch": "2.14.0"}
     records = [*make.seeds("sdpa"), *make.seeds("performer", time=5.0, versions=new), make.baseline(0.8)]
-    made = context(make, tmp_path, records)
-    board = made.boards[0]
-    groups = {group.label: group for group in board.groups}
+    made = study_of(make, tmp_path, records)
+    board, groups = board_of(made)
     told = "torch 2.14.0 against 2.13.0"
     assert unlike_groups(groups["performer"], groups["sdpa"]) == [told]
-    header, table = claims_table(board, made.judge, "sdpa", "validation")
-    reasons = {(row[0], row[header.index("measured")]): row[-1] for row in table}
-    assert f"measured differently: {told}" in reasons["performer", "time ratio"]
-    assert told not in reasons["performer", "macro-F1 loss (pp)"]
+    measured = {row["measured"]: row["measured_differently"] for row in claim_rows(made, [board], ["sdpa"], ["validation"]) if row["label"] == "performer"}
+    assert measured["time ratio"] == told and measured["macro-F1 loss (pp)"] is None
 
 
 def test_the_costs_of_the_whole_are_in_one_table(make, tmp_path):
     fine = {"wall_seconds": 3600.0, "inference_examples_per_s": 100.0, "tokenize_ms_per_example": 10.0, "latency_ms": 7.0}
     base = make.baseline(0.8, costs={"train_seconds": 36.0, "inference_examples_per_s": 1000.0})
     records = [make.finetune("sdpa", costs=fine), make.finetune("performer", costs={**fine, "wall_seconds": 1800.0}), base]
-    made = context(make, tmp_path, records, cost=Cost(price_per_hour=2.0, watts=50.0, currency="CHF"))
+    made = study_of(make, tmp_path, records, cost=Cost(price_per_hour=2.0, watts=50.0, currency="CHF"))
     table = {row["mechanism"]: row for row in sheet(further_sheets(made), "costs")}
     own = table["performer"]
     assert (own["train_hours"], own["train_CHF"], own["train_kWh"], own["latency_ms"]) == (0.5, 1.0, 0.025, 7.0)

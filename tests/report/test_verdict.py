@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED, every, some
 from xcls.report.settings import Claims, FamilyClaims, claims_from
-from xcls.report.verdict import FAIL, MISSING, PASS, UNDECIDED, every, some
 from xcls.schema import UserError
 
 SDPA = (0.90, 0.90, 0.90)

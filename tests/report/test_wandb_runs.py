@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import SMALL, Project
 from tests.wandb_server import WandbServer
 from xcls.record import Events, plain, read_record, without_secrets
-from xcls.report.collect import collect
+from xcls.report.load import collect
 from xcls.report.wandb_runs import is_wandb
 from xcls.schema import UserError
 from xcls.wandb_file import BLOCK, read_segment, read_segments

@@ -11,17 +11,15 @@ import math
 from statistics import fmean, median, variance
 from typing import TYPE_CHECKING, Iterable
 
-from xcls.report.differences import DIGITS, OPEN, RATIO, Interval
+from xcls.report.intervals import DIGITS, OPEN, RATIO, Interval
 from xcls.report.measures import MEASURES
 
 LARGEST = 500.0  # of a logarithm
 NOTABLE, MOST_TOLD = 0.05, 6  # of a run's time in steps: as much left out is told; of so many runs
 
 if TYPE_CHECKING:
-    from xcls.report.aggregate import Group
-    from xcls.report.collect import Run
-
-RATIO = "×"
+    from xcls.report.groups import Group
+    from xcls.report.load import Run
 
 
 def cost_interval(group: Group, other: Group, name: str, level: float) -> Interval:

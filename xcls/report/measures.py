@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Iterable
 
 from xcls.record import Record
 
+NONE = "–"  # what is missing, in a table
+TableText = tuple[list[str], list[list[str]]]  # header, rows
 CPU_MEMORY, GPU_MEMORY = "rss_growth_MiB", "max_gpu_mem_MiB"
 
 
@@ -80,3 +82,38 @@ def is_cost(name: str) -> bool:
 def memory_measure(device_kind: Any) -> str:
     """The measure of the memory claim: on CUDA the peak allocated, on CPU the growth of peak RSS over training."""
     return GPU_MEMORY if device_kind == "cuda" else CPU_MEMORY
+
+
+LEAST = 0.005  # a smaller share of the tokens is not worth a remark
+
+
+def cut_shares(record: Record, split: str = "train") -> dict[str, float | None]:
+    """`tokens_cut_share` and `documents_cut_share` of a split; None where the record has none (a baseline cuts nothing)."""
+    node: Any = record.data
+    for name in ("tokens", split):
+        node = node.get(name) if isinstance(node, dict) else None
+    return {name: number(node.get(name)) if isinstance(node, dict) else None for name in ("tokens_cut_share", "documents_cut_share")}
+
+
+def cut_note(records: Iterable[Record]) -> str | None:
+    """A sentence on the largest share of the training tokens that was left out at each length; None where it is little."""
+    found: dict[tuple[int, str], float] = {}
+    for record in records:
+        share = cut_shares(record)["tokens_cut_share"]
+        if record.mode == "finetune" and share is not None:
+            key = (record.seq_len, str(record.config.get("dataset.truncate", "head")))
+            found[key] = max(found.get(key, 0.0), share)
+    told = [f"{share:.0%} at {length:,} ({way} kept)" for (length, way), share in sorted(found.items()) if share >= LEAST]
+    if not told:
+        return None
+    return f"Texts longer than seq_len are cut: of the training tokens {', '.join(told)} are left out. The baseline reads all of them."
+
+
+def signed(value: float | None) -> str:
+    """`+5.02` percentage points."""
+    return NONE if value is None else f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
+
+
+def amount(value: float | None) -> str:
+    """A number with three significant digits, or whole from 1,000 on."""
+    return NONE if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

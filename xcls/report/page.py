@@ -1,256 +1,225 @@
-"""The page, one self-contained HTML file: the answer first, then tables, plots, failures, settings, environment."""
+"""The page, one self-contained HTML file, from page.html.j2, page.css and page.js: the claims first, then groups, plots, the rest folded."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
-from dataclasses import dataclass
+import re
+from pathlib import Path
 from typing import Any, Sequence
 
-from xcls.report import compare, crossover
-from xcls.report.aggregate import Board, Group
-from xcls.report.answer import decide
-from xcls.report.answer_lines import claims_in_words, mechanism_lines
-from xcls.report.best import Best
-from xcls.report.collect import Found
-from xcls.report.crossover import Crossover
-from xcls.report.measures import MEASURES
-from xcls.report.page_parts import SIGNS, escape, figure, folded, note, sheet_table, table
-from xcls.report.page_script import SCRIPT, policy
-from xcls.report.page_settings import environment, settings_parts
-from xcls.report.page_style import STYLE
-from xcls.report.plot_style import Plot
-from xcls.report.settings import Claims
-from xcls.report.sheet import Sheet
-from xcls.report.verdict import Judge
+import jinja2
+import pandas as pd
+from markupsafe import Markup
 
-FILES = (
-    "results.csv has a row per run, groups.csv a row per group, wnf.csv every number of every claim, report.md the "
-    "tables as text, plots/ the pictures; reproduce.sh makes it all again from a fresh clone. A text in a CSV file that "
-    "a spreadsheet would take for a formula (it begins with = + - @, and is no number) has an apostrophe before it."
-)
-NO_BENCH = (
-    "No measurement of mode=bench was found, so the runs' own cost ratios stand alone: other work on the machine may have "
-    "slowed one mechanism and not the other. Measure them in turns: python run.py mode=bench 'bench.attentions=[sdpa,…]'."
-)
-MOST_COSTS = 9  # measures of one table
-LONGEST = 24  # rows of a table that is open when the page is
-ORDER = {"finetune": 0, "baseline": 1, "pretrain": 2}
+from xcls.report import bench
+from xcls.report.bench import Crossover
+from xcls.report.claims import FAIL, MISSING, PASS, SPLITS, UNDECIDED
+from xcls.report.drawing import DPI, Plot
+from xcls.report.groups import Board, Group
+from xcls.report.load import Run
+from xcls.report.measures import NONE
+from xcls.report.summary import comparison, footnotes, headline, matrix, unfinished
+from xcls.report.tables import OF_CLAIM, Sheet, Study, claim_rows
+from xcls.report.text import Best
+from xcls.schema import flatten
 
-
-@dataclass(frozen=True)
-class Story:
-    """All that the page tells."""
-
-    boards: Sequence[Board]
-    groups: Sequence[Group]
-    found: Found
-    judge: Judge
-    claims: Claims  # the report's; an experiment may have its own
-    studies: Sequence[str]
-    plots: Sequence[Plot]
-    sheets: Sequence[Sheet]
-    notes: Sequence[str]
-    rank_by: str
-    settings: dict[str, Any]  # conf/report.yaml as used
-    crossings: Sequence[Crossover] = ()
-    best: Sequence[Best] = ()
-
-    @property
-    def references(self) -> Sequence[str]:
-        """The mechanisms that others are compared with; the first decides."""
-        return self.claims.references
+CLASSES = {PASS: PASS, FAIL: FAIL, MISSING: MISSING, UNDECIDED: MISSING, "cannot tell": MISSING}  # words that get a sign
+SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?"}
+MOST_ROWS = 400
+WIDE, WIDER = 14, 20  # columns from which on a table is printed small, and smaller still
+FEW = 20  # rows up to which a table is not broken over two sheets of paper: its caption stays with it
+LONG = 48  # signs from which on a cell is broken into lines
+MOST_COLUMNS = 6  # groups beside each other in the table of settings
+CONTROL = [*range(9), 11, 12, *range(14, 32), 127, 0x202A, 0x202B, 0x202D, 0x202E]  # signs that hide, or turn the writing around
+UNSEEN = dict.fromkeys(CONTROL, "\N{REPLACEMENT CHARACTER}")
+NUMBER = re.compile(r"[-+−]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?(e[-+]?\d+)?(?=$|[\s×%*±(])", re.IGNORECASE)
+ASIDE = re.compile(r"([^()]+) (\([^()]*\))")  # a number and what stands in brackets behind it
+PER_RUN = ("seed", "exp", "sweep", "pretrain")  # differ between the runs of a group
+FACTS = ("data.", "params.", "versions.")  # in the record, and no settings
+HERE = Path(__file__).parent
 
 
-def page(story: Story) -> str:
-    """The whole page as HTML text; everything that comes from a record is escaped, nothing is loaded from elsewhere."""
-    names = ", ".join(board.name for board in story.boards) or "no fine-tuned runs yet"
-    title = f"Attention mechanisms for text classification: {names}"
-    sections = [(board.name, f"board-{number}", _board(board, story)) for number, board in enumerate(story.boards)]
-    sections += [(name, anchor, parts) for name, anchor, parts in _rest(story) if parts]
-    links = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for name, anchor, _ in sections)
-    body = [
-        f"<header><h1>{escape(title)}</h1>",
-        *(f'<p class="study">{escape(study)}</p>' for study in story.studies),
-        "</header><main>",
-    ]
-    body += [_answer(board, story, number) for number, board in enumerate(story.boards)]
-    body += [f"{note(item.text)}<pre>{escape(item.command)}</pre>" for item in story.best]
-    body += [note(text) for text in story.notes]
-    if story.boards:
-        told = "".join(f"<p>{escape(text)}</p>" for text in _passing(story))
-        body.append(folded("What passing means", told))
-    body.append(f'<nav aria-label="Contents"><ul>{links}</ul></nav>')
-    for name, anchor, parts in sections:
-        body += [f'<section id="{anchor}"><h2>{escape(name)}</h2>', *parts, "</section>"]
-    head = (
-        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy()}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style>"
-    )
-    inside = "\n".join(body)
-    end = f"</main>\n<script>{SCRIPT}</script></body></html>\n"
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{inside}\n{end}'
+def page(
+    study: Study, sheets: Sequence[Sheet], *, plots: Sequence[Plot], notes: Sequence[str], crossings: Sequence[Crossover],
+    best: Sequence[Best], used: dict[str, Any],
+) -> str:  # fmt: skip
+    """The whole page as HTML text; everything that comes from a record is escaped, nothing is loaded from elsewhere.
 
-
-def _passing(story: Story) -> list[str]:
-    """What passing means by the thresholds that the groups are judged by: an experiment's own, else the report's."""
-    groups = [group for board in story.boards for group in board.groups if group.runs]
-    used: dict[str, tuple[Claims, list[str]]] = {}
-    for group in groups:
-        claims, fault = story.judge.claims_for(group)
-        if not fault:
-            used.setdefault(repr(claims), (claims, []))[1].append(group.label)
-    told = []
-    for claims, labels in used.values() or [(story.claims, [])]:
-        whom = "" if len(used) < 2 else f"Of {', '.join(dict.fromkeys(labels))}: "
-        told.append(f"{whom}On validation, over at least {claims.min_seeds} seeds, at {claims.seq_len} tokens.")
-        told += claims_in_words(claims)
-    return told
-
-
-def _answer(board: Board, story: Story, number: int) -> str:
-    """The box on top: the decision on one board in words, what qualifies it, and every mechanism in a sentence."""
-    answer = decide(board, story.judge, story.references)
-    but = "".join(f"<p>{escape(text)}</p>" for text in answer.but)
-    lines = mechanism_lines(board, story.judge, story.references[0])
-    items = "".join(
-        f'<li class="{line.state}"><span>{SIGNS.get(line.state, "·")}</span>'
-        f"<span><b>{escape(line.name)}:</b> {escape(line.text)}</span></li>"
-        for line in lines
-    )
-    following = f'<p class="next">Next: {escape(answer.next)}</p>' if answer.next else ""
-    return (
-        f'<section class="answer {answer.state}" aria-labelledby="answer-{number}">'
-        f'<h2 id="answer-{number}">{escape(board.name)}</h2>'
-        f'<p class="headline"><b class="{answer.state}">{SIGNS[answer.state]}</b> {escape(answer.headline)}</p>'
-        f"{but}<ul>{items}</ul>{following}</section>"
+    used: conf/report.yaml as used.
+    """
+    style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    apart = [_plot(plot) for plot in plots if plot.board is None]
+    steps, benches = ([plot for plot in apart if plot["name"].startswith(word)] for word in ("step-", "bench-"))
+    failed = unfinished(study.found)
+    cause = "Every run that did not complete and every record that cannot be used. They are in no mean and in no ranking."
+    contents = [("Measured apart", "bench")] if steps or benches or crossings or study.boards else []
+    contents += [("Not completed", "failed"), ("Settings", "settings"), ("Environment", "environment"), ("How to read this", "files")]
+    measured_apart = any(sheet.name == "bench_ratios" for sheet in sheets)
+    return environment().get_template("page.html.j2").render(
+        title=f"Attention mechanisms for text classification: {', '.join(b.name for b in study.boards) or 'no fine-tuned runs yet'}",
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        style=style,
+        script=script,
+        classes=CLASSES,
+        signs=SIGNS,
+        studies=study.names,
+        best=best,
+        notes=notes,
+        boards=[_board(board, study, sheets, plots) for board in study.boards],
+        contents=[item for item in contents if item[1] != "bench" or steps or benches or crossings or not measured_apart],
+        measured_apart=measured_apart or not study.boards,
+        steps=steps,
+        benches=benches,
+        pretraining=[plot for plot in apart if plot not in (*steps, *benches)],
+        crossings=[_crossing(one, study) for one in crossings],
+        unfinished=view(*failed, cause) if failed[1] else None,
+        settings=_settings(study.groups),
+        environment=_environment(study.found.runs),
+        found_notes=study.found.notes,
+        used=json.dumps(used, indent=1, ensure_ascii=False, default=str),
     )
 
 
-def _board(board: Board, story: Story) -> list[str]:
-    """The section of one board: comparison, plots, claims, and whatever tables belong to it."""
-    first = story.references[0]
-    header, rows = compare.comparison(board, story.judge, first)
-    parts = [
-        table(
-            header,
-            rows,
-            f"The mechanisms on {board.name}, ranked by {story.rank_by}, then the baseline.",
-            file="groups.csv",
-        )
-    ]
-    parts += [note(text) for text in compare.footnotes(board, first)]
-    parts.append(_pictures([plot for plot in story.plots if plot.board == board.slug]))
-    parts += _sheets([sheet for sheet in story.sheets if sheet.board == board.slug])
-    parts += ["<h3>Claims</h3>", note(compare.MEANING)]
-    for reference in story.references:
-        for split in ("validation", "test"):
-            name = f"Against {reference}, macro-F1 on {split}"
-            header, rows = compare.claims_table(board, story.judge, reference, split)
-            decides = (reference, split) == (first, "validation")
-            shown = table(header, rows, f"{name}: every claim with value, threshold and margin.", file="wnf.csv")
-            parts.append(folded(name, shown, opened=decides and len(rows) <= 2 * LONGEST, prints=decides))
+def environment() -> jinja2.Environment:
+    """Jinja as the page needs it: everything is escaped, signs that hide or turn text become visible."""
+    loader = jinja2.FileSystemLoader(HERE)
+    return jinja2.Environment(loader=loader, autoescape=True, finalize=visible, trim_blocks=True, lstrip_blocks=True)
+
+
+def visible(value: Any) -> Any:
+    """Text without control signs; markup and other values as they are."""
+    return value.translate(UNSEEN) if type(value) is str else value
+
+
+def _board(board: Board, study: Study, sheets: Sequence[Sheet], plots: Sequence[Plot]) -> dict[str, Any]:
+    """One data set: headline, matrix and plots; the table of groups; everything else folded."""
+    first, rules = study.references[0], [study.judge.claims_for(group)[0] for group in board.groups if group.runs]
+    told = {f"over at least {rule.min_seeds} seeds, at {rule.seq_len} tokens" for rule in rules or [study.settings.claims]}
+    caption = f"The groups on {board.name}, ranked by {study.settings.rank_by}, then the baseline."
+    tables = [(sheet.title, sheet_view(sheet), False) for sheet in sheets if sheet.board == board.slug]
+    for reference in study.references:
+        for split in SPLITS:
+            rows = claim_rows(study, [board], [reference], [split])
+            title = f"Claims against {reference}, macro-F1 on {split}"
+            columns = [name for name in OF_CLAIM[1:] if any(row.get(name) is not None for row in rows)]
+            sheet = Sheet("wnf", title, f"{title}: every claim with value, threshold and margin.", rows, columns)
+            tables.append((title, sheet_view(sheet), (reference, split) == (first, "validation")))
+    return {
+        "name": board.name,
+        "headline": headline(board, study.judge, study.references),
+        "matrix": matrix(board, study.judge, first),
+        "rule": f"Claims against {first} on validation, {' or '.join(sorted(told))}. ✓ holds, ✗ does not, ? cannot be told; ✓? and ✗?: "
+        "by the value, as the rule is written, though its interval spans the limit. Of time and memory one is enough.",
+        "plots": [_plot(plot) for plot in plots if plot.board == board.slug],
+        "groups": view(*comparison(board, study.judge, first), caption, file="groups.csv"),
+        "footnotes": footnotes(board, first),
+        "tables": tables,
+    }
+
+
+def _plot(plot: Plot) -> dict[str, Any]:
+    width, height = (round(int.from_bytes(plot.image[at : at + 4], "big") * 96 / DPI) for at in (16, 20))  # the PNG's header
+    data = base64.b64encode(plot.image).decode()
+    return {**vars(plot), "width": width, "height": height, "data": data}
+
+
+def _crossing(one: Crossover, study: Study) -> dict[str, Any]:
+    header, rows = bench.table(one, study.boards)
+    return {"view": view(header, rows, bench.caption(one), file=f"{one.bench.place}/results.csv"), "notes": bench.remarks(one)}
+
+
+def sheet_view(sheet: Sheet) -> dict[str, Any]:
+    """The table of a sheet for the template."""
+    return view(sheet.header, [[row.get(name) for name in sheet.header] for row in sheet.rows], sheet.words, file=f"{sheet.name}.csv")
+
+
+def view(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, *, file: str = "results.csv") -> dict[str, Any]:
+    """A table for the template. Cells are text or values; those of a column of numbers know by what they sort.
+
+    A page can be read with MOST_ROWS rows and no more: the caption says how many are only in `file`.
+    """
+    if len(rows) > MOST_ROWS:
+        caption = f"{caption} The first {MOST_ROWS} of {len(rows):,} rows; all are in {file}."
+        rows = rows[:MOST_ROWS]
+    numeric = [_numeric([row[column] for row in rows]) for column in range(len(header))]
+    titles = [name.replace("_", "_\u200b").replace(".", ".\u200b") if len(name) > 14 else name for name in header]
+    width = " wide" * (len(header) >= WIDE) + " wider" * (len(header) >= WIDER) + " few" * (len(rows) <= FEW)
+    cells = [[_cell(value, number, place == 0) for place, (value, number) in enumerate(zip(row, numeric))] for row in rows]
+    return {"caption": caption, "width": width, "head": list(zip(titles, numeric)), "rows": cells}
+
+
+def _cell(value: Any, numeric: bool, first: bool) -> dict[str, Any]:
+    text = shown(value)
+    aside = ASIDE.fullmatch(text) if numeric else None
+    words = aside.groups() if aside else (text, "")
+    mark = "num" if numeric else "long" if len(text) > LONG and not first else ""
+    return {"text": words[0], "aside": words[1], "mark": mark, "sorts": sort_value(value) if numeric else None}
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    """Whether a column holds numbers, and nothing else but gaps."""
+    filled = [value for value in values if shown(value) not in ("", NONE)]
+    return bool(filled) and all(sort_value(value) is not None for value in filled)
+
+
+def shown(value: Any) -> str:
+    """A value as a table shows it: four digits of a number, a dash for what is missing."""
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 10_000 <= abs(value) < 1e12 else f"{value:.4g}"
+    return str(value)
+
+
+def sort_value(value: Any) -> float | None:
+    """The number that a cell begins with, None where it begins with none (`0.677 ± 0.019` is 0.677)."""
+    if isinstance(value, (int, float)):
+        return float(value) if abs(value) < 1e300 else None
+    found = NUMBER.match(str(value))
+    return float(found.group().replace(",", "").replace("−", "-")) if found else None
+
+
+def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Per mode the settings that differ between the groups, as a table, and those that all share."""
+    parts = []
+    for mode in ("finetune", "pretrain", "baseline"):
+        alike = [group for group in groups if group.record.mode == mode]
+        if not alike:
+            continue
+        frame = pd.DataFrame({group.label: pd.Series(flat_of(group), dtype=object) for group in alike})
+        frame = frame.loc[sorted(frame.index, key=lambda name: (not name.startswith("choices."), name))]
+        same = frame.nunique(axis=1, dropna=False) == 1
+        differ = frame[~same & ~frame.index.str.startswith(FACTS)]
+        differ, name = (differ, "setting") if len(alike) <= MOST_COLUMNS else (differ.T, "group")
+        cells = [[label, *(None if pd.isna(value) else value for value in row)] for label, row in zip(differ.index, differ.to_numpy())]
+        table = view([name, *differ.columns], cells, "Every setting that is not the same in all groups.")
+        parts.append({"mode": mode, "differ": table if len(alike) > 1 else None, "shared": list(frame[same].iloc[:, 0].items())})
     return parts
 
 
-def _pictures(plots: Sequence[Plot]) -> str:
-    """Plots side by side where there is room, each under its title."""
-    shown = "".join(f"<div><h3>{escape(plot.title)}</h3>{figure(plot)}</div>" for plot in plots)
-    return f'<div class="plots">{shown}</div>' if plots else ""
+def flat_of(group: Group) -> dict[str, str]:
+    """Everything that is known of a group's configuration, flat, as text: choices, config, code, data, device, versions."""
+    record = group.record
+    nodes = {name: getattr(record, name) for name in ("choices", "code", "data", "device", "params", "versions")}
+    flat = {name: value for name, value in record.config.items() if name not in PER_RUN}
+    flat |= flatten({**nodes, **({} if record.pretrain is None else {"pretrained": record.pretrain})})
+    return {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for name, value in flat.items()}
 
 
-def _sheets(sheets: Sequence[Sheet]) -> list[str]:
-    """Tables under their titles, or behind them where they are long."""
-    return [
-        folded(sheet.title, sheet_table(sheet))
-        if sheet.folded or len(sheet.rows) > LONGEST
-        else f"<h3>{escape(sheet.title)}</h3>{sheet_table(sheet)}"
-        for sheet in sheets
-        if sheet.on_page
-    ]
-
-
-def _rest(story: Story) -> list[tuple[str, str, list[str]]]:
-    """(name, anchor, HTML) of the sections after the boards; those without any are left out."""
-    boards = {board.slug for board in story.boards}
-    benches = [plot for plot in story.plots if plot.board is None and plot.name.startswith("bench-")]
-    steps = [plot for plot in story.plots if plot.board is None and plot.name.startswith("step-")]
-    others = [plot for plot in story.plots if plot.board is None and plot not in (*benches, *steps)]
-    failed = compare.unfinished(story.found)
-    caption = "Every run that did not complete and every record that cannot be used, with its cause and its folder. "
-    caption += "They are in no mean and in no ranking."
-    unfinished = [table(*failed, caption)] if failed[1] else [note("None.")]
-    used = f"<pre>{escape(json.dumps(story.settings, indent=1, ensure_ascii=False, default=str))}</pre>"
-    return [
-        (crossover.TITLE, "crossover", _crossings(story, steps)),
-        ("More tables", "tables", _sheets([sheet for sheet in story.sheets if sheet.board not in boards])),
-        ("Measured apart (mode=bench)", "bench", _bench(story, benches)),
-        ("Pretraining", "pretraining", [_pictures(others)] if others else []),
-        ("Runs that did not complete", "failed", unfinished),
-        ("All groups", "groups", _everything(story.groups, story.rank_by) if story.groups else []),
-        ("Settings", "settings", settings_parts(story.groups)),
-        ("Environment", "environment", [environment(story.found.runs), *(note(text) for text in story.found.notes)]),
-        (
-            "Thresholds and files",
-            "files",
-            [folded("conf/report.yaml as used", used), note(f"Beside this page: {FILES}")],
-        ),
-    ]
-
-
-def _crossings(story: Story, plots: Sequence[Plot]) -> list[str]:
-    """Training steps against length: the plots, then of each its table and what it says."""
-    parts = [_pictures(plots)] if plots else []
-    for one in story.crossings:
-        header, rows = crossover.table(one, story.boards)
-        parts.append(table(header, rows, crossover.caption(one), file=f"{one.bench.place}/results.csv"))
-        parts += [note(text) for text in crossover.remarks(one)]
-    return parts
-
-
-def _bench(story: Story, plots: Sequence[Plot]) -> list[str]:
-    """The plots of mode=bench, and a word where nothing of it can stand beside the runs' own ratios."""
-    parts = [_pictures(plots)] if plots else []
-    if story.boards and not any(sheet.name == "bench_ratios" for sheet in story.sheets):
-        parts.append(note(NO_BENCH))
-    return parts
-
-
-def _everything(groups: Sequence[Group], rank_by: str) -> list[str]:
-    """All groups with all measures that any of them has: in tables that a sheet of paper is wide enough for."""
-    measures = [name for name in MEASURES if any(group.stat(name).n for group in groups)]
-    ordered = sorted(
-        groups, key=lambda g: (ORDER[g.record.mode], str(g.key.get("choice.dataset")), g.rank or 10**9, g.label, g.id)
-    )  # fmt: skip
-    scores = [name for name in measures if MEASURES[name].place.startswith("metrics")]
-    costs = [name for name in measures if name not in scores]
-    parts = [("Scores", scores), ("Costs", costs[:MOST_COSTS]), ("Costs, continued", costs[MOST_COSTS:])]
-    return [_measured(ordered, title, names, rank_by) for title, names in parts if names]
-
-
-def _measured(ordered: Sequence[Group], title: str, measures: Sequence[str], rank_by: str) -> str:
-    """All groups with some measures."""
-    rows = [
-        [
-            group.label,
-            group.record.mode,
-            group.rank,
-            len(group.runs),
-            len(group.others),
-            *(_stat(group, name) for name in measures),
-        ]
-        for group in ordered
-    ]
-    header = ["group", "mode", f"rank by {rank_by}", "n", "not completed", *measures]
-    middle = "median" if title.startswith("Costs") else "mean"
-    caption = f"{title}: {middle} ± sample standard deviation over seeds (best in brackets), ranked by {rank_by}."
-    return table(header, rows, f"{caption} Unrounded: groups.csv.", file="groups.csv")
-
-
-def _stat(group: Group, name: str) -> str:
-    stat = group.stat(name)
-    if stat.middle is None:
-        return compare.NONE
-    form = (lambda value: f"{value:.4f}") if MEASURES[name].place.startswith("metrics") else compare.amount
-    spread = f" ± {form(stat.sd)}" if stat.sd else ""
-    return f"{form(stat.middle)}{spread}" + (f" ({form(stat.best)})" if stat.n > 1 and stat.best is not None else "")
+def _environment(runs: Sequence[Run]) -> dict[str, Any]:
+    """Each environment that runs were made in, once, with the number of its runs."""
+    places = []
+    for record in (run.record for run in runs):
+        device = " ".join(str(record.device[name]) for name in ("name", "dtype") if record.device.get(name))
+        versions = ", ".join(f"{name} {value}" for name, value in sorted(record.versions.items()) if value)
+        places.append((device or "unknown", str(record.device.get("threads") or ""), versions or "unknown", record.commit or "unknown"))
+    counts = pd.Series(places).value_counts().sort_index()
+    rows = [[device, int(count), *rest] for (device, *rest), count in counts.items()]
+    return view(["device", "runs", "threads", "versions", "commit"], rows, "Where the runs were made. Costs compare within one device only.")

@@ -1,55 +1,283 @@
-"""All plots of a report, deterministic, readable without colour: every group has a marker, a dash and its name."""
+"""The plots of quality: against cost, every seed, learning curves, confusion; and `draw`, which makes all plots of a report.
+
+Plain matplotlib, deterministic, readable without colour: a group has one marker, colour and dash in all of them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Sequence
+import csv
+import json
+import math
+from dataclasses import dataclass, replace
+from statistics import fmean, median
+from typing import Any, Iterable, Sequence
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from xcls.report.aggregate import Board, Group
-from xcls.report.collect import Bench
-from xcls.report.crossover import Crossover
-from xcls.report.plot_confusion import confusion_plot
-from xcls.report.plot_learning import learning_plot
-from xcls.report.plot_length import bench_plot, length_plot
-from xcls.report.plot_quality import quality_plots
-from xcls.report.plot_step import step_plot
-from xcls.report.plot_style import SETTINGS, Looks, Plot
+from xcls.report.bench import Crossover
+from xcls.report.claims import strictest
+from xcls.report.drawing import MOST, SETTINGS, SOFT, WIDTH, Looks, Plot, canvas, counted, drawable, key, plain_logs, png, short
+from xcls.report.groups import BASELINE, Board, Group
+from xcls.report.load import Bench, Run
+from xcls.report.measures import MEASURES, memory_measure, number
+from xcls.report.plots_of_length import bench_plots, length_plot, step_plot
+from xcls.report.predictions import Predictions, Unusable, read_predictions
 
 MOST_BOARDS = 8  # boards with plots; a report over more data sets is read by its tables
+MOST_PLACES = 6  # devices and lengths with a plot of their own
+MOST_CURVES = 6  # groups with learning curves: more cannot be told apart
+MOST_MATRICES, MOST_CLASSES, NUMBERED = 5, 30, 12  # groups with a confusion matrix; classes; classes with numbers in the cells
+LARGEST = 8 * 2**20  # bytes of a metrics.csv that is read; a row per evaluation makes some thousand
+TITLES = {"time_per_epoch": "time per epoch, s", "max_gpu_mem_MiB": "peak GPU memory, MiB",
+          "rss_growth_MiB": "memory, MiB (growth of resident memory)"}  # fmt: skip
+Point = tuple[float, float]
 
 
-def draw(
-    boards: Sequence[Board], groups: Sequence[Group], benches: Sequence[Bench], reference: str, crossings: Sequence[Crossover] = ()
-) -> list[Plot]:
-    """Every plot there are numbers for, in the order in which the page shows them.
-
-    `reference` is the name of the mechanism that costs are compared with.
-    """
+def draw(boards: Sequence[Board], groups: Sequence[Group], benches: Sequence[Bench], reference: str, crossings: Sequence[Crossover] = ()) -> list[Plot]:
+    """Every plot there are numbers for, in the order in which the page shows them; costs are compared with those of `reference`."""
     with matplotlib.rc_context(SETTINGS):
         made: list[Plot | None] = []
         looks = Looks()
         for board in boards[:MOST_BOARDS]:
-            made += quality_plots(board, looks)
-            made.append(length_plot(board, reference, looks))
+            made += [*quality_plots(board, looks), length_plot(board, reference, looks)]
             about = {"name": f"learning-{board.slug}", "title": f"{board.name}: fine-tuning", "board": board.slug}
-            made.append(learning_plot(board.groups, "macro_f1", **about, looks=looks))
-            made.append(confusion_plot(board))
+            made += [learning_plot(board.groups, "macro_f1", **about, looks=looks), confusion_plot(board)]
         pretraining = [group for group in groups if group.record.mode == "pretrain"]
         about = {"name": "pretraining", "title": "Pretraining (masked language modelling)", "board": None}
         made.append(learning_plot(pretraining, "val_loss", **about, looks=looks))
         made += [step_plot(one, looks) for one in crossings]
-        made += [bench_plot(bench, reference, looks) for bench in benches if bench.data.get("status") != "failed"]
-    return _apart([plot for plot in made if plot is not None])
+        made += [plot for bench in benches if bench.data.get("status") != "failed" for plot in bench_plots(bench, reference, looks)]
+    return _apart(plot for plot in made if plot is not None)
 
 
-def _apart(plots: Sequence[Plot]) -> list[Plot]:
+def _apart(plots: Iterable[Plot]) -> list[Plot]:
     """The plots, each with a name of its own: folders of one name, and boards that differ in signs alone, occur."""
     named: dict[str, Plot] = {}
     for plot in plots:
-        name, number = plot.name, 2
+        name, place = plot.name, 2
         while name in named:
-            name, number = f"{plot.name}-{number}", number + 1
+            name, place = f"{plot.name}-{place}", place + 1
         named[name] = replace(plot, name=name)
     return list(named.values())
+
+
+def quality_plots(board: Board, looks: Looks) -> list[Plot | None]:
+    """Macro-F1 against time and against memory, a plot per device and length, and the seeds."""
+    places: dict[tuple[int, str], list[Group]] = {}
+    for group in board.groups:
+        if group.runs:
+            places.setdefault((group.record.seq_len, json.dumps(group.device, sort_keys=True, default=str)), []).append(group)
+    lengths, devices = (sorted({place[at] for place in places}) for at in (0, 1))
+    made = []
+    for (length, device), groups in sorted(places.items())[:MOST_PLACES]:
+        suffix = f"-n{length}" if len(lengths) > 1 else ""
+        suffix += f"-device{devices.index(device) + 1}" if len(devices) > 1 else ""
+        for cost in ("time_per_epoch", memory_measure(groups[0].device.get("kind"))):
+            made.append(quality_against_cost(board, groups, cost, suffix, looks))
+    return [*made, seed_points(board, looks)]
+
+
+def pareto_front(means: dict[str, Point]) -> list[str]:
+    """The names whose (cost, quality) no other beats or equals in both, from the cheapest to the dearest."""
+    points = means.values()
+    front = [name for name, (x, y) in means.items() if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)]
+    return sorted(front, key=lambda name: (means[name], name))
+
+
+def quality_against_cost(board: Board, groups: Sequence[Group], cost: str, suffix: str, looks: Looks) -> Plot | None:
+    """Macro-F1 against a cost: seeds small and open, groups large, the front a line, the baseline dashed."""
+    measures = MEASURES[cost], MEASURES["macro_f1"]
+    found = {group.label: [tuple(measure.of(run.record) for measure in measures) for run in group.runs] for group in groups}
+    seeds = {label: [point for point in points if None not in point] for label, points in found.items()}
+    drawn = {label: points for label, points in list(seeds.items())[:MOST] if points}
+    if not drawn:
+        return None
+    figure, (axes,) = canvas()
+    record, machine = groups[0].record, groups[0].device.get("name") or groups[0].device.get("kind") or "device unknown"
+    axes.set(xlabel=f"{TITLES[cost]} (less is better)", ylabel="macro-F1 on validation (more is better)")
+    axes.set_title(counted(short(f"{board.name}, {record.seq_len} tokens, {machine}", 60), len(seeds)))
+    middles = {label: (median(x for x, _ in points), fmean(y for _, y in points)) for label, points in drawn.items()}
+    for label, points in drawn.items():
+        look = looks.of(label)
+        axes.scatter(*zip(*points), s=26, marker=look.marker, facecolors="none", edgecolors=look.colour, zorder=4)
+        axes.scatter(*middles[label], s=85, marker=look.marker, color=look.colour, edgecolors="black", label=short(label), zorder=5)
+    front = pareto_front(middles)
+    if len(drawn) > 1:
+        axes.plot(*zip(*(middles[label] for label in front)), drawstyle="steps-post", color=SOFT, zorder=2, label="Pareto front")
+    every = [x for points in drawn.values() for x, _ in points]
+    axes.margins(x=0.1, y=0.12)
+    if max(every) > 8 * min(every) > 0:
+        axes.set_xscale("log")
+        plain_logs(axes.xaxis)
+    key(axes, _baseline_line(axes, board))
+    words = f"Macro-F1 on validation against {TITLES[cost]} on {board.name} at {record.seq_len} tokens: seeds small, groups large."
+    words += f" On the Pareto front, where nothing is both cheaper and better: {', '.join(front)}." if len(drawn) > 1 else ""
+    told = [f"{label} {middles[label][0]:.4g} and {middles[label][1]:.3f} (n = {len(points)})" for label, points in drawn.items()]
+    title = f"Quality against {'time' if cost == 'time_per_epoch' else 'memory'}"
+    title += f", {record.seq_len} tokens" if "-n" in suffix else ""
+    numbers = f"Median cost and mean macro-F1: {'; '.join(told)}."
+    return Plot(f"quality_vs_{cost}-{board.slug}{suffix}", title, words, numbers, png(figure), board.slug)
+
+
+def _baseline_line(axes: Axes, board: Board) -> list[Any]:
+    """The baseline's score as a dashed line; where it lies far off the others, an entry for the legend alone."""
+    baseline = strictest(board.baselines)
+    if baseline is None:
+        return []
+    height, (low, high) = baseline.stat("macro_f1").mean or 0.0, axes.get_ylim()
+    name = f"{BASELINE} ({height:.3f})"
+    if low - (high - low) <= height <= high + (high - low):
+        return [axes.axhline(height, color="black", linestyle="--", linewidth=1, zorder=1, label=name)]
+    return [Line2D([], [], linestyle="", label=f"{name}: {'below' if height < low else 'above'} this plot")]
+
+
+def seed_points(board: Board, looks: Looks) -> Plot | None:
+    """Every seed of every group as a point: validation filled, test open; a bar at the mean of each."""
+    groups = [group for group in board.groups if group.stat("macro_f1").n][:MOST]
+    if not groups:
+        return None
+    figure, (axes,) = canvas((WIDTH, 1.6 + 0.55 * len(groups)))
+    axes.set(xlabel="macro-F1", yticks=range(len(groups)), ylim=(len(groups) - 0.4, -0.6))
+    axes.set_yticklabels([f"{short(group.label, 28)}\nn = {len(group.runs)}" for group in groups])
+    axes.set_title(counted(f"{short(board.name)}: every seed", len(board.groups)))
+    for row, group in enumerate(groups):
+        look = looks.of(group.label)
+        for name, at, fill in (("macro_f1", row - 0.14, look.colour), ("test_macro_f1", row + 0.14, "none")):
+            values = [value for value in (MEASURES[name].of(run.record) for run in group.runs) if value is not None]
+            axes.scatter(values, [at] * len(values), s=30, marker=look.marker, facecolors=fill, edgecolors=look.colour, zorder=4)
+            if values:
+                axes.vlines(fmean(values), at - 0.16, at + 0.16, color="black", linewidth=1.4, zorder=3)
+    keys = [Line2D([], [], marker="o", linestyle="", color=SOFT, label="validation"),
+            Line2D([], [], marker="o", linestyle="", markerfacecolor="none", color=SOFT, label="test"),
+            Line2D([], [], marker="|", linestyle="", color="black", markersize=11, label="mean")]  # fmt: skip
+    baseline = strictest(board.baselines)
+    if baseline is not None:
+        height = baseline.stat("macro_f1").mean or 0.0
+        keys.append(axes.axvline(height, color="black", linestyle="--", linewidth=1, zorder=1, label=f"{BASELINE}, validation ({height:.3f})"))
+    key(axes, keys)
+    told = [f"{group.label} {stat.low:.3f} to {stat.high:.3f} (n = {stat.n})" for group in groups for stat in [group.stat("macro_f1")]]
+    words = f"Macro-F1 of every seed on {board.name}, on validation and on test."
+    return Plot(f"seeds-{board.slug}", "Every seed", words, f"On validation: {'; '.join(told)}.", png(figure), board.slug)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The evaluations of one run in order: seconds in training steps, real tokens seen, and the score."""
+
+    seconds: list[float]
+    tokens: list[float]
+    scores: list[float]
+
+
+def read_curve(run: Run, score: str) -> Curve | None:
+    """The curve of `score` (a column) of a run's metrics.csv; None where it is gone, too large, or has no such numbers."""
+    file = run.folder / "metrics.csv"
+    curve = Curve([], [], [])
+    try:
+        if "metrics.csv" not in run.record.files or file.stat().st_size > LARGEST:
+            return None
+        with open(file, newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                value, step, per_step, rate = (_float(row.get(name)) for name in (score, "step", "time_per_step", "tokens_per_s"))
+                if value is not None and step is not None and per_step is not None:
+                    curve.seconds.append(step * per_step)
+                    curve.tokens.append(step * per_step * rate if rate is not None else float("nan"))
+                    curve.scores.append(value)
+    except (OSError, ValueError, csv.Error):
+        return None
+    return curve if curve.scores else None
+
+
+def _float(text: object) -> float | None:
+    try:
+        return number(float(str(text or "nan")))
+    except ValueError:
+        return None
+
+
+def learning_plot(groups: Sequence[Group], score: str, *, name: str, title: str, board: str | None, looks: Looks) -> Plot | None:
+    """A score over the time in training steps and over the tokens seen, a line per seed; None where no run has any."""
+    read = {group.label: [curve for run in group.runs if (curve := read_curve(run, score))] for group in groups[:MOST_CURVES]}
+    curves = {label: found for label, found in read.items() if found}
+    if not curves:
+        return None
+    figure, panels = canvas((WIDTH, 6.4), down=2)
+    words = "validation loss (less is better)" if score == "val_loss" else "macro-F1 on validation"
+    for axes, way, about in zip(panels, ("seconds", "tokens"), ("time in training steps", "tokens seen")):
+        unit, divisor = _unit(way, [value for found in curves.values() for curve in found for value in getattr(curve, way)])
+        axes.set(xlabel=f"{about}, {unit}", ylabel=words)
+        for label, found in curves.items():
+            look = looks.of(label)
+            for place, curve in enumerate(found):
+                xs = [value / divisor for value in getattr(curve, way)]
+                told = None if place else short(f"{label} (n = {len(found)})")
+                axes.plot(xs, curve.scores, marker=look.marker, color=look.colour, linestyle=look.line, linewidth=1.1, markersize=4.5, label=told)
+    panels[0].set_title(counted(short(title, 44), len(groups), MOST_CURVES))
+    key(panels[0])
+    ends = {label: [fmean(curve.scores[at] for curve in found) for at in (0, -1)] for label, found in curves.items()}
+    numbers = "; ".join(f"{label} from {first:.3f} to {last:.3f}" for label, (first, last) in ends.items())
+    numbers = f"Means, from the first evaluation to the last: {numbers}."
+    return Plot(name, "Learning curves", f"{title}: {words}, over time and over tokens; a line per seed.", numbers, png(figure), board)
+
+
+def _unit(way: str, values: Sequence[float]) -> tuple[str, float]:
+    """The unit in which `values` (seconds, tokens) read well, and what to divide them by."""
+    top = max((value for value in values if math.isfinite(value)), default=0.0)
+    steps = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+    steps = steps if way == "seconds" else (("billions", 1e9), ("millions", 1e6), ("thousands", 1e3), ("tokens", 1.0))
+    return next((step for step in steps if top >= 2 * step[1]), steps[-1])
+
+
+def confusion_plot(board: Board) -> Plot | None:
+    """Which class is taken for which on test, over all seeds of the best ranked groups and of the baseline; None without predictions."""
+    baseline = strictest(board.baselines)
+    groups = [group for group in board.groups if group.runs][:MOST_MATRICES] + ([baseline] if baseline else [])
+    read = [(group, runs) for group in groups if (runs := [found for run in group.runs if (found := _on_test(run))])]
+    classes = read[0][1][0].names if read else ()
+    read = [(group, runs) for group, runs in read if all(run.names == classes for run in runs)]
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        return None
+    named = [name if drawable(name) else f"({place})" for place, name in enumerate(classes, 1)]
+    across = 2 if len(read) > 1 and len(classes) <= NUMBERED else 1
+    side, down = (WIDTH - 0.9) / across, -(-len(read) // across)
+    figure, panels = canvas((across * side + 0.9, down * (side + 0.3) + 0.8), across=across, down=down)
+    told = []
+    for place, (axes, (group, runs)) in enumerate(zip(panels, read)):
+        shares = confusion(runs)
+        axes.imshow(shares, cmap="Greys", vmin=0, vmax=1)
+        axes.set_title(short(f"{group.label} (n = {len(group.runs)})", int(side * 13)), fontsize=9)
+        axes.set_xticks(range(len(classes)), [short(name, 14) for name in named], rotation=90, fontsize=8)
+        axes.set_yticks(range(len(classes)), [short(name, 14) for name in named], fontsize=8)
+        axes.grid(False)
+        axes.tick_params(labelleft=place % across == 0)
+        axes.set(ylabel="true class" if place % across == 0 else "", xlabel="predicted class" if place + across >= len(read) else "")
+        for (row, column), value in np.ndenumerate(shares) if len(classes) <= NUMBERED else ():
+            if value >= 0.005:
+                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 0.5 else "black")
+        wrong = np.where(np.eye(len(classes), dtype=bool), -1.0, shares)
+        row, column = np.unravel_index(wrong.argmax(), wrong.shape)
+        told.append(f"{group.label}: {classes[row]} taken for {classes[column]} ({100 * wrong.max():.0f} %)")
+    for axes in panels[len(read) :]:
+        axes.remove()
+    numbered = [f"{shown} {name}" for shown, name in zip(named, classes) if shown != name]
+    words = f"Confusion on test on {board.name}: a row per true class, in its cells the share predicted as each, in %."
+    words += f" In the plot: {', '.join(numbered)}." if numbered else ""
+    words += f" Most often confused: {'; '.join(told)}."
+    return Plot(f"confusion-{board.slug}", "Which class is taken for which", words, "", png(figure), board.slug)
+
+
+def _on_test(run: Run) -> Predictions | None:
+    try:
+        return read_predictions(run).get("test")
+    except Unusable:
+        return None
+
+
+def confusion(runs: Sequence[Predictions]) -> np.ndarray:
+    """[classes, classes]: of each true class (row) the share that was predicted as each class, over all runs."""
+    size = runs[0].classes
+    counts = sum(np.bincount(run.labels * size + run.said, minlength=size**2) for run in runs).reshape(size, size)
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xcls.record import Record, sha256
-from xcls.report.collect import Run
+from xcls.report.load import Run
 from xcls.report.measures import number
 
 FILE = "predictions.parquet"
@@ -33,6 +33,7 @@ class Predictions:
     classes: int
     labels: np.ndarray
     said: np.ndarray
+    names: tuple[str, ...] = ()  # of the classes
 
     def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of every class, [classes]: the rows that are of it, that were named it, and that were rightly named it."""
@@ -107,7 +108,7 @@ def _split(ids: list[str], labels: np.ndarray, said: np.ndarray, classes: list[s
         raise Unusable(f"{FILE} has an example twice")
     digest = hashlib.sha256(repr((classes, ids)).encode())
     digest.update(np.ascontiguousarray(labels, np.int32).tobytes())
-    return Predictions(digest.hexdigest(), len(classes), labels, said)
+    return Predictions(digest.hexdigest(), len(classes), labels, said, tuple(classes))
 
 
 def _check(split: str, predictions: Predictions, record: Record) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Sequence
 
 from xcls.quoting import unquoted
 from xcls.record import Record
-from xcls.report.collect import USUAL, collect
+from xcls.report.load import USUAL, collect
 from xcls.report.measures import number
 from xcls.report.reproduce import TOLERANCE
 from xcls.schema import UserError

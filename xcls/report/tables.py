@@ -1,21 +1,20 @@
-"""The CSV files: results.csv a row per run, groups.csv a row per group, wnf.csv a row per number of a claim."""
+"""The main tables: results.csv a row per run, groups.csv a row per group, wnf.csv a row per number of a claim."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+from dataclasses import dataclass
 from typing import Any, Sequence
 
 from xcls.record import Record, is_guess, no_formula
-from xcls.report.aggregate import Board, Group, class_count, survived
-from xcls.report.collect import Run
-from xcls.report.cut import cut_shares
-from xcls.report.differences import Interval
-from xcls.report.endings import ending
-from xcls.report.identify import ENCODER, GROUPS
-from xcls.report.measures import MEASURES, is_cost
-from xcls.report.verdict import SPLITS, Judge, difference_pp, strictest
+from xcls.report.claims import SPLITS, Judge, Verdict, difference_pp, strictest
+from xcls.report.groups import CHOICES, ENCODER, Board, Group, class_count, survived
+from xcls.report.intervals import Interval
+from xcls.report.load import Bench, Found, ending
+from xcls.report.measures import GPU_MEMORY, MEASURES, cut_shares, is_cost
+from xcls.report.settings import Settings
 
 FIRST = (
     "run", "mode", "status", "cause", "dataset", "attention", "position", "size", "seq_len", "seed", "batch_size",
@@ -40,54 +39,102 @@ OF_CLAIM = (
     "threshold", "margin", "state", "reason", "interval_low", "interval_high", "interval_says", "bench", "bench_agrees", "examples", "drawn",
     "no_interval", "measured_differently",
 )  # fmt: skip
-OF_STAT = {"median": "middle"}
+SHOWN_OF_GROUP = (
+    "macro_f1", "accuracy", "auroc", "test_macro_f1", "time_per_epoch", "tokens_per_s", GPU_MEMORY, "max_rss_MiB", "params",
+    "latency_ms", "inference_examples_per_s",
+)  # fmt: skip
+SHOWN_OF_CLAIM = (
+    "label", "dataset", "n", "reference", "split", "claim", "measured", "value", "relation", "threshold", "margin", "state",
+    "interval_low", "interval_high", "interval_says", "bench", "reason", "measured_differently",
+)  # fmt: skip
 Row = dict[str, Any]
 
 
-def to_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """CSV text with these columns, missing values empty; the same rows give the same bytes."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_cell(column) for column in columns])
-    writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
-    return out.getvalue()
+@dataclass(frozen=True)
+class Study:
+    """What the tables, the text and the page are made of. references: the mechanisms that others are compared with; the first decides."""
+
+    settings: Settings
+    found: Found
+    groups: Sequence[Group]
+    boards: Sequence[Board]
+    judge: Judge
+    references: Sequence[str]
+    benches: Sequence[Bench] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The studies that the runs say they belong to."""
+        return sorted({run.record.study for run in self.found.runs if run.record.study})
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table as data: a CSV file, and a part of the page and of report.md. Values are plain: text, numbers, booleans, None."""
+
+    name: str  # of the file `<name>.csv`
+    title: str  # the heading on the page
+    words: str  # what a row is and how to read it, in a sentence or two
+    rows: Sequence[Row]
+    columns: Sequence[str] = ()  # their order; where it is not given, the order in which the rows bring them
+    board: str | None = None  # the board (its slug) in whose section it stands; None: the whole, which is written as a file
+    in_report: Sequence[str] = ()  # columns of a whole table that report.md shows
+
+    @property
+    def header(self) -> list[str]:
+        """The columns in order."""
+        return list(self.columns) or list(dict.fromkeys(name for row in self.rows for name in row))
+
+    @property
+    def csv(self) -> str:
+        """CSV text, missing values empty; the same rows give the same bytes."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([_cell(column) for column in self.header])
+        writer.writerows([_cell(row.get(column)) for column in self.header] for row in self.rows)
+        return out.getvalue()
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return no_formula(value)
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)  # true, [0, 1], 12
+    if value is None or isinstance(value, str):
+        return no_formula(value or "")
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)  # true, [0, 1], 12
 
 
-def batch_size(record: Record) -> Any:
-    """The effective batch size of the stage that the run trained."""
-    return record.config.get({"pretrain": "pretraining", "finetune": "finetuning"}.get(record.mode, "") + ".batch_size")
+def main_sheets(study: Study) -> list[Sheet]:
+    """Runs, groups and claims."""
+    first, judge = study.references[0], study.judge
+    states = {
+        group.id: tuple(judge.verdict(group, board, first, split).state for split in SPLITS) for board in study.boards for group in board.groups
+    }
+    shown = ("label", "mode", "dataset", "n", "not_completed", "rank", *(f"{name}_{part}" for name in SHOWN_OF_GROUP for part in parts_of(name)[:-1]))
+    rows, columns = results(study, states)
+    return [
+        Sheet("results", "runs", "A row per run.", rows, columns),
+        Sheet("groups", "groups", "A row per group of runs alike but for the seed.", *group_rows(study, states), in_report=shown),
+        Sheet("wnf", "claims", "A row per number of every claim.", claim_rows(study), OF_CLAIM, in_report=SHOWN_OF_CLAIM),
+    ]
 
 
 def _traits(record: Record) -> Row:
     """The columns that say what ran. A baseline has no encoder, whatever the configuration around it says."""
     encoder = record.mode != "baseline"
-    named = {group: record.choices.get(group) for group in (GROUPS if encoder else GROUPS[:1])}
+    named = {choice: record.choices.get(choice) for choice in (CHOICES if encoder else CHOICES[:1])}
+    stage = {"pretrain": "pretraining", "finetune": "finetuning"}.get(record.mode, "")
     device = record.device.get("name") or record.device.get("kind")
-    traits = {"mode": record.mode, **named, "batch_size": batch_size(record), "device": device}
+    traits = {"mode": record.mode, **named, "batch_size": record.config.get(f"{stage}.batch_size"), "device": device}
     return {**traits, "dtype": record.device.get("dtype"), "seq_len": record.seq_len} if encoder else traits
 
 
-def results(
-    runs: Sequence[Run], groups: Sequence[Group], states: dict[str, tuple[str, str]]
-) -> tuple[list[Row], list[str]]:
+def results(study: Study, states: dict[str, tuple[str, ...]]) -> tuple[list[Row], list[str]]:
     """A row per run and the columns: the fixed ones, then every hyperparameter, sorted.
 
     `states` maps a group's id to its PASS_WNF on validation and test; a run that did not complete has neither.
     """
-    group_of = {run.place: group.id for group in groups for run in [*group.others, *group.runs]}
-    by_key = {(run.record.hash, str(run.record.device)): group.id for group in groups for run in group.runs}
+    group_of = {run.place: group.id for group in study.groups for run in [*group.others, *group.runs]}
+    by_key = {(run.record.hash, str(run.record.device)): group.id for group in study.groups for run in group.runs}
     rows = []
-    for run in runs:
+    for run in study.found.runs:
         record = run.record
         group = group_of.get(run.place) or by_key.get((record.hash, str(record.device)))
         verdict = states.get(group or "", (None, None)) if record.status == "completed" else (None, None)
@@ -117,41 +164,35 @@ def parts_of(name: str) -> tuple[str, ...]:
     return ("best", "median", "mean", "sd", "n") if is_cost(name) else ("best", "mean", "sd", "n")
 
 
-def group_rows(
-    groups: Sequence[Group], boards: Sequence[Board], states: dict[str, tuple[str, str]]
-) -> tuple[list[Row], list[str]]:
+def group_rows(study: Study, states: dict[str, tuple[str, ...]]) -> tuple[list[Row], list[str]]:
     """A row per group with best, mean, standard deviation and n of every measure, of costs the median too; the columns."""
-    baseline_of = {group.id: strictest(board.baselines) for board in boards for group in board.groups}
-    place = {group.id: i for i, group in enumerate(g for b in boards for g in [*b.groups, *b.baselines])}
-    columns = [*OF_GROUP, *(f"{name}_{part}" for name in MEASURES for part in parts_of(name))]
+    baseline_of = {group.id: strictest(board.baselines) for board in study.boards for group in board.groups}
+    place = {group.id: i for i, group in enumerate(g for b in study.boards for g in [*b.groups, *b.baselines])}
     rows = []
-    for group in sorted(groups, key=lambda group: (place.get(group.id, len(place)), group.label, group.id)):
-        baseline = baseline_of.get(group.id)
-        state = states.get(group.id, (None, None))
-        row = {
+    for group in sorted(study.groups, key=lambda group: (place.get(group.id, len(place)), group.label, group.id)):
+        baseline, state = baseline_of.get(group.id), states.get(group.id, (None, None))
+        rows.append({
             **_traits(group.record), **{name: group.device.get(name) for name in SETTINGS},
             "group": group.id, "label": group.label, "data": group.key["data"], "n": len(group.runs),
             "seeds": " ".join(map(str, group.seeds)), "not_completed": len(group.others), "rank": group.rank,
             "PASS_WNF": state[0], "PASS_WNF_TEST": state[1],
             "vs_baseline_pp": difference_pp(group, baseline, "validation") if baseline else None,
             "vs_baseline_test_pp": difference_pp(group, baseline, "test") if baseline else None,
-        }  # fmt: skip
-        for name in MEASURES:
-            stat = group.stat(name)
-            row.update({f"{name}_{part}": getattr(stat, OF_STAT.get(part, part)) for part in parts_of(name)})
-        rows.append(row)
-    return rows, columns
+            **{f"{name}_{part}": getattr(group.stat(name), {"median": "middle"}.get(part, part)) for name in MEASURES for part in parts_of(name)},
+        })  # fmt: skip
+    return rows, [*OF_GROUP, *(f"{name}_{part}" for name in MEASURES for part in parts_of(name))]
 
 
-def claim_rows(boards: Sequence[Board], judge: Judge, references: Sequence[str]) -> tuple[list[Row], list[str]]:
-    """A row per measured number of every claim, against every reference and on every split, and the columns."""
-    rows: list[Row] = []
-    for board in boards:
-        for reference in references:
-            for group in board.groups:
-                for split in SPLITS:
-                    rows += _claims_of(judge.verdict(group, board, reference, split), board)
-    return rows, list(OF_CLAIM)
+def claim_rows(study: Study, boards: Sequence[Board] = (), references: Sequence[str] = (), splits: Sequence[str] = tuple(SPLITS)) -> list[Row]:
+    """A row per measured number of every claim, against every reference and on every split; of all boards where none is named."""
+    return [
+        row
+        for board in boards or study.boards
+        for reference in references or study.references
+        for group in board.groups
+        for split in splits
+        for row in _claims_of(study.judge.verdict(group, board, reference, split), board)
+    ]
 
 
 def interval_cells(interval: Interval | None) -> Row:
@@ -164,15 +205,14 @@ def interval_cells(interval: Interval | None) -> Row:
     }  # fmt: skip
 
 
-def _claims_of(verdict: Any, board: Board) -> list[Row]:
-    group = verdict.group
+def _claims_of(verdict: Verdict, board: Board) -> list[Row]:
+    group, reference, baseline = verdict.group, verdict.reference_group, verdict.baseline
     common = {
         "group": group.id, "label": group.label, "dataset": board.name, "attention": group.attention,
         "seq_len": group.record.seq_len, "n": len(group.runs), "reference": verdict.reference, "split": verdict.split,
-        "reference_group": verdict.reference_group.id if verdict.reference_group else None,
-        "n_reference": len(verdict.reference_group.runs) if verdict.reference_group else None,
-        "baseline_group": verdict.baseline.id if verdict.baseline else None, "PASS_WNF": verdict.state,
-        "n_baseline": len(verdict.baseline.runs) if verdict.baseline else None,
+        "reference_group": reference.id if reference else None, "n_reference": len(reference.runs) if reference else None,
+        "baseline_group": baseline.id if baseline else None, "n_baseline": len(baseline.runs) if baseline else None,
+        "PASS_WNF": verdict.state,
     }  # fmt: skip
     if not verdict.claims:
         return [{**common, "reason": verdict.reason}]

@@ -1,11 +1,3 @@
-"""The page's only script: sorts tables, and opens for the printer what is folded. Without it all can be read."""
-
-from __future__ import annotations
-
-import base64
-import hashlib
-
-SCRIPT = """
 const missing = value => value === "" || value === "–";
 const valueOf = cell => cell.dataset.v === undefined ? cell.textContent.trim() : Number(cell.dataset.v);
 const compare = (a, b) => typeof a === "number" && typeof b === "number"
@@ -36,10 +28,3 @@ addEventListener("beforeprint", () => {
   opened.forEach(part => part.open = true);
 });
 addEventListener("afterprint", () => opened.forEach(part => part.open = false));
-"""
-
-
-def policy() -> str:
-    """The page's Content-Security-Policy: its own script by its checksum and no other, nothing from anywhere else."""
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"

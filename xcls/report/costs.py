@@ -12,8 +12,8 @@ from statistics import median
 from typing import Sequence
 
 from xcls.record import Record
-from xcls.report.aggregate import Group
-from xcls.report.circumstances import unlike_groups
+from xcls.report.conditions import unlike_groups
+from xcls.report.groups import Group
 from xcls.report.measures import MEASURES, number
 from xcls.report.settings import Cost
 
@@ -58,7 +58,7 @@ def bill(group: Group, *, parents: dict[str, Record], children: dict[str, int], 
         train_money=_median([_sum([_money(one, cost) for one in chain]) for chain in whole]),
         train_wh=_median([_sum([energy(one, cost) for one in chain]) for chain in whole]),
         document_s=document,
-        document_money=_product(document, _median(prices), 1 / HOUR), document_wh=_product(document, watts, 1 / HOUR),
+        document_money=times(document, _median(prices), 1 / HOUR), document_wh=times(document, watts, 1 / HOUR),
     )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def train_seconds(record: Record) -> float | None:
     if record.mode == "baseline":
         return MEASURES["train_seconds"].of(record)
     wall = MEASURES["wall_seconds"].of(record)
-    return wall if wall is not None else _product(MEASURES["time_per_step"].of(record), number(record.step))
+    return wall if wall is not None else times(MEASURES["time_per_step"].of(record), number(record.step))
 
 
 def tuned_seconds(records: Sequence[Record]) -> float | None:
@@ -99,7 +99,7 @@ def document_seconds(record: Record) -> float | None:
 def energy(record: Record, cost: Cost) -> float | None:
     """Watt-hours of training: counted by the GPU itself, else time by the watts of the settings."""
     counted = MEASURES["energy_wh"].of(record)
-    return counted if counted is not None else _product(train_seconds(record), cost.of(device_name(record)).watts, 1 / HOUR)
+    return counted if counted is not None else times(train_seconds(record), cost.of(device_name(record)).watts, 1 / HOUR)
 
 
 def _watts(record: Record, cost: Cost) -> float | None:
@@ -109,7 +109,7 @@ def _watts(record: Record, cost: Cost) -> float | None:
 
 
 def _money(record: Record, cost: Cost) -> float | None:
-    return _product(train_seconds(record), cost.of(device_name(record)).price_per_hour, 1 / HOUR)
+    return times(train_seconds(record), cost.of(device_name(record)).price_per_hour, 1 / HOUR)
 
 
 def device_name(record: Record) -> str:
@@ -130,7 +130,7 @@ def _origins(record: Record, parents: dict[str, Record]) -> list[Record] | None:
 
 
 def _share(record: Record, children: dict[str, int]) -> float | None:
-    return _product(train_seconds(record), 1 / max(1, children.get(record.hash, 1)))
+    return times(train_seconds(record), 1 / max(1, children.get(record.hash, 1)))
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -143,7 +143,7 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) if len(known) == len(values) else None
 
 
-def _product(*factors: float | None) -> float | None:
+def times(*factors: float | None) -> float | None:
     known = [factor for factor in factors if factor is not None]
     return math.prod(known) if len(known) == len(factors) else None
 

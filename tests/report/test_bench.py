@@ -1,4 +1,4 @@
-"""Where efficient attention pays: what three repeats each can tell, the table, the page, and what is printed."""
+"""What mode=bench has measured: its ratios beside those of the runs, and where efficient attention pays."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import re
 
 import pytest
 
-from tests.report.examples import contents, records, report
-from xcls.report.collect import Bench
-from xcls.report.crossover import CHANCE, Crossover, crossovers, sentence, table
+from tests.report.examples import board_of, contents, report, study_of
+from xcls.report.bench import CHANCE, Crossover, agree, crossovers, measured, sentence, table
+from xcls.report.comparisons import disagreements, further_sheets
+from xcls.report.load import Bench, collect
 
 TIMES = {  # ms of each repeat, by mechanism and length
     ("sdpa", 512): (10.0, 11.0, 12.0), ("sdpa", 2048): (20.0, 21.0, 22.0), ("sdpa", 8192): (80.0, 81.0, 82.0),
@@ -82,10 +83,7 @@ def test_one_length_and_another_machine_show_nothing(make, tmp_path, judged_grou
 
 @pytest.fixture
 def judged_groups(make, tmp_path):
-    from xcls.report.aggregate import group_runs
-    from xcls.report.collect import collect
-
-    return group_runs(collect([make.save(make.seeds("sdpa"), tmp_path / "runs")], tmp_path))
+    return study_of(make, tmp_path / "runs", make.seeds("sdpa")).groups
 
 
 def test_the_page_shows_it_beside_quality_and_the_screen_stays_short(make, tmp_path):
@@ -93,7 +91,7 @@ def test_the_page_shows_it_beside_quality_and_the_screen_stays_short(make, tmp_p
     said = report(make, tmp_path)
     made = contents(tmp_path / "out")
     page = made["index.html"].decode()
-    section = page[page.index('<section id="crossover">') :].partition("</section>")[0]
+    section = page[page.index('<section id="bench">') :].partition("</section>")[0]
     assert section.count("<img ") == 1 and section.count("<table") == 1 and '<div class="scroll' in section
     assert re.search(r"performer</th>.*13\.5 <small>\(0\.64×, 0\.90×\)</small>.*0\.905 ± 0\.001", section)
     assert "from 2,048 tokens on (cannot tell at 512)" in section and "plots/step-crossover.png" in made
@@ -109,3 +107,96 @@ def test_a_large_study_is_cut_on_the_screen_and_whole_in_the_files(make, tmp_pat
     said = report(make, tmp_path, made)
     assert len(said.splitlines()) <= 24
     assert len(contents(tmp_path / "out")["groups.csv"].decode().splitlines()) == 31
+
+
+def bench_of(root, *, training=(100.0, 80.0), device="a test CPU", part="step", torch="2.13.0", name="b", **changes):
+    nodes = {
+        "sdpa": {"name": "sdpa", "_target_": "xcls.attention.sdpa.X"},
+        "performer": {"name": "performer_favor", "_target_": "xcls.attention.performer.X"},
+    }
+    common = {
+        "origin": "xcls", "part": part, "position": "rope", "seq_len": 512, "dtype": "fp32", "batch": 16, "rounds": 7,
+        "compile": False, "status": "completed", **changes,
+    }  # fmt: skip
+    made = {
+        "device": {"kind": "cpu", "name": device, "threads": 1}, "versions": {"torch": torch}, "attentions": nodes,
+        "settings": {"width": 128, "num_heads": None, "num_layers": None},
+        "rows": [
+            {**common, "mechanism": mechanism, "training_ms": ms, "training_MiB": 10.0}
+            for mechanism, ms in zip(nodes, training)
+        ],
+    }  # fmt: skip
+    folder = root / "multirun" / "bench" / name
+    folder.mkdir(parents=True)
+    (folder / "bench.json").write_text(json.dumps(made), encoding="utf-8")
+
+
+def both(make, root, **options):
+    """The groups of performer and sdpa, and the measurement that stands beside them."""
+    _, groups = board_of(study_of(make, root, [make.finetune("sdpa"), make.finetune("performer", **options)]))
+    return measured(groups["performer"], groups["sdpa"], collect([root / "multirun" / "bench"], root).benches)
+
+
+def test_the_likest_measurement_stands_beside_the_runs(make, tmp_path):
+    bench_of(tmp_path, part="core", training=(100.0, 50.0), name="a")
+    bench_of(tmp_path, training=(100.0, 80.0), name="b")
+    found, reason = both(make, tmp_path)
+    assert (found.time, found.memory, found.place, reason) == (0.8, 1.0, "multirun/bench/b", "")
+    assert found.unlike == () and found.what.startswith("step, ")
+
+
+def test_whole_trainings_are_liker_still_and_compared_round_by_round(make, tmp_path):
+    bench_of(tmp_path)
+    bench_of(tmp_path, name="t", part=None, stage="finetune")
+    path = tmp_path / "multirun" / "bench" / "t" / "bench.json"
+    data = json.loads(path.read_text())
+    data["size"] = {"width": 128}
+    for row, speeds in zip(data["rows"], ([10.0, 20.0, 10.0], [20.0, 30.0, 50.0])):
+        row.update(contender=row.pop("mechanism"), speeds=speeds, memory_MiB=5.0)
+    path.write_text(json.dumps(data))
+    found, _ = both(make, tmp_path)
+    assert found.place == "multirun/bench/t" and found.time == 0.5  # the ratios of the rounds: 1/2, 2/3, 1/5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seq_len": 1024}, {"dtype": "bf16"}, {"status": "failed"}, {"device": "another CPU"}, {"origin": "performer-pytorch"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_measurement_under_other_conditions_does_not_count(make, tmp_path, change):
+    bench_of(tmp_path, **change)
+    found, reason = both(make, tmp_path)
+    assert found is None and reason.startswith("not measured at 512 tokens in fp32")
+    assert ("another CPU" in reason) == ("device" in change)
+
+
+def test_other_settings_of_a_mechanism_are_another_mechanism(make, tmp_path):
+    bench_of(tmp_path)
+    assert both(make, tmp_path, config={"attention.num_features": 64})[0] is None
+
+
+def test_what_differs_otherwise_is_said(make, tmp_path):
+    bench_of(tmp_path, torch="2.12.0", position="none", compile=True)
+    found, _ = both(make, tmp_path)
+    assert found.unlike == (
+        "compile False in the runs, True in the bench", "torch 2.13.0 in the runs, 2.12.0 in the bench",
+        "position rope in the runs",
+    )  # fmt: skip
+
+
+def test_a_disagreement_is_told(make, tmp_path):
+    assert (agree(0.8, 0.7), agree(1.2, 1.0), agree(None, 0.5)) == ("yes", "yes", "")
+    assert agree(1.1, 0.9) == "no: the runs say dearer, the bench cheaper"
+    bench_of(tmp_path, training=(100.0, 120.0))
+    records = [make.finetune("sdpa"), make.finetune("performer", time=8.0)]
+    benches = collect([tmp_path / "multirun" / "bench"], tmp_path).benches
+    made = further_sheets(study_of(make, tmp_path, records, benches=benches))
+    (row,) = next(sheet.rows for sheet in made if sheet.name == "bench_ratios" and sheet.board is None)
+    assert (row["time_ratio"], row["bench_time_ratio"]) == (0.8, 1.2) and row["agree"].startswith("no: the runs say cheaper")
+    (told,) = disagreements(made)
+    assert told.startswith("performer against sdpa: the time ratio of the runs is 0.80, that of mode=bench 1.20")
+
+
+def test_where_nothing_was_measured_in_turns_it_is_said(make, tmp_path):
+    report(make, tmp_path)
+    assert "python run.py mode=bench" in contents(tmp_path / "out")["index.html"].decode()

@@ -1,4 +1,4 @@
-"""Under which circumstances costs were measured: those that differ between two groups are said beside every ratio."""
+"""Under which conditions costs were measured: those that differ between two groups are said beside every ratio."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Iterable
 from xcls.record import Record
 
 if TYPE_CHECKING:
-    from xcls.report.aggregate import Group
+    from xcls.report.groups import Group
 
 WORDS = {
     "name": "device", "dtype": "dtype", "compile": "compile", "micro_batch": "micro-batch",
@@ -18,7 +18,7 @@ OF_BASELINE = ("name", "threads", "cores")
 WHOLE, BLOCKS = "whole", "blocks"  # the ways of explicit softmax: all weights at once, or a block of them and again for gradients
 
 
-def circumstances(record: Record) -> dict[str, Any]:
+def conditions(record: Record) -> dict[str, Any]:
     """What a cost depends on beside the configuration: device, its settings, versions."""
     device = {**record.device, "name": record.device.get("name") or record.device.get("kind")}
     versions = {name: record.versions.get(name) for name in ("torch", "cuda")}
@@ -27,7 +27,7 @@ def circumstances(record: Record) -> dict[str, Any]:
 
 def gathered(records: Iterable[Record]) -> dict[str, set[str]]:
     """Every circumstance with all values that these runs have of it, as text."""
-    told = [circumstances(record) for record in records]
+    told = [conditions(record) for record in records]
     return {name: {_text(one[name]) for one in told} for name in WORDS}
 
 
@@ -39,7 +39,7 @@ def unlike_groups(group: Group, other: Group) -> list[str]:
     baseline = "baseline" in (group.record.mode, other.record.mode)
     told = []
     for name in OF_BASELINE if baseline else WORDS:
-        mine, theirs = group.circumstances[name], other.circumstances[name]
+        mine, theirs = group.conditions[name], other.conditions[name]
         if mine != theirs and mine and theirs:
             told.append(f"{WORDS[name]} {' and '.join(sorted(mine))} against {' and '.join(sorted(theirs))}")
     one_sided = [one.label for one, two in ((group, other), (other, group)) if BLOCKS in softmax_ways(one) and not softmax_ways(two)]

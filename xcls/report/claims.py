@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Sequence
 
-from xcls.report.aggregate import Board, Group, survived
-from xcls.report.bench_ratio import beside
-from xcls.report.circumstances import WORDS, unlike_groups, unlike_paths
-from xcls.report.collect import Bench
+from xcls.report.bench import beside
+from xcls.report.conditions import WORDS, unlike_groups, unlike_paths
 from xcls.report.cost_ratio import cost_interval, doubt
-from xcls.report.differences import Differences, Interval
-from xcls.report.identify import without_attention
+from xcls.report.groups import Board, Group, survived, without_attention
+from xcls.report.intervals import Differences, Interval
+from xcls.report.load import Bench
 from xcls.report.measures import memory_measure
 from xcls.report.settings import Claims, FamilyClaims
 
@@ -68,6 +67,7 @@ class Claim:
     measured: tuple[Measured, ...] = ()
     reason: str = ""
     remark: str = ""  # in what the costs compared were measured differently
+    hindered: bool = False  # MISSING for a reason that holds for all its numbers, measured or not
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Case:
 
     def _claim(self, code: str, state: str, measured: list[Measured], hindrance: str) -> Claim:
         if hindrance:
-            return Claim(code, MISSING, tuple(measured), hindrance)
+            return Claim(code, MISSING, tuple(measured), hindrance, hindered=True)
         told = "; ".join(dict.fromkeys(m.reason for m in measured if m.state == state and m.reason))
         return Claim(code, state, tuple(measured), told if state in (MISSING, UNDECIDED) else "")
 

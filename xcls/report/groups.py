@@ -1,0 +1,339 @@
+"""Which runs are alike: groups over seeds, the data sets whose rows they saw, their ranks and their short names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import statistics
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from xcls.identity import NOT_SHAPING
+from xcls.record import Record, is_guess
+from xcls.report.conditions import gathered
+from xcls.report.load import Found, Run
+from xcls.report.measures import MEASURES, NONE, is_cost
+
+BROKE_DOWN = re.compile(r"\b(nan|inf|oom)\b|not finite|non-?finite|out[ -]of[ -]memory|OutOfMemory", re.IGNORECASE)
+BASELINE = "TF-IDF + LogReg"
+CHOICES = ("dataset", "attention", "position", "size", "tokenizer")  # the choices that name a run
+DEVICE = ("kind", "name", "dtype", "compile", "micro_batch", "micro_tokens", "gradient_checkpointing", "threads")
+# Names, places and switches that shape no result; the seeds; and the mode, which is in the record itself.
+NOT_COMPARED = {
+    "mode", "seed", "pretrain_seed", "exp", "study", "sweep", "pretrain", "resume", "retry_failed", "template", "split",
+    "input", "output", "text", "checkpoint", "dataset.path", "dataset.extra", "tokenizer.path",
+}  # fmt: skip
+NOT_COMPARED_NODES = ("reading.", "wandb.", "claims.", "hardware.", "dataset.source.", "hydra.", "bench.")
+OF_MODE = {"pretraining": "pretrain", "masking": "pretrain", "finetuning": "finetune", "head": "finetune", "baseline": "baseline"}  # nodes that one mode reads
+ENCODER = ("attention.", "position.", "size.", "tokenizer.", "seq_len")
+MOST_PARTS = 5  # of a label beyond its first words; more are replaced by the group's id
+
+
+class Stat(NamedTuple):
+    """A measure over the seeds of a group. `sd` is the sample standard deviation (n - 1), None at n = 1."""
+
+    n: int = 0
+    best: float | None = None
+    mean: float | None = None
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+    middle: float | None = None  # what stands for the group: the median of a cost, the mean of anything else
+
+    @property
+    def text(self) -> str:
+        """`0.912 ± 0.003`: mean and sample standard deviation."""
+        return NONE if self.mean is None else f"{self.mean:.3f}" + ("" if self.sd is None else f" ± {self.sd:.3f}")
+
+
+@dataclass
+class Group:
+    """All runs alike but for the seed, on one kind of device. `runs` completed, each hash once; `others` did not."""
+
+    key: dict[str, Any]
+    device: dict[str, Any]
+    runs: list[Run] = field(default_factory=list)
+    others: list[Run] = field(default_factory=list)
+    label: str = ""
+    rank: int | None = None
+
+    @property
+    def record(self) -> Record:
+        """One record of the group, for what all of them share."""
+        return (self.runs or self.others)[0].record
+
+    @cached_property
+    def id(self) -> str:
+        """Eight hex digits that name the group wherever its runs lie."""
+        return hashlib.sha256(_text([self.key, self.device]).encode()).hexdigest()[:8]
+
+    @cached_property
+    def twin(self) -> str:
+        """Equal for groups that are alike in everything but `attention.*` and the device."""
+        return _text(without_attention(self.key))
+
+    @cached_property
+    def conditions(self) -> dict[str, set[str]]:
+        """Under which conditions its costs were measured."""
+        return gathered(run.record for run in self.runs)
+
+    @property
+    def attention(self) -> str:
+        """`attention.name` of the configuration, else the chosen file; '' for a baseline."""
+        return "" if self.record.mode == "baseline" else str(self.record.config.get("attention.name") or self.record.choices.get("attention") or "")
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds that completed."""
+        return sorted({run.record.seed for run in self.runs})
+
+    @cached_property
+    def learned_nothing(self) -> str:
+        """`seeds 0, 1: macro-F1 0.077, a guess gives 0.125` of the completed runs that learned nothing, or ''."""
+        told: dict[str, list[int]] = {}
+        for run in self.runs:
+            classes, macro_f1 = class_count(run.record), MEASURES["macro_f1"].of(run.record)
+            if classes and is_guess(macro_f1, classes):
+                told.setdefault(f"macro-F1 {macro_f1:.3f}, a guess gives {1 / classes:.3f}", []).append(run.record.seed)
+        parts = [f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}: {text}" for text, seeds in told.items()]
+        return f"{self.label} learned nothing ({'; '.join(sorted(parts))})" if parts else ""
+
+    @property
+    def shared(self) -> bool:
+        """Whether another job ran on the device of any of its runs."""
+        return any(bool(run.record.device.get("shared")) for run in self.runs)
+
+    @property
+    def broken(self) -> list[Run]:
+        """Its runs that failed by NaN or by lack of memory."""
+        return [run for run in self.others if run.record.status == "failed" and BROKE_DOWN.search(run.record.cause or "")]
+
+    @cached_property
+    def _stats(self) -> dict[str, Stat]:
+        return {name: self._stat(name) for name in MEASURES}
+
+    def stat(self, name: str) -> Stat:
+        """The measure `name` over the completed runs.
+
+        The best of a test score is that of the run with the best validation macro-F1: test selects nothing.
+        """
+        return self._stats[name]
+
+    def _stat(self, name: str) -> Stat:
+        measure = MEASURES[name]
+        values = [value for value in (measure.of(run.record) for run in self.runs) if value is not None]
+        if not values:
+            return Stat()
+        best = min(values) if measure.low_is_better else max(values)
+        if measure.place == "metrics.test":
+            chosen = [(score, -run.record.seed, run.record) for run in self.runs if (score := MEASURES["macro_f1"].of(run.record)) is not None]
+            best = measure.of(max(chosen, key=lambda item: item[:2])[2]) if chosen else None
+        sd = statistics.stdev(values) if len(values) > 1 else None  # exact sums: the order of the runs changes no bit
+        mean = statistics.fmean(values)
+        middle = statistics.median(values) if is_cost(name) else mean
+        return Stat(len(values), best, mean, sd, min(values), max(values), middle)
+
+
+def class_count(record: Record) -> int:
+    """How many classes the data has; 0 where the record does not say."""
+    counts = record.data.get("classes")
+    named = counts.get("validation") if isinstance(counts, dict) else None
+    return len(named) if isinstance(named, dict) else 0
+
+
+def survived(record: Record) -> list[str]:
+    """What went wrong in a run that completed all the same: bad steps that were left out, restarts, smaller batches."""
+    faults = record.faults if record.status == "completed" and isinstance(record.faults, list) else []
+    return [f"{fault.get('kind')} at step {fault.get('step')}: {fault.get('cause')}" for fault in faults if isinstance(fault, dict)]
+
+
+@dataclass
+class Board:
+    """The groups that saw the same rows of the same data, and the baselines trained on these rows."""
+
+    name: str
+    groups: list[Group]
+    baselines: list[Group]
+    references: dict[tuple[str, str], tuple[Group | None, str]] = field(default_factory=dict)  # claims.find_reference
+
+    @cached_property
+    def of_mechanism(self) -> dict[str, list[Group]]:
+        """The groups with a completed run, by the name of their mechanism."""
+        found: dict[str, list[Group]] = {}
+        for group in self.groups:
+            if group.runs:
+                found.setdefault(group.attention, []).append(group)
+        return found
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file's name."""
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", self.name).strip("-") or "data"
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def settings_of(record: Record, parents: dict[str, Record], depth: int = 0) -> dict[str, Any]:
+    """What two runs of a group share, flat: choices, configuration, code, data, and the same of the run they started from."""
+    key: dict[str, Any] = {"mode": record.mode, "data": record.data.get("fingerprint"), "rows": record.data.get("train_rows_hash")}
+    encoder = record.mode != "baseline"
+    key.update({f"choice.{choice}": record.choices.get(choice) for choice in (CHOICES if encoder else CHOICES[:1])})
+    for name, value in record.config.items():
+        node, _, leaf = name.partition(".")
+        if name in NOT_COMPARED or name.startswith(NOT_COMPARED_NODES) or (not encoder and name.startswith(ENCODER)):
+            continue
+        if node not in OF_MODE or (record.mode == OF_MODE[node] and leaf not in NOT_SHAPING):
+            key[name] = value
+    if encoder:
+        key["seq_len"] = record.seq_len
+        key.update({f"{part}.code": digest[:12] for part, digest in record.code.items()})
+        key["hardware.gradient_checkpointing"] = record.config.get("hardware.gradient_checkpointing")
+    if record.pretrain is not None:
+        key["checkpoint"] = record.config.get("checkpoint")
+        key.update({f"pretrained.{name}": value for name, value in _origin(record, parents, depth).items()})
+    return key
+
+
+def _origin(record: Record, parents: dict[str, Record], depth: int) -> dict[str, Any]:
+    """The settings of the run that `record` started from; its own `pretraining.*` where that is not at hand."""
+    parent = parents.get(str((record.pretrain or {}).get("hash")))
+    if parent is not None and depth < 8:  # a chain of fine-tunings is short; a circle would be a forged record
+        return {**settings_of(parent, parents, depth + 1), "dtype": parent.device.get("dtype")}
+    own = {name: value for name, value in record.config.items() if name.startswith(("pretraining.", "masking."))}
+    return {name: value for name, value in own.items() if name.partition(".")[2] not in NOT_SHAPING}
+
+
+def device_of(record: Record) -> dict[str, Any]:
+    """What must be equal for two costs to be compared; nothing for a baseline, whose costs are in no claim."""
+    return {} if record.mode == "baseline" else {name: record.device.get(name) for name in DEVICE}
+
+
+def without_attention(key: dict[str, Any]) -> dict[str, Any]:
+    """`settings_of` without the mechanism, its own and its pretraining run's: what a reference must share."""
+    return {name: value for name, value in key.items() if "attention" not in name.split(".")}
+
+
+def group_runs(found: Found) -> list[Group]:
+    """The groups of pretraining, fine-tuning and baseline runs, each named, in a fixed order."""
+    groups: dict[str, Group] = {}
+    runs = [run for run in found.runs if run.record.mode in ("pretrain", "finetune", "baseline")]
+    for run in runs:
+        if run.record.status == "completed":
+            key, device = settings_of(run.record, found.parents), device_of(run.record)
+            group = groups.setdefault(_text([key, device]), Group(key, device))
+            if all(run.record.hash != other.record.hash for other in group.runs):
+                group.runs.append(run)
+    ordered = list(groups.values())
+    for run in runs:
+        if run.record.status != "completed":
+            _attach(run, found, ordered)
+    ordered.sort(key=lambda group: (group.record.mode, str(group.key.get("choice.dataset")), group.id))
+    for mode in ("baseline", "finetune", "pretrain"):
+        _name([group for group in ordered if group.record.mode == mode])
+    return ordered
+
+
+def _attach(run: Run, found: Found, groups: list[Group]) -> None:
+    """Puts a run that did not complete into the groups it would have been in.
+
+    It may have ended before its rows or its device were known: what is unknown is taken to agree.
+    """
+    key, device = settings_of(run.record, found.parents), device_of(run.record)
+    unknown = {name for name in ("data", "rows") if key[name] is None}
+
+    def known(node: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in node.items() if name not in unknown}
+
+    fitting = [
+        group
+        for group in groups
+        if known(group.key) == known(key) and all(value is None or group.device.get(name) in (None, value) for name, value in device.items())
+    ]
+    if not fitting:
+        fitting = [Group(key, device)]
+        groups += fitting
+    for group in fitting:
+        if all(run.record.hash != other.record.hash for other in group.others):
+            group.others.append(run)
+
+
+def make_boards(groups: list[Group], rank_by: str) -> list[Board]:
+    """One board for each set of training rows that was fine-tuned on or has a baseline, its groups ranked."""
+    rows: dict[tuple[str, str, str], Board] = {}
+    for group in groups:
+        if group.record.mode != "pretrain" and (group.runs or group.key["rows"] is not None):
+            dataset = str(group.record.choices.get("dataset") or group.record.data.get("name") or "data")
+            board = rows.setdefault((dataset, str(group.key["data"]), str(group.key["rows"])), Board(dataset, [], []))
+            (board.baselines if group.record.mode == "baseline" else board.groups).append(group)
+    # Boards of one data set are told apart by how many rows were trained on; where that is equal too, by a hash.
+    for named in (_rows_of, lambda place, board: hashlib.sha256(_text(place).encode()).hexdigest()[:6]):
+        names = Counter(board.name for board in rows.values())
+        for place, board in rows.items():
+            board.name += f" ({named(place, board)})" if names[board.name] > 1 else ""
+    boards = [rows[place] for place in sorted(rows)]
+    for board in boards:
+        _rank(board, rank_by)
+    return boards
+
+
+def _rows_of(place: tuple[str, str, str], board: Board) -> str:
+    counts = [*board.groups, *board.baselines][0].record.data.get("rows")
+    return f"{counts.get('train')} training rows" if isinstance(counts, dict) else "rows not counted"
+
+
+def _rank(board: Board, rank_by: str) -> None:
+    """Ranks the groups of a board by what stands for each, costs within one device; what has no value comes last, unranked."""
+    sign = 1 if MEASURES[rank_by].low_is_better else -1
+    values = {group.id: sign * middle for group in board.groups if (middle := group.stat(rank_by).middle) is not None}
+    for group in board.groups:
+        if group.id in values:
+            beside = [other for other in board.groups if other.id in values and (not is_cost(rank_by) or other.device == group.device)]
+            group.rank = 1 + sum(values[other.id] < values[group.id] for other in beside)
+    board.groups.sort(key=lambda group: (group.id not in values, values.get(group.id, 0.0), group.label, group.id))
+
+
+def _name(groups: list[Group]) -> None:
+    """Sets the labels of the groups of one mode: the mechanism, then data, position, size … where these differ, then whatever else does."""
+    if not groups:
+        return
+    parts = {group.id: [_mechanism(group)] for group in groups}
+    traits = [_traits(group) for group in groups]
+    for column in list(zip(*traits))[: 1 if groups[0].record.mode == "baseline" else None]:
+        if len(set(column)) > 1:
+            for group, trait in zip(groups, column):
+                parts[group.id].append(trait)
+    buckets: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        buckets.setdefault(tuple(parts[group.id]), []).append(group)
+    for first, alike in buckets.items():
+        flats = {group.id: {**group.key, **{f"device.{name}": value for name, value in group.device.items()}} for group in alike}
+        names = sorted({name for flat in flats.values() for name in flat})
+        varying = [name for name in names if len({repr(flat.get(name)) for flat in flats.values()}) > 1]
+        leaves = Counter(name.rpartition(".")[2] for name in varying)
+        for group in alike:
+            tail = [group.id]
+            if len(varying) <= MOST_PARTS:
+                shown = {name: leaf if leaves[leaf := name.rpartition(".")[2]] == 1 else name for name in varying}
+                tail = [f"{short}={_short(flats[group.id].get(name))}" for name, short in shown.items()]
+            group.label = " ".join([*first, *tail])
+
+
+def _mechanism(group: Group) -> str:
+    return BASELINE if group.record.mode == "baseline" else str(group.record.choices.get("attention") or group.attention)
+
+
+def _traits(group: Group) -> list[str]:
+    """What may follow the mechanism in a label."""
+    record, device = group.record, group.device
+    choices = [str(record.choices.get(name)) for name in ("dataset", "position", "size", "tokenizer")]
+    origin = "scratch" if record.pretrain is None else "pretrained"
+    return [*choices, f"n{record.seq_len}", origin, str(device.get("dtype") or ""), str(device.get("name") or device.get("kind") or "")]
+
+
+def _short(value: Any) -> str:
+    return text if len(text := str(value)) <= 24 else text[:21] + "…"

@@ -1,0 +1,331 @@
+"""A data set's results in short: the headline with what qualifies it, the matrix of claims, the table of groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+from xcls.record import MORE_TRAINING
+from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED, Judge, Measured, Verdict, difference_pp, find_reference, ratio, strictest
+from xcls.report.conditions import unlike_groups
+from xcls.report.cost_ratio import excluded_note
+from xcls.report.groups import BASELINE, Board, Group
+from xcls.report.intervals import OPEN, RATIO, Interval
+from xcls.report.load import Found, ending
+from xcls.report.measures import NONE, TableText, amount, cut_note, memory_measure, signed
+
+SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?", UNDECIDED: "?"}
+CLAIMED = {  # the matrix's columns: the name of the measured number and its heading
+    "time ratio": "time", "memory ratio": "memory", "macro-F1 loss (pp)": "loss against {}, pp",
+    "macro-F1 gain (pp)": "gain over TF-IDF, pp", "macro-F1 spread (pp)": "spread of seeds, pp",
+}  # fmt: skip
+MEMORY = {  # by the kind of the device
+    "cuda": "Memory on a GPU: the most that torch's allocator held in training, with weights, gradients and AdamW's state.",
+    "cpu": "Memory on a CPU: growth of peak RSS from before the first step, so with gradients and AdamW's state, without the weights.",
+}
+SHOWN = 3  # groups named in a sentence
+
+
+@dataclass(frozen=True)
+class Headline:
+    """`state` gives the sign beside the sentence; `notes` qualify it; `next` says what would settle it, or is ''."""
+
+    state: str
+    text: str
+    notes: tuple[str, ...] = ()
+    next: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One claim about one group: the value, its limit, the state (a key of SIGNS, or ''), numbers of footnotes.
+
+    `doubtful`: the state is by the value, as the rule is written, though the interval spans the limit.
+    """
+
+    value: str
+    limit: str = ""
+    state: str = ""
+    notes: tuple[int, ...] = ()
+    doubtful: bool = False
+
+    @property
+    def sign(self) -> str:
+        """✓ holds, ✗ does not, ? cannot be told; ✓? and ✗? where it is doubtful."""
+        return SIGNS.get(self.state, "") + "?" * self.doubtful
+
+    def __str__(self) -> str:
+        notes = ", ".join(map(str, self.notes))
+        return " ".join(filter(None, [self.value, self.limit and f"({self.limit})", self.sign, notes and f"[{notes}]"]))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Mechanisms by claims. rows: (label, n, cells, verdict on validation, verdict on test). notes: the footnotes, from 1 on."""
+
+    header: list[str]
+    rows: list[tuple[str, int, list[Cell], str, str]]
+    notes: list[str]
+
+    @property
+    def text(self) -> TableText:
+        """The matrix as text."""
+        rows = [[label, str(n), *map(str, cells), *states] for label, n, cells, *states in self.rows]
+        return ["mechanism", "n", *self.header, "PASS_WNF", "PASS_WNF_TEST"], rows
+
+
+def headline(board: Board, judge: Judge, references: Sequence[str]) -> Headline:
+    """What passes against the first of `references`, or why nothing does, and what to run next."""
+    first = references[0]
+    done = [group for group in board.groups if group.runs]
+    if not done:
+        text = "Only the baseline has finished on these rows." if any(b.runs for b in board.baselines) else "No run has finished yet."
+        return Headline(MISSING, text, next="Give the command of the sweep again: it goes on with what was interrupted.")
+    verdicts = [judge.verdict(group, board, first, "validation") for group in done]
+    judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in references]
+    judged = [verdict for verdict in judged if _at_claims(verdict, judge)] or judged
+    passing = sorted((verdict for verdict in judged if verdict.state == PASS), key=_saving)
+    notes = [_weak_reference(board, judge, first), _better_baseline(board)]
+    if passing:
+        text = f"{passing[0].group.label} passes: {_beside(passing[0])}."
+        if passing[1:]:
+            text += f" Also passing: {_listed([verdict.group.label for verdict in passing[1:]])}."
+        return Headline(PASS, text, tuple(filter(None, [*_against(passing[0], board, judge, references), *notes])))
+    failing = [verdict.group.label for verdict in judged if verdict.state == FAIL]
+    waiting = [verdict for verdict in judged if verdict.state == MISSING]
+    if not judged:
+        best = max(done, key=lambda group: (group.stat("macro_f1").mean or 0.0, group.label))
+        state, text = MISSING, f"Nothing with a claim was run beside {first}. Best so far: {best.label}, macro-F1 {best.stat('macro_f1').text}."
+    elif failing:
+        state, text = FAIL, f"Nothing passes against {first}: {_listed(failing)} {'fails' if len(failing) == 1 else 'fail'}."
+        text += f" No verdict yet on {_listed([verdict.group.label for verdict in waiting])}." if waiting else ""
+    else:
+        reasons = [reason for verdict in waiting for reason in verdict.reasons] or ["something was not measured"]
+        state, text = MISSING, f"No verdict yet: {max(sorted(set(reasons)), key=reasons.count)}."
+    following = _remedy(board, judge, waiting, first) if waiting else "" if judged else _reference_wanted(board, first)
+    if any(group.learned_nothing for group in board.groups):
+        following = MORE_TRAINING
+    return Headline(state, text, tuple(filter(None, notes)), following)
+
+
+def _at_claims(verdict: Verdict, judge: Judge) -> bool:
+    """Whether a group was run at the length that its claims are made at."""
+    return verdict.group.record.seq_len == judge.claims_for(verdict.group)[0].seq_len
+
+
+def _costs(verdict: Verdict) -> list[tuple[str, float]]:
+    """(time or memory, ratio to the reference) of what was measured."""
+    group, other = verdict.group, verdict.reference_group
+    measures = {"time": "time_per_epoch", "memory": memory_measure(group.device.get("kind"))}
+    shares = {word: None if other is None else ratio(group, other, name) for word, name in measures.items()}
+    return [(word, share) for word, share in shares.items() if share is not None]
+
+
+def _saving(verdict: Verdict) -> tuple[Any, ...]:
+    """For sorting: in whole percent the time and the memory beside the own reference; of equals the better one first."""
+    shares = dict(_costs(verdict))
+    costs = [round(100 * shares.get(word, float("inf")), 0) for word in ("time", "memory")]
+    return (*costs, -(verdict.group.stat("macro_f1").mean or 0.0), verdict.group.label)
+
+
+def _beside(verdict: Verdict) -> str:
+    """`30 % less time, 8 % more memory, macro-F1 −0.60 pp against sdpa (n = 3)`."""
+    group, other = verdict.group, verdict.reference_group
+    told = [f"{abs(1 - share):.0%} {'less' if share < 1 else 'more'} {word}".replace("%", " %") for word, share in _costs(verdict)]
+    gap = None if other is None else difference_pp(group, other, "validation")
+    told += [] if gap is None else [f"macro-F1 {signed(gap)} pp"]
+    return f"{', '.join(told)} against {verdict.reference} (n = {len(group.runs)})"
+
+
+def _against(best: Verdict, board: Board, judge: Judge, references: Sequence[str]) -> list[str]:
+    """What speaks against the group that passes: the test split, the other references."""
+    test = judge.verdict(best.group, board, references[0], "test").state
+    told = [f"On the test split {best.group.label} does not pass: {test}."] if test != PASS else []
+    for reference in references[1:]:
+        verdict = judge.verdict(best.group, board, reference, "validation")
+        if verdict.reference_group is None:
+            told.append(f"There are no runs of {reference}, which a practitioner would use instead of {references[0]}.")
+        elif verdict.state != PASS:
+            told.append(f"Against {reference}, which a practitioner would use instead, it does not pass: {_beside(verdict)}.")
+    return told
+
+
+def _weak_reference(board: Board, judge: Judge, reference: str) -> str:
+    for group in board.of_mechanism.get(reference, []):
+        verdict = judge.verdict(group, board, reference, "validation")
+        if verdict.state == FAIL:
+            codes = _listed([claim.code for claim in verdict.claims if claim.state == FAIL])
+            return f"The reference {group.label} fails its own claims ({codes}): savings against it say less."
+    return ""
+
+
+def _better_baseline(board: Board) -> str:
+    baseline = strictest(board.baselines)
+    scored = [(group.stat("macro_f1").mean, group.label) for group in board.groups if group.stat("macro_f1").n]
+    if baseline is None or not scored:
+        return ""
+    best, label = max(scored)
+    for name, word in (("macro_f1", ""), ("tuned_macro_f1", " (tuned on validation)")):
+        value = baseline.stat(name).mean
+        if value is not None and value > best:
+            return f"{BASELINE}{word} is better than every encoder: macro-F1 {value:.3f} against {best:.3f} of {label}."
+    return ""
+
+
+def _remedy(board: Board, judge: Judge, waiting: Sequence[Verdict], reference: str) -> str:
+    """What to run so that there is a verdict."""
+    claims, _ = judge.claims_for(waiting[0].group)
+    if not any(_at_claims(verdict, judge) for verdict in waiting):
+        return f"The claims are made at {claims.seq_len} tokens: add seq_len={claims.seq_len} to the sweep; what is done is skipped."
+    alone = [verdict for verdict in waiting if verdict.reference_group is None]
+    if alone:
+        _, reason = find_reference(alone[0].group, board, reference)
+        return _reference_wanted(board, reference) or f"Run {reference} as {alone[0].group.label} was run: {reason}."
+    if strictest(board.baselines) is None:
+        return f"Fit the baseline: python run.py mode=baseline dataset={board.groups[0].record.choices.get('dataset')}"
+    if any(len(verdict.group.seeds) < claims.min_seeds for verdict in waiting):
+        return f"Run more seeds: seed={','.join(map(str, range(claims.min_seeds)))} in the same sweep; what is done is skipped."
+    if any(claim.state == UNDECIDED for verdict in waiting for claim in verdict.claims):
+        return "Repeat a run that is named: remove its folder and give the sweep's command again; what is done is skipped."
+    return ""
+
+
+def _reference_wanted(board: Board, reference: str) -> str:
+    if reference in board.of_mechanism and len(board.of_mechanism) > 1:
+        return ""
+    return f"Run mechanisms with the same settings: python run.py -m attention={reference},performer,reformer seed=0,1,2"
+
+
+def matrix(board: Board, judge: Judge, reference: str, most: int = 12) -> Matrix:
+    """The claims about the groups of a board, the best ranked first; groups with a verdict before those without one."""
+    notes: list[str] = []
+    verdicts = [judge.verdict(group, board, reference, "validation") for group in board.groups if group.runs]
+    verdicts.sort(key=lambda verdict: (not verdict.claims, verdict.state == MISSING))
+    rows = []
+    for verdict in verdicts[:most]:
+        cells = [_cell(name, verdict, notes) for name in CLAIMED]
+        test = judge.verdict(verdict.group, board, reference, "test").state
+        rows.append((verdict.group.label, len(verdict.group.runs), cells, verdict.state, test))
+    if len(verdicts) > most:
+        notes.append(f"{len(verdicts) - most} more groups are in the table below.")
+    return Matrix([title.format(reference) for title in CLAIMED.values()], rows, notes)
+
+
+def _cell(name: str, verdict: Verdict, notes: list[str]) -> Cell:
+    """One cell; what does not fit into it goes to `notes`, each text once."""
+    found = [(claim, number) for claim in verdict.claims for number in claim.measured if number.name == name]
+    if not found:
+        share = dict(_costs(verdict)).get(name.removesuffix(" ratio"))
+        own = verdict.reference_group is verdict.group or share is None
+        return Cell(NONE if own else f"{share:.2f}×", notes=_noted([] if own or not verdict.reason else [verdict.reason], notes))
+    claim, number = min(found, key=lambda pair: pair[0].hindered)
+    state = MISSING if claim.hindered else FAIL if claim.state == FAIL and claim.reason else number.state
+    told = [claim.reason if claim.hindered or state == FAIL else number.reason]
+    doubtful = number.told == OPEN and not number.undecided and state in (PASS, FAIL)
+    if doubtful:
+        told.append(f"The interval of the {name.replace(' (pp)', '')} spans the limit: {interval_text(number.interval)} pp.")
+    if "ratio" in name:
+        told += [f"Measured differently: {claim.remark}."] if claim.remark else []
+        told += [f"mode=bench measured {number.bench:.2f}× ({number.bench_says})."] if number.bench_says.startswith("no") else []
+    value = NONE if number.value is None else f"{number.value:.2f}×" if "ratio" in name else f"{number.value + 0.0:.2f}".replace("-", "−")
+    return Cell(value, bound(number), state, _noted(told, notes), doubtful)
+
+
+def _noted(told: Sequence[str], notes: list[str]) -> tuple[int, ...]:
+    """The numbers of these footnotes, the new ones added to `notes`."""
+    own = [text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text for text in told if text]
+    notes += [text for text in dict.fromkeys(own) if text not in notes]
+    return tuple(notes.index(text) + 1 for text in dict.fromkeys(own))
+
+
+def comparison(board: Board, judge: Judge, reference: str) -> TableText:
+    """The groups in the order of their rank, then the baselines; costs beside those of the reference."""
+    header = [
+        "mechanism", "PASS_WNF", "PASS_WNF_TEST", "n", "macro-F1 validation", "macro-F1 test", f"vs {reference}, pp",
+        "vs baseline, pp", "time/epoch, s", "tokens/s", "memory, MiB",
+    ]  # fmt: skip
+    baseline = strictest(board.baselines)
+    rows = []
+    for group in board.groups:
+        other, _ = find_reference(group, board, reference)
+        states = [judge.verdict(group, board, reference, split).state for split in ("validation", "test")]
+        scores = [group.stat("macro_f1").text, group.stat("test_macro_f1").text]
+        gaps = [_gap(group, other, board, judge), _gap(group, baseline, board, judge)]
+        memory = _with_ratio(group, other, memory_measure(group.device.get("kind")))
+        costs = [_with_ratio(group, other, "time_per_epoch"), amount(group.stat("tokens_per_s").middle), memory]
+        rows.append([group.label, *states, str(len(group.runs)), *scores, *gaps, *costs])
+    for group in board.baselines:
+        for kind, word in (("", ""), ("tuned_", ", tuned")):
+            own = group.stat(f"{kind}macro_f1")
+            if not kind or own.n:
+                gap = signed((own.mean - group.stat("macro_f1").mean) * 100) if kind and group.stat("macro_f1").n else NONE
+                seconds = group.stat(f"{kind}train_seconds").middle
+                took = NONE if seconds is None else f"{amount(seconds)} in all"
+                scores = [own.text, group.stat(f"{kind}test_macro_f1").text]
+                rows.append([group.label + word, "", "", str(own.n or len(group.runs)), *scores, NONE, gap, took, NONE, NONE])
+    return header, rows
+
+
+def _gap(group: Group, other: Group | None, board: Board, judge: Judge) -> str:
+    """The difference of validation macro-F1 in percentage points, with its interval in brackets."""
+    if other is None or other is group:
+        return NONE
+    interval = None if judge.differences is None else judge.differences.between(group, other, board, "validation")
+    around = interval_text(interval)
+    return signed(difference_pp(group, other, "validation")) + (f" ({around})" if around else "")
+
+
+def _with_ratio(group: Group, other: Group | None, name: str) -> str:
+    """The median of a cost, and in brackets its ratio to the reference."""
+    middle = group.stat(name).middle
+    share = ratio(group, other, name) if other is not None and other is not group else None
+    mark = "*" if group.shared and middle is not None else ""
+    unlike = " †" if share is not None and other is not None and unlike_groups(group, other) else ""
+    return amount(middle) + mark + (f" ({share:.2f}×{unlike})" if share is not None else "")
+
+
+def footnotes(board: Board, reference: str) -> list[str]:
+    """What one must know to read the comparison."""
+    notes = [
+        "n: completed seeds; ±: sample standard deviation over them. Costs: the median over them. In brackets: the ratio to "
+        f"the {reference} group equal in everything but attention."
+    ]
+    kinds = {group.device.get("kind") for group in board.groups}
+    notes += [excluded_note(board.groups), *(text for kind, text in MEMORY.items() if kind in kinds)]
+    if any(group.shared for group in board.groups):
+        notes.append("*: another job ran on the same device; no cost claim is made from it.")
+    for group in board.groups:
+        other, _ = find_reference(group, board, reference)
+        unlike = [] if other is None else unlike_groups(group, other)
+        notes += [f"†: {group.label} and {other.label} were measured differently: {'; '.join(unlike)}."] if other and unlike else []
+    if len({repr(group.device) for group in board.groups if group.runs}) > 1:
+        notes.append("The runs are from different devices or settings of the device: their costs do not compare across these.")
+    notes.append(cut_note(run.record for group in board.groups for run in group.runs) or "")
+    return [note for note in notes if note]
+
+
+def unfinished(found: Found) -> TableText:
+    """Every run that did not complete, with its cause and folder; then the records that cannot be read."""
+    rows = [[run.record.run, *ending(run), run.place] for run in found.runs if run.record.status != "completed"]
+    rows += [["", "unreadable", item.reason, item.place] for item in found.unreadable]
+    return ["run", "status", "cause", "folder"], rows
+
+
+def interval_text(interval: Interval | None) -> str:
+    """`−1.20 … +0.31` percentage points, `0.71 … 0.78` of a ratio; '' without an interval."""
+    if interval is None or interval.low is None:
+        return ""
+    form = amount if interval.unit == RATIO else signed
+    return f"{form(interval.low)} … {form(interval.high)}"
+
+
+def bound(number: Measured) -> str:
+    """`≤ 0.8×`: the limit of a number."""
+    return f"{'≤' if number.relation == '<=' else '≥'} {number.threshold:g}{'×' if 'ratio' in number.name else ''}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a, b and c`; the first few of many."""
+    if len(names) > SHOWN:
+        return f"{', '.join(names[:SHOWN])} and {len(names) - SHOWN} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
