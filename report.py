@@ -45,8 +45,7 @@ def main(cfg: DictConfig) -> None:
         if isinstance(cfg.runs, str):  # runs=multirun/quick
             cfg.runs = [cfg.runs]
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), cfg))
-        keys = [override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task]
-        typed = [key.partition(".")[2] for key in keys if key.split(".")[0] == "claims"]
+        typed = list(HydraConfig.get().overrides.task)
         from xcls.report.write import write_report  # matplotlib, only now
 
         print(write_report(settings, typed=typed, root=runs_root(Path.cwd())), end="")

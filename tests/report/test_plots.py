@@ -63,7 +63,7 @@ def test_a_group_looks_the_same_everywhere_and_like_no_other():
     looks = Looks()
     first = [looks.of(f"mechanism {number}") for number in range(12)]
     assert [looks.of(f"mechanism {number}") for number in reversed(range(12))] == first[::-1]
-    assert len({look.marker for look in first}) == 12 and len({look.colour for look in first[:8]}) == 8
+    assert len({look["marker"] for look in first}) == 12 and len({look["color"] for look in first[:8]}) == 8
 
 
 @pytest.mark.parametrize("colour", COLOURS)
@@ -93,7 +93,8 @@ def test_curves_are_over_time_and_over_tokens(make, tmp_path):
     (run.folder / "metrics.csv").write_text(lines, encoding="utf-8")
     run.record.files["metrics.csv"] = sha256(run.folder / "metrics.csv")
     curve = read_curve(run, "macro_f1")
-    assert curve.seconds == [2.0, 6.0] and curve.scores == [0.5, 0.6] and curve.tokens[0] == 2000.0 and np.isnan(curve.tokens[1])
+    assert list(curve["seconds"]) == [2.0, 6.0] and list(curve["score"]) == [0.5, 0.6]
+    assert curve["tokens"].iloc[0] == 2000.0 and np.isnan(curve["tokens"].iloc[1])
     assert read_curve(run, "auroc") is None
 
 

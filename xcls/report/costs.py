@@ -144,6 +144,7 @@ def _sum(values: Sequence[float | None]) -> float | None:
 
 
 def times(*factors: float | None) -> float | None:
+    """The product; None where a factor is missing."""
     known = [factor for factor in factors if factor is not None]
     return math.prod(known) if len(known) == len(factors) else None
 

@@ -50,25 +50,16 @@ class Plot:
     board: str | None = None
 
 
-@dataclass(frozen=True)
-class Style:
-    """The looks of one group."""
-
-    marker: str
-    colour: str
-    line: str
-
-
 class Looks:
     """Gives every name its looks, in the order in which names come: the same name looks the same everywhere."""
 
     def __init__(self) -> None:
         self._places: dict[str, int] = {}
 
-    def of(self, name: str) -> Style:
-        """The looks of the group or mechanism `name`."""
+    def of(self, name: str) -> dict[str, Any]:
+        """The looks of the group or mechanism `name`, as matplotlib's `plot` takes them."""
         place = self._places.setdefault(name, len(self._places))
-        return Style(MARKERS[place % len(MARKERS)], COLOURS[place % len(COLOURS)], LINES[place % len(LINES)])
+        return {"marker": MARKERS[place % len(MARKERS)], "color": COLOURS[place % len(COLOURS)], "linestyle": LINES[place % len(LINES)]}
 
 
 def canvas(size: tuple[float, float] = (WIDTH, 4.1), across: int = 1, down: int = 1) -> tuple[Figure, list[Axes]]:

@@ -184,11 +184,6 @@ class Differences:
         low, high = (round(min(max(end, -100.0), 100.0), DIGITS) + 0.0 for end in (value - half, value + half))
         return Interval(value, low, high, len(mine.effects), _over(group, other))
 
-    def recomputed(self, board: Board) -> int:
-        """How many runs' scores were made again from their predictions and agree with their records."""
-        self._scored(board, "validation")
-        return sum(len(told) for told in self._read[board.name].values() if not isinstance(told, str))
-
     def _scored(self, board: Board, split: str) -> dict[str, Sample | str]:
         """What is known of all groups that are looked at, on one split."""
         if board.name not in self._read:

@@ -188,28 +188,24 @@ def _read_bench(folder: Path, place: str) -> Bench:
 
 def _check_types(record: Record) -> None:
     """Raises ValueError for a record whose fields are not of the schema's types."""
+
+    def need(good: bool, name: str, what: str) -> None:
+        if not good:
+            raise ValueError(f"{RECORD}: {name} must {what}")
+
     for name, kind in TYPES.items():
         value = getattr(record, name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{RECORD}: {name} is {type(value).__name__}, not {kind.__name__}")
-    if not all(isinstance(scores, dict) for scores in record.metrics.values()):
-        raise ValueError(f"{RECORD}: metrics must hold one object per split")
-    if record.pretrain is not None and not isinstance(record.pretrain, dict):
-        raise ValueError(f"{RECORD}: pretrain is {type(record.pretrain).__name__}, not an object or null")
+        need(isinstance(value, kind) and not isinstance(value, bool), name, f"be {kind.__name__}, not {type(value).__name__}")
+    need(all(isinstance(scores, dict) for scores in record.metrics.values()), "metrics", "hold one object per split")
+    need(isinstance(record.pretrain, (dict, type(None))), "pretrain", "be an object or null")
     for name in ("cause", "exp", "study", "commit"):
-        if not isinstance(getattr(record, name), (str, type(None))):
-            raise ValueError(f"{RECORD}: {name} is no text")
-    if not all(isinstance(digest, str) for digest in record.code.values()):
-        raise ValueError(f"{RECORD}: code must hold texts")
+        need(isinstance(getattr(record, name), (str, type(None))), name, "be a text or null")
+    need(all(isinstance(text, str) for text in [*record.code.values(), *record.command, *record.warnings]), "code, command and warnings", "hold texts")
     for name in ("choices", "device", "versions", "files"):
-        if any(isinstance(value, (dict, list)) for value in getattr(record, name).values()):
-            raise ValueError(f"{RECORD}: {name} must hold single values")
-    if not all(isinstance(item, str) for item in [*record.command, *record.warnings]):
-        raise ValueError(f"{RECORD}: command and warnings must be lists of texts")
+        need(not any(isinstance(value, (dict, list)) for value in getattr(record, name).values()), name, "hold single values")
     for node in (record.costs, record.params, *record.metrics.values()):
         for name, value in node.items():
-            if isinstance(value, int) and abs(value) > 10**300:
-                raise ValueError(f"{RECORD}: {name} is no number of this world")
+            need(not isinstance(value, int) or abs(value) <= 10**300, name, "be a number that a float can hold")
 
 
 def _fetch_baselines(found: Found, root: Path, taken: set[Path]) -> None:

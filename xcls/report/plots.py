@@ -5,15 +5,14 @@ Plain matplotlib, deterministic, readable without colour: a group has one marker
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean, median
 from typing import Any, Iterable, Sequence
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -22,7 +21,7 @@ from xcls.report.claims import strictest
 from xcls.report.drawing import MOST, SETTINGS, SOFT, WIDTH, Looks, Plot, canvas, counted, drawable, key, plain_logs, png, short
 from xcls.report.groups import BASELINE, Board, Group
 from xcls.report.load import Bench, Run
-from xcls.report.measures import MEASURES, memory_measure, number
+from xcls.report.measures import MEASURES, memory_measure
 from xcls.report.plots_of_length import bench_plots, length_plot, step_plot
 from xcls.report.predictions import Predictions, Unusable, read_predictions
 
@@ -102,8 +101,8 @@ def quality_against_cost(board: Board, groups: Sequence[Group], cost: str, suffi
     middles = {label: (median(x for x, _ in points), fmean(y for _, y in points)) for label, points in drawn.items()}
     for label, points in drawn.items():
         look = looks.of(label)
-        axes.scatter(*zip(*points), s=26, marker=look.marker, facecolors="none", edgecolors=look.colour, zorder=4)
-        axes.scatter(*middles[label], s=85, marker=look.marker, color=look.colour, edgecolors="black", label=short(label), zorder=5)
+        axes.plot(*zip(*points), **{**look, "linestyle": ""}, markersize=5, markerfacecolor="none", zorder=4)
+        axes.plot(*middles[label], **{**look, "linestyle": ""}, markersize=9, markeredgecolor="black", label=short(label), zorder=5)
     front = pareto_front(middles)
     if len(drawn) > 1:
         axes.plot(*zip(*(middles[label] for label in front)), drawstyle="steps-post", color=SOFT, zorder=2, label="Pareto front")
@@ -144,10 +143,10 @@ def seed_points(board: Board, looks: Looks) -> Plot | None:
     axes.set_yticklabels([f"{short(group.label, 28)}\nn = {len(group.runs)}" for group in groups])
     axes.set_title(counted(f"{short(board.name)}: every seed", len(board.groups)))
     for row, group in enumerate(groups):
-        look = looks.of(group.label)
-        for name, at, fill in (("macro_f1", row - 0.14, look.colour), ("test_macro_f1", row + 0.14, "none")):
+        look = {**looks.of(group.label), "linestyle": ""}
+        for name, at, fill in (("macro_f1", row - 0.14, look["color"]), ("test_macro_f1", row + 0.14, "none")):
             values = [value for value in (MEASURES[name].of(run.record) for run in group.runs) if value is not None]
-            axes.scatter(values, [at] * len(values), s=30, marker=look.marker, facecolors=fill, edgecolors=look.colour, zorder=4)
+            axes.plot(values, [at] * len(values), **look, markersize=5.5, markerfacecolor=fill, zorder=4)
             if values:
                 axes.vlines(fmean(values), at - 0.16, at + 0.16, color="black", linewidth=1.4, zorder=3)
     keys = [Line2D([], [], marker="o", linestyle="", color=SOFT, label="validation"),
@@ -163,69 +162,50 @@ def seed_points(board: Board, looks: Looks) -> Plot | None:
     return Plot(f"seeds-{board.slug}", "Every seed", words, f"On validation: {'; '.join(told)}.", png(figure), board.slug)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """The evaluations of one run in order: seconds in training steps, real tokens seen, and the score."""
+def read_curve(run: Run, score: str) -> pd.DataFrame | None:
+    """A run's evaluations in order: `seconds` in training steps, real `tokens` seen, and `score`, a column of its metrics.csv.
 
-    seconds: list[float]
-    tokens: list[float]
-    scores: list[float]
-
-
-def read_curve(run: Run, score: str) -> Curve | None:
-    """The curve of `score` (a column) of a run's metrics.csv; None where it is gone, too large, or has no such numbers."""
+    None where the file is gone, too large, or has no such numbers.
+    """
     file = run.folder / "metrics.csv"
-    curve = Curve([], [], [])
     try:
         if "metrics.csv" not in run.record.files or file.stat().st_size > LARGEST:
             return None
-        with open(file, newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                value, step, per_step, rate = (_float(row.get(name)) for name in (score, "step", "time_per_step", "tokens_per_s"))
-                if value is not None and step is not None and per_step is not None:
-                    curve.seconds.append(step * per_step)
-                    curve.tokens.append(step * per_step * rate if rate is not None else float("nan"))
-                    curve.scores.append(value)
-    except (OSError, ValueError, csv.Error):
+        frame = pd.read_csv(file, usecols=[score, "step", "time_per_step", "tokens_per_s"]).apply(pd.to_numeric, errors="coerce")
+    except (OSError, ValueError):
         return None
-    return curve if curve.scores else None
-
-
-def _float(text: object) -> float | None:
-    try:
-        return number(float(str(text or "nan")))
-    except ValueError:
-        return None
+    frame["seconds"] = frame["step"] * frame["time_per_step"]
+    frame["tokens"] = frame["seconds"] * frame["tokens_per_s"]
+    frame = frame.replace([np.inf, -np.inf], np.nan).dropna(subset=[score, "seconds"])
+    return None if frame.empty else frame.rename(columns={score: "score"})
 
 
 def learning_plot(groups: Sequence[Group], score: str, *, name: str, title: str, board: str | None, looks: Looks) -> Plot | None:
     """A score over the time in training steps and over the tokens seen, a line per seed; None where no run has any."""
-    read = {group.label: [curve for run in group.runs if (curve := read_curve(run, score))] for group in groups[:MOST_CURVES]}
+    read = {group.label: [curve for run in group.runs if (curve := read_curve(run, score)) is not None] for group in groups[:MOST_CURVES]}
     curves = {label: found for label, found in read.items() if found}
     if not curves:
         return None
     figure, panels = canvas((WIDTH, 6.4), down=2)
     words = "validation loss (less is better)" if score == "val_loss" else "macro-F1 on validation"
     for axes, way, about in zip(panels, ("seconds", "tokens"), ("time in training steps", "tokens seen")):
-        unit, divisor = _unit(way, [value for found in curves.values() for curve in found for value in getattr(curve, way)])
+        unit, divisor = _unit(way, max(curve[way].max() for found in curves.values() for curve in found))
         axes.set(xlabel=f"{about}, {unit}", ylabel=words)
         for label, found in curves.items():
             look = looks.of(label)
             for place, curve in enumerate(found):
-                xs = [value / divisor for value in getattr(curve, way)]
                 told = None if place else short(f"{label} (n = {len(found)})")
-                axes.plot(xs, curve.scores, marker=look.marker, color=look.colour, linestyle=look.line, linewidth=1.1, markersize=4.5, label=told)
+                axes.plot(curve[way] / divisor, curve["score"], **look, linewidth=1.1, markersize=4.5, label=told)
     panels[0].set_title(counted(short(title, 44), len(groups), MOST_CURVES))
     key(panels[0])
-    ends = {label: [fmean(curve.scores[at] for curve in found) for at in (0, -1)] for label, found in curves.items()}
+    ends = {label: [fmean(curve["score"].iloc[at] for curve in found) for at in (0, -1)] for label, found in curves.items()}
     numbers = "; ".join(f"{label} from {first:.3f} to {last:.3f}" for label, (first, last) in ends.items())
     numbers = f"Means, from the first evaluation to the last: {numbers}."
     return Plot(name, "Learning curves", f"{title}: {words}, over time and over tokens; a line per seed.", numbers, png(figure), board)
 
 
-def _unit(way: str, values: Sequence[float]) -> tuple[str, float]:
-    """The unit in which `values` (seconds, tokens) read well, and what to divide them by."""
-    top = max((value for value in values if math.isfinite(value)), default=0.0)
+def _unit(way: str, top: float) -> tuple[str, float]:
+    """The unit in which values up to `top` (seconds, tokens) read well, and what to divide them by."""
     steps = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
     steps = steps if way == "seconds" else (("billions", 1e9), ("millions", 1e6), ("thousands", 1e3), ("tokens", 1.0))
     return next((step for step in steps if top >= 2 * step[1]), steps[-1])

@@ -163,10 +163,10 @@ def _lines(axes: Axes, shown: Sequence[Series], looks: Looks) -> None:
     for series in shown:
         look, points = looks.of(series.name), sorted(series.line.items())
         middles = [median(values) for _, values in points]
-        axes.plot([length for length, _ in points], middles, marker=look.marker, color=look.colour, linestyle=look.line, label=short(series.name))
+        axes.plot([length for length, _ in points], middles, **look, label=short(series.name))
         for length, values in points:
             if len(values) > 1:
-                axes.scatter([length] * len(values), values, s=14, facecolors="none", edgecolors=look.colour, zorder=4)
+                axes.plot([length] * len(values), values, "o", color=look["color"], markersize=4, markerfacecolor="none", zorder=4)
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(lengths, [f"{length:,.0f}" for length in lengths])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -33,41 +33,30 @@ def check_data(expected: Expected, path: str | None = None) -> list[str]:
     data = importlib.import_module("xcls.data.source")  # not at the top: the report itself reads no data
     notes, seen = [], set()
     for entry in expected:
-        arguments = dict(entry["source"])
-        if path is not None:
-            arguments["path"] = path
+        arguments = {**entry["source"], **({} if path is None else {"path": path})}
         module, _, name = str(arguments.pop("_target_", "")).rpartition(".")
         if not module or not entry["fingerprint"]:
-            notes.append(
-                f"{entry['dataset']}: the record does not say how to find its data again; they are not checked."
-            )
+            notes.append(f"{entry['dataset']}: the record does not say how to find its data again; they are not checked.")
             continue
         place = json.dumps([module, name, arguments, entry["extra"], entry["fingerprint"]], sort_keys=True)
         if place not in seen:
             seen.add(place)
-            source = getattr(importlib.import_module(module), name)(**arguments)
-            found = data.data_fingerprint(source, entry["extra"])
+            found = data.data_fingerprint(getattr(importlib.import_module(module), name)(**arguments), entry["extra"])
             if found != entry["fingerprint"]:
                 raise UserError(
                     f"the data set {entry['dataset']} is not the one of the record: fingerprint {found}, expected "
                     f"{entry['fingerprint']}. Its files (or, for data made from packages, their versions) differ."
                 )
-        notes += [
-            f"{k} is {installed(k)} here, {v} in the record."
-            for k, v in entry["versions"].items()
-            if v and installed(k) not in (v, "")
-        ]
+        notes += [f"{k} is {installed(k)} here, {v} in the record." for k, v in entry["versions"].items() if v and installed(k) not in (v, "")]
     return list(dict.fromkeys(notes))
 
 
 def check_fresh(expected: Expected, root: Path) -> None:
     """Raises UserError where every run is here already: there would be nothing to make again."""
-    there = {run.record.hash for run in _collected(root) if run.record.status == "completed"}
+    there = _made(root)
     if expected and all(entry["hash"] in there for entry in expected):
-        raise UserError(
-            f"all of these runs are in {root} already. Start me in a fresh clone: "
-            f"git clone {root} ../again && cd ../again"
-        )
+        again = f"git clone {root} ../again && cd ../again"
+        raise UserError(f"all of these runs are in {root} already. Start me in a fresh clone: {again}")
 
 
 def compare(expected: Expected, root: Path, tolerance: float) -> tuple[list[str], bool]:
@@ -76,30 +65,21 @@ def compare(expected: Expected, root: Path, tolerance: float) -> tuple[list[str]
     On the same CPU type, torch version, dtype and thread count: the same to the bit. Elsewhere: every score within
     `tolerance`.
     """
-    made = {run.record.hash: run.record for run in _collected(root) if run.record.status == "completed"}
+    made = _made(root)
     lines, good = [], True
     for entry in expected:
         record = made.get(entry["hash"])
         if record is None:
-            lines.append(
-                f"{entry['run']}: MISSING, no completed run has its hash; its configuration came out differently."
-            )
+            lines.append(f"{entry['run']}: MISSING, no completed run has its hash; its configuration came out differently.")
             good = False
             continue
         gap, name = furthest(entry["metrics"], record.metrics)
         alike = _alike(entry, record)
         right = gap == 0.0 if alike else gap <= tolerance
         good = good and right
-        end = (
-            ""
-            if right
-            else (", OTHER than on the first time on the same machine" if alike else f", OUTSIDE of {tolerance:g}")
-        )
-        lines.append(
-            f"{entry['run']}: "
-            + ("the same to the bit" if gap == 0.0 else f"differs by up to {gap:.3g} ({name})")
-            + end
-        )
+        wrong = "OTHER than on the first time on the same machine" if alike else f"OUTSIDE of {tolerance:g}"
+        told = "the same to the bit" if gap == 0.0 else f"differs by up to {gap:.3g} ({name})"
+        lines.append(f"{entry['run']}: {told}" + ("" if right else f", {wrong}"))
     return lines, good
 
 
@@ -124,8 +104,9 @@ def _alike(entry: dict[str, Any], record: Record) -> bool:
     return same and device.get("kind") == "cpu" and record.versions.get("torch") == entry["versions"].get("torch")
 
 
-def _collected(root: Path) -> list[Any]:
-    return collect(USUAL, root).runs
+def _made(root: Path) -> dict[str, Record]:
+    """The completed runs in `root` by their hashes."""
+    return {run.record.hash: run.record for run in collect(USUAL, root).runs if run.record.status == "completed"}
 
 
 def installed(name: str) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
+import re
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from xcls.paths import at
 from xcls.quoting import quoted
-from xcls.schema import UserError, flatten, nearest
-
-FAMILIES = "families."
+from xcls.schema import UserError, nearest
 
 
 @dataclass
@@ -105,50 +103,30 @@ def claims_from(flat: dict[str, Any]) -> Claims:
     claims = Claims()
     thresholds = [item.name for item in fields(FamilyClaims)]
     for key, value in sorted(flat.items()):
+        _, _, name = key.rpartition(".")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if key in ("seq_len", "min_seeds"):
-            setattr(claims, key, _whole(key, value))
+            _need(number and isinstance(value, int) and value >= 1, key, value, "a whole number of at least 1 is needed")
         elif key == "max_cost_factor":
-            claims.max_cost_factor = _factor(key, value)
+            _need(number and value > 1, key, value, "a number above 1 is needed, e.g. 1.5")
         elif key == "references":
-            claims.references = _names(value)
+            names = isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value)
+            _need(names, key, value, "a list of attention names is needed; the first decides")
+        elif re.fullmatch(r"families\.[^.]+\.[^.]+", key) and name in thresholds:
+            _need(number or value is None, key, value, "a number is needed, or null for no claim")
         else:
-            parts = key.split(".")
-            if len(parts) != 3 or parts[0] != "families" or parts[2] not in thresholds:
-                close = nearest(parts[-1], thresholds + ["seq_len", "min_seeds", "max_cost_factor", "references"])
-                raise UserError(f"claims.{key}: unknown key.{close}")
-            setattr(claims.families.setdefault(parts[1], FamilyClaims()), parts[2], _threshold(key, value))
+            raise UserError(f"claims.{key}: unknown key.{nearest(name, [*thresholds, 'seq_len', 'min_seeds', 'max_cost_factor', 'references'])}")
+        if name == key:
+            setattr(claims, key, list(value) if key == "references" else value)
+        else:
+            family = claims.families.setdefault(key.split(".")[1], FamilyClaims())
+            setattr(family, name, None if value is None else float(value))
     return claims
 
 
-def _whole(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"claims.{key}={value}: a whole number of at least 1 is needed.")
-    return value
-
-
-def _factor(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 1):
-        raise UserError(f"claims.{key}={value}: a number above 1 is needed, e.g. 1.5.")
-    return float(value)
-
-
-def _names(value: Any) -> list[str]:
-    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(name, str) for name in value):
-        raise UserError(f"claims.references={value}: a list of attention names is needed; the first decides.")
-    return list(value)
-
-
-def _threshold(key: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(f"claims.{key}={value}: a number is needed, or null for no claim.")
-    return float(value)
-
-
-DEFAULTS = Path(__file__).parents[2] / "conf" / "report.yaml"
-NAMED = ("claims.families", "originals", "cost.devices")  # nodes that hold names of the user's own
-REMOTE = "wandb:"
+def _need(good: Any, key: str, value: Any, what: str) -> None:
+    if not good:
+        raise UserError(f"claims.{key}={value}: {what}.")
 
 
 def inside(settings: Settings, root: Path) -> Settings:
@@ -158,59 +136,21 @@ def inside(settings: Settings, root: Path) -> Settings:
 
 
 def _relative(path: str, root: Path) -> str:
-    if str(path).startswith(REMOTE):
+    if str(path).startswith("wandb:"):
         return str(path)
-    path = str(at(path))
-    whole = Path(os.path.abspath(root))
-    for place, base in (
-        (Path(os.path.abspath(whole / path)), whole),
-        (Path(os.path.realpath(whole / path)), Path(os.path.realpath(whole))),
-    ):
+    for whole in (os.path.abspath, os.path.realpath):
+        place, base = Path(whole(root / at(path))), Path(whole(root))
         if place.is_relative_to(base):
             return place.relative_to(base).as_posix()
-    return str(path)
+    return str(at(path))
 
 
 def overrides(settings: Settings, typed: Sequence[str] = ()) -> list[str]:
-    """Words for the command line. `typed`: keys under `claims.` that were typed, which win over an experiment's own.
-
-    They are given again also where they say what the default says.
-    """
-    used, default = flatten(asdict(settings)), _defaults()
-    words = [f"{name}={quoted(used.pop(name))}" for name in ("runs", "out", "rank_by")]
-    gone = {key for key in default if key not in used and key not in ("runs", "out", "rank_by")}
-    words += [f"~{node}" for node in sorted({_node(key, used) for key in gone})]
-    devices = {name: asdict(price) for name, price in settings.cost.devices.items()}
-    for key, value in sorted(used.items()):
-        if not key.startswith("cost.devices.") and (value != default.get(key) or _typed(key, typed, default)):
-            words.append(f"{'' if key in default else '++'}{key}={quoted(value)}")
-    if devices:  # as one dictionary: a device's name may have blanks, which a key cannot
-        words.append(f"++cost.devices={quoted(devices)}")
-    return words
+    """Words for the command line that make the same report again: the paths of `settings`, then what else was typed."""
+    others = [word for word in typed if key_of(word) not in ("runs", "out")]
+    return [f"runs={quoted(settings.runs)}", f"out={quoted(settings.out)}", *others]
 
 
-@lru_cache(maxsize=1)
-def _defaults() -> dict[str, Any]:
-    """`conf/report.yaml`, flat; of an installation without it what the classes say, so that more is spelt out."""
-    if not DEFAULTS.is_file():
-        return flatten(asdict(Settings()))
-    import yaml  # not at the top: report.py --help reads this module
-
-    stated = flatten(yaml.safe_load(DEFAULTS.read_text(encoding="utf-8")))
-    return {key: value for key, value in stated.items() if key.split(".")[0] not in ("defaults", "hydra")}
-
-
-def _typed(key: str, typed: Sequence[str], default: dict[str, Any]) -> bool:
-    """Whether the user typed this key under `claims.`, or a node of it; what no file says and nobody set is left out."""
-    node, _, rest = key.partition(".")
-    named = node == "claims" and any(rest == word or rest.startswith(f"{word}.") or not word for word in typed)
-    return named and (key in default or any(f"claims.{word}" == key for word in typed))
-
-
-def _node(key: str, used: dict[str, Any]) -> str:
-    """What to delete where `key` is gone: the name under one of `NAMED` where nothing else of it is left."""
-    for node in NAMED:
-        if key.startswith(f"{node}."):
-            name = f"{node}.{key.removeprefix(f'{node}.').partition('.')[0]}"
-            return key if any(other.startswith(f"{name}.") for other in used) else name
-    return key
+def key_of(override: str) -> str:
+    """The key of `key=value`, `+key=value`, `~key`."""
+    return override.lstrip("+~").partition("=")[0]

@@ -19,7 +19,7 @@ from xcls.report.measures import MEASURES
 from xcls.report.page import page
 from xcls.report.plots import MOST_BOARDS, draw
 from xcls.report.reproduce import read_patch, script
-from xcls.report.settings import Claims, Settings, check_numbers, claims_from, inside, overrides
+from xcls.report.settings import Claims, Settings, check_numbers, claims_from, inside, key_of, overrides
 from xcls.report.tables import Study, main_sheets
 from xcls.report.text import best_runs, printed, report_md
 from xcls.schema import UserError, flatten, nearest
@@ -31,9 +31,10 @@ MOST_NAMED = 5  # groups in a note
 def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -> str:
     """Reads the records under `settings.runs`, writes the report to `settings.out`, gives the text for stdout.
 
-    `typed` are the keys under `claims.` that the user typed: they win over an experiment's own claims. Paths are
+    `typed` are the overrides that the user typed: those under `claims.` win over an experiment's own claims. Paths are
     relative to `root`. Raises UserError before anything is written.
     """
+    own_claims = [key.partition(".")[2] for key in map(key_of, typed) if key.split(".")[0] == "claims"]
     claims, settings = check(settings), inside(settings, root)
     found = collect(settings.runs, root)
     if not found.runs:
@@ -43,7 +44,7 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     boards = make_boards(groups, settings.rank_by)
     benches = benches_beside(found.benches, root)
     differences = Differences(settings=settings.intervals, references=claims.references)
-    judge = Judge(claims_for(asdict(claims), typed), differences, settings.intervals.level, benches)
+    judge = Judge(claims_for(asdict(claims), own_claims), differences, settings.intervals.level, benches)
     study = Study(settings, found, groups, boards, judge, claims.references, benches)
     out = root / settings.out
     try:
