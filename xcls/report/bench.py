@@ -226,7 +226,9 @@ class Crossover:
         pair = [self.rows.get((name, length), {}) for name in (mechanism, reference)]
         values = [[number(row.get(f"training_{end}_ms")) for end in ("min", "max")] for row in pair]
         repeats = [row.get("rounds") for row in pair]
-        if any(value is None for two in values for value in two) or not all(isinstance(n, int) and n > 0 for n in repeats):
+        if any(value is None for two in values for value in two) or not all(
+            isinstance(n, int) and n > 0 for n in repeats
+        ):
             return UNKNOWN
         (low, high), (other_low, other_high) = values
         if comb(sum(repeats), repeats[0]) < CHANCE:
@@ -240,7 +242,11 @@ class Crossover:
         while first and states[first - 1] == QUICKER:
             first -= 1
         if first == len(states):
-            return f"not up to {self.lengths[-1]:,} tokens" if states[-1] == SLOWER else f"{states[-1]} at {self.lengths[-1]:,} tokens"
+            return (
+                f"not up to {self.lengths[-1]:,} tokens"
+                if states[-1] == SLOWER
+                else f"{states[-1]} at {self.lengths[-1]:,} tokens"
+            )
         below = f" ({OPEN} at {self.lengths[first - 1]:,})" if first and states[first - 1] == OPEN else ""
         return f"from {self.lengths[first]:,} tokens on{below}"
 
@@ -282,10 +288,18 @@ def _crossover(bench: Bench, position: str, dtype: str, rows: Sequence[Row]) -> 
 def table(one: Crossover, boards: Sequence[Board]) -> TableText:
     """Time and memory of a step by mechanism and length, with the ratios to each reference; beside it the runs' quality."""
     quality = _quality(one, boards)
-    header = ["mechanism", *(f"{length:,} tokens, ms" for length in one.lengths), *(f"{length:,} tokens, MiB" for length in one.lengths)]
+    header = [
+        "mechanism",
+        *(f"{length:,} tokens, ms" for length in one.lengths),
+        *(f"{length:,} tokens, MiB" for length in one.lengths),
+    ]
     rows = []
     for mechanism in one.mechanisms:
-        cells = [_cell(one, mechanism, length, measure) for measure in ("training_ms", "training_MiB") for length in one.lengths]
+        cells = [
+            _cell(one, mechanism, length, measure)
+            for measure in ("training_ms", "training_MiB")
+            for length in one.lengths
+        ]
         repeats = ", ".join(str(one.rows.get((mechanism, length), {}).get("rounds") or 0) for length in one.lengths)
         rows.append([mechanism, *cells, repeats, *([quality.get(mechanism, NONE)] if quality else [])])
     return [*header, "repeats", *(["macro-F1 of the runs"] if quality else [])], rows
@@ -311,7 +325,11 @@ def _quality(one: Crossover, boards: Sequence[Board]) -> dict[str, str]:
     named: dict[str, list[Group]] = {}
     for group in boards[0].groups if len(boards) == 1 else ():
         named.setdefault(str(group.record.choices.get("attention")), []).append(group)
-    return {name: groups[0].stat("macro_f1").text for name, groups in named.items() if len(groups) == 1 and name in one.mechanisms}
+    return {
+        name: groups[0].stat("macro_f1").text
+        for name, groups in named.items()
+        if len(groups) == 1 and name in one.mechanisms
+    }
 
 
 def sentence(one: Crossover) -> str:
@@ -330,6 +348,10 @@ def remarks(one: Crossover) -> list[str]:
         "The mechanisms took turns. One is quicker where its slowest repeat is before the other's fastest, with so many repeats "
         f"that chance does that at most once in {CHANCE} times; else: {OPEN}."
     )
-    failed = [f"{name} at {length:,} tokens failed: {row.get('cause')}" for (name, length), row in one.rows.items() if row.get("status") == "failed"]
+    failed = [
+        f"{name} at {length:,} tokens failed: {row.get('cause')}"
+        for (name, length), row in one.rows.items()
+        if row.get("status") == "failed"
+    ]
     blocks = "sdpa computes a large attention matrix in blocks, and again in the backward pass: less memory, more time."
     return [text for text in (sentence(one), rule, blocks if "sdpa" in one.mechanisms else "", *failed) if text]

@@ -215,7 +215,9 @@ class Case:
         if value is None:
             return Measured(title, None, "<=", threshold, f"{name} was not measured")
         interval = cost_interval(self.group, self.other, name, self.judge.level)
-        told = doubt(self.group, self.other, name, interval=interval, threshold=threshold, factor=self.claims.max_cost_factor)
+        told = doubt(
+            self.group, self.other, name, interval=interval, threshold=threshold, factor=self.claims.max_cost_factor
+        )
         bench = beside(self.group, self.other, name, value, self.judge.benches)
         return Measured(title, value, "<=", threshold, told, interval, bool(told), *bench)
 
@@ -228,14 +230,22 @@ class Case:
                 title, None, "<=", threshold, f"{len(other.seeds)} of {need} seeds of {other.label} have completed"
             )
         value = difference_pp(other, self.group, self.split)
-        reason = "" if value is not None else self.group.learned_nothing or other.learned_nothing or f"no {self.split} macro-F1"
+        reason = (
+            ""
+            if value is not None
+            else self.group.learned_nothing or other.learned_nothing or f"no {self.split} macro-F1"
+        )
         return Measured(title, value, "<=", threshold, reason, self._interval(other, self.group))
 
     def _gain(self, threshold: float) -> Measured:
         value, reason = None, no_baseline(self.board)
         if self.baseline is not None:
             value = difference_pp(self.group, self.baseline, self.split)
-            reason = "" if value is not None else self.group.learned_nothing or self.baseline.learned_nothing or f"no {self.split} macro-F1"
+            reason = (
+                ""
+                if value is not None
+                else self.group.learned_nothing or self.baseline.learned_nothing or f"no {self.split} macro-F1"
+            )
         return Measured("macro-F1 gain (pp)", value, ">=", threshold, reason, self._interval(self.group, self.baseline))
 
     def _interval(self, group: Group, other: Group | None) -> Interval | None:
@@ -311,7 +321,12 @@ def twin_among(named: list[Group], group: Group, name: str) -> tuple[Group | Non
     if not same:
         if twins:
             differ = sorted({k for other in twins for k in group.device if other.device.get(k) != group.device.get(k)})
-            words = {"name": "device", "kind": "kind of device", "threads": "thread count", "compile": "compile setting"}
+            words = {
+                "name": "device",
+                "kind": "kind of device",
+                "threads": "thread count",
+                "compile": "compile setting",
+            }
             words = {key: words.get(key, WORDS.get(key, key)) for key in differ}
             told = [f"another {word}" + ("" if key in word else f" ({key})") for key, word in words.items()]
             return None, f"the {name} runs alike have {' and '.join(told)}"

@@ -44,10 +44,10 @@ WORDS = {
     ),
 }
 MOST = 100  # rows of a part
-RANKED = (
-    "macro_f1", "accuracy", "auroc", "test_macro_f1", "test_accuracy", "test_auroc", "time_per_epoch", "tokens_per_s", "max_gpu_mem_MiB",
-    "rss_growth_MiB", "max_rss_MiB", "params", "latency_ms", "inference_examples_per_s",
-)  # fmt: skip
+RANKED = """
+    macro_f1 accuracy auroc test_macro_f1 test_accuracy test_auroc time_per_epoch tokens_per_s max_gpu_mem_MiB
+    rss_growth_MiB max_rss_MiB params latency_ms inference_examples_per_s
+""".split()
 
 
 def further_sheets(study: Study) -> list[Sheet]:
@@ -58,7 +58,9 @@ def further_sheets(study: Study) -> list[Sheet]:
         parts["differences"].append((board, list(difference_rows(study, board))))
         parts["costs"].append((board, list(cost_rows(study, board, bills))))
         parts["bench_ratios"].append((board, list(bench_rows(study, board))))
-        parts["modifications"].append((board, modifications(board, study.judge, study.settings.originals, study.references)))
+        parts["modifications"].append(
+            (board, modifications(board, study.judge, study.settings.originals, study.references))
+        )
         parts["ranking"].append((board, ranks(board, bills)))
     made = []
     for name, (title, words) in WORDS.items():
@@ -134,16 +136,22 @@ def cost_rows(study: Study, board: Board, bills: dict[str, Bill]) -> Iterator[Ro
         own = bills[group.id]
         where = {"device": group.record.device.get("name"), "shared_device": group.shared or None}
         row: Row = {
-            **_about(group, board), "macro_f1": group.stat("macro_f1").mean,
-            "train_hours": times(own.train_s, 1 / HOUR), "finetune_hours": times(own.finetune_s, 1 / HOUR),
-            "pretrain_hours": times(own.pretrain_s, 1 / HOUR), "pretrain_share_hours": times(own.shared_s, 1 / HOUR),
-            f"train_{cost.currency}": own.train_money, "train_kWh": times(own.train_wh, 1e-3),
-            "latency_ms": group.stat("latency_ms").middle, "latency_p95_ms": group.stat("latency_p95_ms").middle,
+            **_about(group, board),
+            "macro_f1": group.stat("macro_f1").mean,
+            "train_hours": times(own.train_s, 1 / HOUR),
+            "finetune_hours": times(own.finetune_s, 1 / HOUR),
+            "pretrain_hours": times(own.pretrain_s, 1 / HOUR),
+            "pretrain_share_hours": times(own.shared_s, 1 / HOUR),
+            f"train_{cost.currency}": own.train_money,
+            "train_kWh": times(own.train_wh, 1e-3),
+            "latency_ms": group.stat("latency_ms").middle,
+            "latency_p95_ms": group.stat("latency_p95_ms").middle,
             "documents_per_s": None if not own.document_s else 1 / own.document_s,
             "million_documents_hours": times(own.document_s, MILLION / HOUR),
             f"million_documents_{cost.currency}": times(own.document_money, MILLION),
-            "million_documents_kWh": times(own.document_wh, MILLION * 1e-3), **where,
-        }  # fmt: skip
+            "million_documents_kWh": times(own.document_wh, MILLION * 1e-3),
+            **where,
+        }
         beside = [*opponents(study, group, board)[:1], *([baseline] if baseline else [])]
         for other in (one for one in beside if one is not group):
             name = "baseline" if other is baseline else "reference"
@@ -155,10 +163,15 @@ def cost_rows(study: Study, board: Board, bills: dict[str, Bill]) -> Iterator[Ro
         if group.record.mode == "baseline" and seconds is not None:
             price, hours = cost.of(device_name(group.record)), seconds / HOUR
             yield {
-                **_about(group, board), "mechanism": f"{group.label}, tuned", "macro_f1": group.stat("tuned_macro_f1").mean,
-                "train_hours": hours, "finetune_hours": hours, f"train_{cost.currency}": times(price.price_per_hour, hours),
-                "train_kWh": times(price.watts, hours * 1e-3), **where,
-            }  # fmt: skip
+                **_about(group, board),
+                "mechanism": f"{group.label}, tuned",
+                "macro_f1": group.stat("tuned_macro_f1").mean,
+                "train_hours": hours,
+                "finetune_hours": hours,
+                f"train_{cost.currency}": times(price.price_per_hour, hours),
+                "train_kWh": times(price.watts, hours * 1e-3),
+                **where,
+            }
 
 
 def bench_rows(study: Study, board: Board) -> Iterator[Row]:
@@ -168,13 +181,17 @@ def bench_rows(study: Study, board: Board) -> Iterator[Row]:
             found, reason = measured(group, other, study.benches)
             own = ratio(group, other, "time_per_epoch")
             yield {
-                **_about(group, board, other), "time_ratio": own, "bench_time_ratio": found.time if found else None,
+                **_about(group, board, other),
+                "time_ratio": own,
+                "bench_time_ratio": found.time if found else None,
                 "agree": agree(own, found.time) or None if found else None,
                 "memory_ratio": ratio(group, other, memory_measure(group.device.get("kind"))),
-                "bench_memory_ratio": found.memory if found else None, "measured": found.what if found else None,
-                "bench": found.place if found else None, "differs": "; ".join(found.unlike) or None if found else None,
+                "bench_memory_ratio": found.memory if found else None,
+                "measured": found.what if found else None,
+                "bench": found.place if found else None,
+                "differs": "; ".join(found.unlike) or None if found else None,
                 "no_bench": reason or None,
-            }  # fmt: skip
+            }
 
 
 def modifications(board: Board, judge: Judge, originals: dict[str, str], references: Sequence[str] = ()) -> list[Row]:
@@ -200,14 +217,22 @@ def modifications(board: Board, judge: Judge, originals: dict[str, str], referen
 
 
 def _modification(group: Group, other: Group, board: Board, judge: Judge) -> Row:
-    shares = {"time": "time_per_epoch", "memory": memory_measure(group.device.get("kind")), "latency": "latency_ms", "params": "params"}
+    shares = {
+        "time": "time_per_epoch",
+        "memory": memory_measure(group.device.get("kind")),
+        "latency": "latency_ms",
+        "params": "params",
+    }
     return {
-        **_about(group, board), "original": other.label, "n_original": len(other.runs),
-        "macro_f1_pp": difference_pp(group, other, "validation"), **against_zero(judge, group, other, board, "validation"),
+        **_about(group, board),
+        "original": other.label,
+        "n_original": len(other.runs),
+        "macro_f1_pp": difference_pp(group, other, "validation"),
+        **against_zero(judge, group, other, board, "validation"),
         "test_macro_f1_pp": difference_pp(group, other, "test"),
         **{f"{word}_ratio": ratio(group, other, name) for word, name in shares.items()},
         "measured_differently": "; ".join(unlike_groups(group, other)) or None,
-    }  # fmt: skip
+    }
 
 
 def ranks(board: Board, bills: dict[str, Bill]) -> list[Row]:
@@ -220,9 +245,19 @@ def ranks(board: Board, bills: dict[str, Bill]) -> list[Row]:
     frame, bill_of = pd.DataFrame(index=range(len(groups))), [bills[group.id] for group in groups]
     for name in RANKED:
         values = pd.Series([group.stat(name).middle for group in groups], dtype=float)
-        frame[name] = values.groupby(devices if is_cost(name) else [""] * len(groups)).rank("min", ascending=MEASURES[name].low_is_better)
-    for name, attribute in {"train_hours": "train_s", "train_money": "train_money", "document_hours": "document_s", "document_money": "document_money"}.items():
+        frame[name] = values.groupby(devices if is_cost(name) else [""] * len(groups)).rank(
+            "min", ascending=MEASURES[name].low_is_better
+        )
+    for name, attribute in {
+        "train_hours": "train_s",
+        "train_money": "train_money",
+        "document_hours": "document_s",
+        "document_money": "document_money",
+    }.items():
         values = pd.Series([getattr(one, attribute) for one in bill_of], dtype=float)
         frame[name] = values.groupby([""] * len(groups) if name.endswith("money") else names).rank("min")
     ranked = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return [{**_about(group, board), **{name: rank and int(rank) for name, rank in row.items()}} for group, row in zip(groups, ranked)]
+    return [
+        {**_about(group, board), **{name: rank and int(rank) for name, rank in row.items()}}
+        for group, row in zip(groups, ranked)
+    ]

@@ -10,12 +10,22 @@ if TYPE_CHECKING:
     from xcls.report.groups import Group
 
 WORDS = {
-    "name": "device", "dtype": "dtype", "compile": "compile", "micro_batch": "micro-batch",
-    "micro_tokens": "tokens at once", "gradient_checkpointing": "gradient checkpointing", "threads": "threads",
-    "cores": "cores", "torch": "torch", "cuda": "CUDA",
-}  # fmt: skip
+    "name": "device",
+    "dtype": "dtype",
+    "compile": "compile",
+    "micro_batch": "micro-batch",
+    "micro_tokens": "tokens at once",
+    "gradient_checkpointing": "gradient checkpointing",
+    "threads": "threads",
+    "cores": "cores",
+    "torch": "torch",
+    "cuda": "CUDA",
+}
 OF_BASELINE = ("name", "threads", "cores")
-WHOLE, BLOCKS = "whole", "blocks"  # the ways of explicit softmax: all weights at once, or a block of them and again for gradients
+WHOLE, BLOCKS = (
+    "whole",
+    "blocks",
+)  # the ways of explicit softmax: all weights at once, or a block of them and again for gradients
 
 
 def conditions(record: Record) -> dict[str, Any]:
@@ -42,8 +52,15 @@ def unlike_groups(group: Group, other: Group) -> list[str]:
         mine, theirs = group.conditions[name], other.conditions[name]
         if mine != theirs and mine and theirs:
             told.append(f"{WORDS[name]} {' and '.join(sorted(mine))} against {' and '.join(sorted(theirs))}")
-    one_sided = [one.label for one, two in ((group, other), (other, group)) if BLOCKS in softmax_ways(one) and not softmax_ways(two)]
-    told += [f"softmax of {label} in blocks, its weights do not fit: a smaller hardware.micro_tokens may change that" for label in one_sided]
+    one_sided = [
+        one.label
+        for one, two in ((group, other), (other, group))
+        if BLOCKS in softmax_ways(one) and not softmax_ways(two)
+    ]
+    told += [
+        f"softmax of {label} in blocks, its weights do not fit: a smaller hardware.micro_tokens may change that"
+        for label in one_sided
+    ]
     path = unlike_paths(group, other)
     return [*told, path] if path else told
 

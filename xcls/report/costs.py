@@ -54,12 +54,14 @@ def bill(group: Group, *, parents: dict[str, Record], children: dict[str, int], 
     whole = [[record, *chain] for record, chain in zip(records, chains)] if known else []
     return Bill(
         finetune_s=_median([train_seconds(record) for record in records]),
-        pretrain_s=_median(pretraining), shared_s=_median(shares),
+        pretrain_s=_median(pretraining),
+        shared_s=_median(shares),
         train_money=_median([_sum([_money(one, cost) for one in chain]) for chain in whole]),
         train_wh=_median([_sum([energy(one, cost) for one in chain]) for chain in whole]),
         document_s=document,
-        document_money=times(document, _median(prices), 1 / HOUR), document_wh=times(document, watts, 1 / HOUR),
-    )  # fmt: skip
+        document_money=times(document, _median(prices), 1 / HOUR),
+        document_wh=times(document, watts, 1 / HOUR),
+    )
 
 
 def count_children(records: Sequence[Record]) -> dict[str, int]:
@@ -99,7 +101,9 @@ def document_seconds(record: Record) -> float | None:
 def energy(record: Record, cost: Cost) -> float | None:
     """Watt-hours of training: counted by the GPU itself, else time by the watts of the settings."""
     counted = MEASURES["energy_wh"].of(record)
-    return counted if counted is not None else times(train_seconds(record), cost.of(device_name(record)).watts, 1 / HOUR)
+    return (
+        counted if counted is not None else times(train_seconds(record), cost.of(device_name(record)).watts, 1 / HOUR)
+    )
 
 
 def _watts(record: Record, cost: Cost) -> float | None:

@@ -15,7 +15,16 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.font_manager import FontProperties, findfont, get_font  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: E402
 
-COLOURS = ("#0072B2", "#B84A00", "#00734D", "#A3417F", "#7A5C00", "#2B6F93", "#000000", "#7A5195")  # Okabe & Ito, darker
+COLOURS = (
+    "#0072B2",
+    "#B84A00",
+    "#00734D",
+    "#A3417F",
+    "#7A5C00",
+    "#2B6F93",
+    "#000000",
+    "#7A5195",
+)  # Okabe & Ito, darker
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
 LINES = ("-", "--", "-.", ":")
 MOST = 12  # groups in one plot, the best ranked ones; the tables have them all
@@ -59,7 +68,11 @@ class Looks:
     def of(self, name: str) -> dict[str, Any]:
         """The looks of the group or mechanism `name`, as matplotlib's `plot` takes them."""
         place = self._places.setdefault(name, len(self._places))
-        return {"marker": MARKERS[place % len(MARKERS)], "color": COLOURS[place % len(COLOURS)], "linestyle": LINES[place % len(LINES)]}
+        return {
+            "marker": MARKERS[place % len(MARKERS)],
+            "color": COLOURS[place % len(COLOURS)],
+            "linestyle": LINES[place % len(LINES)],
+        }
 
 
 def canvas(size: tuple[float, float] = (WIDTH, 4.1), across: int = 1, down: int = 1) -> tuple[Figure, list[Axes]]:

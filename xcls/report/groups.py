@@ -22,12 +22,18 @@ BASELINE = "TF-IDF + LogReg"
 CHOICES = ("dataset", "attention", "position", "size", "tokenizer")  # the choices that name a run
 DEVICE = ("kind", "name", "dtype", "compile", "micro_batch", "micro_tokens", "gradient_checkpointing", "threads")
 # Names, places and switches that shape no result; the seeds; and the mode, which is in the record itself.
-NOT_COMPARED = {
-    "mode", "seed", "pretrain_seed", "exp", "study", "sweep", "pretrain", "resume", "retry_failed", "template", "split",
-    "input", "output", "text", "checkpoint", "dataset.path", "dataset.extra", "tokenizer.path",
-}  # fmt: skip
+NOT_COMPARED = """
+    mode seed pretrain_seed exp study sweep pretrain resume retry_failed template split input output text
+    checkpoint dataset.path dataset.extra tokenizer.path
+""".split()
 NOT_COMPARED_NODES = ("reading.", "wandb.", "claims.", "hardware.", "dataset.source.", "hydra.", "bench.")
-OF_MODE = {"pretraining": "pretrain", "masking": "pretrain", "finetuning": "finetune", "head": "finetune", "baseline": "baseline"}  # nodes that one mode reads
+OF_MODE = {
+    "pretraining": "pretrain",
+    "masking": "pretrain",
+    "finetuning": "finetune",
+    "head": "finetune",
+    "baseline": "baseline",
+}  # nodes that one mode reads
 ENCODER = ("attention.", "position.", "size.", "tokenizer.", "seq_len")
 MOST_PARTS = 5  # of a label beyond its first words; more are replaced by the group's id
 
@@ -83,7 +89,11 @@ class Group:
     @property
     def attention(self) -> str:
         """`attention.name` of the configuration, else the chosen file; '' for a baseline."""
-        return "" if self.record.mode == "baseline" else str(self.record.config.get("attention.name") or self.record.choices.get("attention") or "")
+        return (
+            ""
+            if self.record.mode == "baseline"
+            else str(self.record.config.get("attention.name") or self.record.choices.get("attention") or "")
+        )
 
     @property
     def seeds(self) -> list[int]:
@@ -98,7 +108,10 @@ class Group:
             classes, macro_f1 = class_count(run.record), MEASURES["macro_f1"].of(run.record)
             if classes and is_guess(macro_f1, classes):
                 told.setdefault(f"macro-F1 {macro_f1:.3f}, a guess gives {1 / classes:.3f}", []).append(run.record.seed)
-        parts = [f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}: {text}" for text, seeds in told.items()]
+        parts = [
+            f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}: {text}"
+            for text, seeds in told.items()
+        ]
         return f"{self.label} learned nothing ({'; '.join(sorted(parts))})" if parts else ""
 
     @property
@@ -109,7 +122,9 @@ class Group:
     @property
     def broken(self) -> list[Run]:
         """Its runs that failed by NaN or by lack of memory."""
-        return [run for run in self.others if run.record.status == "failed" and BROKE_DOWN.search(run.record.cause or "")]
+        return [
+            run for run in self.others if run.record.status == "failed" and BROKE_DOWN.search(run.record.cause or "")
+        ]
 
     @cached_property
     def _stats(self) -> dict[str, Stat]:
@@ -129,7 +144,11 @@ class Group:
             return Stat()
         best = min(values) if measure.low_is_better else max(values)
         if measure.place == "metrics.test":
-            chosen = [(score, -run.record.seed, run.record) for run in self.runs if (score := MEASURES["macro_f1"].of(run.record)) is not None]
+            chosen = [
+                (score, -run.record.seed, run.record)
+                for run in self.runs
+                if (score := MEASURES["macro_f1"].of(run.record)) is not None
+            ]
             best = measure.of(max(chosen, key=lambda item: item[:2])[2]) if chosen else None
         sd = statistics.stdev(values) if len(values) > 1 else None  # exact sums: the order of the runs changes no bit
         mean = statistics.fmean(values)
@@ -147,7 +166,11 @@ def class_count(record: Record) -> int:
 def survived(record: Record) -> list[str]:
     """What went wrong in a run that completed all the same: bad steps that were left out, restarts, smaller batches."""
     faults = record.faults if record.status == "completed" and isinstance(record.faults, list) else []
-    return [f"{fault.get('kind')} at step {fault.get('step')}: {fault.get('cause')}" for fault in faults if isinstance(fault, dict)]
+    return [
+        f"{fault.get('kind')} at step {fault.get('step')}: {fault.get('cause')}"
+        for fault in faults
+        if isinstance(fault, dict)
+    ]
 
 
 @dataclass
@@ -180,7 +203,11 @@ def _text(value: Any) -> str:
 
 def settings_of(record: Record, parents: dict[str, Record], depth: int = 0) -> dict[str, Any]:
     """What two runs of a group share, flat: choices, configuration, code, data, and the same of the run they started from."""
-    key: dict[str, Any] = {"mode": record.mode, "data": record.data.get("fingerprint"), "rows": record.data.get("train_rows_hash")}
+    key: dict[str, Any] = {
+        "mode": record.mode,
+        "data": record.data.get("fingerprint"),
+        "rows": record.data.get("train_rows_hash"),
+    }
     encoder = record.mode != "baseline"
     key.update({f"choice.{choice}": record.choices.get(choice) for choice in (CHOICES if encoder else CHOICES[:1])})
     for name, value in record.config.items():
@@ -252,7 +279,8 @@ def _attach(run: Run, found: Found, groups: list[Group]) -> None:
     fitting = [
         group
         for group in groups
-        if known(group.key) == known(key) and all(value is None or group.device.get(name) in (None, value) for name, value in device.items())
+        if known(group.key) == known(key)
+        and all(value is None or group.device.get(name) in (None, value) for name, value in device.items())
     ]
     if not fitting:
         fitting = [Group(key, device)]
@@ -292,7 +320,11 @@ def _rank(board: Board, rank_by: str) -> None:
     values = {group.id: sign * middle for group in board.groups if (middle := group.stat(rank_by).middle) is not None}
     for group in board.groups:
         if group.id in values:
-            beside = [other for other in board.groups if other.id in values and (not is_cost(rank_by) or other.device == group.device)]
+            beside = [
+                other
+                for other in board.groups
+                if other.id in values and (not is_cost(rank_by) or other.device == group.device)
+            ]
             group.rank = 1 + sum(values[other.id] < values[group.id] for other in beside)
     board.groups.sort(key=lambda group: (group.id not in values, values.get(group.id, 0.0), group.label, group.id))
 
@@ -311,7 +343,10 @@ def _name(groups: list[Group]) -> None:
     for group in groups:
         buckets.setdefault(tuple(parts[group.id]), []).append(group)
     for first, alike in buckets.items():
-        flats = {group.id: {**group.key, **{f"device.{name}": value for name, value in group.device.items()}} for group in alike}
+        flats = {
+            group.id: {**group.key, **{f"device.{name}": value for name, value in group.device.items()}}
+            for group in alike
+        }
         names = sorted({name for flat in flats.values() for name in flat})
         varying = [name for name in names if len({repr(flat.get(name)) for flat in flats.values()}) > 1]
         leaves = Counter(name.rpartition(".")[2] for name in varying)
@@ -324,7 +359,9 @@ def _name(groups: list[Group]) -> None:
 
 
 def _mechanism(group: Group) -> str:
-    return BASELINE if group.record.mode == "baseline" else str(group.record.choices.get("attention") or group.attention)
+    return (
+        BASELINE if group.record.mode == "baseline" else str(group.record.choices.get("attention") or group.attention)
+    )
 
 
 def _traits(group: Group) -> list[str]:
@@ -332,7 +369,13 @@ def _traits(group: Group) -> list[str]:
     record, device = group.record, group.device
     choices = [str(record.choices.get(name)) for name in ("dataset", "position", "size", "tokenizer")]
     origin = "scratch" if record.pretrain is None else "pretrained"
-    return [*choices, f"n{record.seq_len}", origin, str(device.get("dtype") or ""), str(device.get("name") or device.get("kind") or "")]
+    return [
+        *choices,
+        f"n{record.seq_len}",
+        origin,
+        str(device.get("dtype") or ""),
+        str(device.get("name") or device.get("kind") or ""),
+    ]
 
 
 def _short(value: Any) -> str:

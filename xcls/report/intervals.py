@@ -136,7 +136,9 @@ class Interval:
     low: float | None = None
     high: float | None = None
     examples: int = 0
-    over: str = ""  # what could have come out otherwise: 'examples and seeds', or 'examples' where there is but one seed
+    over: str = (
+        ""  # what could have come out otherwise: 'examples and seeds', or 'examples' where there is but one seed
+    )
     reason: str = ""
     unit: str = "pp"  # or RATIO
 

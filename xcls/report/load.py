@@ -27,10 +27,11 @@ USUAL = ("multirun", "pretrain", "finetune")  # may be missing: a fresh clone ha
 RECORD, BENCH = "record.json", "bench.json"
 LARGEST = 64 * 2**20  # bytes of a record; real ones have ten thousand
 TYPES = {
-    "run": str, "mode": str, "hash": str, "seed": int, "seq_len": int, "choices": dict, "config": dict, "data": dict,
-    "metrics": dict, "costs": dict, "params": dict, "device": dict, "versions": dict, "files": dict, "command": list,
-    "warnings": list, "code": dict,
-}  # fmt: skip
+    **dict.fromkeys(("run", "mode", "hash"), str),
+    **dict.fromkeys(("seed", "seq_len"), int),
+    **dict.fromkeys("choices config data metrics costs params device versions files code".split(), dict),
+    **dict.fromkeys(("command", "warnings"), list),
+}
 
 
 @dataclass(frozen=True)
@@ -195,14 +196,26 @@ def _check_types(record: Record) -> None:
 
     for name, kind in TYPES.items():
         value = getattr(record, name)
-        need(isinstance(value, kind) and not isinstance(value, bool), name, f"be {kind.__name__}, not {type(value).__name__}")
+        need(
+            isinstance(value, kind) and not isinstance(value, bool),
+            name,
+            f"be {kind.__name__}, not {type(value).__name__}",
+        )
     need(all(isinstance(scores, dict) for scores in record.metrics.values()), "metrics", "hold one object per split")
     need(isinstance(record.pretrain, (dict, type(None))), "pretrain", "be an object or null")
     for name in ("cause", "exp", "study", "commit"):
         need(isinstance(getattr(record, name), (str, type(None))), name, "be a text or null")
-    need(all(isinstance(text, str) for text in [*record.code.values(), *record.command, *record.warnings]), "code, command and warnings", "hold texts")
+    need(
+        all(isinstance(text, str) for text in [*record.code.values(), *record.command, *record.warnings]),
+        "code, command and warnings",
+        "hold texts",
+    )
     for name in ("choices", "device", "versions", "files"):
-        need(not any(isinstance(value, (dict, list)) for value in getattr(record, name).values()), name, "hold single values")
+        need(
+            not any(isinstance(value, (dict, list)) for value in getattr(record, name).values()),
+            name,
+            "hold single values",
+        )
     for node in (record.costs, record.params, *record.metrics.values()):
         for name, value in node.items():
             need(not isinstance(value, int) or abs(value) <= 10**300, name, "be a number that a float can hold")

@@ -57,7 +57,9 @@ MEASURES = {
         Measure("max_rss_MiB", "costs", "max_rss_MiB", "MiB", True),
         Measure(CPU_MEMORY, "costs", CPU_MEMORY, "MiB", True),
         Measure("set_aside_s", "costs", "set_aside_s", "s", True),  # compilation and first steps, in none of these
-        Measure("excluded_s", "costs", "excluded_s", "s", True),  # of disturbed steps, beyond the usual time of their shape
+        Measure(
+            "excluded_s", "costs", "excluded_s", "s", True
+        ),  # of disturbed steps, beyond the usual time of their shape
         Measure("excluded_steps", "costs", "excluded_steps", "", True),
         Measure("train_seconds", "costs", "train_seconds", "s", True),
         Measure("tuned_train_seconds", "costs", "tuned.train_seconds", "s", True),  # of a baseline: every fit it tried
@@ -92,7 +94,10 @@ def cut_shares(record: Record, split: str = "train") -> dict[str, float | None]:
     node: Any = record.data
     for name in ("tokens", split):
         node = node.get(name) if isinstance(node, dict) else None
-    return {name: number(node.get(name)) if isinstance(node, dict) else None for name in ("tokens_cut_share", "documents_cut_share")}
+    return {
+        name: number(node.get(name)) if isinstance(node, dict) else None
+        for name in ("tokens_cut_share", "documents_cut_share")
+    }
 
 
 def cut_note(records: Iterable[Record]) -> str | None:
@@ -103,7 +108,9 @@ def cut_note(records: Iterable[Record]) -> str | None:
         if record.mode == "finetune" and share is not None:
             key = (record.seq_len, str(record.config.get("dataset.truncate", "head")))
             found[key] = max(found.get(key, 0.0), share)
-    told = [f"{share:.0%} at {length:,} ({way} kept)" for (length, way), share in sorted(found.items()) if share >= LEAST]
+    told = [
+        f"{share:.0%} at {length:,} ({way} kept)" for (length, way), share in sorted(found.items()) if share >= LEAST
+    ]
     if not told:
         return None
     return f"Texts longer than seq_len are cut: of the training tokens {', '.join(told)} are left out. The baseline reads all of them."

@@ -25,14 +25,30 @@ from xcls.report.tables import OF_CLAIM, Sheet, Study, claim_rows
 from xcls.report.text import Best
 from xcls.schema import flatten
 
-CLASSES = {PASS: PASS, FAIL: FAIL, MISSING: MISSING, UNDECIDED: MISSING, "cannot tell": MISSING}  # words that get a sign
+CLASSES = {
+    PASS: PASS,
+    FAIL: FAIL,
+    MISSING: MISSING,
+    UNDECIDED: MISSING,
+    "cannot tell": MISSING,
+}  # words that get a sign
 SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?"}
 MOST_ROWS = 400
 WIDE, WIDER = 14, 20  # columns from which on a table is printed small, and smaller still
 FEW = 20  # rows up to which a table is not broken over two sheets of paper: its caption stays with it
 LONG = 48  # signs from which on a cell is broken into lines
 MOST_COLUMNS = 6  # groups beside each other in the table of settings
-CONTROL = [*range(9), 11, 12, *range(14, 32), 127, 0x202A, 0x202B, 0x202D, 0x202E]  # signs that hide, or turn the writing around
+CONTROL = [
+    *range(9),
+    11,
+    12,
+    *range(14, 32),
+    127,
+    0x202A,
+    0x202B,
+    0x202D,
+    0x202E,
+]  # signs that hide, or turn the writing around
 UNSEEN = dict.fromkeys(CONTROL, "\N{REPLACEMENT CHARACTER}")
 NUMBER = re.compile(r"[-+−]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?(e[-+]?\d+)?(?=$|[\s×%*±(])", re.IGNORECASE)
 ASIDE = re.compile(r"([^()]+) (\([^()]*\))")  # a number and what stands in brackets behind it
@@ -42,9 +58,15 @@ HERE = Path(__file__).parent
 
 
 def page(
-    study: Study, sheets: Sequence[Sheet], *, plots: Sequence[Plot], notes: Sequence[str], crossings: Sequence[Crossover],
-    best: Sequence[Best], used: dict[str, Any],
-) -> str:  # fmt: skip
+    study: Study,
+    sheets: Sequence[Sheet],
+    *,
+    plots: Sequence[Plot],
+    notes: Sequence[str],
+    crossings: Sequence[Crossover],
+    best: Sequence[Best],
+    used: dict[str, Any],
+) -> str:
     """The whole page as HTML text; everything that comes from a record is escaped, nothing is loaded from elsewhere.
 
     used: conf/report.yaml as used.
@@ -54,32 +76,45 @@ def page(
     apart = [_plot(plot) for plot in plots if plot.board is None]
     steps, benches = ([plot for plot in apart if plot["name"].startswith(word)] for word in ("step-", "bench-"))
     failed = unfinished(study.found)
-    cause = "Every run that did not complete and every record that cannot be used. They are in no mean and in no ranking."
+    cause = (
+        "Every run that did not complete and every record that cannot be used. They are in no mean and in no ranking."
+    )
     contents = [("Measured apart", "bench")] if steps or benches or crossings or study.boards else []
-    contents += [("Not completed", "failed"), ("Settings", "settings"), ("Environment", "environment"), ("How to read this", "files")]
+    contents += [
+        ("Not completed", "failed"),
+        ("Settings", "settings"),
+        ("Environment", "environment"),
+        ("How to read this", "files"),
+    ]
     measured_apart = any(sheet.name == "bench_ratios" for sheet in sheets)
-    return environment().get_template("page.html.j2").render(
-        title=f"Attention mechanisms for text classification: {', '.join(b.name for b in study.boards) or 'no fine-tuned runs yet'}",
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        style=style,
-        script=script,
-        classes=CLASSES,
-        signs=SIGNS,
-        studies=study.names,
-        best=best,
-        notes=notes,
-        boards=[_board(board, study, sheets, plots) for board in study.boards],
-        contents=[item for item in contents if item[1] != "bench" or steps or benches or crossings or not measured_apart],
-        measured_apart=measured_apart or not study.boards,
-        steps=steps,
-        benches=benches,
-        pretraining=[plot for plot in apart if plot not in (*steps, *benches)],
-        crossings=[_crossing(one, study) for one in crossings],
-        unfinished=view(*failed, cause) if failed[1] else None,
-        settings=_settings(study.groups),
-        environment=_environment(study.found.runs),
-        found_notes=study.found.notes,
-        used=json.dumps(used, indent=1, ensure_ascii=False, default=str),
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            title=f"Attention mechanisms for text classification: {', '.join(b.name for b in study.boards) or 'no fine-tuned runs yet'}",
+            policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+            style=style,
+            script=script,
+            classes=CLASSES,
+            signs=SIGNS,
+            studies=study.names,
+            best=best,
+            notes=notes,
+            boards=[_board(board, study, sheets, plots) for board in study.boards],
+            contents=[
+                item for item in contents if item[1] != "bench" or steps or benches or crossings or not measured_apart
+            ],
+            measured_apart=measured_apart or not study.boards,
+            steps=steps,
+            benches=benches,
+            pretraining=[plot for plot in apart if plot not in (*steps, *benches)],
+            crossings=[_crossing(one, study) for one in crossings],
+            unfinished=view(*failed, cause) if failed[1] else None,
+            settings=_settings(study.groups),
+            environment=_environment(study.found.runs),
+            found_notes=study.found.notes,
+            used=json.dumps(used, indent=1, ensure_ascii=False, default=str),
+        )
     )
 
 
@@ -97,7 +132,9 @@ def visible(value: Any) -> Any:
 def _board(board: Board, study: Study, sheets: Sequence[Sheet], plots: Sequence[Plot]) -> dict[str, Any]:
     """One data set: headline, matrix and plots; the table of groups; everything else folded."""
     first, rules = study.references[0], [study.judge.claims_for(group)[0] for group in board.groups if group.runs]
-    told = {f"over at least {rule.min_seeds} seeds, at {rule.seq_len} tokens" for rule in rules or [study.settings.claims]}
+    told = {
+        f"over at least {rule.min_seeds} seeds, at {rule.seq_len} tokens" for rule in rules or [study.settings.claims]
+    }
     caption = f"The groups on {board.name}, ranked by {study.settings.rank_by}, then the baseline."
     tables = [(sheet.title, sheet_view(sheet), False) for sheet in sheets if sheet.board == board.slug]
     for reference in study.references:
@@ -121,22 +158,34 @@ def _board(board: Board, study: Study, sheets: Sequence[Sheet], plots: Sequence[
 
 
 def _plot(plot: Plot) -> dict[str, Any]:
-    width, height = (round(int.from_bytes(plot.image[at : at + 4], "big") * 96 / DPI) for at in (16, 20))  # the PNG's header
+    width, height = (
+        round(int.from_bytes(plot.image[at : at + 4], "big") * 96 / DPI) for at in (16, 20)
+    )  # the PNG's header
     data = base64.b64encode(plot.image).decode()
     return {**vars(plot), "width": width, "height": height, "data": data}
 
 
 def _crossing(one: Crossover, study: Study) -> dict[str, Any]:
     header, rows = bench.table(one, study.boards)
-    return {"view": view(header, rows, bench.caption(one), file=f"{one.bench.place}/results.csv"), "notes": bench.remarks(one)}
+    return {
+        "view": view(header, rows, bench.caption(one), file=f"{one.bench.place}/results.csv"),
+        "notes": bench.remarks(one),
+    }
 
 
 def sheet_view(sheet: Sheet) -> dict[str, Any]:
     """The table of a sheet for the template."""
-    return view(sheet.header, [[row.get(name) for name in sheet.header] for row in sheet.rows], sheet.words, file=f"{sheet.name}.csv")
+    return view(
+        sheet.header,
+        [[row.get(name) for name in sheet.header] for row in sheet.rows],
+        sheet.words,
+        file=f"{sheet.name}.csv",
+    )
 
 
-def view(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, *, file: str = "results.csv") -> dict[str, Any]:
+def view(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, *, file: str = "results.csv"
+) -> dict[str, Any]:
     """A table for the template. Cells are text or values; those of a column of numbers know by what they sort.
 
     A page can be read with MOST_ROWS rows and no more: the caption says how many are only in `file`.
@@ -147,7 +196,9 @@ def view(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, *, 
     numeric = [_numeric([row[column] for row in rows]) for column in range(len(header))]
     titles = [name.replace("_", "_\u200b").replace(".", ".\u200b") if len(name) > 14 else name for name in header]
     width = " wide" * (len(header) >= WIDE) + " wider" * (len(header) >= WIDER) + " few" * (len(rows) <= FEW)
-    cells = [[_cell(value, number, place == 0) for place, (value, number) in enumerate(zip(row, numeric))] for row in rows]
+    cells = [
+        [_cell(value, number, place == 0) for place, (value, number) in enumerate(zip(row, numeric))] for row in rows
+    ]
     return {"caption": caption, "width": width, "head": list(zip(titles, numeric)), "rows": cells}
 
 
@@ -198,9 +249,14 @@ def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
         same = frame.nunique(axis=1, dropna=False) == 1
         differ = frame[~same & ~frame.index.str.startswith(FACTS)]
         differ, name = (differ, "setting") if len(alike) <= MOST_COLUMNS else (differ.T, "group")
-        cells = [[label, *(None if pd.isna(value) else value for value in row)] for label, row in zip(differ.index, differ.to_numpy())]
+        cells = [
+            [label, *(None if pd.isna(value) else value for value in row)]
+            for label, row in zip(differ.index, differ.to_numpy())
+        ]
         table = view([name, *differ.columns], cells, "Every setting that is not the same in all groups.")
-        parts.append({"mode": mode, "differ": table if len(alike) > 1 else None, "shared": list(frame[same].iloc[:, 0].items())})
+        parts.append(
+            {"mode": mode, "differ": table if len(alike) > 1 else None, "shared": list(frame[same].iloc[:, 0].items())}
+        )
     return parts
 
 
@@ -210,7 +266,10 @@ def flat_of(group: Group) -> dict[str, str]:
     nodes = {name: getattr(record, name) for name in ("choices", "code", "data", "device", "params", "versions")}
     flat = {name: value for name, value in record.config.items() if name not in PER_RUN}
     flat |= flatten({**nodes, **({} if record.pretrain is None else {"pretrained": record.pretrain})})
-    return {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for name, value in flat.items()}
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        for name, value in flat.items()
+    }
 
 
 def _environment(runs: Sequence[Run]) -> dict[str, Any]:
@@ -219,7 +278,18 @@ def _environment(runs: Sequence[Run]) -> dict[str, Any]:
     for record in (run.record for run in runs):
         device = " ".join(str(record.device[name]) for name in ("name", "dtype") if record.device.get(name))
         versions = ", ".join(f"{name} {value}" for name, value in sorted(record.versions.items()) if value)
-        places.append((device or "unknown", str(record.device.get("threads") or ""), versions or "unknown", record.commit or "unknown"))
+        places.append(
+            (
+                device or "unknown",
+                str(record.device.get("threads") or ""),
+                versions or "unknown",
+                record.commit or "unknown",
+            )
+        )
     counts = pd.Series(places).value_counts().sort_index()
     rows = [[device, int(count), *rest] for (device, *rest), count in counts.items()]
-    return view(["device", "runs", "threads", "versions", "commit"], rows, "Where the runs were made. Costs compare within one device only.")
+    return view(
+        ["device", "runs", "threads", "versions", "commit"],
+        rows,
+        "Where the runs were made. Costs compare within one device only.",
+    )

@@ -18,7 +18,21 @@ from matplotlib.lines import Line2D
 
 from xcls.report.bench import Crossover
 from xcls.report.claims import strictest
-from xcls.report.drawing import MOST, SETTINGS, SOFT, WIDTH, Looks, Plot, canvas, counted, drawable, key, plain_logs, png, short
+from xcls.report.drawing import (
+    MOST,
+    SETTINGS,
+    SOFT,
+    WIDTH,
+    Looks,
+    Plot,
+    canvas,
+    counted,
+    drawable,
+    key,
+    plain_logs,
+    png,
+    short,
+)
 from xcls.report.groups import BASELINE, Board, Group
 from xcls.report.load import Bench, Run
 from xcls.report.measures import MEASURES, memory_measure
@@ -28,14 +42,27 @@ from xcls.report.predictions import Predictions, Unusable, read_predictions
 MOST_BOARDS = 8  # boards with plots; a report over more data sets is read by its tables
 MOST_PLACES = 6  # devices and lengths with a plot of their own
 MOST_CURVES = 6  # groups with learning curves: more cannot be told apart
-MOST_MATRICES, MOST_CLASSES, NUMBERED = 5, 30, 12  # groups with a confusion matrix; classes; classes with numbers in the cells
+MOST_MATRICES, MOST_CLASSES, NUMBERED = (
+    5,
+    30,
+    12,
+)  # groups with a confusion matrix; classes; classes with numbers in the cells
 LARGEST = 8 * 2**20  # bytes of a metrics.csv that is read; a row per evaluation makes some thousand
-TITLES = {"time_per_epoch": "time per epoch, s", "max_gpu_mem_MiB": "peak GPU memory, MiB",
-          "rss_growth_MiB": "memory, MiB (growth of resident memory)"}  # fmt: skip
+TITLES = {
+    "time_per_epoch": "time per epoch, s",
+    "max_gpu_mem_MiB": "peak GPU memory, MiB",
+    "rss_growth_MiB": "memory, MiB (growth of resident memory)",
+}
 Point = tuple[float, float]
 
 
-def draw(boards: Sequence[Board], groups: Sequence[Group], benches: Sequence[Bench], reference: str, crossings: Sequence[Crossover] = ()) -> list[Plot]:
+def draw(
+    boards: Sequence[Board],
+    groups: Sequence[Group],
+    benches: Sequence[Bench],
+    reference: str,
+    crossings: Sequence[Crossover] = (),
+) -> list[Plot]:
     """Every plot there are numbers for, in the order in which the page shows them; costs are compared with those of `reference`."""
     with matplotlib.rc_context(SETTINGS):
         made: list[Plot | None] = []
@@ -48,7 +75,12 @@ def draw(boards: Sequence[Board], groups: Sequence[Group], benches: Sequence[Ben
         about = {"name": "pretraining", "title": "Pretraining (masked language modelling)", "board": None}
         made.append(learning_plot(pretraining, "val_loss", **about, looks=looks))
         made += [step_plot(one, looks) for one in crossings]
-        made += [plot for bench in benches if bench.data.get("status") != "failed" for plot in bench_plots(bench, reference, looks)]
+        made += [
+            plot
+            for bench in benches
+            if bench.data.get("status") != "failed"
+            for plot in bench_plots(bench, reference, looks)
+        ]
     return _apart(plot for plot in made if plot is not None)
 
 
@@ -68,7 +100,9 @@ def quality_plots(board: Board, looks: Looks) -> list[Plot | None]:
     places: dict[tuple[int, str], list[Group]] = {}
     for group in board.groups:
         if group.runs:
-            places.setdefault((group.record.seq_len, json.dumps(group.device, sort_keys=True, default=str)), []).append(group)
+            places.setdefault((group.record.seq_len, json.dumps(group.device, sort_keys=True, default=str)), []).append(
+                group
+            )
     lengths, devices = (sorted({place[at] for place in places}) for at in (0, 1))
     made = []
     for (length, device), groups in sorted(places.items())[:MOST_PLACES]:
@@ -82,14 +116,18 @@ def quality_plots(board: Board, looks: Looks) -> list[Plot | None]:
 def pareto_front(means: dict[str, Point]) -> list[str]:
     """The names whose (cost, quality) no other beats or equals in both, from the cheapest to the dearest."""
     points = means.values()
-    front = [name for name, (x, y) in means.items() if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)]
+    front = [
+        name for name, (x, y) in means.items() if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)
+    ]
     return sorted(front, key=lambda name: (means[name], name))
 
 
 def quality_against_cost(board: Board, groups: Sequence[Group], cost: str, suffix: str, looks: Looks) -> Plot | None:
     """Macro-F1 against a cost: seeds small and open, groups large, the front a line, the baseline dashed."""
     measures = MEASURES[cost], MEASURES["macro_f1"]
-    found = {group.label: [tuple(measure.of(run.record) for measure in measures) for run in group.runs] for group in groups}
+    found = {
+        group.label: [tuple(measure.of(run.record) for measure in measures) for run in group.runs] for group in groups
+    }
     seeds = {label: [point for point in points if None not in point] for label, points in found.items()}
     drawn = {label: points for label, points in list(seeds.items())[:MOST] if points}
     if not drawn:
@@ -102,10 +140,23 @@ def quality_against_cost(board: Board, groups: Sequence[Group], cost: str, suffi
     for label, points in drawn.items():
         look = looks.of(label)
         axes.plot(*zip(*points), **{**look, "linestyle": ""}, markersize=5, markerfacecolor="none", zorder=4)
-        axes.plot(*middles[label], **{**look, "linestyle": ""}, markersize=9, markeredgecolor="black", label=short(label), zorder=5)
+        axes.plot(
+            *middles[label],
+            **{**look, "linestyle": ""},
+            markersize=9,
+            markeredgecolor="black",
+            label=short(label),
+            zorder=5,
+        )
     front = pareto_front(middles)
     if len(drawn) > 1:
-        axes.plot(*zip(*(middles[label] for label in front)), drawstyle="steps-post", color=SOFT, zorder=2, label="Pareto front")
+        axes.plot(
+            *zip(*(middles[label] for label in front)),
+            drawstyle="steps-post",
+            color=SOFT,
+            zorder=2,
+            label="Pareto front",
+        )
     every = [x for points in drawn.values() for x, _ in points]
     axes.margins(x=0.1, y=0.12)
     if max(every) > 8 * min(every) > 0:
@@ -113,8 +164,13 @@ def quality_against_cost(board: Board, groups: Sequence[Group], cost: str, suffi
         plain_logs(axes.xaxis)
     key(axes, _baseline_line(axes, board))
     words = f"Macro-F1 on validation against {TITLES[cost]} on {board.name} at {record.seq_len} tokens: seeds small, groups large."
-    words += f" On the Pareto front, where nothing is both cheaper and better: {', '.join(front)}." if len(drawn) > 1 else ""
-    told = [f"{label} {middles[label][0]:.4g} and {middles[label][1]:.3f} (n = {len(points)})" for label, points in drawn.items()]
+    words += (
+        f" On the Pareto front, where nothing is both cheaper and better: {', '.join(front)}." if len(drawn) > 1 else ""
+    )
+    told = [
+        f"{label} {middles[label][0]:.4g} and {middles[label][1]:.3f} (n = {len(points)})"
+        for label, points in drawn.items()
+    ]
     title = f"Quality against {'time' if cost == 'time_per_epoch' else 'memory'}"
     title += f", {record.seq_len} tokens" if "-n" in suffix else ""
     numbers = f"Median cost and mean macro-F1: {'; '.join(told)}."
@@ -149,17 +205,34 @@ def seed_points(board: Board, looks: Looks) -> Plot | None:
             axes.plot(values, [at] * len(values), **look, markersize=5.5, markerfacecolor=fill, zorder=4)
             if values:
                 axes.vlines(fmean(values), at - 0.16, at + 0.16, color="black", linewidth=1.4, zorder=3)
-    keys = [Line2D([], [], marker="o", linestyle="", color=SOFT, label="validation"),
-            Line2D([], [], marker="o", linestyle="", markerfacecolor="none", color=SOFT, label="test"),
-            Line2D([], [], marker="|", linestyle="", color="black", markersize=11, label="mean")]  # fmt: skip
+    keys = [
+        Line2D([], [], marker="o", linestyle="", color=SOFT, label="validation"),
+        Line2D([], [], marker="o", linestyle="", markerfacecolor="none", color=SOFT, label="test"),
+        Line2D([], [], marker="|", linestyle="", color="black", markersize=11, label="mean"),
+    ]
     baseline = strictest(board.baselines)
     if baseline is not None:
         height = baseline.stat("macro_f1").mean or 0.0
-        keys.append(axes.axvline(height, color="black", linestyle="--", linewidth=1, zorder=1, label=f"{BASELINE}, validation ({height:.3f})"))
+        keys.append(
+            axes.axvline(
+                height,
+                color="black",
+                linestyle="--",
+                linewidth=1,
+                zorder=1,
+                label=f"{BASELINE}, validation ({height:.3f})",
+            )
+        )
     key(axes, keys)
-    told = [f"{group.label} {stat.low:.3f} to {stat.high:.3f} (n = {stat.n})" for group in groups for stat in [group.stat("macro_f1")]]
+    told = [
+        f"{group.label} {stat.low:.3f} to {stat.high:.3f} (n = {stat.n})"
+        for group in groups
+        for stat in [group.stat("macro_f1")]
+    ]
     words = f"Macro-F1 of every seed on {board.name}, on validation and on test."
-    return Plot(f"seeds-{board.slug}", "Every seed", words, f"On validation: {'; '.join(told)}.", png(figure), board.slug)
+    return Plot(
+        f"seeds-{board.slug}", "Every seed", words, f"On validation: {'; '.join(told)}.", png(figure), board.slug
+    )
 
 
 def read_curve(run: Run, score: str) -> pd.DataFrame | None:
@@ -171,7 +244,9 @@ def read_curve(run: Run, score: str) -> pd.DataFrame | None:
     try:
         if "metrics.csv" not in run.record.files or file.stat().st_size > LARGEST:
             return None
-        frame = pd.read_csv(file, usecols=[score, "step", "time_per_step", "tokens_per_s"]).apply(pd.to_numeric, errors="coerce")
+        frame = pd.read_csv(file, usecols=[score, "step", "time_per_step", "tokens_per_s"]).apply(
+            pd.to_numeric, errors="coerce"
+        )
     except (OSError, ValueError):
         return None
     frame["seconds"] = frame["step"] * frame["time_per_step"]
@@ -180,9 +255,14 @@ def read_curve(run: Run, score: str) -> pd.DataFrame | None:
     return None if frame.empty else frame.rename(columns={score: "score"})
 
 
-def learning_plot(groups: Sequence[Group], score: str, *, name: str, title: str, board: str | None, looks: Looks) -> Plot | None:
+def learning_plot(
+    groups: Sequence[Group], score: str, *, name: str, title: str, board: str | None, looks: Looks
+) -> Plot | None:
     """A score over the time in training steps and over the tokens seen, a line per seed; None where no run has any."""
-    read = {group.label: [curve for run in group.runs if (curve := read_curve(run, score)) is not None] for group in groups[:MOST_CURVES]}
+    read = {
+        group.label: [curve for run in group.runs if (curve := read_curve(run, score)) is not None]
+        for group in groups[:MOST_CURVES]
+    }
     curves = {label: found for label, found in read.items() if found}
     if not curves:
         return None
@@ -198,10 +278,19 @@ def learning_plot(groups: Sequence[Group], score: str, *, name: str, title: str,
                 axes.plot(curve[way] / divisor, curve["score"], **look, linewidth=1.1, markersize=4.5, label=told)
     panels[0].set_title(counted(short(title, 44), len(groups), MOST_CURVES))
     key(panels[0])
-    ends = {label: [fmean(curve["score"].iloc[at] for curve in found) for at in (0, -1)] for label, found in curves.items()}
+    ends = {
+        label: [fmean(curve["score"].iloc[at] for curve in found) for at in (0, -1)] for label, found in curves.items()
+    }
     numbers = "; ".join(f"{label} from {first:.3f} to {last:.3f}" for label, (first, last) in ends.items())
     numbers = f"Means, from the first evaluation to the last: {numbers}."
-    return Plot(name, "Learning curves", f"{title}: {words}, over time and over tokens; a line per seed.", numbers, png(figure), board)
+    return Plot(
+        name,
+        "Learning curves",
+        f"{title}: {words}, over time and over tokens; a line per seed.",
+        numbers,
+        png(figure),
+        board,
+    )
 
 
 def _unit(way: str, top: float) -> tuple[str, float]:
@@ -233,10 +322,21 @@ def confusion_plot(board: Board) -> Plot | None:
         axes.set_yticks(range(len(classes)), [short(name, 14) for name in named], fontsize=8)
         axes.grid(False)
         axes.tick_params(labelleft=place % across == 0)
-        axes.set(ylabel="true class" if place % across == 0 else "", xlabel="predicted class" if place + across >= len(read) else "")
+        axes.set(
+            ylabel="true class" if place % across == 0 else "",
+            xlabel="predicted class" if place + across >= len(read) else "",
+        )
         for (row, column), value in np.ndenumerate(shares) if len(classes) <= NUMBERED else ():
             if value >= 0.005:
-                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 0.5 else "black")
+                axes.text(
+                    column,
+                    row,
+                    f"{100 * value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if value > 0.5 else "black",
+                )
         wrong = np.where(np.eye(len(classes), dtype=bool), -1.0, shares)
         row, column = np.unravel_index(wrong.argmax(), wrong.shape)
         told.append(f"{group.label}: {classes[row]} taken for {classes[column]} ({100 * wrong.max():.0f} %)")

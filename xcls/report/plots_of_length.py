@@ -34,7 +34,9 @@ class Series:
 
     def told(self, unit: str) -> str:
         """The line in words: its shortest and its longest length."""
-        ends = [f"{median(self.line[length]):.3g} {unit} at {length:,.0f}" for length in (min(self.line), max(self.line))]
+        ends = [
+            f"{median(self.line[length]):.3g} {unit} at {length:,.0f}" for length in (min(self.line), max(self.line))
+        ]
         return f"{self.name} {' and '.join(ends)} tokens"
 
 
@@ -54,7 +56,9 @@ def length_plot(board: Board, reference: str, looks: Looks) -> Plot | None:
         return None
     references = {_without_length(group) for group in board.of_mechanism.get(reference, [])}
     words = f"Time per epoch against sequence length on {board.name}. {crossings(shown, reference, references)}".strip()
-    image = _image([("time per epoch, s", shown)], counted(f"{short(board.name)}: cost against length", len(shown)), looks)
+    image = _image(
+        [("time per epoch, s", shown)], counted(f"{short(board.name)}: cost against length", len(shown)), looks
+    )
     numbers = "; ".join(series.told("s") for series in shown[:MOST]) + "."
     return Plot(f"cost_vs_length-{board.slug}", "Cost against length", words, numbers, image, board.slug)
 
@@ -66,8 +70,19 @@ def step_plot(one: Crossover, looks: Looks) -> Plot:
         shown = []
         for name in one.mechanisms:
             ends = ("training_min_ms", measure, "training_max_ms") if measure == "training_ms" else (measure,)
-            costs = {float(length): [cost for end in ends if (cost := one.cost(name, length, end))] for length in one.lengths}
-            shown.append(Series(name, {length: values for length, values in costs.items() if values and one.cost(name, int(length), measure)}))
+            costs = {
+                float(length): [cost for end in ends if (cost := one.cost(name, length, end))] for length in one.lengths
+            }
+            shown.append(
+                Series(
+                    name,
+                    {
+                        length: values
+                        for length, values in costs.items()
+                        if values and one.cost(name, int(length), measure)
+                    },
+                )
+            )
         parts.append((f"{unit} per step", [series for series in shown if series.line]))
     numbers = " ".join(f"{unit}: {'; '.join(series.told('') for series in shown[:MOST])}." for unit, shown in parts)
     words = caption(one).split(" In brackets")[0]
@@ -76,7 +91,11 @@ def step_plot(one: Crossover, looks: Looks) -> Plot:
 
 def bench_plots(bench: Bench, reference: str, looks: Looks) -> list[Plot]:
     """Time of forward and backward of one layer, and peak memory, per sequence: a plot per dtype with two lengths or more."""
-    rows = [row for row in bench.rows if row.get("origin") == "xcls" and row.get("part") == "module" and _cost(row, "training_ms")]
+    rows = [
+        row
+        for row in bench.rows
+        if row.get("origin") == "xcls" and row.get("part") == "module" and _cost(row, "training_ms")
+    ]
     dtypes = sorted({str(row.get("dtype")) for row in rows})
     device, plots = bench.data.get("device"), []
     machine = (device.get("name") if isinstance(device, dict) else None) or "a device"
@@ -138,10 +157,20 @@ def crossings(shown: Sequence[Series], reference: str, references: set[str]) -> 
             alone.append(series.name)
             continue
         meets = crossover(series.line, series.base)
-        end = "not at the longest" if meets is None else f"from about {meets:,.0f} tokens on" if meets else "at every length measured"
+        end = (
+            "not at the longest"
+            if meets is None
+            else f"from about {meets:,.0f} tokens on"
+            if meets
+            else "at every length measured"
+        )
         told.setdefault(series.against, []).append(f"{series.name}: {end}")
     words = [f"Cheaper than {against} for good: {'; '.join(items)}." for against, items in told.items()]
-    words += [f"Without a {reference} alike at two of their lengths, so without a crossing: {', '.join(alone)}."] if alone else []
+    words += (
+        [f"Without a {reference} alike at two of their lengths, so without a crossing: {', '.join(alone)}."]
+        if alone
+        else []
+    )
     return " ".join(words)
 
 
@@ -166,7 +195,15 @@ def _lines(axes: Axes, shown: Sequence[Series], looks: Looks) -> None:
         axes.plot([length for length, _ in points], middles, **look, label=short(series.name))
         for length, values in points:
             if len(values) > 1:
-                axes.plot([length] * len(values), values, "o", color=look["color"], markersize=4, markerfacecolor="none", zorder=4)
+                axes.plot(
+                    [length] * len(values),
+                    values,
+                    "o",
+                    color=look["color"],
+                    markersize=4,
+                    markerfacecolor="none",
+                    zorder=4,
+                )
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(lengths, [f"{length:,.0f}" for length in lengths])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -191,7 +228,11 @@ def _file_name(bench: Bench) -> str:
 def _family(group: Group) -> str:
     """Equal for groups that differ in nothing but the length and, with it, the micro-batch."""
     device = {name: value for name, value in group.device.items() if name not in ("micro_batch", "micro_tokens")}
-    own = {name: value for name, value in group.key.items() if not name.endswith("seq_len") and name != "pretrained.micro_batch"}
+    own = {
+        name: value
+        for name, value in group.key.items()
+        if not name.endswith("seq_len") and name != "pretrained.micro_batch"
+    }
     return json.dumps([own, device], sort_keys=True, default=str)
 
 

@@ -157,8 +157,15 @@ def expectation(record: Record) -> dict[str, Any]:
 def _head(title: str, records: Sequence[Record], patches: Patches) -> str:
     commit, sources = _sources(records, patches)
     wanted = [expectation(record) for record in records if record.command]
-    lines = ",\n".join(json.dumps(entry, sort_keys=True) for entry in wanted)  # ASCII on lines of their own: ends no heredoc
-    told = {"title": _comment(title), "commit": shlex.quote(commit), "shown": _comment(commit or "<its commit>"), "expected": f"[{lines}]"}
+    lines = ",\n".join(
+        json.dumps(entry, sort_keys=True) for entry in wanted
+    )  # ASCII on lines of their own: ends no heredoc
+    told = {
+        "title": _comment(title),
+        "commit": shlex.quote(commit),
+        "shown": _comment(commit or "<its commit>"),
+        "expected": f"[{lines}]",
+    }
     return HEAD.format(**told, tolerance=TOLERANCE, sources=sources)
 
 
@@ -216,7 +223,9 @@ def _with_file(record: Record) -> tuple[str, list[str]]:
             override = f"template={path}"
         elif key == "pretrain" and unquoted(value).startswith("/") and record.pretrain is not None:
             override = f"pretrain={record.pretrain.get('folder')}"  # where the clone has it
-        elif key == "exp" and record.mode == "pretrain" and not any(word.startswith("sweep=") for word in record.command):
+        elif (
+            key == "exp" and record.mode == "pretrain" and not any(word.startswith("sweep=") for word in record.command)
+        ):
             path = path or f"pretrain/{value}/config.yaml"
         overrides.append(override)
     return (_file(record, path) if path else ""), overrides

@@ -36,7 +36,9 @@ def check_data(expected: Expected, path: str | None = None) -> list[str]:
         arguments = {**entry["source"], **({} if path is None else {"path": path})}
         module, _, name = str(arguments.pop("_target_", "")).rpartition(".")
         if not module or not entry["fingerprint"]:
-            notes.append(f"{entry['dataset']}: the record does not say how to find its data again; they are not checked.")
+            notes.append(
+                f"{entry['dataset']}: the record does not say how to find its data again; they are not checked."
+            )
             continue
         place = json.dumps([module, name, arguments, entry["extra"], entry["fingerprint"]], sort_keys=True)
         if place not in seen:
@@ -47,7 +49,11 @@ def check_data(expected: Expected, path: str | None = None) -> list[str]:
                     f"the data set {entry['dataset']} is not the one of the record: fingerprint {found}, expected "
                     f"{entry['fingerprint']}. Its files (or, for data made from packages, their versions) differ."
                 )
-        notes += [f"{k} is {installed(k)} here, {v} in the record." for k, v in entry["versions"].items() if v and installed(k) not in (v, "")]
+        notes += [
+            f"{k} is {installed(k)} here, {v} in the record."
+            for k, v in entry["versions"].items()
+            if v and installed(k) not in (v, "")
+        ]
     return list(dict.fromkeys(notes))
 
 
@@ -70,7 +76,9 @@ def compare(expected: Expected, root: Path, tolerance: float) -> tuple[list[str]
     for entry in expected:
         record = made.get(entry["hash"])
         if record is None:
-            lines.append(f"{entry['run']}: MISSING, no completed run has its hash; its configuration came out differently.")
+            lines.append(
+                f"{entry['run']}: MISSING, no completed run has its hash; its configuration came out differently."
+            )
             good = False
             continue
         gap, name = furthest(entry["metrics"], record.metrics)

@@ -106,7 +106,9 @@ def claims_from(flat: dict[str, Any]) -> Claims:
         _, _, name = key.rpartition(".")
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if key in ("seq_len", "min_seeds"):
-            _need(number and isinstance(value, int) and value >= 1, key, value, "a whole number of at least 1 is needed")
+            _need(
+                number and isinstance(value, int) and value >= 1, key, value, "a whole number of at least 1 is needed"
+            )
         elif key == "max_cost_factor":
             _need(number and value > 1, key, value, "a number above 1 is needed, e.g. 1.5")
         elif key == "references":
@@ -115,7 +117,9 @@ def claims_from(flat: dict[str, Any]) -> Claims:
         elif re.fullmatch(r"families\.[^.]+\.[^.]+", key) and name in thresholds:
             _need(number or value is None, key, value, "a number is needed, or null for no claim")
         else:
-            raise UserError(f"claims.{key}: unknown key.{nearest(name, [*thresholds, 'seq_len', 'min_seeds', 'max_cost_factor', 'references'])}")
+            raise UserError(
+                f"claims.{key}: unknown key.{nearest(name, [*thresholds, 'seq_len', 'min_seeds', 'max_cost_factor', 'references'])}"
+            )
         if name == key:
             setattr(claims, key, list(value) if key == "references" else value)
         else:

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 from typing import Any, Sequence
 
 from xcls.record import MORE_TRAINING
-from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED, Judge, Measured, Verdict, difference_pp, find_reference, ratio, strictest
+from xcls.report.claims import (
+    FAIL,
+    MISSING,
+    PASS,
+    UNDECIDED,
+    Judge,
+    Measured,
+    Verdict,
+    difference_pp,
+    find_reference,
+    ratio,
+    strictest,
+)
 from xcls.report.conditions import unlike_groups
 from xcls.report.cost_ratio import excluded_note
 from xcls.report.groups import BASELINE, Board, Group
@@ -16,9 +28,12 @@ from xcls.report.measures import NONE, TableText, amount, cut_note, memory_measu
 
 SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?", UNDECIDED: "?"}
 CLAIMED = {  # the matrix's columns: the name of the measured number and its heading
-    "time ratio": "time", "memory ratio": "memory", "macro-F1 loss (pp)": "loss against {}, pp",
-    "macro-F1 gain (pp)": "gain over TF-IDF, pp", "macro-F1 spread (pp)": "spread of seeds, pp",
-}  # fmt: skip
+    "time ratio": "time",
+    "memory ratio": "memory",
+    "macro-F1 loss (pp)": "loss against {}, pp",
+    "macro-F1 gain (pp)": "gain over TF-IDF, pp",
+    "macro-F1 spread (pp)": "spread of seeds, pp",
+}
 MEMORY = {  # by the kind of the device
     "cuda": "Memory on a GPU: the most that torch's allocator held in training, with weights, gradients and AdamW's state.",
     "cpu": "Memory on a CPU: growth of peak RSS from before the first step, so with gradients and AdamW's state, without the weights.",
@@ -79,8 +94,14 @@ def headline(board: Board, judge: Judge, references: Sequence[str]) -> Headline:
     first = references[0]
     done = [group for group in board.groups if group.runs]
     if not done:
-        text = "Only the baseline has finished on these rows." if any(b.runs for b in board.baselines) else "No run has finished yet."
-        return Headline(MISSING, text, next="Give the command of the sweep again: it goes on with what was interrupted.")
+        text = (
+            "Only the baseline has finished on these rows."
+            if any(b.runs for b in board.baselines)
+            else "No run has finished yet."
+        )
+        return Headline(
+            MISSING, text, next="Give the command of the sweep again: it goes on with what was interrupted."
+        )
     verdicts = [judge.verdict(group, board, first, "validation") for group in done]
     judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in references]
     judged = [verdict for verdict in judged if _at_claims(verdict, judge)] or judged
@@ -95,9 +116,15 @@ def headline(board: Board, judge: Judge, references: Sequence[str]) -> Headline:
     waiting = [verdict for verdict in judged if verdict.state == MISSING]
     if not judged:
         best = max(done, key=lambda group: (group.stat("macro_f1").mean or 0.0, group.label))
-        state, text = MISSING, f"Nothing with a claim was run beside {first}. Best so far: {best.label}, macro-F1 {best.stat('macro_f1').text}."
+        state, text = (
+            MISSING,
+            f"Nothing with a claim was run beside {first}. Best so far: {best.label}, macro-F1 {best.stat('macro_f1').text}.",
+        )
     elif failing:
-        state, text = FAIL, f"Nothing passes against {first}: {_listed(failing)} {'fails' if len(failing) == 1 else 'fail'}."
+        state, text = (
+            FAIL,
+            f"Nothing passes against {first}: {_listed(failing)} {'fails' if len(failing) == 1 else 'fail'}.",
+        )
         text += f" No verdict yet on {_listed([verdict.group.label for verdict in waiting])}." if waiting else ""
     else:
         reasons = [reason for verdict in waiting for reason in verdict.reasons] or ["something was not measured"]
@@ -131,7 +158,10 @@ def _saving(verdict: Verdict) -> tuple[Any, ...]:
 def _beside(verdict: Verdict) -> str:
     """`30 % less time, 8 % more memory, macro-F1 −0.60 pp against sdpa (n = 3)`."""
     group, other = verdict.group, verdict.reference_group
-    told = [f"{abs(1 - share):.0%} {'less' if share < 1 else 'more'} {word}".replace("%", " %") for word, share in _costs(verdict)]
+    told = [
+        f"{abs(1 - share):.0%} {'less' if share < 1 else 'more'} {word}".replace("%", " %")
+        for word, share in _costs(verdict)
+    ]
     gap = None if other is None else difference_pp(group, other, "validation")
     told += [] if gap is None else [f"macro-F1 {signed(gap)} pp"]
     return f"{', '.join(told)} against {verdict.reference} (n = {len(group.runs)})"
@@ -146,7 +176,9 @@ def _against(best: Verdict, board: Board, judge: Judge, references: Sequence[str
         if verdict.reference_group is None:
             told.append(f"There are no runs of {reference}, which a practitioner would use instead of {references[0]}.")
         elif verdict.state != PASS:
-            told.append(f"Against {reference}, which a practitioner would use instead, it does not pass: {_beside(verdict)}.")
+            told.append(
+                f"Against {reference}, which a practitioner would use instead, it does not pass: {_beside(verdict)}."
+            )
     return told
 
 
@@ -186,14 +218,18 @@ def _remedy(board: Board, judge: Judge, waiting: Sequence[Verdict], reference: s
     if any(len(verdict.group.seeds) < claims.min_seeds for verdict in waiting):
         return f"Run more seeds: seed={','.join(map(str, range(claims.min_seeds)))} in the same sweep; what is done is skipped."
     if any(claim.state == UNDECIDED for verdict in waiting for claim in verdict.claims):
-        return "Repeat a run that is named: remove its folder and give the sweep's command again; what is done is skipped."
+        return (
+            "Repeat a run that is named: remove its folder and give the sweep's command again; what is done is skipped."
+        )
     return ""
 
 
 def _reference_wanted(board: Board, reference: str) -> str:
     if reference in board.of_mechanism and len(board.of_mechanism) > 1:
         return ""
-    return f"Run mechanisms with the same settings: python run.py -m attention={reference},performer,reformer seed=0,1,2"
+    return (
+        f"Run mechanisms with the same settings: python run.py -m attention={reference},performer,reformer seed=0,1,2"
+    )
 
 
 def matrix(board: Board, judge: Judge, reference: str, most: int = 12) -> Matrix:
@@ -217,17 +253,31 @@ def _cell(name: str, verdict: Verdict, notes: list[str]) -> Cell:
     if not found:
         share = dict(_costs(verdict)).get(name.removesuffix(" ratio"))
         own = verdict.reference_group is verdict.group or share is None
-        return Cell(NONE if own else f"{share:.2f}×", notes=_noted([] if own or not verdict.reason else [verdict.reason], notes))
+        return Cell(
+            NONE if own else f"{share:.2f}×", notes=_noted([] if own or not verdict.reason else [verdict.reason], notes)
+        )
     claim, number = min(found, key=lambda pair: pair[0].hindered)
     state = MISSING if claim.hindered else FAIL if claim.state == FAIL and claim.reason else number.state
     told = [claim.reason if claim.hindered or state == FAIL else number.reason]
     doubtful = number.told == OPEN and not number.undecided and state in (PASS, FAIL)
     if doubtful:
-        told.append(f"The interval of the {name.replace(' (pp)', '')} spans the limit: {interval_text(number.interval)} pp.")
+        told.append(
+            f"The interval of the {name.replace(' (pp)', '')} spans the limit: {interval_text(number.interval)} pp."
+        )
     if "ratio" in name:
         told += [f"Measured differently: {claim.remark}."] if claim.remark else []
-        told += [f"mode=bench measured {number.bench:.2f}× ({number.bench_says})."] if number.bench_says.startswith("no") else []
-    value = NONE if number.value is None else f"{number.value:.2f}×" if "ratio" in name else f"{number.value + 0.0:.2f}".replace("-", "−")
+        told += (
+            [f"mode=bench measured {number.bench:.2f}× ({number.bench_says})."]
+            if number.bench_says.startswith("no")
+            else []
+        )
+    value = (
+        NONE
+        if number.value is None
+        else f"{number.value:.2f}×"
+        if "ratio" in name
+        else f"{number.value + 0.0:.2f}".replace("-", "−")
+    )
     return Cell(value, bound(number), state, _noted(told, notes), doubtful)
 
 
@@ -241,9 +291,18 @@ def _noted(told: Sequence[str], notes: list[str]) -> tuple[int, ...]:
 def comparison(board: Board, judge: Judge, reference: str) -> TableText:
     """The groups in the order of their rank, then the baselines; costs beside those of the reference."""
     header = [
-        "mechanism", "PASS_WNF", "PASS_WNF_TEST", "n", "macro-F1 validation", "macro-F1 test", f"vs {reference}, pp",
-        "vs baseline, pp", "time/epoch, s", "tokens/s", "memory, MiB",
-    ]  # fmt: skip
+        "mechanism",
+        "PASS_WNF",
+        "PASS_WNF_TEST",
+        "n",
+        "macro-F1 validation",
+        "macro-F1 test",
+        f"vs {reference}, pp",
+        "vs baseline, pp",
+        "time/epoch, s",
+        "tokens/s",
+        "memory, MiB",
+    ]
     baseline = strictest(board.baselines)
     rows = []
     for group in board.groups:
@@ -258,11 +317,17 @@ def comparison(board: Board, judge: Judge, reference: str) -> TableText:
         for kind, word in (("", ""), ("tuned_", ", tuned")):
             own = group.stat(f"{kind}macro_f1")
             if not kind or own.n:
-                gap = signed((own.mean - group.stat("macro_f1").mean) * 100) if kind and group.stat("macro_f1").n else NONE
+                gap = (
+                    signed((own.mean - group.stat("macro_f1").mean) * 100)
+                    if kind and group.stat("macro_f1").n
+                    else NONE
+                )
                 seconds = group.stat(f"{kind}train_seconds").middle
                 took = NONE if seconds is None else f"{amount(seconds)} in all"
                 scores = [own.text, group.stat(f"{kind}test_macro_f1").text]
-                rows.append([group.label + word, "", "", str(own.n or len(group.runs)), *scores, NONE, gap, took, NONE, NONE])
+                rows.append(
+                    [group.label + word, "", "", str(own.n or len(group.runs)), *scores, NONE, gap, took, NONE, NONE]
+                )
     return header, rows
 
 
@@ -297,9 +362,15 @@ def footnotes(board: Board, reference: str) -> list[str]:
     for group in board.groups:
         other, _ = find_reference(group, board, reference)
         unlike = [] if other is None else unlike_groups(group, other)
-        notes += [f"†: {group.label} and {other.label} were measured differently: {'; '.join(unlike)}."] if other and unlike else []
+        notes += (
+            [f"†: {group.label} and {other.label} were measured differently: {'; '.join(unlike)}."]
+            if other and unlike
+            else []
+        )
     if len({repr(group.device) for group in board.groups if group.runs}) > 1:
-        notes.append("The runs are from different devices or settings of the device: their costs do not compare across these.")
+        notes.append(
+            "The runs are from different devices or settings of the device: their costs do not compare across these."
+        )
     notes.append(cut_note(run.record for group in board.groups for run in group.runs) or "")
     return [note for note in notes if note]
 

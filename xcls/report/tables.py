@@ -16,37 +16,34 @@ from xcls.report.load import Bench, Found, ending
 from xcls.report.measures import GPU_MEMORY, MEASURES, cut_shares, is_cost
 from xcls.report.settings import Settings
 
-FIRST = (
-    "run", "mode", "status", "cause", "dataset", "attention", "position", "size", "seq_len", "seed", "batch_size",
-    "dtype", "device", "params", "macro_f1", "accuracy", "weighted_f1", "auroc", "test_macro_f1", "time_per_epoch",
-    "time_per_step", "tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB", "PASS_WNF", "PASS_WNF_TEST",
-)  # fmt: skip
-ALSO = (
-    "group", "hash", "folder", "exp", "study", "commit", "step", "shared_device", "faults", "tokens_cut_share",
-    "documents_cut_share", "predicted_classes", "learned_nothing",
-    *(name for name in MEASURES if name not in FIRST),
-)  # fmt: skip
+FIRST = """
+    run mode status cause dataset attention position size seq_len seed batch_size dtype device params macro_f1
+    accuracy weighted_f1 auroc test_macro_f1 time_per_epoch time_per_step tokens_per_s max_gpu_mem_MiB
+    max_rss_MiB PASS_WNF PASS_WNF_TEST
+""".split()
+ALSO = """
+    group hash folder exp study commit step shared_device faults tokens_cut_share documents_cut_share predicted_classes
+    learned_nothing
+""".split()
 SETTINGS = ("compile", "micro_batch", "micro_tokens", "gradient_checkpointing", "threads")  # of a group's device
-OF_GROUP = (
-    "group", "label", "mode", "dataset", "data", "attention", "position", "size", "tokenizer", "seq_len", "batch_size",
-    "dtype", "device", *SETTINGS, "n", "seeds", "not_completed", "rank", "PASS_WNF",
-    "PASS_WNF_TEST",
-    "vs_baseline_pp", "vs_baseline_test_pp",
-)  # fmt: skip
-OF_CLAIM = (
-    "group", "label", "dataset", "attention", "seq_len", "n", "reference", "reference_group", "n_reference",
-    "baseline_group", "n_baseline", "split", "PASS_WNF", "claim", "claim_state", "measured", "value", "relation",
-    "threshold", "margin", "state", "reason", "interval_low", "interval_high", "interval_says", "bench", "bench_agrees", "examples", "drawn",
-    "no_interval", "measured_differently",
-)  # fmt: skip
-SHOWN_OF_GROUP = (
-    "macro_f1", "accuracy", "auroc", "test_macro_f1", "time_per_epoch", "tokens_per_s", GPU_MEMORY, "max_rss_MiB", "params",
-    "latency_ms", "inference_examples_per_s",
-)  # fmt: skip
-SHOWN_OF_CLAIM = (
-    "label", "dataset", "n", "reference", "split", "claim", "measured", "value", "relation", "threshold", "margin", "state",
-    "interval_low", "interval_high", "interval_says", "bench", "reason", "measured_differently",
-)  # fmt: skip
+OF_GROUP = """
+    group label mode dataset data attention position size tokenizer seq_len batch_size dtype device compile micro_batch
+    micro_tokens gradient_checkpointing threads n seeds not_completed rank PASS_WNF PASS_WNF_TEST vs_baseline_pp
+    vs_baseline_test_pp
+""".split()
+OF_CLAIM = """
+    group label dataset attention seq_len n reference reference_group n_reference baseline_group n_baseline
+    split PASS_WNF claim claim_state measured value relation threshold margin state reason interval_low
+    interval_high interval_says bench bench_agrees examples drawn no_interval measured_differently
+""".split()
+SHOWN_OF_GROUP = """
+    macro_f1 accuracy auroc test_macro_f1 time_per_epoch tokens_per_s max_rss_MiB params latency_ms
+    inference_examples_per_s
+""".split()
+SHOWN_OF_CLAIM = """
+    label dataset n reference split claim measured value relation threshold margin state interval_low
+    interval_high interval_says bench reason measured_differently
+""".split()
 Row = dict[str, Any]
 
 
@@ -77,7 +74,9 @@ class Sheet:
     words: str  # what a row is and how to read it, in a sentence or two
     rows: Sequence[Row]
     columns: Sequence[str] = ()  # their order; where it is not given, the order in which the rows bring them
-    board: str | None = None  # the board (its slug) in whose section it stands; None: the whole, which is written as a file
+    board: str | None = (
+        None  # the board (its slug) in whose section it stands; None: the whole, which is written as a file
+    )
     in_report: Sequence[str] = ()  # columns of a whole table that report.md shows
 
     @property
@@ -98,21 +97,41 @@ class Sheet:
 def _cell(value: Any) -> str:
     if value is None or isinstance(value, str):
         return no_formula(value or "")
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)  # true, [0, 1], 12
+    return (
+        repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    )  # true, [0, 1], 12
 
 
 def main_sheets(study: Study) -> list[Sheet]:
     """Runs, groups and claims."""
     first, judge = study.references[0], study.judge
     states = {
-        group.id: tuple(judge.verdict(group, board, first, split).state for split in SPLITS) for board in study.boards for group in board.groups
+        group.id: tuple(judge.verdict(group, board, first, split).state for split in SPLITS)
+        for board in study.boards
+        for group in board.groups
     }
-    shown = ("label", "mode", "dataset", "n", "not_completed", "rank", *(f"{name}_{part}" for name in SHOWN_OF_GROUP for part in parts_of(name)[:-1]))
+    shown = (
+        "label",
+        "mode",
+        "dataset",
+        "n",
+        "not_completed",
+        "rank",
+        *(f"{name}_{part}" for name in SHOWN_OF_GROUP for part in parts_of(name)[:-1]),
+    )
     rows, columns = results(study, states)
     return [
         Sheet("results", "runs", "A row per run.", rows, columns),
-        Sheet("groups", "groups", "A row per group of runs alike but for the seed.", *group_rows(study, states), in_report=shown),
-        Sheet("wnf", "claims", "A row per number of every claim.", claim_rows(study), OF_CLAIM, in_report=SHOWN_OF_CLAIM),
+        Sheet(
+            "groups",
+            "groups",
+            "A row per group of runs alike but for the seed.",
+            *group_rows(study, states),
+            in_report=shown,
+        ),
+        Sheet(
+            "wnf", "claims", "A row per number of every claim.", claim_rows(study), OF_CLAIM, in_report=SHOWN_OF_CLAIM
+        ),
     ]
 
 
@@ -140,22 +159,37 @@ def results(study: Study, states: dict[str, tuple[str, ...]]) -> tuple[list[Row]
         verdict = states.get(group or "", (None, None)) if record.status == "completed" else (None, None)
         status, cause = ending(run)
         skipped = ("claims", *ENCODER) if record.mode == "baseline" else ("claims",)
-        rows.append({
-            **{name: value for name, value in record.config.items() if not name.startswith(skipped)},
-            **_traits(record),
-            **{name: measure.of(record) for name, measure in MEASURES.items()},
-            "run": record.run, "status": status, "cause": cause or None, "seed": record.seed,
-            "PASS_WNF": verdict[0], "PASS_WNF_TEST": verdict[1],
-            "group": group, "hash": record.hash, "folder": run.place, "exp": record.exp, "study": record.study,
-            "commit": record.commit, "step": record.step, "shared_device": record.device.get("shared"),
-            "faults": "; ".join(survived(record)) or None, **cut_shares(record),
-            "predicted_classes": (record.metrics.get("validation") or {}).get("predicted_classes"),
-            "learned_nothing": is_guess(MEASURES["macro_f1"].of(record), class_count(record)) if class_count(record) else None,
-            **{f"{part}.code": digest[:12] for part, digest in record.code.items()},
-        })  # fmt: skip
+        rows.append(
+            {
+                **{name: value for name, value in record.config.items() if not name.startswith(skipped)},
+                **_traits(record),
+                **{name: measure.of(record) for name, measure in MEASURES.items()},
+                "run": record.run,
+                "status": status,
+                "cause": cause or None,
+                "seed": record.seed,
+                "PASS_WNF": verdict[0],
+                "PASS_WNF_TEST": verdict[1],
+                "group": group,
+                "hash": record.hash,
+                "folder": run.place,
+                "exp": record.exp,
+                "study": record.study,
+                "commit": record.commit,
+                "step": record.step,
+                "shared_device": record.device.get("shared"),
+                "faults": "; ".join(survived(record)) or None,
+                **cut_shares(record),
+                "predicted_classes": (record.metrics.get("validation") or {}).get("predicted_classes"),
+                "learned_nothing": is_guess(MEASURES["macro_f1"].of(record), class_count(record))
+                if class_count(record)
+                else None,
+                **{f"{part}.code": digest[:12] for part, digest in record.code.items()},
+            }
+        )
         for whole in ("params", "params_trainable"):
             rows[-1][whole] = None if rows[-1][whole] is None else int(rows[-1][whole])
-    fixed = [*FIRST, *ALSO]
+    fixed = [*FIRST, *ALSO, *(name for name in MEASURES if name not in FIRST)]
     return rows, fixed + sorted({name for row in rows for name in row} - set(fixed))
 
 
@@ -171,19 +205,34 @@ def group_rows(study: Study, states: dict[str, tuple[str, ...]]) -> tuple[list[R
     rows = []
     for group in sorted(study.groups, key=lambda group: (place.get(group.id, len(place)), group.label, group.id)):
         baseline, state = baseline_of.get(group.id), states.get(group.id, (None, None))
-        rows.append({
-            **_traits(group.record), **{name: group.device.get(name) for name in SETTINGS},
-            "group": group.id, "label": group.label, "data": group.key["data"], "n": len(group.runs),
-            "seeds": " ".join(map(str, group.seeds)), "not_completed": len(group.others), "rank": group.rank,
-            "PASS_WNF": state[0], "PASS_WNF_TEST": state[1],
-            "vs_baseline_pp": difference_pp(group, baseline, "validation") if baseline else None,
-            "vs_baseline_test_pp": difference_pp(group, baseline, "test") if baseline else None,
-            **{f"{name}_{part}": getattr(group.stat(name), {"median": "middle"}.get(part, part)) for name in MEASURES for part in parts_of(name)},
-        })  # fmt: skip
+        rows.append(
+            {
+                **_traits(group.record),
+                **{name: group.device.get(name) for name in SETTINGS},
+                "group": group.id,
+                "label": group.label,
+                "data": group.key["data"],
+                "n": len(group.runs),
+                "seeds": " ".join(map(str, group.seeds)),
+                "not_completed": len(group.others),
+                "rank": group.rank,
+                "PASS_WNF": state[0],
+                "PASS_WNF_TEST": state[1],
+                "vs_baseline_pp": difference_pp(group, baseline, "validation") if baseline else None,
+                "vs_baseline_test_pp": difference_pp(group, baseline, "test") if baseline else None,
+                **{
+                    f"{name}_{part}": getattr(group.stat(name), {"median": "middle"}.get(part, part))
+                    for name in MEASURES
+                    for part in parts_of(name)
+                },
+            }
+        )
     return rows, [*OF_GROUP, *(f"{name}_{part}" for name in MEASURES for part in parts_of(name))]
 
 
-def claim_rows(study: Study, boards: Sequence[Board] = (), references: Sequence[str] = (), splits: Sequence[str] = tuple(SPLITS)) -> list[Row]:
+def claim_rows(
+    study: Study, boards: Sequence[Board] = (), references: Sequence[str] = (), splits: Sequence[str] = tuple(SPLITS)
+) -> list[Row]:
     """A row per measured number of every claim, against every reference and on every split; of all boards where none is named."""
     return [
         row
@@ -200,30 +249,51 @@ def interval_cells(interval: Interval | None) -> Row:
     if interval is None:
         return {}
     return {
-        "interval_low": interval.low, "interval_high": interval.high, "examples": interval.examples or None,
-        "drawn": interval.over or None, "no_interval": interval.reason or None,
-    }  # fmt: skip
+        "interval_low": interval.low,
+        "interval_high": interval.high,
+        "examples": interval.examples or None,
+        "drawn": interval.over or None,
+        "no_interval": interval.reason or None,
+    }
 
 
 def _claims_of(verdict: Verdict, board: Board) -> list[Row]:
     group, reference, baseline = verdict.group, verdict.reference_group, verdict.baseline
     common = {
-        "group": group.id, "label": group.label, "dataset": board.name, "attention": group.attention,
-        "seq_len": group.record.seq_len, "n": len(group.runs), "reference": verdict.reference, "split": verdict.split,
-        "reference_group": reference.id if reference else None, "n_reference": len(reference.runs) if reference else None,
-        "baseline_group": baseline.id if baseline else None, "n_baseline": len(baseline.runs) if baseline else None,
+        "group": group.id,
+        "label": group.label,
+        "dataset": board.name,
+        "attention": group.attention,
+        "seq_len": group.record.seq_len,
+        "n": len(group.runs),
+        "reference": verdict.reference,
+        "split": verdict.split,
+        "reference_group": reference.id if reference else None,
+        "n_reference": len(reference.runs) if reference else None,
+        "baseline_group": baseline.id if baseline else None,
+        "n_baseline": len(baseline.runs) if baseline else None,
         "PASS_WNF": verdict.state,
-    }  # fmt: skip
+    }
     if not verdict.claims:
         return [{**common, "reason": verdict.reason}]
     return [
         {
-            **common, "claim": claim.code, "claim_state": claim.state, "measured": number.name, "value": number.value,
-            "relation": number.relation, "threshold": number.threshold, "margin": number.margin, "state": number.state,
-            "reason": number.reason or claim.reason, **interval_cells(number.interval),
-            "interval_says": number.told or None, "bench": number.bench, "bench_agrees": number.bench_says or None,
+            **common,
+            "claim": claim.code,
+            "claim_state": claim.state,
+            "measured": number.name,
+            "value": number.value,
+            "relation": number.relation,
+            "threshold": number.threshold,
+            "margin": number.margin,
+            "state": number.state,
+            "reason": number.reason or claim.reason,
+            **interval_cells(number.interval),
+            "interval_says": number.told or None,
+            "bench": number.bench,
+            "bench_agrees": number.bench_says or None,
             "measured_differently": (claim.remark or None) if "ratio" in number.name else None,
         }
         for claim in verdict.claims
         for number in claim.measured
-    ]  # fmt: skip
+    ]

@@ -40,12 +40,20 @@ def printed(study: Study, *, findings: Sequence[str], remarks: int, page: str, b
     return text + "".join(f"\n{item.text}\n\n    {item.command}\n" for item in best)
 
 
-def report_md(study: Study, sheets: Sequence[Sheet], *, notes: Sequence[str], crossings: Sequence[Crossover], best: Sequence[Best]) -> str:
+def report_md(
+    study: Study, sheets: Sequence[Sheet], *, notes: Sequence[str], crossings: Sequence[Crossover], best: Sequence[Best]
+) -> str:
     """The whole of report.md. What comes from a run is letters there, neither HTML nor a link."""
     blocks, judge, references = study.names, study.judge, study.references
     for board in study.boards:
         told, claims = headline(board, judge, references), matrix(board, judge, references[0])
-        blocks += [f"## {board.name}", told.text, *told.notes, told.next and f"Next: {told.next}", markdown(claims.text)]
+        blocks += [
+            f"## {board.name}",
+            told.text,
+            *told.notes,
+            told.next and f"Next: {told.next}",
+            markdown(claims.text),
+        ]
         blocks.append("\n".join(f"{place}. {note}" for place, note in enumerate(claims.notes, 1)))
         blocks.append(markdown(shortened(comparison(board, judge, references[0]), len(board.groups), MOST_ROWS)))
         blocks.append("\n".join(footnotes(board, references[0])))
@@ -53,14 +61,34 @@ def report_md(study: Study, sheets: Sequence[Sheet], *, notes: Sequence[str], cr
     blocks += ["## Not completed (in no mean, in no ranking)", markdown(failed)] if failed[1] else []
     blocks += notes
     for one in crossings:
-        blocks += [f"## {bench.TITLE}", bench.caption(one), markdown(bench.table(one, study.boards)), *bench.remarks(one)]
-    parts = [(f"{board.name}: {sheet.title}", sheet.words, sheet, sheet.header) for board in study.boards for sheet in sheets if sheet.board == board.slug]
+        blocks += [
+            f"## {bench.TITLE}",
+            bench.caption(one),
+            markdown(bench.table(one, study.boards)),
+            *bench.remarks(one),
+        ]
+    parts = [
+        (f"{board.name}: {sheet.title}", sheet.words, sheet, sheet.header)
+        for board in study.boards
+        for sheet in sheets
+        if sheet.board == board.slug
+    ]
     for sheet in sheets:
         told_columns = [name for name in sheet.in_report if any(row.get(name) is not None for row in sheet.rows)]
-        parts += [(sheet.title.capitalize(), f"{sheet.words} More in {sheet.name}.csv.", sheet, told_columns)] if told_columns else []
+        parts += (
+            [(sheet.title.capitalize(), f"{sheet.words} More in {sheet.name}.csv.", sheet, told_columns)]
+            if told_columns
+            else []
+        )
     for title, words, sheet, columns in parts:
-        blocks += [f"## {title}", words, markdown((columns, [[cell(row.get(name)) for name in columns] for row in sheet.rows]))]
-    used = [block for item in best for block in (letters(item.text), f"    {item.command}")]  # in a block of code nothing is HTML or a link
+        blocks += [
+            f"## {title}",
+            words,
+            markdown((columns, [[cell(row.get(name)) for name in columns] for row in sheet.rows])),
+        ]
+    used = [
+        block for item in best for block in (letters(item.text), f"    {item.command}")
+    ]  # in a block of code nothing is HTML or a link
     return "\n\n".join([*map(letters, filter(None, blocks)), *used]) + "\n"
 
 
@@ -113,8 +141,12 @@ def best_runs(boards: Sequence[Board], rank_by: str, root: Path) -> list[Best]:
     sign = 1 if measure.low_is_better else -1
     found = []
     for board in boards:
-        values = [(sign * value, run.place, value, run) for group in board.groups for run in group.runs
-                  if (value := measure.of(run.record)) is not None and _usable(run)]
+        values = [
+            (sign * value, run.place, value, run)
+            for group in board.groups
+            for run in group.runs
+            if (value := measure.of(run.record)) is not None and _usable(run)
+        ]
         if values:
             _, _, value, run = min(values, key=lambda item: item[:2])
             exp = run.place if (root / "run.py").is_file() else str(run.folder)
