@@ -22,7 +22,7 @@ from xcls.report.predictions import Predictions
 
 def drawn(make, root, records):
     study = study_of(make, root, records)
-    return {plot.name: plot for plot in draw(study.boards, study.groups, study.found.benches, "sdpa")}
+    return {plot.name: plot for plot in draw(study)}
 
 
 def by_length(make, root, records):

@@ -25,30 +25,15 @@ from xcls.report.tables import OF_CLAIM, Sheet, Study, claim_rows
 from xcls.report.text import Best
 from xcls.schema import flatten
 
-CLASSES = {
-    PASS: PASS,
-    FAIL: FAIL,
-    MISSING: MISSING,
-    UNDECIDED: MISSING,
-    "cannot tell": MISSING,
-}  # words that get a sign
+CLASSES = {PASS: PASS, FAIL: FAIL, **dict.fromkeys((MISSING, UNDECIDED, "cannot tell"), MISSING)}  # words with a sign
 SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?"}
 MOST_ROWS = 400
 WIDE, WIDER = 14, 20  # columns from which on a table is printed small, and smaller still
 FEW = 20  # rows up to which a table is not broken over two sheets of paper: its caption stays with it
 LONG = 48  # signs from which on a cell is broken into lines
 MOST_COLUMNS = 6  # groups beside each other in the table of settings
-CONTROL = [
-    *range(9),
-    11,
-    12,
-    *range(14, 32),
-    127,
-    0x202A,
-    0x202B,
-    0x202D,
-    0x202E,
-]  # signs that hide, or turn the writing around
+# Signs that hide, or turn the writing around.
+CONTROL = {*range(32), 127, 0x202A, 0x202B, 0x202D, 0x202E} - {9, 10, 13}
 UNSEEN = dict.fromkeys(CONTROL, "\N{REPLACEMENT CHARACTER}")
 NUMBER = re.compile(r"[-+−]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?(e[-+]?\d+)?(?=$|[\s×%*±(])", re.IGNORECASE)
 ASIDE = re.compile(r"([^()]+) (\([^()]*\))")  # a number and what stands in brackets behind it
@@ -76,46 +61,30 @@ def page(
     apart = [_plot(plot) for plot in plots if plot.board is None]
     steps, benches = ([plot for plot in apart if plot["name"].startswith(word)] for word in ("step-", "bench-"))
     failed = unfinished(study.found)
-    cause = (
-        "Every run that did not complete and every record that cannot be used. They are in no mean and in no ranking."
-    )
-    contents = [("Measured apart", "bench")] if steps or benches or crossings or study.boards else []
-    contents += [
-        ("Not completed", "failed"),
-        ("Settings", "settings"),
-        ("Environment", "environment"),
-        ("How to read this", "files"),
-    ]
-    measured_apart = any(sheet.name == "bench_ratios" for sheet in sheets)
-    return (
-        environment()
-        .get_template("page.html.j2")
-        .render(
-            title=f"Attention mechanisms for text classification: {', '.join(b.name for b in study.boards) or 'no fine-tuned runs yet'}",
-            policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-            style=style,
-            script=script,
-            classes=CLASSES,
-            signs=SIGNS,
-            studies=study.names,
-            best=best,
-            notes=notes,
-            boards=[_board(board, study, sheets, plots) for board in study.boards],
-            contents=[
-                item for item in contents if item[1] != "bench" or steps or benches or crossings or not measured_apart
-            ],
-            measured_apart=measured_apart or not study.boards,
-            steps=steps,
-            benches=benches,
-            pretraining=[plot for plot in apart if plot not in (*steps, *benches)],
-            crossings=[_crossing(one, study) for one in crossings],
-            unfinished=view(*failed, cause) if failed[1] else None,
-            settings=_settings(study.groups),
-            environment=_environment(study.found.runs),
-            found_notes=study.found.notes,
-            used=json.dumps(used, indent=1, ensure_ascii=False, default=str),
-        )
-    )
+    cause = "Every run that did not complete, every record that cannot be used. They are in no mean and no ranking."
+    names = ", ".join(board.name for board in study.boards) or "no fine-tuned runs yet"
+    context = {
+        "title": f"Attention mechanisms for text classification: {names}",
+        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "boards": [_board(board, study, sheets, plots) for board in study.boards],
+        "measured_apart": any(sheet.name == "bench_ratios" for sheet in sheets) or not study.boards,
+        "pretraining": [plot for plot in apart if plot not in (*steps, *benches)],
+        "crossings": [_crossing(one, study) for one in crossings],
+        "unfinished": view(*failed, cause) if failed[1] else None,
+        "settings": _settings(study.groups),
+        "environment": _environment(study.found.runs),
+        "used": json.dumps(used, indent=1, ensure_ascii=False, default=str),
+    }
+    context |= {
+        "style": style,
+        "script": script,
+        "classes": CLASSES,
+        "signs": SIGNS,
+        "steps": steps,
+        "benches": benches,
+    }
+    context |= {"studies": study.names, "best": best, "notes": notes, "found_notes": study.found.notes}
+    return environment().get_template("page.html.j2").render(context)
 
 
 def environment() -> jinja2.Environment:
@@ -132,9 +101,8 @@ def visible(value: Any) -> Any:
 def _board(board: Board, study: Study, sheets: Sequence[Sheet], plots: Sequence[Plot]) -> dict[str, Any]:
     """One data set: headline, matrix and plots; the table of groups; everything else folded."""
     first, rules = study.references[0], [study.judge.claims_for(group)[0] for group in board.groups if group.runs]
-    told = {
-        f"over at least {rule.min_seeds} seeds, at {rule.seq_len} tokens" for rule in rules or [study.settings.claims]
-    }
+    rules = rules or [study.settings.claims]
+    told = sorted({f"over at least {rule.min_seeds} seeds, at {rule.seq_len} tokens" for rule in rules})
     caption = f"The groups on {board.name}, ranked by {study.settings.rank_by}, then the baseline."
     tables = [(sheet.title, sheet_view(sheet), False) for sheet in sheets if sheet.board == board.slug]
     for reference in study.references:
@@ -148,8 +116,7 @@ def _board(board: Board, study: Study, sheets: Sequence[Sheet], plots: Sequence[
         "name": board.name,
         "headline": headline(board, study.judge, study.references),
         "matrix": matrix(board, study.judge, first),
-        "rule": f"Claims against {first} on validation, {' or '.join(sorted(told))}. ✓ holds, ✗ does not, ? cannot be told; ✓? and ✗?: "
-        "by the value, as the rule is written, though its interval spans the limit. Of time and memory one is enough.",
+        "rule": f"Claims against {first} on validation, {' or '.join(told)}.",
         "plots": [_plot(plot) for plot in plots if plot.board == board.slug],
         "groups": view(*comparison(board, study.judge, first), caption, file="groups.csv"),
         "footnotes": footnotes(board, first),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, Iterable, Sequence
 
 import matplotlib
@@ -34,19 +34,17 @@ from xcls.report.drawing import (
     short,
 )
 from xcls.report.groups import BASELINE, Board, Group
-from xcls.report.load import Bench, Run
+from xcls.report.load import Run
 from xcls.report.measures import MEASURES, memory_measure
 from xcls.report.plots_of_length import bench_plots, length_plot, step_plot
 from xcls.report.predictions import Predictions, Unusable, read_predictions
+from xcls.report.tables import Study
 
 MOST_BOARDS = 8  # boards with plots; a report over more data sets is read by its tables
 MOST_PLACES = 6  # devices and lengths with a plot of their own
 MOST_CURVES = 6  # groups with learning curves: more cannot be told apart
-MOST_MATRICES, MOST_CLASSES, NUMBERED = (
-    5,
-    30,
-    12,
-)  # groups with a confusion matrix; classes; classes with numbers in the cells
+MOST_MATRICES = 5  # groups with a confusion matrix
+MOST_CLASSES, NUMBERED = 30, 12  # of a confusion matrix, and of one with numbers in its cells
 LARGEST = 8 * 2**20  # bytes of a metrics.csv that is read; a row per evaluation makes some thousand
 TITLES = {
     "time_per_epoch": "time per epoch, s",
@@ -56,31 +54,18 @@ TITLES = {
 Point = tuple[float, float]
 
 
-def draw(
-    boards: Sequence[Board],
-    groups: Sequence[Group],
-    benches: Sequence[Bench],
-    reference: str,
-    crossings: Sequence[Crossover] = (),
-) -> list[Plot]:
-    """Every plot there are numbers for, in the order in which the page shows them; costs are compared with those of `reference`."""
+def draw(study: Study, crossings: Sequence[Crossover] = ()) -> list[Plot]:
+    """Every plot there are numbers for, in the order in which the page shows them."""
     with matplotlib.rc_context(SETTINGS):
         made: list[Plot | None] = []
-        looks = Looks()
-        for board in boards[:MOST_BOARDS]:
-            made += [*quality_plots(board, looks), length_plot(board, reference, looks)]
-            about = {"name": f"learning-{board.slug}", "title": f"{board.name}: fine-tuning", "board": board.slug}
-            made += [learning_plot(board.groups, "macro_f1", **about, looks=looks), confusion_plot(board)]
-        pretraining = [group for group in groups if group.record.mode == "pretrain"]
-        about = {"name": "pretraining", "title": "Pretraining (masked language modelling)", "board": None}
-        made.append(learning_plot(pretraining, "val_loss", **about, looks=looks))
+        looks, reference = Looks(), study.references[0]
+        for board in study.boards[:MOST_BOARDS]:
+            made += [*quality_plots(board, looks), seed_points(board, looks), length_plot(board, reference, looks)]
+            made += [learning_plot(board.groups, board, looks), confusion_plot(board)]
+        made.append(learning_plot([group for group in study.groups if group.record.mode == "pretrain"], None, looks))
         made += [step_plot(one, looks) for one in crossings]
-        made += [
-            plot
-            for bench in benches
-            if bench.data.get("status") != "failed"
-            for plot in bench_plots(bench, reference, looks)
-        ]
+        for bench in study.found.benches:
+            made += bench_plots(bench, reference, looks)
     return _apart(plot for plot in made if plot is not None)
 
 
@@ -96,13 +81,12 @@ def _apart(plots: Iterable[Plot]) -> list[Plot]:
 
 
 def quality_plots(board: Board, looks: Looks) -> list[Plot | None]:
-    """Macro-F1 against time and against memory, a plot per device and length, and the seeds."""
+    """Macro-F1 against time and against memory, a plot per device and length."""
     places: dict[tuple[int, str], list[Group]] = {}
     for group in board.groups:
         if group.runs:
-            places.setdefault((group.record.seq_len, json.dumps(group.device, sort_keys=True, default=str)), []).append(
-                group
-            )
+            device = json.dumps(group.device, sort_keys=True, default=str)
+            places.setdefault((group.record.seq_len, device), []).append(group)
     lengths, devices = (sorted({place[at] for place in places}) for at in (0, 1))
     made = []
     for (length, device), groups in sorted(places.items())[:MOST_PLACES]:
@@ -110,70 +94,55 @@ def quality_plots(board: Board, looks: Looks) -> list[Plot | None]:
         suffix += f"-device{devices.index(device) + 1}" if len(devices) > 1 else ""
         for cost in ("time_per_epoch", memory_measure(groups[0].device.get("kind"))):
             made.append(quality_against_cost(board, groups, cost, suffix, looks))
-    return [*made, seed_points(board, looks)]
+    return made
 
 
 def pareto_front(means: dict[str, Point]) -> list[str]:
     """The names whose (cost, quality) no other beats or equals in both, from the cheapest to the dearest."""
-    points = means.values()
-    front = [
-        name for name, (x, y) in means.items() if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)
-    ]
-    return sorted(front, key=lambda name: (means[name], name))
+
+    def beaten(x: float, y: float) -> bool:
+        return any(a <= x and b >= y and (a, b) != (x, y) for a, b in means.values())
+
+    return sorted((name for name in means if not beaten(*means[name])), key=lambda name: (means[name], name))
 
 
 def quality_against_cost(board: Board, groups: Sequence[Group], cost: str, suffix: str, looks: Looks) -> Plot | None:
     """Macro-F1 against a cost: seeds small and open, groups large, the front a line, the baseline dashed."""
-    measures = MEASURES[cost], MEASURES["macro_f1"]
-    found = {
-        group.label: [tuple(measure.of(run.record) for measure in measures) for run in group.runs] for group in groups
-    }
-    seeds = {label: [point for point in points if None not in point] for label, points in found.items()}
-    drawn = {label: points for label, points in list(seeds.items())[:MOST] if points}
-    if not drawn:
+    cells = [
+        (group.label, MEASURES[cost].of(run.record), MEASURES["macro_f1"].of(run.record))
+        for group in groups
+        for run in group.runs
+    ]
+    seeds = pd.DataFrame(cells, columns=["label", "cost", "score"]).dropna()
+    if seeds.empty:
         return None
+    by_label = seeds.groupby("label", sort=False)
+    middles = by_label.agg(cost=("cost", "median"), score=("score", "mean"), n=("cost", "size"))
+    shown = middles.iloc[:MOST]
     figure, (axes,) = canvas()
-    record, machine = groups[0].record, groups[0].device.get("name") or groups[0].device.get("kind") or "device unknown"
+    machine = groups[0].device.get("name") or groups[0].device.get("kind") or "device unknown"
+    place = f"{board.name}, {groups[0].record.seq_len} tokens"
     axes.set(xlabel=f"{TITLES[cost]} (less is better)", ylabel="macro-F1 on validation (more is better)")
-    axes.set_title(counted(short(f"{board.name}, {record.seq_len} tokens, {machine}", 60), len(seeds)))
-    middles = {label: (median(x for x, _ in points), fmean(y for _, y in points)) for label, points in drawn.items()}
-    for label, points in drawn.items():
-        look = looks.of(label)
-        axes.plot(*zip(*points), **{**look, "linestyle": ""}, markersize=5, markerfacecolor="none", zorder=4)
-        axes.plot(
-            *middles[label],
-            **{**look, "linestyle": ""},
-            markersize=9,
-            markeredgecolor="black",
-            label=short(label),
-            zorder=5,
-        )
-    front = pareto_front(middles)
-    if len(drawn) > 1:
-        axes.plot(
-            *zip(*(middles[label] for label in front)),
-            drawstyle="steps-post",
-            color=SOFT,
-            zorder=2,
-            label="Pareto front",
-        )
-    every = [x for points in drawn.values() for x, _ in points]
+    axes.set_title(counted(short(f"{place}, {machine}", 60), len(middles)))
+    for label, x, y, _ in shown.itertuples():
+        points, look = by_label.get_group(label), {**looks.of(label), "linestyle": ""}
+        axes.plot(points["cost"], points["score"], **look, markersize=5, markerfacecolor="none", zorder=4)
+        axes.plot(x, y, **look, markersize=9, markeredgecolor="black", label=short(label), zorder=5)
+    words = f"Macro-F1 on validation against {TITLES[cost]} on {place}: seeds small, groups large."
+    if len(shown) > 1:
+        front = pareto_front({label: (x, y) for label, x, y, _ in shown.itertuples()})
+        line = shown.loc[front]
+        axes.plot(line["cost"], line["score"], drawstyle="steps-post", color=SOFT, zorder=2, label="Pareto front")
+        words += f" On the Pareto front, where nothing is both cheaper and better: {', '.join(front)}."
     axes.margins(x=0.1, y=0.12)
-    if max(every) > 8 * min(every) > 0:
+    if seeds["cost"].max() > 8 * seeds["cost"].min() > 0:
         axes.set_xscale("log")
         plain_logs(axes.xaxis)
     key(axes, _baseline_line(axes, board))
-    words = f"Macro-F1 on validation against {TITLES[cost]} on {board.name} at {record.seq_len} tokens: seeds small, groups large."
-    words += (
-        f" On the Pareto front, where nothing is both cheaper and better: {', '.join(front)}." if len(drawn) > 1 else ""
-    )
-    told = [
-        f"{label} {middles[label][0]:.4g} and {middles[label][1]:.3f} (n = {len(points)})"
-        for label, points in drawn.items()
-    ]
+    told = "; ".join(f"{label} {x:.4g} and {y:.3f} (n = {n})" for label, x, y, n in shown.itertuples())
     title = f"Quality against {'time' if cost == 'time_per_epoch' else 'memory'}"
-    title += f", {record.seq_len} tokens" if "-n" in suffix else ""
-    numbers = f"Median cost and mean macro-F1: {'; '.join(told)}."
+    title += f", {groups[0].record.seq_len} tokens" if "-n" in suffix else ""
+    numbers = f"Median cost and mean macro-F1: {told}."
     return Plot(f"quality_vs_{cost}-{board.slug}{suffix}", title, words, numbers, png(figure), board.slug)
 
 
@@ -213,26 +182,13 @@ def seed_points(board: Board, looks: Looks) -> Plot | None:
     baseline = strictest(board.baselines)
     if baseline is not None:
         height = baseline.stat("macro_f1").mean or 0.0
-        keys.append(
-            axes.axvline(
-                height,
-                color="black",
-                linestyle="--",
-                linewidth=1,
-                zorder=1,
-                label=f"{BASELINE}, validation ({height:.3f})",
-            )
-        )
+        name = f"{BASELINE}, validation ({height:.3f})"
+        keys.append(axes.axvline(height, color="black", linestyle="--", linewidth=1, zorder=1, label=name))
     key(axes, keys)
-    told = [
-        f"{group.label} {stat.low:.3f} to {stat.high:.3f} (n = {stat.n})"
-        for group in groups
-        for stat in [group.stat("macro_f1")]
-    ]
+    stats = {group.label: group.stat("macro_f1") for group in groups}
+    told = "; ".join(f"{label} {stat.low:.3f} to {stat.high:.3f} (n = {stat.n})" for label, stat in stats.items())
     words = f"Macro-F1 of every seed on {board.name}, on validation and on test."
-    return Plot(
-        f"seeds-{board.slug}", "Every seed", words, f"On validation: {'; '.join(told)}.", png(figure), board.slug
-    )
+    return Plot(f"seeds-{board.slug}", "Every seed", words, f"On validation: {told}.", png(figure), board.slug)
 
 
 def read_curve(run: Run, score: str) -> pd.DataFrame | None:
@@ -244,53 +200,44 @@ def read_curve(run: Run, score: str) -> pd.DataFrame | None:
     try:
         if "metrics.csv" not in run.record.files or file.stat().st_size > LARGEST:
             return None
-        frame = pd.read_csv(file, usecols=[score, "step", "time_per_step", "tokens_per_s"]).apply(
-            pd.to_numeric, errors="coerce"
-        )
+        frame = pd.read_csv(file, usecols=[score, "step", "time_per_step", "tokens_per_s"])
     except (OSError, ValueError):
         return None
+    frame = frame.apply(pd.to_numeric, errors="coerce")
     frame["seconds"] = frame["step"] * frame["time_per_step"]
     frame["tokens"] = frame["seconds"] * frame["tokens_per_s"]
     frame = frame.replace([np.inf, -np.inf], np.nan).dropna(subset=[score, "seconds"])
     return None if frame.empty else frame.rename(columns={score: "score"})
 
 
-def learning_plot(
-    groups: Sequence[Group], score: str, *, name: str, title: str, board: str | None, looks: Looks
-) -> Plot | None:
-    """A score over the time in training steps and over the tokens seen, a line per seed; None where no run has any."""
-    read = {
-        group.label: [curve for run in group.runs if (curve := read_curve(run, score)) is not None]
-        for group in groups[:MOST_CURVES]
-    }
-    curves = {label: found for label, found in read.items() if found}
+def learning_plot(groups: Sequence[Group], board: Board | None, looks: Looks) -> Plot | None:
+    """Macro-F1, in pretraining (no `board`) the loss, over time and over tokens, a line per seed; None without curves."""
+    score, about = ("macro_f1", "macro-F1 on validation") if board else ("val_loss", "validation loss (less is better)")
+    title = f"{board.name}: fine-tuning" if board else "Pretraining (masked language modelling)"
+    curves: dict[str, list[pd.DataFrame]] = {}
+    for group in groups[:MOST_CURVES]:
+        found = [curve for run in group.runs if (curve := read_curve(run, score)) is not None]
+        curves.update({group.label: found} if found else {})
     if not curves:
         return None
     figure, panels = canvas((WIDTH, 6.4), down=2)
-    words = "validation loss (less is better)" if score == "val_loss" else "macro-F1 on validation"
-    for axes, way, about in zip(panels, ("seconds", "tokens"), ("time in training steps", "tokens seen")):
+    for axes, way, words in zip(panels, ("seconds", "tokens"), ("time in training steps", "tokens seen")):
         unit, divisor = _unit(way, max(curve[way].max() for found in curves.values() for curve in found))
-        axes.set(xlabel=f"{about}, {unit}", ylabel=words)
+        axes.set(xlabel=f"{words}, {unit}", ylabel=about)
         for label, found in curves.items():
-            look = looks.of(label)
             for place, curve in enumerate(found):
                 told = None if place else short(f"{label} (n = {len(found)})")
-                axes.plot(curve[way] / divisor, curve["score"], **look, linewidth=1.1, markersize=4.5, label=told)
+                axes.plot(curve[way] / divisor, curve["score"], **looks.of(label), markersize=4.5, label=told)
     panels[0].set_title(counted(short(title, 44), len(groups), MOST_CURVES))
     key(panels[0])
-    ends = {
-        label: [fmean(curve["score"].iloc[at] for curve in found) for at in (0, -1)] for label, found in curves.items()
-    }
-    numbers = "; ".join(f"{label} from {first:.3f} to {last:.3f}" for label, (first, last) in ends.items())
-    numbers = f"Means, from the first evaluation to the last: {numbers}."
-    return Plot(
-        name,
-        "Learning curves",
-        f"{title}: {words}, over time and over tokens; a line per seed.",
-        numbers,
-        png(figure),
-        board,
-    )
+    told = []
+    for label, found in curves.items():
+        first, last = (fmean(curve["score"].iloc[at] for curve in found) for at in (0, -1))
+        told.append(f"{label} from {first:.3f} to {last:.3f}")
+    numbers = f"Means, from the first evaluation to the last: {'; '.join(told)}."
+    words = f"{title}: {about}, over time and over tokens; a line per seed."
+    name, slug = (f"learning-{board.slug}", board.slug) if board else ("pretraining", None)
+    return Plot(name, "Learning curves", words, numbers, png(figure), slug)
 
 
 def _unit(way: str, top: float) -> tuple[str, float]:
@@ -322,31 +269,23 @@ def confusion_plot(board: Board) -> Plot | None:
         axes.set_yticks(range(len(classes)), [short(name, 14) for name in named], fontsize=8)
         axes.grid(False)
         axes.tick_params(labelleft=place % across == 0)
-        axes.set(
-            ylabel="true class" if place % across == 0 else "",
-            xlabel="predicted class" if place + across >= len(read) else "",
-        )
-        for (row, column), value in np.ndenumerate(shares) if len(classes) <= NUMBERED else ():
-            if value >= 0.005:
-                axes.text(
-                    column,
-                    row,
-                    f"{100 * value:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if value > 0.5 else "black",
-                )
+        axes.set_ylabel("true class" if place % across == 0 else "")
+        axes.set_xlabel("predicted class" if place + across >= len(read) else "")
+        for (row, column), value in np.ndenumerate(shares):
+            if value >= 0.005 and len(classes) <= NUMBERED:
+                colour = "white" if value > 0.5 else "black"
+                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color=colour)
         wrong = np.where(np.eye(len(classes), dtype=bool), -1.0, shares)
         row, column = np.unravel_index(wrong.argmax(), wrong.shape)
         told.append(f"{group.label}: {classes[row]} taken for {classes[column]} ({100 * wrong.max():.0f} %)")
     for axes in panels[len(read) :]:
         axes.remove()
-    numbered = [f"{shown} {name}" for shown, name in zip(named, classes) if shown != name]
+    numbered = ", ".join(f"{shown} {name}" for shown, name in zip(named, classes) if shown != name)
     words = f"Confusion on test on {board.name}: a row per true class, in its cells the share predicted as each, in %."
-    words += f" In the plot: {', '.join(numbered)}." if numbered else ""
+    words += f" In the plot: {numbered}." if numbered else ""
     words += f" Most often confused: {'; '.join(told)}."
-    return Plot(f"confusion-{board.slug}", "Which class is taken for which", words, "", png(figure), board.slug)
+    name = f"confusion-{board.slug}"
+    return Plot(name, "Which class is taken for which", words, "", png(figure), board.slug)
 
 
 def _on_test(run: Run) -> Predictions | None:

@@ -34,10 +34,9 @@ class Series:
 
     def told(self, unit: str) -> str:
         """The line in words: its shortest and its longest length."""
-        ends = [
-            f"{median(self.line[length]):.3g} {unit} at {length:,.0f}" for length in (min(self.line), max(self.line))
-        ]
-        return f"{self.name} {' and '.join(ends)} tokens"
+        ends = min(self.line), max(self.line)
+        told = [f"{median(self.line[length]):.3g} {unit} at {length:,.0f}" for length in ends]
+        return f"{self.name} {' and '.join(told)} tokens"
 
 
 def length_plot(board: Board, reference: str, looks: Looks) -> Plot | None:
@@ -56,9 +55,8 @@ def length_plot(board: Board, reference: str, looks: Looks) -> Plot | None:
         return None
     references = {_without_length(group) for group in board.of_mechanism.get(reference, [])}
     words = f"Time per epoch against sequence length on {board.name}. {crossings(shown, reference, references)}".strip()
-    image = _image(
-        [("time per epoch, s", shown)], counted(f"{short(board.name)}: cost against length", len(shown)), looks
-    )
+    title = counted(f"{short(board.name)}: cost against length", len(shown))
+    image = _image([("time per epoch, s", shown)], title, looks)
     numbers = "; ".join(series.told("s") for series in shown[:MOST]) + "."
     return Plot(f"cost_vs_length-{board.slug}", "Cost against length", words, numbers, image, board.slug)
 
@@ -67,23 +65,13 @@ def step_plot(one: Crossover, looks: Looks) -> Plot:
     """Time and memory of a training step, as mode=bench measured them in turns; the points are the fastest and slowest repeat."""
     parts = []
     for measure, unit in UNITS.items():
+        ends = ("training_min_ms", measure, "training_max_ms") if measure == "training_ms" else (measure,)
         shown = []
         for name in one.mechanisms:
-            ends = ("training_min_ms", measure, "training_max_ms") if measure == "training_ms" else (measure,)
-            costs = {
-                float(length): [cost for end in ends if (cost := one.cost(name, length, end))] for length in one.lengths
-            }
-            shown.append(
-                Series(
-                    name,
-                    {
-                        length: values
-                        for length, values in costs.items()
-                        if values and one.cost(name, int(length), measure)
-                    },
-                )
-            )
-        parts.append((f"{unit} per step", [series for series in shown if series.line]))
+            timed = [length for length in one.lengths if one.cost(name, length, measure)]
+            line = {float(n): [cost for end in ends if (cost := one.cost(name, n, end))] for n in timed}
+            shown += [Series(name, line)] if line else []
+        parts.append((f"{unit} per step", shown))
     numbers = " ".join(f"{unit}: {'; '.join(series.told('') for series in shown[:MOST])}." for unit, shown in parts)
     words = caption(one).split(" In brackets")[0]
     return Plot(f"step-{_file_name(one.bench)}", TITLE, words, numbers, _image(parts, "", looks))
@@ -91,12 +79,9 @@ def step_plot(one: Crossover, looks: Looks) -> Plot:
 
 def bench_plots(bench: Bench, reference: str, looks: Looks) -> list[Plot]:
     """Time of forward and backward of one layer, and peak memory, per sequence: a plot per dtype with two lengths or more."""
-    rows = [
-        row
-        for row in bench.rows
-        if row.get("origin") == "xcls" and row.get("part") == "module" and _cost(row, "training_ms")
-    ]
-    dtypes = sorted({str(row.get("dtype")) for row in rows})
+    ours = [row for row in bench.rows if row.get("origin") == "xcls" and row.get("part") == "module"]
+    rows = [row for row in ours if _cost(row, "training_ms")]
+    dtypes = sorted({str(row.get("dtype")) for row in rows}) if bench.data.get("status") != "failed" else []
     device, plots = bench.data.get("device"), []
     machine = (device.get("name") if isinstance(device, dict) else None) or "a device"
     for dtype in dtypes:

@@ -94,14 +94,10 @@ def headline(board: Board, judge: Judge, references: Sequence[str]) -> Headline:
     first = references[0]
     done = [group for group in board.groups if group.runs]
     if not done:
-        text = (
-            "Only the baseline has finished on these rows."
-            if any(b.runs for b in board.baselines)
-            else "No run has finished yet."
-        )
-        return Headline(
-            MISSING, text, next="Give the command of the sweep again: it goes on with what was interrupted."
-        )
+        fitted = any(baseline.runs for baseline in board.baselines)
+        text = "Only the baseline has finished on these rows." if fitted else "No run has finished yet."
+        following = "Give the command of the sweep again: it goes on with what was interrupted."
+        return Headline(MISSING, text, next=following)
     verdicts = [judge.verdict(group, board, first, "validation") for group in done]
     judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in references]
     judged = [verdict for verdict in judged if _at_claims(verdict, judge)] or judged
@@ -116,15 +112,11 @@ def headline(board: Board, judge: Judge, references: Sequence[str]) -> Headline:
     waiting = [verdict for verdict in judged if verdict.state == MISSING]
     if not judged:
         best = max(done, key=lambda group: (group.stat("macro_f1").mean or 0.0, group.label))
-        state, text = (
-            MISSING,
-            f"Nothing with a claim was run beside {first}. Best so far: {best.label}, macro-F1 {best.stat('macro_f1').text}.",
-        )
+        state, told = MISSING, f"{best.label}, macro-F1 {best.stat('macro_f1').text}"
+        text = f"Nothing with a claim was run beside {first}. Best so far: {told}."
     elif failing:
-        state, text = (
-            FAIL,
-            f"Nothing passes against {first}: {_listed(failing)} {'fails' if len(failing) == 1 else 'fail'}.",
-        )
+        state, verb = FAIL, "fails" if len(failing) == 1 else "fail"
+        text = f"Nothing passes against {first}: {_listed(failing)} {verb}."
         text += f" No verdict yet on {_listed([verdict.group.label for verdict in waiting])}." if waiting else ""
     else:
         reasons = [reason for verdict in waiting for reason in verdict.reasons] or ["something was not measured"]
@@ -158,10 +150,8 @@ def _saving(verdict: Verdict) -> tuple[Any, ...]:
 def _beside(verdict: Verdict) -> str:
     """`30 % less time, 8 % more memory, macro-F1 −0.60 pp against sdpa (n = 3)`."""
     group, other = verdict.group, verdict.reference_group
-    told = [
-        f"{abs(1 - share):.0%} {'less' if share < 1 else 'more'} {word}".replace("%", " %")
-        for word, share in _costs(verdict)
-    ]
+    shares = [(round(100 * abs(1 - share)), "less" if share < 1 else "more", word) for word, share in _costs(verdict)]
+    told = [f"{percent} % {more} {word}" for percent, more, word in shares]
     gap = None if other is None else difference_pp(group, other, "validation")
     told += [] if gap is None else [f"macro-F1 {signed(gap)} pp"]
     return f"{', '.join(told)} against {verdict.reference} (n = {len(group.runs)})"
@@ -176,9 +166,8 @@ def _against(best: Verdict, board: Board, judge: Judge, references: Sequence[str
         if verdict.reference_group is None:
             told.append(f"There are no runs of {reference}, which a practitioner would use instead of {references[0]}.")
         elif verdict.state != PASS:
-            told.append(
-                f"Against {reference}, which a practitioner would use instead, it does not pass: {_beside(verdict)}."
-            )
+            instead = f"{reference}, which a practitioner would use instead"
+            told.append(f"Against {instead}, it does not pass: {_beside(verdict)}.")
     return told
 
 
@@ -208,7 +197,7 @@ def _remedy(board: Board, judge: Judge, waiting: Sequence[Verdict], reference: s
     """What to run so that there is a verdict."""
     claims, _ = judge.claims_for(waiting[0].group)
     if not any(_at_claims(verdict, judge) for verdict in waiting):
-        return f"The claims are made at {claims.seq_len} tokens: add seq_len={claims.seq_len} to the sweep; what is done is skipped."
+        return f"The claims are made at {claims.seq_len} tokens: add seq_len={claims.seq_len} to the sweep."
     alone = [verdict for verdict in waiting if verdict.reference_group is None]
     if alone:
         _, reason = find_reference(alone[0].group, board, reference)
@@ -216,20 +205,18 @@ def _remedy(board: Board, judge: Judge, waiting: Sequence[Verdict], reference: s
     if strictest(board.baselines) is None:
         return f"Fit the baseline: python run.py mode=baseline dataset={board.groups[0].record.choices.get('dataset')}"
     if any(len(verdict.group.seeds) < claims.min_seeds for verdict in waiting):
-        return f"Run more seeds: seed={','.join(map(str, range(claims.min_seeds)))} in the same sweep; what is done is skipped."
+        seeds = ",".join(map(str, range(claims.min_seeds)))
+        return f"Run more seeds: seed={seeds} in the same sweep; what is done is skipped."
     if any(claim.state == UNDECIDED for verdict in waiting for claim in verdict.claims):
-        return (
-            "Repeat a run that is named: remove its folder and give the sweep's command again; what is done is skipped."
-        )
+        return "Repeat a run that is named: remove its folder and give the sweep's command again."
     return ""
 
 
 def _reference_wanted(board: Board, reference: str) -> str:
     if reference in board.of_mechanism and len(board.of_mechanism) > 1:
         return ""
-    return (
-        f"Run mechanisms with the same settings: python run.py -m attention={reference},performer,reformer seed=0,1,2"
-    )
+    words = f"attention={reference},performer,reformer seed=0,1,2"
+    return f"Run mechanisms with the same settings: python run.py -m {words}"
 
 
 def matrix(board: Board, judge: Judge, reference: str, most: int = 12) -> Matrix:
@@ -252,32 +239,22 @@ def _cell(name: str, verdict: Verdict, notes: list[str]) -> Cell:
     found = [(claim, number) for claim in verdict.claims for number in claim.measured if number.name == name]
     if not found:
         share = dict(_costs(verdict)).get(name.removesuffix(" ratio"))
-        own = verdict.reference_group is verdict.group or share is None
-        return Cell(
-            NONE if own else f"{share:.2f}×", notes=_noted([] if own or not verdict.reason else [verdict.reason], notes)
-        )
+        if verdict.reference_group is verdict.group or share is None:
+            return Cell(NONE)
+        return Cell(f"{share:.2f}×", notes=_noted([verdict.reason], notes))
     claim, number = min(found, key=lambda pair: pair[0].hindered)
     state = MISSING if claim.hindered else FAIL if claim.state == FAIL and claim.reason else number.state
     told = [claim.reason if claim.hindered or state == FAIL else number.reason]
     doubtful = number.told == OPEN and not number.undecided and state in (PASS, FAIL)
     if doubtful:
-        told.append(
-            f"The interval of the {name.replace(' (pp)', '')} spans the limit: {interval_text(number.interval)} pp."
-        )
+        around = f"{interval_text(number.interval)} pp"
+        told.append(f"The interval of the {name.replace(' (pp)', '')} spans the limit: {around}.")
+    value = NONE if number.value is None else f"{number.value + 0.0:.2f}".replace("-", "−")
     if "ratio" in name:
-        told += [f"Measured differently: {claim.remark}."] if claim.remark else []
-        told += (
-            [f"mode=bench measured {number.bench:.2f}× ({number.bench_says})."]
-            if number.bench_says.startswith("no")
-            else []
-        )
-    value = (
-        NONE
-        if number.value is None
-        else f"{number.value:.2f}×"
-        if "ratio" in name
-        else f"{number.value + 0.0:.2f}".replace("-", "−")
-    )
+        value += "×" if number.value is not None else ""
+        told.append(claim.remark and f"Measured differently: {claim.remark}.")
+        if number.bench_says.startswith("no"):
+            told.append(f"mode=bench measured {number.bench:.2f}× ({number.bench_says}).")
     return Cell(value, bound(number), state, _noted(told, notes), doubtful)
 
 
@@ -290,19 +267,8 @@ def _noted(told: Sequence[str], notes: list[str]) -> tuple[int, ...]:
 
 def comparison(board: Board, judge: Judge, reference: str) -> TableText:
     """The groups in the order of their rank, then the baselines; costs beside those of the reference."""
-    header = [
-        "mechanism",
-        "PASS_WNF",
-        "PASS_WNF_TEST",
-        "n",
-        "macro-F1 validation",
-        "macro-F1 test",
-        f"vs {reference}, pp",
-        "vs baseline, pp",
-        "time/epoch, s",
-        "tokens/s",
-        "memory, MiB",
-    ]
+    header = ["mechanism", "PASS_WNF", "PASS_WNF_TEST", "n", "macro-F1 validation", "macro-F1 test"]
+    header += [f"vs {reference}, pp", "vs baseline, pp", "time/epoch, s", "tokens/s", "memory, MiB"]
     baseline = strictest(board.baselines)
     rows = []
     for group in board.groups:
@@ -314,21 +280,20 @@ def comparison(board: Board, judge: Judge, reference: str) -> TableText:
         costs = [_with_ratio(group, other, "time_per_epoch"), amount(group.stat("tokens_per_s").middle), memory]
         rows.append([group.label, *states, str(len(group.runs)), *scores, *gaps, *costs])
     for group in board.baselines:
-        for kind, word in (("", ""), ("tuned_", ", tuned")):
-            own = group.stat(f"{kind}macro_f1")
-            if not kind or own.n:
-                gap = (
-                    signed((own.mean - group.stat("macro_f1").mean) * 100)
-                    if kind and group.stat("macro_f1").n
-                    else NONE
-                )
-                seconds = group.stat(f"{kind}train_seconds").middle
-                took = NONE if seconds is None else f"{amount(seconds)} in all"
-                scores = [own.text, group.stat(f"{kind}test_macro_f1").text]
-                rows.append(
-                    [group.label + word, "", "", str(own.n or len(group.runs)), *scores, NONE, gap, took, NONE, NONE]
-                )
+        default, tuned = group.stat("macro_f1"), group.stat("tuned_macro_f1")
+        rows.append(_baseline_row(group, "", NONE))
+        if tuned.mean is not None and default.mean is not None:
+            rows.append(_baseline_row(group, "tuned_", signed((tuned.mean - default.mean) * 100)))
     return header, rows
+
+
+def _baseline_row(group: Group, kind: str, gap: str) -> list[str]:
+    """The baseline as the claims use it, or, of the kind `tuned_`, the one tuned on validation."""
+    seconds = group.stat(f"{kind}train_seconds").middle
+    took = NONE if seconds is None else f"{amount(seconds)} in all"
+    label = group.label + (", tuned" if kind else "")
+    scores = [group.stat(f"{kind}{name}").text for name in ("macro_f1", "test_macro_f1")]
+    return [label, "", "", str(len(group.runs)), *scores, NONE, gap, took, NONE, NONE]
 
 
 def _gap(group: Group, other: Group | None, board: Board, judge: Judge) -> str:
@@ -362,15 +327,10 @@ def footnotes(board: Board, reference: str) -> list[str]:
     for group in board.groups:
         other, _ = find_reference(group, board, reference)
         unlike = [] if other is None else unlike_groups(group, other)
-        notes += (
-            [f"†: {group.label} and {other.label} were measured differently: {'; '.join(unlike)}."]
-            if other and unlike
-            else []
-        )
+        if other is not None and unlike:
+            notes.append(f"†: {group.label} and {other.label} were measured differently: {'; '.join(unlike)}.")
     if len({repr(group.device) for group in board.groups if group.runs}) > 1:
-        notes.append(
-            "The runs are from different devices or settings of the device: their costs do not compare across these."
-        )
+        notes.append("The runs are from different devices or settings of them: costs do not compare across these.")
     notes.append(cut_note(run.record for group in board.groups for run in group.runs) or "")
     return [note for note in notes if note]
 

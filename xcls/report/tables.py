@@ -13,7 +13,7 @@ from xcls.report.claims import SPLITS, Judge, Verdict, difference_pp, strictest
 from xcls.report.groups import CHOICES, ENCODER, Board, Group, class_count, survived
 from xcls.report.intervals import Interval
 from xcls.report.load import Bench, Found, ending
-from xcls.report.measures import GPU_MEMORY, MEASURES, cut_shares, is_cost
+from xcls.report.measures import MEASURES, cut_shares, is_cost
 from xcls.report.settings import Settings
 
 FIRST = """
@@ -37,7 +37,7 @@ OF_CLAIM = """
     interval_high interval_says bench bench_agrees examples drawn no_interval measured_differently
 """.split()
 SHOWN_OF_GROUP = """
-    macro_f1 accuracy auroc test_macro_f1 time_per_epoch tokens_per_s max_rss_MiB params latency_ms
+    macro_f1 accuracy auroc test_macro_f1 time_per_epoch tokens_per_s max_gpu_mem_MiB max_rss_MiB params latency_ms
     inference_examples_per_s
 """.split()
 SHOWN_OF_CLAIM = """
@@ -74,9 +74,7 @@ class Sheet:
     words: str  # what a row is and how to read it, in a sentence or two
     rows: Sequence[Row]
     columns: Sequence[str] = ()  # their order; where it is not given, the order in which the rows bring them
-    board: str | None = (
-        None  # the board (its slug) in whose section it stands; None: the whole, which is written as a file
-    )
+    board: str | None = None  # the board (its slug) in whose section it stands; None: the whole, a file
     in_report: Sequence[str] = ()  # columns of a whole table that report.md shows
 
     @property
@@ -97,9 +95,9 @@ class Sheet:
 def _cell(value: Any) -> str:
     if value is None or isinstance(value, str):
         return no_formula(value or "")
-    return (
-        repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
-    )  # true, [0, 1], 12
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)  # true, [0, 1], 12
 
 
 def main_sheets(study: Study) -> list[Sheet]:
@@ -110,28 +108,14 @@ def main_sheets(study: Study) -> list[Sheet]:
         for board in study.boards
         for group in board.groups
     }
-    shown = (
-        "label",
-        "mode",
-        "dataset",
-        "n",
-        "not_completed",
-        "rank",
-        *(f"{name}_{part}" for name in SHOWN_OF_GROUP for part in parts_of(name)[:-1]),
-    )
-    rows, columns = results(study, states)
+    shown = ["label", "mode", "dataset", "n", "not_completed", "rank"]
+    shown += [f"{name}_{part}" for name in SHOWN_OF_GROUP for part in parts_of(name)[:-1]]
+    about = "A row per group of runs alike but for the seed."
+    claims = claim_rows(study)
     return [
-        Sheet("results", "runs", "A row per run.", rows, columns),
-        Sheet(
-            "groups",
-            "groups",
-            "A row per group of runs alike but for the seed.",
-            *group_rows(study, states),
-            in_report=shown,
-        ),
-        Sheet(
-            "wnf", "claims", "A row per number of every claim.", claim_rows(study), OF_CLAIM, in_report=SHOWN_OF_CLAIM
-        ),
+        Sheet("results", "runs", "A row per run.", *results(study, states)),
+        Sheet("groups", "groups", about, *group_rows(study, states), in_report=shown),
+        Sheet("wnf", "claims", "A row per number of every claim.", claims, OF_CLAIM, in_report=SHOWN_OF_CLAIM),
     ]
 
 
@@ -159,36 +143,17 @@ def results(study: Study, states: dict[str, tuple[str, ...]]) -> tuple[list[Row]
         verdict = states.get(group or "", (None, None)) if record.status == "completed" else (None, None)
         status, cause = ending(run)
         skipped = ("claims", *ENCODER) if record.mode == "baseline" else ("claims",)
-        rows.append(
-            {
-                **{name: value for name, value in record.config.items() if not name.startswith(skipped)},
-                **_traits(record),
-                **{name: measure.of(record) for name, measure in MEASURES.items()},
-                "run": record.run,
-                "status": status,
-                "cause": cause or None,
-                "seed": record.seed,
-                "PASS_WNF": verdict[0],
-                "PASS_WNF_TEST": verdict[1],
-                "group": group,
-                "hash": record.hash,
-                "folder": run.place,
-                "exp": record.exp,
-                "study": record.study,
-                "commit": record.commit,
-                "step": record.step,
-                "shared_device": record.device.get("shared"),
-                "faults": "; ".join(survived(record)) or None,
-                **cut_shares(record),
-                "predicted_classes": (record.metrics.get("validation") or {}).get("predicted_classes"),
-                "learned_nothing": is_guess(MEASURES["macro_f1"].of(record), class_count(record))
-                if class_count(record)
-                else None,
-                **{f"{part}.code": digest[:12] for part, digest in record.code.items()},
-            }
-        )
-        for whole in ("params", "params_trainable"):
-            rows[-1][whole] = None if rows[-1][whole] is None else int(rows[-1][whole])
+        classes, scores = class_count(record), record.metrics.get("validation") or {}
+        row = {name: value for name, value in record.config.items() if not name.startswith(skipped)}
+        row |= {**_traits(record), **{name: measure.of(record) for name, measure in MEASURES.items()}}
+        row |= {name: getattr(record, name) for name in ("run", "seed", "hash", "exp", "study", "commit", "step")}
+        row |= {"status": status, "cause": cause or None, "group": group, "folder": run.place, **cut_shares(record)}
+        row |= {"PASS_WNF": verdict[0], "PASS_WNF_TEST": verdict[1], "shared_device": record.device.get("shared")}
+        row |= {"faults": "; ".join(survived(record)) or None, "predicted_classes": scores.get("predicted_classes")}
+        row["learned_nothing"] = is_guess(row["macro_f1"], classes) if classes else None
+        row |= {f"{part}.code": digest[:12] for part, digest in record.code.items()}
+        row |= {name: int(row[name]) for name in ("params", "params_trainable") if row[name] is not None}
+        rows.append(row)
     fixed = [*FIRST, *ALSO, *(name for name in MEASURES if name not in FIRST)]
     return rows, fixed + sorted({name for row in rows for name in row} - set(fixed))
 
@@ -205,28 +170,18 @@ def group_rows(study: Study, states: dict[str, tuple[str, ...]]) -> tuple[list[R
     rows = []
     for group in sorted(study.groups, key=lambda group: (place.get(group.id, len(place)), group.label, group.id)):
         baseline, state = baseline_of.get(group.id), states.get(group.id, (None, None))
-        rows.append(
-            {
-                **_traits(group.record),
-                **{name: group.device.get(name) for name in SETTINGS},
-                "group": group.id,
-                "label": group.label,
-                "data": group.key["data"],
-                "n": len(group.runs),
-                "seeds": " ".join(map(str, group.seeds)),
-                "not_completed": len(group.others),
-                "rank": group.rank,
-                "PASS_WNF": state[0],
-                "PASS_WNF_TEST": state[1],
-                "vs_baseline_pp": difference_pp(group, baseline, "validation") if baseline else None,
-                "vs_baseline_test_pp": difference_pp(group, baseline, "test") if baseline else None,
-                **{
-                    f"{name}_{part}": getattr(group.stat(name), {"median": "middle"}.get(part, part))
-                    for name in MEASURES
-                    for part in parts_of(name)
-                },
+        row = {**_traits(group.record), **{name: group.device.get(name) for name in SETTINGS}}
+        row |= {"group": group.id, "label": group.label, "data": group.key["data"], "rank": group.rank}
+        row |= {"n": len(group.runs), "seeds": " ".join(map(str, group.seeds)), "not_completed": len(group.others)}
+        row |= {"PASS_WNF": state[0], "PASS_WNF_TEST": state[1]}
+        for name, split in (("vs_baseline_pp", "validation"), ("vs_baseline_test_pp", "test")):
+            row[name] = difference_pp(group, baseline, split) if baseline else None
+        for name in MEASURES:
+            stat = group.stat(name)
+            row |= {
+                f"{name}_{part}": stat.middle if part == "median" else getattr(stat, part) for part in parts_of(name)
             }
-        )
+        rows.append(row)
     return rows, [*OF_GROUP, *(f"{name}_{part}" for name in MEASURES for part in parts_of(name))]
 
 
@@ -259,41 +214,20 @@ def interval_cells(interval: Interval | None) -> Row:
 
 def _claims_of(verdict: Verdict, board: Board) -> list[Row]:
     group, reference, baseline = verdict.group, verdict.reference_group, verdict.baseline
-    common = {
-        "group": group.id,
-        "label": group.label,
-        "dataset": board.name,
-        "attention": group.attention,
-        "seq_len": group.record.seq_len,
-        "n": len(group.runs),
-        "reference": verdict.reference,
-        "split": verdict.split,
-        "reference_group": reference.id if reference else None,
-        "n_reference": len(reference.runs) if reference else None,
-        "baseline_group": baseline.id if baseline else None,
-        "n_baseline": len(baseline.runs) if baseline else None,
-        "PASS_WNF": verdict.state,
-    }
-    if not verdict.claims:
-        return [{**common, "reason": verdict.reason}]
-    return [
-        {
-            **common,
-            "claim": claim.code,
-            "claim_state": claim.state,
-            "measured": number.name,
-            "value": number.value,
-            "relation": number.relation,
-            "threshold": number.threshold,
-            "margin": number.margin,
-            "state": number.state,
-            "reason": number.reason or claim.reason,
-            **interval_cells(number.interval),
-            "interval_says": number.told or None,
-            "bench": number.bench,
-            "bench_agrees": number.bench_says or None,
-            "measured_differently": (claim.remark or None) if "ratio" in number.name else None,
-        }
-        for claim in verdict.claims
-        for number in claim.measured
-    ]
+    row = {"group": group.id, "label": group.label, "dataset": board.name, "attention": group.attention}
+    row |= {"seq_len": group.record.seq_len, "n": len(group.runs), "PASS_WNF": verdict.state}
+    row |= {"reference": verdict.reference, "split": verdict.split, "reason": verdict.reason}
+    for name, other in (("reference", reference), ("baseline", baseline)):
+        row |= {f"{name}_group": other.id, f"n_{name}": len(other.runs)} if other else {}
+    rows = []
+    for claim in verdict.claims:
+        for number in claim.measured:
+            own = {
+                name: getattr(number, name) for name in ("value", "relation", "threshold", "margin", "state", "bench")
+            }
+            own |= {"claim": claim.code, "claim_state": claim.state, "measured": number.name}
+            own |= {"reason": number.reason or claim.reason, **interval_cells(number.interval)}
+            own |= {"interval_says": number.told or None, "bench_agrees": number.bench_says or None}
+            own["measured_differently"] = (claim.remark or None) if "ratio" in number.name else None
+            rows.append({**row, **own})
+    return rows or [row]

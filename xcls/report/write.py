@@ -70,7 +70,7 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
             write_atomic(out / f"{sheet.name}.csv", sheet.csv)
     about, disagree = remarks(study), disagreements(sheets)
     crossings = crossovers(benches, groups)
-    plots = draw(boards, groups, found.benches, claims.references[0], crossings)
+    plots = draw(study, crossings)
     _write_plots(out / "plots", plots)
     best = best_runs(boards, settings.rank_by, root)
     notes = [*about, *disagree]
