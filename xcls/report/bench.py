@@ -19,6 +19,11 @@ USUAL = "multirun/bench"
 OF_RUNS = ("micro_batch", "micro_tokens", "gradient_checkpointing", "cores")  # conditions that a bench does not have
 KINDS = ("finetune", "step", "module", "core")  # the likest to a run's own steps first
 SAME = ("stage", "part", "position", "seq_len", "dtype", "batch")  # of two rows that were measured in turns
+Row = dict[str, Any]
+TITLE = "Where efficient attention pays on this machine"
+CHANCE = 20  # two mechanisms differ where chance alone would give such repeats at most once in so many times
+UNITS = {"training_ms": "ms", "training_MiB": "MiB"}
+QUICKER, SLOWER, OPEN, UNKNOWN = "quicker", "slower", "cannot tell", "not measured"
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def measured(group: Group, other: Group, benches: Sequence[Bench]) -> tuple[Meas
 
     It has both mechanisms with the settings of the runs, at their seq_len and dtype, on a device of the same name.
     """
-    wanted, theirs = _node(group.record), _node(other.record)
+    wanted, theirs = _attention(group.record), _attention(other.record)
     found, elsewhere = [], set()
     for bench in benches:
         names = _names(bench, wanted), _names(bench, theirs)
@@ -82,14 +87,13 @@ def agree(runs: float | None, bench: float | None) -> str:
     return f"no: the runs say {'cheaper' if runs < 1 else 'dearer'}, the bench {'cheaper' if bench < 1 else 'dearer'}"
 
 
-def _node(record: Record) -> dict[str, Any]:
+def _attention(record: Record) -> dict[str, Any]:
     return {name.partition(".")[2]: value for name, value in record.config.items() if name.startswith("attention.")}
 
 
 def _names(bench: Bench, node: dict[str, Any]) -> set[str]:
     """The names under which a bench has the mechanism with exactly these settings."""
-    nodes = bench.data.get("attentions")
-    return {name for name, value in nodes.items() if value == node} if isinstance(nodes, dict) else set()
+    return {name for name, value in _node(bench, "attentions").items() if value == node}
 
 
 def _label(row: dict[str, Any]) -> Any:
@@ -113,9 +117,15 @@ def _kind(row: dict[str, Any]) -> str:
     return str(row.get("stage") or row.get("part"))
 
 
+def _node(bench: Bench, name: str) -> dict[str, Any]:
+    """An entry of the file that should be a dictionary: files come from anywhere."""
+    node = bench.data.get(name)
+    return node if isinstance(node, dict) else {}
+
+
 def _device(bench: Bench) -> tuple[Any, Any]:
-    device = bench.data.get("device")
-    return (device.get("kind"), device.get("name")) if isinstance(device, dict) else (None, None)
+    device = _node(bench, "device")
+    return device.get("kind"), device.get("name")
 
 
 def _device_of(record: Record) -> tuple[Any, Any]:
@@ -133,8 +143,7 @@ def _distance(item: tuple[Bench, dict[str, Any], dict[str, Any]], group: Group) 
 
 def _size(bench: Bench, row: dict[str, Any]) -> tuple[Any, ...]:
     """(width, heads, layers) of what was measured."""
-    size = bench.data.get("size") if "stage" in row else bench.data.get("settings")
-    size = size if isinstance(size, dict) else {}
+    size = _node(bench, "size" if "stage" in row else "settings")
     layers = size.get("num_layers") if _kind(row) in ("finetune", "step") else 1
     return size.get("width"), size.get("num_heads"), layers
 
@@ -148,9 +157,8 @@ def _measurement(bench: Bench, mine: dict[str, Any], against: dict[str, Any], gr
     width, heads, layers = _size(bench, mine)
     size = f"{layers} × {width}, {heads} heads" if layers != 1 else f"{width} wide, {heads} heads"
     what = f"{_kind(mine)}, {size}, position {mine.get('position')}, {mine.get('rounds')} rounds"
-    device = {**bench.data.get("device", {}), "dtype": mine.get("dtype"), "compile": mine.get("compile")}
-    versions = bench.data.get("versions")
-    theirs = {**device, **{name: (versions or {}).get(name) for name in ("torch", "cuda")}}
+    theirs = {**_node(bench, "device"), "dtype": mine.get("dtype"), "compile": mine.get("compile")}
+    theirs |= {name: _node(bench, "versions").get(name) for name in ("torch", "cuda")}
     ours = conditions(group.record)
     names = [name for name in WORDS if name not in OF_RUNS and ours[name] != theirs.get(name)]
     unlike = [f"{WORDS[name]} {ours[name]} in the runs, {theirs.get(name)} in the bench" for name in names]
@@ -177,12 +185,6 @@ def _over(above: Any, below: Any) -> float | None:
     return None if top is None or not bottom else top / bottom
 
 
-Row = dict[str, Any]
-TITLE = "Where efficient attention pays on this machine"
-CHANCE = 20  # two mechanisms differ where chance alone would give such repeats at most once in so many times
-QUICKER, SLOWER, OPEN, UNKNOWN = "quicker", "slower", "cannot tell", "not measured"
-
-
 @dataclass(frozen=True)
 class Crossover:
     """The steps of one bench at one position and dtype. `rows`: mechanism and length to what was measured."""
@@ -196,20 +198,14 @@ class Crossover:
     rows: dict[tuple[str, int], Row]
 
     @property
-    def machine(self) -> str:
-        """The device's name."""
-        device = self.bench.data.get("device")
-        return str((isinstance(device, dict) and (device.get("name") or device.get("kind"))) or "the device")
-
-    @property
     def what(self) -> str:
         """What was timed, in words."""
-        settings = self.bench.data.get("settings")
-        size = settings if isinstance(settings, dict) else {}
-        shape = f"{size.get('num_layers', '?')} layers, width {size.get('width', '?')}, position {self.position}, {self.dtype}"
+        size, (kind, name) = _node(self.bench, "settings"), _device(self.bench)
+        shape = f"{size.get('num_layers', '?')} layers, width {size.get('width', '?')}"
         tokens = sorted({row["seq_len"] * row["batch"] for row in self.rows.values()})
         most = f"{tokens[0]:,}" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,}"
-        return f"A training step of {most} tokens ({shape}) on {self.machine}"
+        where = f"({shape}, position {self.position}, {self.dtype}) on {name or kind or 'the device'}"
+        return f"A training step of {most} tokens {where}"
 
     def cost(self, mechanism: str, length: int, measure: str) -> float | None:
         """A cost of one step, None where it was not measured."""
@@ -226,9 +222,7 @@ class Crossover:
         pair = [self.rows.get((name, length), {}) for name in (mechanism, reference)]
         values = [[number(row.get(f"training_{end}_ms")) for end in ("min", "max")] for row in pair]
         repeats = [row.get("rounds") for row in pair]
-        if any(value is None for two in values for value in two) or not all(
-            isinstance(n, int) and n > 0 for n in repeats
-        ):
+        if None in (*values[0], *values[1]) or not all(isinstance(n, int) and n > 0 for n in repeats):
             return UNKNOWN
         (low, high), (other_low, other_high) = values
         if comb(sum(repeats), repeats[0]) < CHANCE:
@@ -242,66 +236,44 @@ class Crossover:
         while first and states[first - 1] == QUICKER:
             first -= 1
         if first == len(states):
-            return (
-                f"not up to {self.lengths[-1]:,} tokens"
-                if states[-1] == SLOWER
-                else f"{states[-1]} at {self.lengths[-1]:,} tokens"
-            )
+            told = "not up to" if states[-1] == SLOWER else f"{states[-1]} at"
+            return f"{told} {self.lengths[-1]:,} tokens"
         below = f" ({OPEN} at {self.lengths[first - 1]:,})" if first and states[first - 1] == OPEN else ""
         return f"from {self.lengths[first]:,} tokens on{below}"
 
 
 def crossovers(benches: Sequence[Bench], groups: Sequence[Group]) -> list[Crossover]:
     """What there is of steps at two lengths or more, on the device of the runs where there are runs."""
-    devices = {(group.record.device.get("kind"), group.record.device.get("name")) for group in groups if group.runs}
+    devices = {_device_of(group.record) for group in groups if group.runs}
     found = []
     for bench in benches:
-        device = bench.data.get("device")
-        where = (device.get("kind"), device.get("name")) if isinstance(device, dict) else (None, None)
-        if devices and where not in devices:
+        if devices and _device(bench) not in devices:
             continue
         parts: dict[tuple[str, str], list[Row]] = {}
         for row in bench.rows:
-            if row.get("origin") == "xcls" and row.get("part") == "step" and _whole(row):
+            whole = all(isinstance(row.get(name), int) and row[name] > 0 for name in ("seq_len", "batch"))
+            if row.get("origin") == "xcls" and row.get("part") == "step" and whole:
                 parts.setdefault((str(row.get("position")), str(row.get("dtype"))), []).append(row)
         for (position, dtype), rows in parts.items():
             timed = sorted({row["seq_len"] for row in rows if number(row.get("training_ms"))})
+            own = {(str(row.get("mechanism")), row["seq_len"]): row for row in rows if row["seq_len"] in timed}
             if len(timed) > 1:
-                found.append(_crossover(bench, position, dtype, [row for row in rows if row["seq_len"] in timed]))
+                mechanisms = list(dict.fromkeys(name for name, _ in own))
+                names = _node(bench, "settings").get("references")
+                references = [name for name in names if name in mechanisms] if isinstance(names, list) else []
+                found.append(Crossover(bench, position, dtype, references, mechanisms, timed, own))
     return found
-
-
-def _whole(row: Row) -> bool:
-    """Whether a row says of what it is: files come from anywhere."""
-    return all(isinstance(row.get(name), int) and row[name] > 0 for name in ("seq_len", "batch"))
-
-
-def _crossover(bench: Bench, position: str, dtype: str, rows: Sequence[Row]) -> Crossover:
-    mechanisms = list(dict.fromkeys(str(row.get("mechanism")) for row in rows))
-    settings = bench.data.get("settings")
-    names = settings.get("references") if isinstance(settings, dict) else None
-    references = [name for name in names if name in mechanisms] if isinstance(names, list) else []
-    by_place = {(str(row.get("mechanism")), row["seq_len"]): row for row in rows}
-    return Crossover(bench, position, dtype, references, mechanisms, sorted({row["seq_len"] for row in rows}), by_place)
 
 
 def table(one: Crossover, boards: Sequence[Board]) -> TableText:
     """Time and memory of a step by mechanism and length, with the ratios to each reference; beside it the runs' quality."""
-    quality = _quality(one, boards)
-    header = [
-        "mechanism",
-        *(f"{length:,} tokens, ms" for length in one.lengths),
-        *(f"{length:,} tokens, MiB" for length in one.lengths),
-    ]
-    rows = []
-    for mechanism in one.mechanisms:
-        cells = [
-            _cell(one, mechanism, length, measure)
-            for measure in ("training_ms", "training_MiB")
-            for length in one.lengths
-        ]
-        repeats = ", ".join(str(one.rows.get((mechanism, length), {}).get("rounds") or 0) for length in one.lengths)
-        rows.append([mechanism, *cells, repeats, *([quality.get(mechanism, NONE)] if quality else [])])
+    quality, header, rows = _quality(one, boards), ["mechanism"], []
+    for unit in UNITS.values():
+        header += [f"{length:,} tokens, {unit}" for length in one.lengths]
+    for name in one.mechanisms:
+        cells = [_cell(one, name, length, measure) for measure in UNITS for length in one.lengths]
+        repeats = ", ".join(str(one.rows.get((name, length), {}).get("rounds") or 0) for length in one.lengths)
+        rows.append([name, *cells, repeats, *([quality.get(name, NONE)] if quality else [])])
     return [*header, "repeats", *(["macro-F1 of the runs"] if quality else [])], rows
 
 
@@ -325,11 +297,8 @@ def _quality(one: Crossover, boards: Sequence[Board]) -> dict[str, str]:
     named: dict[str, list[Group]] = {}
     for group in boards[0].groups if len(boards) == 1 else ():
         named.setdefault(str(group.record.choices.get("attention")), []).append(group)
-    return {
-        name: groups[0].stat("macro_f1").text
-        for name, groups in named.items()
-        if len(groups) == 1 and name in one.mechanisms
-    }
+    single = {name: groups[0] for name, groups in named.items() if len(groups) == 1 and name in one.mechanisms}
+    return {name: group.stat("macro_f1").text for name, group in single.items()}
 
 
 def sentence(one: Crossover) -> str:

@@ -17,6 +17,7 @@ from xcls.report.settings import Claims, FamilyClaims
 PASS, FAIL, MISSING = "PASS", "FAIL", "MISSING"
 UNDECIDED = "OPEN"  # of a cost claim: measured, but these runs cannot tell
 SPLITS = {"validation": "macro_f1", "test": "test_macro_f1"}
+LONGER = {"kind": "kind of device", "threads": "thread count", "compile": "compile setting"}  # than in a table
 DIGITS = 9  # 0.85 - 0.80 is not 0.05 in binary: values are compared at nine digits, far below any that is reported
 
 
@@ -146,12 +147,9 @@ class Case:
         """WNF-1: the time or the memory is low enough, and the macro-F1 is not too far below the reference."""
         if family.max_time_ratio is None and family.max_memory_ratio is None:
             return None
-        memory = memory_measure(self.group.device.get("kind"))
-        saving = []
-        if family.max_time_ratio is not None:
-            saving.append(self._ratio("time_per_epoch", family.max_time_ratio))
-        if family.max_memory_ratio is not None:
-            saving.append(self._ratio(memory, family.max_memory_ratio))
+        limits = {"time_per_epoch": family.max_time_ratio}
+        limits[memory_measure(self.group.device.get("kind"))] = family.max_memory_ratio
+        saving = [self._ratio(name, limit) for name, limit in limits.items() if limit is not None]
         loss = [] if family.max_loss_pp is None else [self._loss(family.max_loss_pp)]
         state = every([some([m.state for m in saving]), *(m.state for m in loss)])
         claim = self._claim("WNF-1 cost", state, [*saving, *loss], self._hindrance(cost=True))
@@ -174,9 +172,8 @@ class Case:
         stat = self.group.stat(SPLITS[self.split])
         spread = None if stat.high is None or stat.low is None else (stat.high - stat.low) * 100
         gap = "" if stat.n == len(self.group.runs) else "a run has no macro-F1"
-        measured = [
-            Measured("macro-F1 spread (pp)", None if gap else _rounded(spread), "<=", family.max_spread_pp, gap)
-        ]
+        value = None if gap else _rounded(spread)
+        measured = [Measured("macro-F1 spread (pp)", value, "<=", family.max_spread_pp, gap)]
         causes = [f"seed {run.record.seed}: {run.record.cause}" for run in self.group.broken]
         causes += [f"seed {run.record.seed}: {told}" for run in self.group.runs for told in survived(run.record)]
         if causes and self.group.record.seq_len == self.claims.seq_len:
@@ -215,38 +212,32 @@ class Case:
         if value is None:
             return Measured(title, None, "<=", threshold, f"{name} was not measured")
         interval = cost_interval(self.group, self.other, name, self.judge.level)
-        told = doubt(
-            self.group, self.other, name, interval=interval, threshold=threshold, factor=self.claims.max_cost_factor
-        )
+        factor = self.claims.max_cost_factor
+        told = doubt(self.group, self.other, name, interval=interval, threshold=threshold, factor=factor)
         bench = beside(self.group, self.other, name, value, self.judge.benches)
         return Measured(title, value, "<=", threshold, told, interval, bool(told), *bench)
 
     def _loss(self, threshold: float) -> Measured:
-        title, other, need = "macro-F1 loss (pp)", self.other, self.claims.min_seeds
-        if other is None:
-            return Measured(title, None, "<=", threshold, self.no_reference)
-        if len(other.seeds) < need:
-            return Measured(
-                title, None, "<=", threshold, f"{len(other.seeds)} of {need} seeds of {other.label} have completed"
-            )
-        value = difference_pp(other, self.group, self.split)
-        reason = (
-            ""
-            if value is not None
-            else self.group.learned_nothing or other.learned_nothing or f"no {self.split} macro-F1"
-        )
-        return Measured(title, value, "<=", threshold, reason, self._interval(other, self.group))
+        need, reason = self.claims.min_seeds, self.no_reference
+        if self.other is not None and len(self.other.seeds) < need:
+            reason = f"{len(self.other.seeds)} of {need} seeds of {self.other.label} have completed"
+        return self._difference("macro-F1 loss (pp)", self.other, self.group, "<=", threshold, reason)
 
     def _gain(self, threshold: float) -> Measured:
-        value, reason = None, no_baseline(self.board)
-        if self.baseline is not None:
-            value = difference_pp(self.group, self.baseline, self.split)
-            reason = (
-                ""
-                if value is not None
-                else self.group.learned_nothing or self.baseline.learned_nothing or f"no {self.split} macro-F1"
-            )
-        return Measured("macro-F1 gain (pp)", value, ">=", threshold, reason, self._interval(self.group, self.baseline))
+        reason = no_baseline(self.board)
+        return self._difference("macro-F1 gain (pp)", self.group, self.baseline, ">=", threshold, reason)
+
+    def _difference(
+        self, name: str, above: Group | None, below: Group | None, relation: str, threshold: float, reason: str
+    ) -> Measured:
+        """Macro-F1 of one group over that of another. `reason`: why it cannot be measured, where that is known."""
+        if reason or above is None or below is None:
+            return Measured(name, None, relation, threshold, reason)
+        value = difference_pp(above, below, self.split)
+        if value is None:
+            reason = self.group.learned_nothing or above.learned_nothing or below.learned_nothing
+            reason = reason or f"no {self.split} macro-F1"
+        return Measured(name, value, relation, threshold, reason, self._interval(above, below))
 
     def _interval(self, group: Group, other: Group | None) -> Interval | None:
         if self.judge.differences is None or other is None or group is other:
@@ -321,13 +312,7 @@ def twin_among(named: list[Group], group: Group, name: str) -> tuple[Group | Non
     if not same:
         if twins:
             differ = sorted({k for other in twins for k in group.device if other.device.get(k) != group.device.get(k)})
-            words = {
-                "name": "device",
-                "kind": "kind of device",
-                "threads": "thread count",
-                "compile": "compile setting",
-            }
-            words = {key: words.get(key, WORDS.get(key, key)) for key in differ}
+            words = {key: LONGER.get(key, WORDS.get(key, key)) for key in differ}
             told = [f"another {word}" + ("" if key in word else f" ({key})") for key, word in words.items()]
             return None, f"the {name} runs alike have {' and '.join(told)}"
         return None, _unlike(group, named, name)

@@ -12,7 +12,7 @@ from typing import Any, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from xcls.report.bench import TITLE, Crossover, caption
+from xcls.report.bench import TITLE, UNITS, Crossover, caption
 from xcls.report.claims import find_reference
 from xcls.report.drawing import MOST, WIDTH, Looks, Plot, canvas, counted, key, plain_logs, png, short
 from xcls.report.groups import Board, Group
@@ -20,7 +20,6 @@ from xcls.report.load import Bench
 from xcls.report.measures import MEASURES, number
 
 Line = dict[float, list[float]]  # length to the costs measured at it
-UNITS = {"training_ms": "ms", "training_MiB": "MiB"}
 
 
 @dataclass
