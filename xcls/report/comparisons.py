@@ -48,25 +48,27 @@ RANKED = """
     macro_f1 accuracy auroc test_macro_f1 test_accuracy test_auroc time_per_epoch tokens_per_s max_gpu_mem_MiB
     rss_growth_MiB max_rss_MiB params latency_ms inference_examples_per_s
 """.split()
+BILLED = dict(
+    train_hours="train_s", train_money="train_money", document_hours="document_s", document_money="document_money"
+)
 
 
 def further_sheets(study: Study) -> list[Sheet]:
     """Every further table, whole as a file, and in parts for the page; tables without a row are left out."""
-    parts: dict[str, list[tuple[Board, list[Row]]]] = {name: [] for name in WORDS}
-    for board in study.boards:
-        bills = bills_of(study, board)
-        parts["differences"].append((board, list(difference_rows(study, board))))
-        parts["costs"].append((board, list(cost_rows(study, board, bills))))
-        parts["bench_ratios"].append((board, list(bench_rows(study, board))))
-        parts["modifications"].append(
-            (board, modifications(board, study.judge, study.settings.originals, study.references))
-        )
-        parts["ranking"].append((board, ranks(board, bills)))
+    bills = {id_: bill for board in study.boards for id_, bill in bills_of(study, board).items()}
+    made_by = {
+        "differences": lambda board: difference_rows(study, board),
+        "costs": lambda board: cost_rows(study, board, bills),
+        "bench_ratios": lambda board: bench_rows(study, board),
+        "modifications": lambda board: modifications(board, study.judge, study.settings.originals, study.references),
+        "ranking": lambda board: ranks(board, bills),
+    }
     made = []
     for name, (title, words) in WORDS.items():
-        whole = [row for _, rows in parts[name] for row in rows]
+        parts = [(board, list(made_by[name](board))) for board in study.boards]
+        whole = [row for _, rows in parts for row in rows]
         made += [Sheet(name, title, words, whole)] if whole else []
-        for board, rows in parts[name]:
+        for board, rows in parts:
             columns = dict.fromkeys(key for row in rows for key in row if key != "dataset")
             told = [key for key in columns if any(row.get(key) is not None for row in rows)]
             cut = f" The first {MOST} of {len(rows)} rows; all are in {name}.csv." if len(rows) > MOST else ""
@@ -180,18 +182,14 @@ def bench_rows(study: Study, board: Board) -> Iterator[Row]:
         for other in opponents(study, group, board) if group.runs else ():
             found, reason = measured(group, other, study.benches)
             own = ratio(group, other, "time_per_epoch")
-            yield {
-                **_about(group, board, other),
-                "time_ratio": own,
-                "bench_time_ratio": found.time if found else None,
-                "agree": agree(own, found.time) or None if found else None,
-                "memory_ratio": ratio(group, other, memory_measure(group.device.get("kind"))),
-                "bench_memory_ratio": found.memory if found else None,
-                "measured": found.what if found else None,
-                "bench": found.place if found else None,
-                "differs": "; ".join(found.unlike) or None if found else None,
-                "no_bench": reason or None,
-            }
+            row = {**_about(group, board, other), "time_ratio": own, "bench_time_ratio": None, "agree": None}
+            row["memory_ratio"] = ratio(group, other, memory_measure(group.device.get("kind")))
+            row |= dict.fromkeys(("bench_memory_ratio", "measured", "bench", "differs"))
+            if found is not None:
+                row |= {"bench_time_ratio": found.time, "agree": agree(own, found.time) or None}
+                row |= {"bench_memory_ratio": found.memory, "measured": found.what, "bench": found.place}
+                row["differs"] = "; ".join(found.unlike) or None
+            yield {**row, "no_bench": reason or None}
 
 
 def modifications(board: Board, judge: Judge, originals: dict[str, str], references: Sequence[str] = ()) -> list[Row]:
@@ -217,22 +215,14 @@ def modifications(board: Board, judge: Judge, originals: dict[str, str], referen
 
 
 def _modification(group: Group, other: Group, board: Board, judge: Judge) -> Row:
-    shares = {
-        "time": "time_per_epoch",
-        "memory": memory_measure(group.device.get("kind")),
-        "latency": "latency_ms",
-        "params": "params",
-    }
-    return {
-        **_about(group, board),
-        "original": other.label,
-        "n_original": len(other.runs),
-        "macro_f1_pp": difference_pp(group, other, "validation"),
-        **against_zero(judge, group, other, board, "validation"),
-        "test_macro_f1_pp": difference_pp(group, other, "test"),
-        **{f"{word}_ratio": ratio(group, other, name) for word, name in shares.items()},
-        "measured_differently": "; ".join(unlike_groups(group, other)) or None,
-    }
+    row = {**_about(group, board), "original": other.label, "n_original": len(other.runs)}
+    row |= {"macro_f1_pp": difference_pp(group, other, "validation")}
+    row |= against_zero(judge, group, other, board, "validation")
+    row["test_macro_f1_pp"] = difference_pp(group, other, "test")
+    for word, name in (("time", "time_per_epoch"), ("memory", memory_measure(group.device.get("kind")))):
+        row[f"{word}_ratio"] = ratio(group, other, name)
+    row |= {"latency_ratio": ratio(group, other, "latency_ms"), "params_ratio": ratio(group, other, "params")}
+    return {**row, "measured_differently": "; ".join(unlike_groups(group, other)) or None}
 
 
 def ranks(board: Board, bills: dict[str, Bill]) -> list[Row]:
@@ -242,22 +232,16 @@ def ranks(board: Board, bills: dict[str, Bill]) -> list[Row]:
     """
     groups = [group for group in [*board.groups, *board.baselines] if group.runs]
     devices, names = [repr(group.device) for group in groups], [repr(group.device.get("name")) for group in groups]
-    frame, bill_of = pd.DataFrame(index=range(len(groups))), [bills[group.id] for group in groups]
+    nowhere, frame = [""] * len(groups), pd.DataFrame(index=range(len(groups)))
     for name in RANKED:
         values = pd.Series([group.stat(name).middle for group in groups], dtype=float)
-        frame[name] = values.groupby(devices if is_cost(name) else [""] * len(groups)).rank(
-            "min", ascending=MEASURES[name].low_is_better
-        )
-    for name, attribute in {
-        "train_hours": "train_s",
-        "train_money": "train_money",
-        "document_hours": "document_s",
-        "document_money": "document_money",
-    }.items():
-        values = pd.Series([getattr(one, attribute) for one in bill_of], dtype=float)
-        frame[name] = values.groupby([""] * len(groups) if name.endswith("money") else names).rank("min")
-    ranked = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return [
-        {**_about(group, board), **{name: rank and int(rank) for name, rank in row.items()}}
-        for group, row in zip(groups, ranked)
-    ]
+        within = values.groupby(devices if is_cost(name) else nowhere)
+        frame[name] = within.rank("min", ascending=MEASURES[name].low_is_better)
+    for name, attribute in BILLED.items():
+        values = pd.Series([getattr(bills[group.id], attribute) for group in groups], dtype=float)
+        frame[name] = values.groupby(nowhere if name.endswith("money") else names).rank("min")
+    rows = []
+    for group, ranked in zip(groups, frame.to_dict("records")):
+        places = {name: None if pd.isna(rank) else int(rank) for name, rank in ranked.items()}
+        rows.append({**_about(group, board), **places})
+    return rows

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from xcls.identity import NOT_SHAPING
 from xcls.record import Record, is_guess
 from xcls.report.conditions import gathered
@@ -27,13 +29,8 @@ NOT_COMPARED = """
     checkpoint dataset.path dataset.extra tokenizer.path
 """.split()
 NOT_COMPARED_NODES = ("reading.", "wandb.", "claims.", "hardware.", "dataset.source.", "hydra.", "bench.")
-OF_MODE = {
-    "pretraining": "pretrain",
-    "masking": "pretrain",
-    "finetuning": "finetune",
-    "head": "finetune",
-    "baseline": "baseline",
-}  # nodes that one mode reads
+# The nodes that one mode reads.
+OF_MODE = dict(pretraining="pretrain", masking="pretrain", finetuning="finetune", head="finetune", baseline="baseline")
 ENCODER = ("attention.", "position.", "size.", "tokenizer.", "seq_len")
 MOST_PARTS = 5  # of a label beyond its first words; more are replaced by the group's id
 
@@ -89,11 +86,9 @@ class Group:
     @property
     def attention(self) -> str:
         """`attention.name` of the configuration, else the chosen file; '' for a baseline."""
-        return (
-            ""
-            if self.record.mode == "baseline"
-            else str(self.record.config.get("attention.name") or self.record.choices.get("attention") or "")
-        )
+        record = self.record
+        name = record.config.get("attention.name") or record.choices.get("attention") or ""
+        return "" if record.mode == "baseline" else str(name)
 
     @property
     def seeds(self) -> list[int]:
@@ -108,10 +103,7 @@ class Group:
             classes, macro_f1 = class_count(run.record), MEASURES["macro_f1"].of(run.record)
             if classes and is_guess(macro_f1, classes):
                 told.setdefault(f"macro-F1 {macro_f1:.3f}, a guess gives {1 / classes:.3f}", []).append(run.record.seed)
-        parts = [
-            f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}: {text}"
-            for text, seeds in told.items()
-        ]
+        parts = [f"seed{'s'[: len(n) - 1]} {', '.join(map(str, sorted(n)))}: {text}" for text, n in told.items()]
         return f"{self.label} learned nothing ({'; '.join(sorted(parts))})" if parts else ""
 
     @property
@@ -122,9 +114,8 @@ class Group:
     @property
     def broken(self) -> list[Run]:
         """Its runs that failed by NaN or by lack of memory."""
-        return [
-            run for run in self.others if run.record.status == "failed" and BROKE_DOWN.search(run.record.cause or "")
-        ]
+        failed = [run for run in self.others if run.record.status == "failed"]
+        return [run for run in failed if BROKE_DOWN.search(run.record.cause or "")]
 
     @cached_property
     def _stats(self) -> dict[str, Stat]:
@@ -144,12 +135,9 @@ class Group:
             return Stat()
         best = min(values) if measure.low_is_better else max(values)
         if measure.place == "metrics.test":
-            chosen = [
-                (score, -run.record.seed, run.record)
-                for run in self.runs
-                if (score := MEASURES["macro_f1"].of(run.record)) is not None
-            ]
-            best = measure.of(max(chosen, key=lambda item: item[:2])[2]) if chosen else None
+            scored = [(MEASURES["macro_f1"].of(run.record), -run.record.seed, run.record) for run in self.runs]
+            scored = [item for item in scored if item[0] is not None]
+            best = measure.of(max(scored, key=lambda item: item[:2])[2]) if scored else None
         sd = statistics.stdev(values) if len(values) > 1 else None  # exact sums: the order of the runs changes no bit
         mean = statistics.fmean(values)
         middle = statistics.median(values) if is_cost(name) else mean
@@ -166,11 +154,8 @@ def class_count(record: Record) -> int:
 def survived(record: Record) -> list[str]:
     """What went wrong in a run that completed all the same: bad steps that were left out, restarts, smaller batches."""
     faults = record.faults if record.status == "completed" and isinstance(record.faults, list) else []
-    return [
-        f"{fault.get('kind')} at step {fault.get('step')}: {fault.get('cause')}"
-        for fault in faults
-        if isinstance(fault, dict)
-    ]
+    told = [fault for fault in faults if isinstance(fault, dict)]
+    return [f"{fault.get('kind')} at step {fault.get('step')}: {fault.get('cause')}" for fault in told]
 
 
 @dataclass
@@ -276,12 +261,10 @@ def _attach(run: Run, found: Found, groups: list[Group]) -> None:
     def known(node: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in node.items() if name not in unknown}
 
-    fitting = [
-        group
-        for group in groups
-        if known(group.key) == known(key)
-        and all(value is None or group.device.get(name) in (None, value) for name, value in device.items())
-    ]
+    def on_device(group: Group) -> bool:
+        return all(value is None or group.device.get(name) in (None, value) for name, value in device.items())
+
+    fitting = [group for group in groups if known(group.key) == known(key) and on_device(group)]
     if not fitting:
         fitting = [Group(key, device)]
         groups += fitting
@@ -318,14 +301,11 @@ def _rank(board: Board, rank_by: str) -> None:
     """Ranks the groups of a board by what stands for each, costs within one device; what has no value comes last, unranked."""
     sign = 1 if MEASURES[rank_by].low_is_better else -1
     values = {group.id: sign * middle for group in board.groups if (middle := group.stat(rank_by).middle) is not None}
-    for group in board.groups:
-        if group.id in values:
-            beside = [
-                other
-                for other in board.groups
-                if other.id in values and (not is_cost(rank_by) or other.device == group.device)
-            ]
-            group.rank = 1 + sum(values[other.id] < values[group.id] for other in beside)
+    ranked = [group for group in board.groups if group.id in values]
+    within = [repr(group.device) if is_cost(rank_by) else "" for group in ranked]
+    ranks = pd.Series([values[group.id] for group in ranked], dtype=float).groupby(within).rank("min")
+    for group, rank in zip(ranked, ranks):
+        group.rank = int(rank)
     board.groups.sort(key=lambda group: (group.id not in values, values.get(group.id, 0.0), group.label, group.id))
 
 
@@ -343,25 +323,19 @@ def _name(groups: list[Group]) -> None:
     for group in groups:
         buckets.setdefault(tuple(parts[group.id]), []).append(group)
     for first, alike in buckets.items():
-        flats = {
-            group.id: {**group.key, **{f"device.{name}": value for name, value in group.device.items()}}
-            for group in alike
-        }
-        names = sorted({name for flat in flats.values() for name in flat})
-        varying = [name for name in names if len({repr(flat.get(name)) for flat in flats.values()}) > 1]
+        flats = [{**group.key, **{f"device.{name}": value for name, value in group.device.items()}} for group in alike]
+        names = sorted({name for flat in flats for name in flat})
+        varying = [name for name in names if len({repr(flat.get(name)) for flat in flats}) > 1]
         leaves = Counter(name.rpartition(".")[2] for name in varying)
-        for group in alike:
-            tail = [group.id]
-            if len(varying) <= MOST_PARTS:
-                shown = {name: leaf if leaves[leaf := name.rpartition(".")[2]] == 1 else name for name in varying}
-                tail = [f"{short}={_short(flats[group.id].get(name))}" for name, short in shown.items()]
-            group.label = " ".join([*first, *tail])
+        shown = {name: leaf if leaves[leaf := name.rpartition(".")[2]] == 1 else name for name in varying}
+        for group, flat in zip(alike, flats):
+            tail = [f"{short}={_short(flat.get(name))}" for name, short in shown.items()]
+            group.label = " ".join([*first, *(tail if len(tail) <= MOST_PARTS else [group.id])])
 
 
 def _mechanism(group: Group) -> str:
-    return (
-        BASELINE if group.record.mode == "baseline" else str(group.record.choices.get("attention") or group.attention)
-    )
+    name = group.record.choices.get("attention") or group.attention
+    return BASELINE if group.record.mode == "baseline" else str(name)
 
 
 def _traits(group: Group) -> list[str]:
@@ -369,13 +343,8 @@ def _traits(group: Group) -> list[str]:
     record, device = group.record, group.device
     choices = [str(record.choices.get(name)) for name in ("dataset", "position", "size", "tokenizer")]
     origin = "scratch" if record.pretrain is None else "pretrained"
-    return [
-        *choices,
-        f"n{record.seq_len}",
-        origin,
-        str(device.get("dtype") or ""),
-        str(device.get("name") or device.get("kind") or ""),
-    ]
+    place = [str(device.get("dtype") or ""), str(device.get("name") or device.get("kind") or "")]
+    return [*choices, f"n{record.seq_len}", origin, *place]
 
 
 def _short(value: Any) -> str:

@@ -47,13 +47,8 @@ def report_md(
     blocks, judge, references = study.names, study.judge, study.references
     for board in study.boards:
         told, claims = headline(board, judge, references), matrix(board, judge, references[0])
-        blocks += [
-            f"## {board.name}",
-            told.text,
-            *told.notes,
-            told.next and f"Next: {told.next}",
-            markdown(claims.text),
-        ]
+        following = f"Next: {told.next}" if told.next else ""
+        blocks += [f"## {board.name}", told.text, *told.notes, following, markdown(claims.text)]
         blocks.append("\n".join(f"{place}. {note}" for place, note in enumerate(claims.notes, 1)))
         blocks.append(markdown(shortened(comparison(board, judge, references[0]), len(board.groups), MOST_ROWS)))
         blocks.append("\n".join(footnotes(board, references[0])))
@@ -61,35 +56,24 @@ def report_md(
     blocks += ["## Not completed (in no mean, in no ranking)", markdown(failed)] if failed[1] else []
     blocks += notes
     for one in crossings:
-        blocks += [
-            f"## {bench.TITLE}",
-            bench.caption(one),
-            markdown(bench.table(one, study.boards)),
-            *bench.remarks(one),
-        ]
-    parts = [
-        (f"{board.name}: {sheet.title}", sheet.words, sheet, sheet.header)
-        for board in study.boards
-        for sheet in sheets
-        if sheet.board == board.slug
-    ]
+        table = markdown(bench.table(one, study.boards))
+        blocks += [f"## {bench.TITLE}", bench.caption(one), table, *bench.remarks(one)]
+    for board in study.boards:
+        for sheet in (sheet for sheet in sheets if sheet.board == board.slug):
+            blocks += _sheet(sheet, f"{board.name}: {sheet.title}", sheet.words, sheet.header)
     for sheet in sheets:
-        told_columns = [name for name in sheet.in_report if any(row.get(name) is not None for row in sheet.rows)]
-        parts += (
-            [(sheet.title.capitalize(), f"{sheet.words} More in {sheet.name}.csv.", sheet, told_columns)]
-            if told_columns
-            else []
-        )
-    for title, words, sheet, columns in parts:
-        blocks += [
-            f"## {title}",
-            words,
-            markdown((columns, [[cell(row.get(name)) for name in columns] for row in sheet.rows])),
-        ]
-    used = [
-        block for item in best for block in (letters(item.text), f"    {item.command}")
-    ]  # in a block of code nothing is HTML or a link
-    return "\n\n".join([*map(letters, filter(None, blocks)), *used]) + "\n"
+        columns = [name for name in sheet.in_report if any(row.get(name) is not None for row in sheet.rows)]
+        if columns:
+            blocks += _sheet(sheet, sheet.title.capitalize(), f"{sheet.words} More in {sheet.name}.csv.", columns)
+    for item in best:  # the command is in a block of code, where nothing is HTML or a link
+        blocks += [item.text, f"    {item.command}"]
+    commands = {f"    {item.command}" for item in best}
+    return "\n\n".join(block if block in commands else letters(block) for block in blocks if block) + "\n"
+
+
+def _sheet(sheet: Sheet, title: str, words: str, columns: Sequence[str]) -> list[str]:
+    rows = [[cell(row.get(name)) for name in columns] for row in sheet.rows]
+    return [f"## {title}", words, markdown((list(columns), rows))]
 
 
 def shortened(table: TableText, keep: int, most: int) -> TableText:
@@ -141,17 +125,15 @@ def best_runs(boards: Sequence[Board], rank_by: str, root: Path) -> list[Best]:
     sign = 1 if measure.low_is_better else -1
     found = []
     for board in boards:
-        values = [
-            (sign * value, run.place, value, run)
-            for group in board.groups
-            for run in group.runs
-            if (value := measure.of(run.record)) is not None and _usable(run)
-        ]
+        runs = [run for group in board.groups for run in group.runs if _usable(run)]
+        values = [(measure.of(run.record), run) for run in runs]
+        values = [(sign * value, run.place, value, run) for value, run in values if value is not None]
         if values:
             _, _, value, run = min(values, key=lambda item: item[:2])
             exp = run.place if (root / "run.py").is_file() else str(run.folder)
             words = ["mode=predict", f"exp={quoted(exp)}", "input=new.csv", "output=predictions.csv"]
-            text = f"The best run on {board.name} by {measure.name} ({value:.4g}) is {run.place}. Predict with it (input: .csv, .txt, .jsonl, …):"
+            text = f"The best run on {board.name} by {measure.name} ({value:.4g}) is {run.place}."
+            text += " Predict with it (input: .csv, .txt, .jsonl, …):"
             found.append(Best(" ".join(text.split()), f"python run.py {' '.join(map(shlex.quote, words))}"))
     return found
 
