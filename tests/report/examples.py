@@ -9,8 +9,8 @@ from typing import Any, Sequence
 
 import yaml
 
-from xcls.report.claims import Judge
-from xcls.report.groups import Board, Group, group_runs, make_boards
+from xcls.report.claims import ClaimEvaluator
+from xcls.report.groups import DatasetResults, Group, group_runs, results_by_dataset
 from xcls.report.intervals import Differences
 from xcls.report.load import Bench, collect
 from xcls.report.settings import Claims, Settings, claims_from
@@ -50,11 +50,11 @@ def study_of(
     given = Settings(runs=["multirun"], claims=claims, rank_by=rank_by, **settings)
     found = collect(["multirun"], root)
     groups = group_runs(found)
-    judge = Judge(claims_for(asdict(claims), ()), Differences(settings=given.intervals, references=claims.references), benches=benches)
-    return Study(given, found, groups, make_boards(groups, rank_by), judge, references or claims.references, benches)
+    judge = ClaimEvaluator(claims_for(asdict(claims), ()), Differences(settings=given.intervals, references=claims.references), benches=benches)
+    return Study(given, found, groups, results_by_dataset(groups, rank_by), judge, references or claims.references, benches)
 
 
-def board_of(study: Study) -> tuple[Board, dict[str, Group]]:
+def board_of(study: Study) -> tuple[DatasetResults, dict[str, Group]]:
     """Its only board, and its groups and baselines by their labels."""
     (board,) = study.boards
     return board, {group.label: group for group in [*board.groups, *board.baselines]}

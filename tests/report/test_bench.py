@@ -9,7 +9,7 @@ import pytest
 
 from tests.report.examples import board_of, contents, report, study_of
 from xcls.report.bench import CHANCE, Crossover, agree, crossovers, measured, sentence, table
-from xcls.report.comparisons import disagreements, further_sheets
+from xcls.report.comparisons import disagreements, further_tables
 from xcls.report.load import Bench, collect
 
 TIMES = {  # ms of each repeat, by mechanism and length
@@ -190,8 +190,8 @@ def test_a_disagreement_is_told(make, tmp_path):
     bench_of(tmp_path, training=(100.0, 120.0))
     records = [make.finetune("sdpa"), make.finetune("performer", time=8.0)]
     benches = collect([tmp_path / "multirun" / "bench"], tmp_path).benches
-    made = further_sheets(study_of(make, tmp_path, records, benches=benches))
-    (row,) = next(sheet.rows for sheet in made if sheet.name == "bench_ratios" and sheet.board is None)
+    made = further_tables(study_of(make, tmp_path, records, benches=benches))
+    (row,) = next(one.rows for one in made if one.name == "bench_ratios" and one.board is None)
     assert (row["time_ratio"], row["bench_time_ratio"]) == (0.8, 1.2) and row["agree"].startswith("no: the runs say cheaper")
     (told,) = disagreements(made)
     assert told.startswith("performer against sdpa: the time ratio of the runs is 0.80, that of mode=bench 1.20")

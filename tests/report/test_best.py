@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from xcls.report.groups import group_runs, make_boards
+from xcls.report.groups import group_runs, results_by_dataset
 from xcls.report.load import collect
 from xcls.report.settings import Settings
 from xcls.report.text import best_runs
@@ -43,7 +43,7 @@ def test_the_page_and_the_text_have_the_command_of_the_best_run(make: Any, tmp_p
 def test_odd_names_survive_the_shell_and_hydra(name: str, make: Any, tmp_path: Path) -> None:
     root = tmp_path / name
     usable(make.save([make.finetune("sdpa")], root))
-    boards = make_boards(group_runs(collect([root / "multirun"], tmp_path)), "macro_f1")
+    boards = results_by_dataset(group_runs(collect([root / "multirun"], tmp_path)), "macro_f1")
     (best,) = best_runs(boards, "macro_f1", tmp_path)  # no run.py there, so the whole path is needed
     exp = OverridesParser.create().parse_override(words_of(best.command)[3])
     assert Path(exp.value()) == root.resolve() / "multirun" / "demo" / make.finetune("sdpa").run
@@ -52,7 +52,7 @@ def test_odd_names_survive_the_shell_and_hydra(name: str, make: Any, tmp_path: P
 def test_the_best_is_by_the_measure_and_never_chosen_by_test(make: Any, tmp_path: Path) -> None:
     made = [make.finetune("sdpa", 0, macro_f1=0.9, test=0.5, time=20.0), make.finetune("sdpa", 1, macro_f1=0.8, test=0.9, time=10.0)]
     sweep = make.save(made, tmp_path)
-    boards = make_boards(group_runs(collect([sweep], tmp_path)), "macro_f1")
+    boards = results_by_dataset(group_runs(collect([sweep], tmp_path)), "macro_f1")
     assert best_runs(boards, "macro_f1", tmp_path) == []  # no checkpoint is left
     usable(sweep)
     for measure, run in (("macro_f1", made[0]), ("test_macro_f1", made[0]), ("time_per_epoch", made[1])):
@@ -65,7 +65,7 @@ def test_a_run_that_learned_nothing_is_not_the_best(make: Any, tmp_path: Path) -
         record.data["classes"] = {"validation": {"a": 3, "b": 3, "c": 3}}
     sweep = make.save(made, tmp_path)
     usable(sweep)
-    boards = make_boards(group_runs(collect([sweep], tmp_path)), "macro_f1")
+    boards = results_by_dataset(group_runs(collect([sweep], tmp_path)), "macro_f1")
     assert boards and all(group.learned_nothing for group in boards[0].groups) and best_runs(boards, "macro_f1", tmp_path) == []
 
 

@@ -14,8 +14,8 @@ from xcls.report.conditions import unlike_groups
 from xcls.report.cost_ratio import cost_interval, in_turns
 from xcls.report.load import collect
 from xcls.report.settings import claims_from
-from xcls.report.summary import footnotes
 from xcls.report.tables import OF_CLAIM, claim_rows, group_rows
+from xcls.report.text import footnotes
 from xcls.schema import UserError
 
 DISTURBED = {"sdpa": (48.3, 3.9, 3.8), "performer": (4.0, 4.8, 5.5)}  # the first run of sdpa shared its machine

@@ -13,8 +13,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.report.predicted import examples, guess, sweep, with_predictions
 from xcls.record import sha256, write_record
-from xcls.report.claims import Judge
-from xcls.report.groups import group_runs, make_boards
+from xcls.report.claims import ClaimEvaluator
+from xcls.report.groups import group_runs, results_by_dataset
 from xcls.report.intervals import BROKEN, HOLDS, OPEN, Differences, Interval
 from xcls.report.load import Found, Run, collect
 from xcls.report.predictions import Unusable, read_predictions
@@ -28,7 +28,7 @@ DEFAULT = Intervals()
 
 def grouped(found: Found):
     """The only board of these runs, and its groups and baselines by their labels."""
-    (board,) = make_boards(group_runs(found), "macro_f1")
+    (board,) = results_by_dataset(group_runs(found), "macro_f1")
     return board, {group.label: group for group in [*board.groups, *board.baselines]}
 
 
@@ -189,7 +189,7 @@ def test_the_verdict_stays_by_the_rule_and_the_interval_stands_beside_it(make, t
 
     found = loaded(make, tmp_path)
     board, groups = grouped(found)
-    judges = [Judge(claims_for(asdict(from_yaml()), ()), one) for one in (None, Differences(settings=DEFAULT))]
+    judges = [ClaimEvaluator(claims_for(asdict(from_yaml()), ()), one) for one in (None, Differences(settings=DEFAULT))]
     verdicts = [judge.verdict(groups["performer"], board, "sdpa", "validation") for judge in judges]
     plain = [[(m.name, m.value, m.state) for c in verdict.claims for m in c.measured] for verdict in verdicts]
     assert plain[0] == plain[1] and [c.state for c in verdicts[0].claims] == [c.state for c in verdicts[1].claims]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from xcls.report.groups import group_runs, make_boards, without_attention
+from xcls.report.groups import group_runs, results_by_dataset, without_attention
 from xcls.report.load import collect
 
 
@@ -88,7 +88,7 @@ def test_ranking_leaves_out_what_failed(make, tmp_path):
         *make.seeds("performer", (0.95, 0.95)),
         make.finetune("reformer", status="failed", cause="OOM", metrics={}),
     ]
-    (board,) = make_boards(grouped(make, records, tmp_path), "macro_f1")
+    (board,) = results_by_dataset(grouped(make, records, tmp_path), "macro_f1")
     assert [(group.label, group.rank) for group in board.groups] == [("performer", 1), ("sdpa", 2), ("reformer", None)]
 
 
@@ -98,7 +98,7 @@ def test_costs_rank_from_low_to_high_within_a_device(make, tmp_path):
         make.finetune("performer", time=5.0),
         make.finetune("sdpa", 1, time=1.0, device={"name": "B"}),
     ]
-    (board,) = make_boards(grouped(make, records, tmp_path), "time_per_epoch")
+    (board,) = results_by_dataset(grouped(make, records, tmp_path), "time_per_epoch")
     assert [(g.device["name"], g.attention, g.rank) for g in board.groups] == [
         ("B", "sdpa", 1), ("a test CPU", "performer_favor", 1), ("a test CPU", "sdpa", 2)]  # fmt: skip
 
@@ -150,7 +150,7 @@ def test_boards_of_one_data_set_are_told_apart_by_their_rows(make, tmp_path):
     records = [
         make.finetune(seed=seed, data=data(*rows)) for seed, rows in enumerate([("a", 10), ("b", 20), ("c", 20)])
     ]
-    boards = make_boards(grouped(make, records, tmp_path), "macro_f1")
+    boards = results_by_dataset(grouped(make, records, tmp_path), "macro_f1")
     names = [board.name for board in boards]
     assert names[0] == "demo (10 training rows)" and len(set(names)) == 3
     assert all(name.startswith("demo (20 training rows) (") for name in names[1:])

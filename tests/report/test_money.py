@@ -6,7 +6,7 @@ import pytest
 
 from tests.report.examples import rows
 from xcls.report.costs import bill, break_even, count_children, pays
-from xcls.report.groups import group_runs, make_boards
+from xcls.report.groups import group_runs, results_by_dataset
 from xcls.report.load import collect
 from xcls.report.settings import Cost, Price, Settings, check_numbers
 from xcls.report.write import write_report
@@ -18,7 +18,7 @@ FINE = {"wall_seconds": 3600.0, "inference_examples_per_s": 100.0, "tokenize_ms_
 def bills(make, root, records, cost=Cost()):
     """Label -> (group, bill)."""
     found = collect([make.save(records, root)], root)
-    (board,) = make_boards(group_runs(found), "macro_f1")
+    (board,) = results_by_dataset(group_runs(found), "macro_f1")
     children = count_children([run.record for run in found.runs])
     groups = [*board.groups, *board.baselines]
     return {g.label: (g, bill(g, parents=found.parents, children=children, cost=cost)) for g in groups}

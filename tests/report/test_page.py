@@ -10,8 +10,8 @@ import pytest
 
 import xcls.report
 from tests.report.examples import EVIL, report
-from xcls.report.page import sheet_view, shown, sort_value, view, visible
-from xcls.report.tables import Sheet
+from xcls.report.page import shown, sort_value, table_view, view, visible
+from xcls.report.tables import Table
 
 
 def page_of(make, root, made=None):
@@ -140,7 +140,7 @@ def test_what_differs_comes_before_what_is_shared(make, tmp_path):
 
 def test_a_sheet_becomes_a_table_that_sorts_by_what_it_holds():
     rows = [{"what": "a", "cost": 1234567.891, "ok": True, "state": "cannot tell"}, {"what": "<b>", "cost": None, "n": 3}]
-    made = sheet_view(Sheet("x", "X", "Words", rows))
+    made = table_view(Table("x", "X", "Words", rows))
     assert made["head"] == [("what", False), ("cost", True), ("ok", True), ("state", False), ("n", True)]
     assert [(cell["text"], cell["sorts"]) for cell in made["rows"][0]][1] == ("1,234,568", 1234567.891)
     assert [cell["text"] for cell in made["rows"][1]] == ["<b>", "–", "–", "–", "3"]

@@ -12,7 +12,8 @@ from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED
 from xcls.report.groups import BASELINE
 from xcls.report.intervals import Interval
 from xcls.report.measures import cut_note, cut_shares
-from xcls.report.summary import CLAIMED, comparison, footnotes, headline, matrix
+from xcls.report.summary import CLAIMED, headline, matrix
+from xcls.report.text import comparison, footnotes
 
 GOOD = (0.91, 0.911, 0.912)
 NAMES = [name.partition(" ratio")[0].removeprefix("macro-F1 ").removesuffix(" (pp)") for name in CLAIMED]

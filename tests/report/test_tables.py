@@ -10,19 +10,19 @@ import pytest
 from tests.report.examples import board_of, from_yaml, rows, study_of
 from tests.report.predicted import sweep
 from xcls.report.claims import FAIL
-from xcls.report.comparisons import bills_of, further_sheets, modifications
+from xcls.report.comparisons import bills_of, further_tables, modifications
 from xcls.report.conditions import unlike_groups
-from xcls.report.groups import survived
-from xcls.report.load import KILLED, collect, ending, held
+from xcls.report.load import KILLED, collect, final_status, held
+from xcls.report.measures import survived
 from xcls.report.settings import Cost, Settings
-from xcls.report.summary import unfinished
 from xcls.report.tables import claim_rows
+from xcls.report.text import unfinished
 from xcls.report.write import write_report
 
 ORIGINALS = {"smyrf": "reformer"}
 
 
-def sheet(made, name):
+def rows_of(made, name):
     return next(one for one in made if one.name == name and one.board is None).rows
 
 
@@ -31,7 +31,7 @@ def test_ranks_leave_out_what_failed_and_what_was_not_measured(make, tmp_path):
         *make.seeds("sdpa", (0.90, 0.92), time=9.0), *make.seeds("performer", (0.93, 0.93), time=5.0),
         make.finetune("reformer", status="failed", cause="OOM", metrics={}), make.baseline(0.95),
     ]  # fmt: skip
-    ranks = {row["mechanism"]: row for row in sheet(further_sheets(study_of(make, tmp_path, records)), "ranking")}
+    ranks = {row["mechanism"]: row for row in rows_of(further_tables(study_of(make, tmp_path, records)), "ranking")}
     assert {name: (row["macro_f1"], row["time_per_epoch"], row["n"]) for name, row in ranks.items()} == {
         "TF-IDF + LogReg": (1, None, 1), "performer": (2, 1, 2), "sdpa": (3, 2, 2),
     }  # fmt: skip
@@ -42,8 +42,8 @@ def test_costs_rank_within_a_device_and_money_over_all(make, tmp_path):
         return {"time_per_epoch": seconds, "wall_seconds": seconds}
 
     records = [make.finetune("sdpa", costs=costs(9.0)), make.finetune("performer", costs=costs(5.0), device={"name": "B"})]
-    made = further_sheets(study_of(make, tmp_path, records, cost=Cost(price_per_hour=1.0)))
-    found = [(row["time_per_epoch"], row["train_hours"], row["train_money"]) for row in sheet(made, "ranking")]
+    made = further_tables(study_of(make, tmp_path, records, cost=Cost(price_per_hour=1.0)))
+    found = [(row["time_per_epoch"], row["train_hours"], row["train_money"]) for row in rows_of(made, "ranking")]
     assert sorted(found) == [(1, 1, 1), (1, 1, 2)]
 
 
@@ -76,7 +76,7 @@ def test_the_costs_of_the_whole_are_in_one_table(make, tmp_path):
     base = make.baseline(0.8, costs={"train_seconds": 36.0, "inference_examples_per_s": 1000.0})
     records = [make.finetune("sdpa", costs=fine), make.finetune("performer", costs={**fine, "wall_seconds": 1800.0}), base]
     made = study_of(make, tmp_path, records, cost=Cost(price_per_hour=2.0, watts=50.0, currency="CHF"))
-    table = {row["mechanism"]: row for row in sheet(further_sheets(made), "costs")}
+    table = {row["mechanism"]: row for row in rows_of(further_tables(made), "costs")}
     own = table["performer"]
     assert (own["train_hours"], own["train_CHF"], own["train_kWh"], own["latency_ms"]) == (0.5, 1.0, 0.025, 7.0)
     assert own["million_documents_hours"] == pytest.approx(0.02e6 / 3600)
@@ -99,7 +99,7 @@ def test_a_run_that_nobody_holds_was_killed(make, tmp_path):
     try:
         assert process.stdout.readline() == "held\n"
         found = collect([folder], tmp_path)
-        told = {run.record.seed: ending(run) for run in found.runs}
+        told = {run.record.seed: final_status(run) for run in found.runs}
         assert [held(folder / record.run) for record in made] == [False, True, None]
     finally:
         process.kill()

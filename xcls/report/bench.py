@@ -11,9 +11,9 @@ from typing import Any, Sequence
 
 from xcls.record import Record
 from xcls.report.conditions import WORDS, conditions
-from xcls.report.groups import Board, Group
+from xcls.report.groups import DatasetResults, Group
 from xcls.report.load import Bench, collect
-from xcls.report.measures import NONE, TableText, amount, number
+from xcls.report.measures import NONE, TextTable, amount, number
 
 USUAL = "multirun/bench"
 OF_RUNS = ("micro_batch", "micro_tokens", "gradient_checkpointing", "cores")  # conditions that a bench does not have
@@ -265,7 +265,7 @@ def crossovers(benches: Sequence[Bench], groups: Sequence[Group]) -> list[Crosso
     return found
 
 
-def table(one: Crossover, boards: Sequence[Board]) -> TableText:
+def table(one: Crossover, boards: Sequence[DatasetResults]) -> TextTable:
     """Time and memory of a step by mechanism and length, with the ratios to each reference; beside it the runs' quality."""
     quality, header, rows = _quality(one, boards), ["mechanism"], []
     for unit in UNITS.values():
@@ -292,7 +292,7 @@ def _cell(one: Crossover, mechanism: str, length: int, measure: str) -> str:
     return amount(value) + (f" ({told})" if told else "")
 
 
-def _quality(one: Crossover, boards: Sequence[Board]) -> dict[str, str]:
+def _quality(one: Crossover, boards: Sequence[DatasetResults]) -> dict[str, str]:
     """Mechanism to macro-F1 on validation, where the runs are of one data set and each mechanism is one group of them."""
     named: dict[str, list[Group]] = {}
     for group in boards[0].groups if len(boards) == 1 else ():

@@ -8,10 +8,10 @@ from typing import Any, Callable, Sequence
 from xcls.report.bench import beside
 from xcls.report.conditions import WORDS, unlike_groups, unlike_paths
 from xcls.report.cost_ratio import cost_interval, doubt
-from xcls.report.groups import Board, Group, survived, without_attention
+from xcls.report.groups import DatasetResults, Group, without_attention
 from xcls.report.intervals import Differences, Interval
 from xcls.report.load import Bench
-from xcls.report.measures import memory_measure
+from xcls.report.measures import memory_measure, survived
 from xcls.report.settings import Claims, FamilyClaims
 
 PASS, FAIL, MISSING = "PASS", "FAIL", "MISSING"
@@ -97,7 +97,7 @@ class Verdict:
 
 
 @dataclass
-class Judge:
+class ClaimEvaluator:
     """Judges the groups of a board. `claims_for` gives the thresholds of a group and what is wrong with them, or ''.
 
     `differences` makes the intervals of macro-F1; None: there are none. `level` is that of the cost ratios.
@@ -109,14 +109,14 @@ class Judge:
     benches: Sequence[Bench] = ()
     _made: dict[tuple[str, str, str], Verdict] = field(default_factory=dict)
 
-    def verdict(self, group: Group, board: Board, reference: str, split: str) -> Verdict:
+    def verdict(self, group: Group, board: DatasetResults, reference: str, split: str) -> Verdict:
         """The verdict on `group` against the mechanism named `reference`, on `split` (validation or test)."""
         place = (group.id, reference, split)
         if place not in self._made:
             self._made[place] = self._judge(group, board, reference, split)
         return self._made[place]
 
-    def _judge(self, group: Group, board: Board, reference: str, split: str) -> Verdict:
+    def _judge(self, group: Group, board: DatasetResults, reference: str, split: str) -> Verdict:
         claims, fault = self.claims_for(group)
         family = claims.family(group.attention)
         other, no_reference = find_reference(group, board, reference)
@@ -125,23 +125,23 @@ class Judge:
             return Verdict(group, reference, split, (), fault, other, baseline)
         if family is None:
             return Verdict(group, reference, split, (), "no claim is made for it", other, baseline)
-        case = Case(group, other, no_reference, baseline, board, claims, split, self)
+        case = _Case(group, other, no_reference, baseline, board, claims, split, self)
         made = [case.cost(family), case.quality(family), case.stability(family)]
         return Verdict(group, reference, split, tuple(c for c in made if c is not None), "", other, baseline)
 
 
 @dataclass(frozen=True)
-class Case:
+class _Case:
     """What a group's claims are judged by."""
 
     group: Group
     other: Group | None
     no_reference: str
     baseline: Group | None
-    board: Board
+    board: DatasetResults
     claims: Claims
     split: str
-    judge: Judge
+    judge: ClaimEvaluator
 
     def cost(self, family: FamilyClaims) -> Claim | None:
         """WNF-1: the time or the memory is low enough, and the macro-F1 is not too far below the reference."""
@@ -280,7 +280,7 @@ def strictest(baselines: list[Group]) -> Group | None:
     return max(scored, key=lambda item: item[:2])[2] if scored else None
 
 
-def no_baseline(board: Board) -> str:
+def no_baseline(board: DatasetResults) -> str:
     """Why a board has no baseline, or ''."""
     if strictest(board.baselines) is not None:
         return ""
@@ -290,7 +290,7 @@ def no_baseline(board: Board) -> str:
     return f"the baseline did not complete: {causes[0]}" if causes else "no baseline was trained on these rows"
 
 
-def find_reference(group: Group, board: Board, name: str) -> tuple[Group | None, str]:
+def find_reference(group: Group, board: DatasetResults, name: str) -> tuple[Group | None, str]:
     """The group of mechanism `name` that equals `group` in everything but `attention.*`, or None and the reason."""
     place = group.id, name
     if place not in board.references:

@@ -9,12 +9,12 @@ from typing import Any, Iterator, Sequence
 import pandas as pd
 
 from xcls.report.bench import agree, measured
-from xcls.report.claims import SPLITS, Judge, difference_pp, find_reference, ratio, strictest, twin_among
+from xcls.report.claims import SPLITS, ClaimEvaluator, difference_pp, find_reference, ratio, strictest, twin_among
 from xcls.report.conditions import unlike_groups
 from xcls.report.costs import HOUR, MILLION, Bill, bill, count_children, device_name, pays, times, tuned_seconds
-from xcls.report.groups import Board, Group
+from xcls.report.groups import DatasetResults, Group
 from xcls.report.measures import MEASURES, is_cost, memory_measure
-from xcls.report.tables import Row, Sheet, Study, interval_cells
+from xcls.report.tables import Row, Study, Table, interval_cells
 
 WORDS = {
     "differences": (
@@ -53,7 +53,7 @@ BILLED = dict(
 )
 
 
-def further_sheets(study: Study) -> list[Sheet]:
+def further_tables(study: Study) -> list[Table]:
     """Every further table, whole as a file, and in parts for the page; tables without a row are left out."""
     bills = {id_: bill for board in study.boards for id_, bill in bills_of(study, board).items()}
     made_by = {
@@ -67,41 +67,41 @@ def further_sheets(study: Study) -> list[Sheet]:
     for name, (title, words) in WORDS.items():
         parts = [(board, list(made_by[name](board))) for board in study.boards]
         whole = [row for _, rows in parts for row in rows]
-        made += [Sheet(name, title, words, whole)] if whole else []
+        made += [Table(name, title, words, whole)] if whole else []
         for board, rows in parts:
             columns = dict.fromkeys(key for row in rows for key in row if key != "dataset")
             told = [key for key in columns if any(row.get(key) is not None for row in rows)]
             cut = f" The first {MOST} of {len(rows)} rows; all are in {name}.csv." if len(rows) > MOST else ""
-            made += [Sheet(name, title, words + cut, rows[:MOST], told, board=board.slug)] if rows else []
+            made += [Table(name, title, words + cut, rows[:MOST], told, board=board.slug)] if rows else []
     return made
 
 
-def disagreements(sheets: Sequence[Sheet]) -> list[str]:
+def disagreements(tables: Sequence[Table]) -> list[str]:
     """A sentence for every mechanism whose cost the runs and mode=bench see on different sides of its reference."""
     return [
         f"{row['mechanism']} against {row['against']}: the time ratio of the runs is {row['time_ratio']:.2f}, that of "
         f"mode=bench {row['bench_time_ratio']:.2f} ({row['bench']}: {row['measured']}"
         f"{'; ' + str(row['differs']) if row['differs'] else ''}): they disagree."
-        for sheet in sheets
-        if sheet.name == "bench_ratios" and sheet.board is None
-        for row in sheet.rows
+        for table in tables
+        if table.name == "bench_ratios" and table.board is None
+        for row in table.rows
         if str(row.get("agree") or "").startswith("no")
     ]
 
 
-def opponents(study: Study, group: Group, board: Board) -> list[Group]:
+def opponents(study: Study, group: Group, board: DatasetResults) -> list[Group]:
     """The groups that a group is set beside: its references, each once."""
     found = [find_reference(group, board, name)[0] for name in study.references]
     return list({other.id: other for other in found if other is not None and other is not group}.values())
 
 
-def _about(group: Group, board: Board, other: Group | None = None) -> Row:
+def _about(group: Group, board: DatasetResults, other: Group | None = None) -> Row:
     """The first columns of a row."""
     row = {"mechanism": group.label, "dataset": board.name, "n": len(group.runs)}
     return row if other is None else {**row, "against": other.label, "n_against": len(other.runs)}
 
 
-def difference_rows(study: Study, board: Board) -> Iterator[Row]:
+def difference_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
     """A row for each group, opponent and split."""
     baseline = strictest(board.baselines)
     for group in board.groups:
@@ -111,7 +111,9 @@ def difference_rows(study: Study, board: Board) -> Iterator[Row]:
                 yield {**_about(group, board, other), **gap, **against_zero(study.judge, group, other, board, split)}
 
 
-def against_zero(judge: Judge, group: Group, other: Group, board: Board, split: str) -> dict[str, Any]:
+def against_zero(
+    judge: ClaimEvaluator, group: Group, other: Group, board: DatasetResults, split: str
+) -> dict[str, Any]:
     """The columns of the interval of a difference, and what it says: better, worse, cannot tell."""
     if judge.differences is None:
         return {}
@@ -122,14 +124,14 @@ def against_zero(judge: Judge, group: Group, other: Group, board: Board, split: 
     return {"says": says, **interval_cells(interval)}
 
 
-def bills_of(study: Study, board: Board) -> dict[str, Bill]:
+def bills_of(study: Study, board: DatasetResults) -> dict[str, Bill]:
     """Group id to bill, of the groups with completed runs."""
     children = count_children([run.record for run in study.found.runs])
     given = {"parents": study.found.parents, "children": children, "cost": study.settings.cost}
     return {group.id: bill(group, **given) for group in [*board.groups, *board.baselines] if group.runs}
 
 
-def cost_rows(study: Study, board: Board, bills: dict[str, Bill]) -> Iterator[Row]:
+def cost_rows(study: Study, board: DatasetResults, bills: dict[str, Bill]) -> Iterator[Row]:
     """A row for each group and baseline, and for what the search of the tuned baseline has cost."""
     cost, baseline = study.settings.cost, strictest(board.baselines)
     for group in [*board.groups, *board.baselines]:
@@ -176,7 +178,7 @@ def cost_rows(study: Study, board: Board, bills: dict[str, Bill]) -> Iterator[Ro
             }
 
 
-def bench_rows(study: Study, board: Board) -> Iterator[Row]:
+def bench_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
     """A row for each group and reference, where mode=bench has measured anything at all."""
     for group in board.groups if study.benches else ():
         for other in opponents(study, group, board) if group.runs else ():
@@ -192,7 +194,9 @@ def bench_rows(study: Study, board: Board) -> Iterator[Row]:
             yield {**row, "no_bench": reason or None}
 
 
-def modifications(board: Board, judge: Judge, originals: dict[str, str], references: Sequence[str] = ()) -> list[Row]:
+def modifications(
+    board: DatasetResults, judge: ClaimEvaluator, originals: dict[str, str], references: Sequence[str] = ()
+) -> list[Row]:
     """A row for every modification and each of its originals that was run alike but for the mechanism.
 
     A mechanism modifies those whose file's name its own begins with (`performer_band`, `performer`), and the one that
@@ -214,7 +218,7 @@ def modifications(board: Board, judge: Judge, originals: dict[str, str], referen
     return rows
 
 
-def _modification(group: Group, other: Group, board: Board, judge: Judge) -> Row:
+def _modification(group: Group, other: Group, board: DatasetResults, judge: ClaimEvaluator) -> Row:
     row = {**_about(group, board), "original": other.label, "n_original": len(other.runs)}
     row |= {"macro_f1_pp": difference_pp(group, other, "validation")}
     row |= against_zero(judge, group, other, board, "validation")
@@ -225,7 +229,7 @@ def _modification(group: Group, other: Group, board: Board, judge: Judge) -> Row
     return {**row, "measured_differently": "; ".join(unlike_groups(group, other)) or None}
 
 
-def ranks(board: Board, bills: dict[str, Bill]) -> list[Row]:
+def ranks(board: DatasetResults, bills: dict[str, Bill]) -> list[Row]:
     """A row per group and baseline with completed runs: its rank in every measure, 1 is best.
 
     Costs are ranked among the groups of one device and setting of it, hours among those of one device, money among all.

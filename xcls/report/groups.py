@@ -17,7 +17,7 @@ from xcls.identity import NOT_SHAPING
 from xcls.record import Record, is_guess
 from xcls.report.conditions import gathered
 from xcls.report.load import Found, Run
-from xcls.report.measures import MEASURES, NONE, is_cost
+from xcls.report.measures import MEASURES, NONE, class_count, is_cost
 
 BROKE_DOWN = re.compile(r"\b(nan|inf|oom)\b|not finite|non-?finite|out[ -]of[ -]memory|OutOfMemory", re.IGNORECASE)
 BASELINE = "TF-IDF + LogReg"
@@ -144,22 +144,8 @@ class Group:
         return Stat(len(values), best, mean, sd, min(values), max(values), middle)
 
 
-def class_count(record: Record) -> int:
-    """How many classes the data has; 0 where the record does not say."""
-    counts = record.data.get("classes")
-    named = counts.get("validation") if isinstance(counts, dict) else None
-    return len(named) if isinstance(named, dict) else 0
-
-
-def survived(record: Record) -> list[str]:
-    """What went wrong in a run that completed all the same: bad steps that were left out, restarts, smaller batches."""
-    faults = record.faults if record.status == "completed" and isinstance(record.faults, list) else []
-    told = [fault for fault in faults if isinstance(fault, dict)]
-    return [f"{fault.get('kind')} at step {fault.get('step')}: {fault.get('cause')}" for fault in told]
-
-
 @dataclass
-class Board:
+class DatasetResults:
     """The groups that saw the same rows of the same data, and the baselines trained on these rows."""
 
     name: str
@@ -273,13 +259,15 @@ def _attach(run: Run, found: Found, groups: list[Group]) -> None:
             group.others.append(run)
 
 
-def make_boards(groups: list[Group], rank_by: str) -> list[Board]:
+def results_by_dataset(groups: list[Group], rank_by: str) -> list[DatasetResults]:
     """One board for each set of training rows that was fine-tuned on or has a baseline, its groups ranked."""
-    rows: dict[tuple[str, str, str], Board] = {}
+    rows: dict[tuple[str, str, str], DatasetResults] = {}
     for group in groups:
         if group.record.mode != "pretrain" and (group.runs or group.key["rows"] is not None):
             dataset = str(group.record.choices.get("dataset") or group.record.data.get("name") or "data")
-            board = rows.setdefault((dataset, str(group.key["data"]), str(group.key["rows"])), Board(dataset, [], []))
+            board = rows.setdefault(
+                (dataset, str(group.key["data"]), str(group.key["rows"])), DatasetResults(dataset, [], [])
+            )
             (board.baselines if group.record.mode == "baseline" else board.groups).append(group)
     # Boards of one data set are told apart by how many rows were trained on; where that is equal too, by a hash.
     for named in (_rows_of, lambda place, board: hashlib.sha256(_text(place).encode()).hexdigest()[:6]):
@@ -292,12 +280,12 @@ def make_boards(groups: list[Group], rank_by: str) -> list[Board]:
     return boards
 
 
-def _rows_of(place: tuple[str, str, str], board: Board) -> str:
+def _rows_of(place: tuple[str, str, str], board: DatasetResults) -> str:
     counts = [*board.groups, *board.baselines][0].record.data.get("rows")
     return f"{counts.get('train')} training rows" if isinstance(counts, dict) else "rows not counted"
 
 
-def _rank(board: Board, rank_by: str) -> None:
+def _rank(board: DatasetResults, rank_by: str) -> None:
     """Ranks the groups of a board by what stands for each, costs within one device; what has no value comes last, unranked."""
     sign = 1 if MEASURES[rank_by].low_is_better else -1
     values = {group.id: sign * middle for group in board.groups if (middle := group.stat(rank_by).middle) is not None}

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Sequence
 
 import numpy as np
 
+from xcls.report.measures import amount, signed
 from xcls.report.predictions import Predictions, Unusable, read_predictions
 from xcls.report.settings import Intervals
 
 if TYPE_CHECKING:
-    from xcls.report.groups import Board, Group
+    from xcls.report.groups import DatasetResults, Group
     from xcls.report.load import Run
 
 HOLDS, BROKEN, OPEN = "holds", "does not hold", "cannot tell"
@@ -151,6 +152,12 @@ class Interval:
         return HOLDS if high <= limit else BROKEN if low > limit else OPEN
 
     @property
+    def text(self) -> str:
+        """`−1.20 … +0.31` percentage points, `0.71 … 0.78` of a ratio; '' without an interval."""
+        form = amount if self.unit == RATIO else signed
+        return "" if self.low is None else f"{form(self.low)} … {form(self.high)}"
+
+    @property
     def turned(self) -> Interval:
         """The same difference the other way round."""
         if self.value is None or self.low is None or self.high is None:
@@ -167,7 +174,7 @@ class Differences:
         self._read: dict[str, dict[str, list[dict[str, Predictions]] | str]] = {}
         self._samples: dict[tuple[str, str], dict[str, Sample | str]] = {}
 
-    def between(self, group: Group, other: Group, board: Board, split: str) -> Interval:
+    def between(self, group: Group, other: Group, board: DatasetResults, split: str) -> Interval:
         """Mean macro-F1 of `group` minus that of `other`, both of `board`, on validation or test."""
         nothing = group.learned_nothing or other.learned_nothing
         if nothing:
@@ -186,7 +193,7 @@ class Differences:
         low, high = (round(min(max(end, -100.0), 100.0), DIGITS) + 0.0 for end in (value - half, value + half))
         return Interval(value, low, high, len(mine.effects), _over(group, other))
 
-    def _scored(self, board: Board, split: str) -> dict[str, Sample | str]:
+    def _scored(self, board: DatasetResults, split: str) -> dict[str, Sample | str]:
         """What is known of all groups that are looked at, on one split."""
         if board.name not in self._read:
             self._read[board.name] = {group.id: _predictions_of(group) for group in self._wanted(board)}
@@ -195,7 +202,7 @@ class Differences:
             self._samples[board.name, split] = {name: _sample(told, split) for name, told in read.items()}
         return self._samples[board.name, split]
 
-    def _wanted(self, board: Board) -> list[Group]:
+    def _wanted(self, board: DatasetResults) -> list[Group]:
         """The groups that intervals are made for: the best ranked, the references, the baselines."""
         done = [group for group in board.groups if group.runs]
         most = self.settings.most_groups

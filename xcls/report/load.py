@@ -264,7 +264,7 @@ def _parents(runs: list[Run], root: Path) -> dict[str, Record]:
     return parents
 
 
-def ending(run: Run) -> tuple[str, str]:
+def final_status(run: Run) -> tuple[str, str]:
     """(status, cause) of a run: those of its record, or `killed` where its process is gone without a word."""
     record = run.record
     if record.status != "running" or held(run.folder) is not False:

@@ -9,7 +9,7 @@ from typing import Any, Iterable
 from xcls.record import Record
 
 NONE = "–"  # what is missing, in a table
-TableText = tuple[list[str], list[list[str]]]  # header, rows
+TextTable = tuple[list[str], list[list[str]]]  # header, rows
 CPU_MEMORY, GPU_MEMORY = "rss_growth_MiB", "max_gpu_mem_MiB"
 
 
@@ -124,3 +124,17 @@ def signed(value: float | None) -> str:
 def amount(value: float | None) -> str:
     """A number with three significant digits, or whole from 1,000 on."""
     return NONE if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def class_count(record: Record) -> int:
+    """How many classes the data has; 0 where the record does not say."""
+    counts = record.data.get("classes")
+    named = counts.get("validation") if isinstance(counts, dict) else None
+    return len(named) if isinstance(named, dict) else 0
+
+
+def survived(record: Record) -> list[str]:
+    """What went wrong in a run that completed all the same: bad steps that were left out, restarts, smaller batches."""
+    faults = record.faults if record.status == "completed" and isinstance(record.faults, list) else []
+    told = [fault for fault in faults if isinstance(fault, dict)]
+    return [f"{fault.get('kind')} at step {fault.get('step')}: {fault.get('cause')}" for fault in told]

@@ -17,19 +17,19 @@ from xcls.report import bench
 from xcls.report.bench import Crossover
 from xcls.report.claims import FAIL, MISSING, PASS, SPLITS, UNDECIDED
 from xcls.report.drawing import DPI, Plot
-from xcls.report.groups import Board, Group
+from xcls.report.groups import DatasetResults, Group
 from xcls.report.load import Run
 from xcls.report.measures import NONE
-from xcls.report.summary import comparison, footnotes, headline, matrix, unfinished
-from xcls.report.tables import OF_CLAIM, Sheet, Study, claim_rows
-from xcls.report.text import Best
+from xcls.report.summary import headline, matrix
+from xcls.report.tables import OF_CLAIM, Study, Table, claim_rows
+from xcls.report.text import Best, comparison, footnotes, unfinished
 from xcls.schema import flatten
 
 CLASSES = {PASS: PASS, FAIL: FAIL, **dict.fromkeys((MISSING, UNDECIDED, "cannot tell"), MISSING)}  # words with a sign
 SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?"}
 MOST_ROWS = 400
 WIDE, WIDER = 14, 20  # columns from which on a table is printed small, and smaller still
-FEW = 20  # rows up to which a table is not broken over two sheets of paper: its caption stays with it
+FEW = 20  # rows up to which a table is not broken over two pages: its caption stays with it
 LONG = 48  # signs from which on a cell is broken into lines
 MOST_COLUMNS = 6  # groups beside each other in the table of settings
 # Signs that hide, or turn the writing around.
@@ -44,7 +44,7 @@ HERE = Path(__file__).parent
 
 def page(
     study: Study,
-    sheets: Sequence[Sheet],
+    tables: Sequence[Table],
     *,
     plots: Sequence[Plot],
     notes: Sequence[str],
@@ -66,8 +66,8 @@ def page(
     context = {
         "title": f"Attention mechanisms for text classification: {names}",
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        "boards": [_board(board, study, sheets, plots) for board in study.boards],
-        "measured_apart": any(sheet.name == "bench_ratios" for sheet in sheets) or not study.boards,
+        "boards": [_board(board, study, tables, plots) for board in study.boards],
+        "measured_apart": any(table.name == "bench_ratios" for table in tables) or not study.boards,
         "pretraining": [plot for plot in apart if plot not in (*steps, *benches)],
         "crossings": [_crossing(one, study) for one in crossings],
         "unfinished": view(*failed, cause) if failed[1] else None,
@@ -98,20 +98,20 @@ def visible(value: Any) -> Any:
     return value.translate(UNSEEN) if type(value) is str else value
 
 
-def _board(board: Board, study: Study, sheets: Sequence[Sheet], plots: Sequence[Plot]) -> dict[str, Any]:
+def _board(board: DatasetResults, study: Study, tables: Sequence[Table], plots: Sequence[Plot]) -> dict[str, Any]:
     """One data set: headline, matrix and plots; the table of groups; everything else folded."""
     first, rules = study.references[0], [study.judge.claims_for(group)[0] for group in board.groups if group.runs]
     rules = rules or [study.settings.claims]
     told = sorted({f"over at least {rule.min_seeds} seeds, at {rule.seq_len} tokens" for rule in rules})
     caption = f"The groups on {board.name}, ranked by {study.settings.rank_by}, then the baseline."
-    tables = [(sheet.title, sheet_view(sheet), False) for sheet in sheets if sheet.board == board.slug]
+    folded = [(table.title, table_view(table), False) for table in tables if table.board == board.slug]
     for reference in study.references:
         for split in SPLITS:
             rows = claim_rows(study, [board], [reference], [split])
             title = f"Claims against {reference}, macro-F1 on {split}"
             columns = [name for name in OF_CLAIM[1:] if any(row.get(name) is not None for row in rows)]
-            sheet = Sheet("wnf", title, f"{title}: every claim with value, threshold and margin.", rows, columns)
-            tables.append((title, sheet_view(sheet), (reference, split) == (first, "validation")))
+            table = Table("wnf", title, f"{title}: every claim with value, threshold and margin.", rows, columns)
+            folded.append((title, table_view(table), (reference, split) == (first, "validation")))
     return {
         "name": board.name,
         "headline": headline(board, study.judge, study.references),
@@ -120,7 +120,7 @@ def _board(board: Board, study: Study, sheets: Sequence[Sheet], plots: Sequence[
         "plots": [_plot(plot) for plot in plots if plot.board == board.slug],
         "groups": view(*comparison(board, study.judge, first), caption, file="groups.csv"),
         "footnotes": footnotes(board, first),
-        "tables": tables,
+        "tables": folded,
     }
 
 
@@ -140,13 +140,13 @@ def _crossing(one: Crossover, study: Study) -> dict[str, Any]:
     }
 
 
-def sheet_view(sheet: Sheet) -> dict[str, Any]:
-    """The table of a sheet for the template."""
+def table_view(table: Table) -> dict[str, Any]:
+    """The table of a table for the template."""
     return view(
-        sheet.header,
-        [[row.get(name) for name in sheet.header] for row in sheet.rows],
-        sheet.words,
-        file=f"{sheet.name}.csv",
+        table.header,
+        [[row.get(name) for name in table.header] for row in table.rows],
+        table.words,
+        file=f"{table.name}.csv",
     )
 
 
@@ -220,9 +220,9 @@ def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
             [label, *(None if pd.isna(value) else value for value in row)]
             for label, row in zip(differ.index, differ.to_numpy())
         ]
-        table = view([name, *differ.columns], cells, "Every setting that is not the same in all groups.")
+        shown = view([name, *differ.columns], cells, "Every setting that is not the same in all groups.")
         parts.append(
-            {"mode": mode, "differ": table if len(alike) > 1 else None, "shared": list(frame[same].iloc[:, 0].items())}
+            {"mode": mode, "differ": shown if len(alike) > 1 else None, "shared": list(frame[same].iloc[:, 0].items())}
         )
     return parts
 

@@ -33,7 +33,7 @@ from xcls.report.drawing import (
     png,
     short,
 )
-from xcls.report.groups import BASELINE, Board, Group
+from xcls.report.groups import BASELINE, DatasetResults, Group
 from xcls.report.load import Run
 from xcls.report.measures import MEASURES, memory_measure
 from xcls.report.plots_of_length import bench_plots, length_plot, step_plot
@@ -80,7 +80,7 @@ def _apart(plots: Iterable[Plot]) -> list[Plot]:
     return list(named.values())
 
 
-def quality_plots(board: Board, looks: Looks) -> list[Plot | None]:
+def quality_plots(board: DatasetResults, looks: Looks) -> list[Plot | None]:
     """Macro-F1 against time and against memory, a plot per device and length."""
     places: dict[tuple[int, str], list[Group]] = {}
     for group in board.groups:
@@ -106,7 +106,9 @@ def pareto_front(means: dict[str, Point]) -> list[str]:
     return sorted((name for name in means if not beaten(*means[name])), key=lambda name: (means[name], name))
 
 
-def quality_against_cost(board: Board, groups: Sequence[Group], cost: str, suffix: str, looks: Looks) -> Plot | None:
+def quality_against_cost(
+    board: DatasetResults, groups: Sequence[Group], cost: str, suffix: str, looks: Looks
+) -> Plot | None:
     """Macro-F1 against a cost: seeds small and open, groups large, the front a line, the baseline dashed."""
     cells = [
         (group.label, MEASURES[cost].of(run.record), MEASURES["macro_f1"].of(run.record))
@@ -146,7 +148,7 @@ def quality_against_cost(board: Board, groups: Sequence[Group], cost: str, suffi
     return Plot(f"quality_vs_{cost}-{board.slug}{suffix}", title, words, numbers, png(figure), board.slug)
 
 
-def _baseline_line(axes: Axes, board: Board) -> list[Any]:
+def _baseline_line(axes: Axes, board: DatasetResults) -> list[Any]:
     """The baseline's score as a dashed line; where it lies far off the others, an entry for the legend alone."""
     baseline = strictest(board.baselines)
     if baseline is None:
@@ -158,7 +160,7 @@ def _baseline_line(axes: Axes, board: Board) -> list[Any]:
     return [Line2D([], [], linestyle="", label=f"{name}: {'below' if height < low else 'above'} this plot")]
 
 
-def seed_points(board: Board, looks: Looks) -> Plot | None:
+def seed_points(board: DatasetResults, looks: Looks) -> Plot | None:
     """Every seed of every group as a point: validation filled, test open; a bar at the mean of each."""
     groups = [group for group in board.groups if group.stat("macro_f1").n][:MOST]
     if not groups:
@@ -210,7 +212,7 @@ def read_curve(run: Run, score: str) -> pd.DataFrame | None:
     return None if frame.empty else frame.rename(columns={score: "score"})
 
 
-def learning_plot(groups: Sequence[Group], board: Board | None, looks: Looks) -> Plot | None:
+def learning_plot(groups: Sequence[Group], board: DatasetResults | None, looks: Looks) -> Plot | None:
     """Macro-F1, in pretraining (no `board`) the loss, over time and over tokens, a line per seed; None without curves."""
     score, about = ("macro_f1", "macro-F1 on validation") if board else ("val_loss", "validation loss (less is better)")
     title = f"{board.name}: fine-tuning" if board else "Pretraining (masked language modelling)"
@@ -247,7 +249,7 @@ def _unit(way: str, top: float) -> tuple[str, float]:
     return next((step for step in steps if top >= 2 * step[1]), steps[-1])
 
 
-def confusion_plot(board: Board) -> Plot | None:
+def confusion_plot(board: DatasetResults) -> Plot | None:
     """Which class is taken for which on test, over all seeds of the best ranked groups and of the baseline; None without predictions."""
     baseline = strictest(board.baselines)
     groups = [group for group in board.groups if group.runs][:MOST_MATRICES] + ([baseline] if baseline else [])

@@ -15,7 +15,7 @@ from matplotlib.ticker import NullLocator
 from xcls.report.bench import TITLE, UNITS, Crossover, caption
 from xcls.report.claims import find_reference
 from xcls.report.drawing import MOST, WIDTH, Looks, Plot, canvas, counted, key, plain_logs, png, short
-from xcls.report.groups import Board, Group
+from xcls.report.groups import DatasetResults, Group
 from xcls.report.load import Bench
 from xcls.report.measures import MEASURES, number
 
@@ -38,7 +38,7 @@ class Series:
         return f"{self.name} {' and '.join(told)} tokens"
 
 
-def length_plot(board: Board, reference: str, looks: Looks) -> Plot | None:
+def length_plot(board: DatasetResults, reference: str, looks: Looks) -> Plot | None:
     """Time per epoch of groups that are alike but for their length; None where none was run at two lengths."""
     found: dict[str, Series] = {}
     for group in board.groups:

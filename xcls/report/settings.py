@@ -149,7 +149,7 @@ def _relative(path: str, root: Path) -> str:
     return str(at(path))
 
 
-def overrides(settings: Settings, typed: Sequence[str] = ()) -> list[str]:
+def cli_overrides(settings: Settings, typed: Sequence[str] = ()) -> list[str]:
     """Words for the command line that make the same report again: the paths of `settings`, then what else was typed."""
     others = [word for word in typed if key_of(word) not in ("runs", "out")]
     return [f"runs={quoted(settings.runs)}", f"out={quoted(settings.out)}", *others]

@@ -11,7 +11,7 @@ from xcls.report.claims import (
     MISSING,
     PASS,
     UNDECIDED,
-    Judge,
+    ClaimEvaluator,
     Measured,
     Verdict,
     difference_pp,
@@ -19,12 +19,9 @@ from xcls.report.claims import (
     ratio,
     strictest,
 )
-from xcls.report.conditions import unlike_groups
-from xcls.report.cost_ratio import excluded_note
-from xcls.report.groups import BASELINE, Board, Group
-from xcls.report.intervals import OPEN, RATIO, Interval
-from xcls.report.load import Found, ending
-from xcls.report.measures import NONE, TableText, amount, cut_note, memory_measure, signed
+from xcls.report.groups import BASELINE, DatasetResults
+from xcls.report.intervals import OPEN
+from xcls.report.measures import NONE, TextTable, memory_measure, signed
 
 SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?", UNDECIDED: "?"}
 CLAIMED = {  # the matrix's columns: the name of the measured number and its heading
@@ -33,10 +30,6 @@ CLAIMED = {  # the matrix's columns: the name of the measured number and its hea
     "macro-F1 loss (pp)": "loss against {}, pp",
     "macro-F1 gain (pp)": "gain over TF-IDF, pp",
     "macro-F1 spread (pp)": "spread of seeds, pp",
-}
-MEMORY = {  # by the kind of the device
-    "cuda": "Memory on a GPU: the most that torch's allocator held in training, with weights, gradients and AdamW's state.",
-    "cpu": "Memory on a CPU: growth of peak RSS from before the first step, so with gradients and AdamW's state, without the weights.",
 }
 SHOWN = 3  # groups named in a sentence
 
@@ -83,13 +76,13 @@ class Matrix:
     notes: list[str]
 
     @property
-    def text(self) -> TableText:
+    def text(self) -> TextTable:
         """The matrix as text."""
         rows = [[label, str(n), *map(str, cells), *states] for label, n, cells, *states in self.rows]
         return ["mechanism", "n", *self.header, "PASS_WNF", "PASS_WNF_TEST"], rows
 
 
-def headline(board: Board, judge: Judge, references: Sequence[str]) -> Headline:
+def headline(board: DatasetResults, judge: ClaimEvaluator, references: Sequence[str]) -> Headline:
     """What passes against the first of `references`, or why nothing does, and what to run next."""
     first = references[0]
     done = [group for group in board.groups if group.runs]
@@ -127,7 +120,7 @@ def headline(board: Board, judge: Judge, references: Sequence[str]) -> Headline:
     return Headline(state, text, tuple(filter(None, notes)), following)
 
 
-def _at_claims(verdict: Verdict, judge: Judge) -> bool:
+def _at_claims(verdict: Verdict, judge: ClaimEvaluator) -> bool:
     """Whether a group was run at the length that its claims are made at."""
     return verdict.group.record.seq_len == judge.claims_for(verdict.group)[0].seq_len
 
@@ -157,7 +150,7 @@ def _beside(verdict: Verdict) -> str:
     return f"{', '.join(told)} against {verdict.reference} (n = {len(group.runs)})"
 
 
-def _against(best: Verdict, board: Board, judge: Judge, references: Sequence[str]) -> list[str]:
+def _against(best: Verdict, board: DatasetResults, judge: ClaimEvaluator, references: Sequence[str]) -> list[str]:
     """What speaks against the group that passes: the test split, the other references."""
     test = judge.verdict(best.group, board, references[0], "test").state
     told = [f"On the test split {best.group.label} does not pass: {test}."] if test != PASS else []
@@ -171,7 +164,7 @@ def _against(best: Verdict, board: Board, judge: Judge, references: Sequence[str
     return told
 
 
-def _weak_reference(board: Board, judge: Judge, reference: str) -> str:
+def _weak_reference(board: DatasetResults, judge: ClaimEvaluator, reference: str) -> str:
     for group in board.of_mechanism.get(reference, []):
         verdict = judge.verdict(group, board, reference, "validation")
         if verdict.state == FAIL:
@@ -180,7 +173,7 @@ def _weak_reference(board: Board, judge: Judge, reference: str) -> str:
     return ""
 
 
-def _better_baseline(board: Board) -> str:
+def _better_baseline(board: DatasetResults) -> str:
     baseline = strictest(board.baselines)
     scored = [(group.stat("macro_f1").mean, group.label) for group in board.groups if group.stat("macro_f1").n]
     if baseline is None or not scored:
@@ -193,7 +186,7 @@ def _better_baseline(board: Board) -> str:
     return ""
 
 
-def _remedy(board: Board, judge: Judge, waiting: Sequence[Verdict], reference: str) -> str:
+def _remedy(board: DatasetResults, judge: ClaimEvaluator, waiting: Sequence[Verdict], reference: str) -> str:
     """What to run so that there is a verdict."""
     claims, _ = judge.claims_for(waiting[0].group)
     if not any(_at_claims(verdict, judge) for verdict in waiting):
@@ -212,14 +205,14 @@ def _remedy(board: Board, judge: Judge, waiting: Sequence[Verdict], reference: s
     return ""
 
 
-def _reference_wanted(board: Board, reference: str) -> str:
+def _reference_wanted(board: DatasetResults, reference: str) -> str:
     if reference in board.of_mechanism and len(board.of_mechanism) > 1:
         return ""
     words = f"attention={reference},performer,reformer seed=0,1,2"
     return f"Run mechanisms with the same settings: python run.py -m {words}"
 
 
-def matrix(board: Board, judge: Judge, reference: str, most: int = 12) -> Matrix:
+def matrix(board: DatasetResults, judge: ClaimEvaluator, reference: str, most: int = 12) -> Matrix:
     """The claims about the groups of a board, the best ranked first; groups with a verdict before those without one."""
     notes: list[str] = []
     verdicts = [judge.verdict(group, board, reference, "validation") for group in board.groups if group.runs]
@@ -247,8 +240,8 @@ def _cell(name: str, verdict: Verdict, notes: list[str]) -> Cell:
     told = [claim.reason if claim.hindered or state == FAIL else number.reason]
     doubtful = number.told == OPEN and not number.undecided and state in (PASS, FAIL)
     if doubtful:
-        around = f"{interval_text(number.interval)} pp"
-        told.append(f"The interval of the {name.replace(' (pp)', '')} spans the limit: {around}.")
+        around = number.interval.text if number.interval else ""
+        told.append(f"The interval of the {name.replace(' (pp)', '')} spans the limit: {around} pp.")
     value = NONE if number.value is None else f"{number.value + 0.0:.2f}".replace("-", "−")
     if "ratio" in name:
         value += "×" if number.value is not None else ""
@@ -263,91 +256,6 @@ def _noted(told: Sequence[str], notes: list[str]) -> tuple[int, ...]:
     own = [text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text for text in told if text]
     notes += [text for text in dict.fromkeys(own) if text not in notes]
     return tuple(notes.index(text) + 1 for text in dict.fromkeys(own))
-
-
-def comparison(board: Board, judge: Judge, reference: str) -> TableText:
-    """The groups in the order of their rank, then the baselines; costs beside those of the reference."""
-    header = ["mechanism", "PASS_WNF", "PASS_WNF_TEST", "n", "macro-F1 validation", "macro-F1 test"]
-    header += [f"vs {reference}, pp", "vs baseline, pp", "time/epoch, s", "tokens/s", "memory, MiB"]
-    baseline = strictest(board.baselines)
-    rows = []
-    for group in board.groups:
-        other, _ = find_reference(group, board, reference)
-        states = [judge.verdict(group, board, reference, split).state for split in ("validation", "test")]
-        scores = [group.stat("macro_f1").text, group.stat("test_macro_f1").text]
-        gaps = [_gap(group, other, board, judge), _gap(group, baseline, board, judge)]
-        memory = _with_ratio(group, other, memory_measure(group.device.get("kind")))
-        costs = [_with_ratio(group, other, "time_per_epoch"), amount(group.stat("tokens_per_s").middle), memory]
-        rows.append([group.label, *states, str(len(group.runs)), *scores, *gaps, *costs])
-    for group in board.baselines:
-        default, tuned = group.stat("macro_f1"), group.stat("tuned_macro_f1")
-        rows.append(_baseline_row(group, "", NONE))
-        if tuned.mean is not None and default.mean is not None:
-            rows.append(_baseline_row(group, "tuned_", signed((tuned.mean - default.mean) * 100)))
-    return header, rows
-
-
-def _baseline_row(group: Group, kind: str, gap: str) -> list[str]:
-    """The baseline as the claims use it, or, of the kind `tuned_`, the one tuned on validation."""
-    seconds = group.stat(f"{kind}train_seconds").middle
-    took = NONE if seconds is None else f"{amount(seconds)} in all"
-    label = group.label + (", tuned" if kind else "")
-    scores = [group.stat(f"{kind}{name}").text for name in ("macro_f1", "test_macro_f1")]
-    return [label, "", "", str(len(group.runs)), *scores, NONE, gap, took, NONE, NONE]
-
-
-def _gap(group: Group, other: Group | None, board: Board, judge: Judge) -> str:
-    """The difference of validation macro-F1 in percentage points, with its interval in brackets."""
-    if other is None or other is group:
-        return NONE
-    interval = None if judge.differences is None else judge.differences.between(group, other, board, "validation")
-    around = interval_text(interval)
-    return signed(difference_pp(group, other, "validation")) + (f" ({around})" if around else "")
-
-
-def _with_ratio(group: Group, other: Group | None, name: str) -> str:
-    """The median of a cost, and in brackets its ratio to the reference."""
-    middle = group.stat(name).middle
-    share = ratio(group, other, name) if other is not None and other is not group else None
-    mark = "*" if group.shared and middle is not None else ""
-    unlike = " †" if share is not None and other is not None and unlike_groups(group, other) else ""
-    return amount(middle) + mark + (f" ({share:.2f}×{unlike})" if share is not None else "")
-
-
-def footnotes(board: Board, reference: str) -> list[str]:
-    """What one must know to read the comparison."""
-    notes = [
-        "n: completed seeds; ±: sample standard deviation over them. Costs: the median over them. In brackets: the ratio to "
-        f"the {reference} group equal in everything but attention."
-    ]
-    kinds = {group.device.get("kind") for group in board.groups}
-    notes += [excluded_note(board.groups), *(text for kind, text in MEMORY.items() if kind in kinds)]
-    if any(group.shared for group in board.groups):
-        notes.append("*: another job ran on the same device; no cost claim is made from it.")
-    for group in board.groups:
-        other, _ = find_reference(group, board, reference)
-        unlike = [] if other is None else unlike_groups(group, other)
-        if other is not None and unlike:
-            notes.append(f"†: {group.label} and {other.label} were measured differently: {'; '.join(unlike)}.")
-    if len({repr(group.device) for group in board.groups if group.runs}) > 1:
-        notes.append("The runs are from different devices or settings of them: costs do not compare across these.")
-    notes.append(cut_note(run.record for group in board.groups for run in group.runs) or "")
-    return [note for note in notes if note]
-
-
-def unfinished(found: Found) -> TableText:
-    """Every run that did not complete, with its cause and folder; then the records that cannot be read."""
-    rows = [[run.record.run, *ending(run), run.place] for run in found.runs if run.record.status != "completed"]
-    rows += [["", "unreadable", item.reason, item.place] for item in found.unreadable]
-    return ["run", "status", "cause", "folder"], rows
-
-
-def interval_text(interval: Interval | None) -> str:
-    """`−1.20 … +0.31` percentage points, `0.71 … 0.78` of a ratio; '' without an interval."""
-    if interval is None or interval.low is None:
-        return ""
-    form = amount if interval.unit == RATIO else signed
-    return f"{form(interval.low)} … {form(interval.high)}"
 
 
 def bound(number: Measured) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Sequence
 
 from xcls.record import Record, is_guess, no_formula
-from xcls.report.claims import SPLITS, Judge, Verdict, difference_pp, strictest
-from xcls.report.groups import CHOICES, ENCODER, Board, Group, class_count, survived
+from xcls.report.claims import SPLITS, ClaimEvaluator, Verdict, difference_pp, strictest
+from xcls.report.groups import CHOICES, ENCODER, DatasetResults, Group
 from xcls.report.intervals import Interval
-from xcls.report.load import Bench, Found, ending
-from xcls.report.measures import MEASURES, cut_shares, is_cost
+from xcls.report.load import Bench, Found, final_status
+from xcls.report.measures import MEASURES, class_count, cut_shares, is_cost, survived
 from xcls.report.settings import Settings
 
 FIRST = """
@@ -54,8 +54,8 @@ class Study:
     settings: Settings
     found: Found
     groups: Sequence[Group]
-    boards: Sequence[Board]
-    judge: Judge
+    boards: Sequence[DatasetResults]
+    judge: ClaimEvaluator
     references: Sequence[str]
     benches: Sequence[Bench] = ()
 
@@ -66,7 +66,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Table:
     """A table as data: a CSV file, and a part of the page and of report.md. Values are plain: text, numbers, booleans, None."""
 
     name: str  # of the file `<name>.csv`
@@ -100,7 +100,7 @@ def _cell(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)  # true, [0, 1], 12
 
 
-def main_sheets(study: Study) -> list[Sheet]:
+def main_tables(study: Study) -> list[Table]:
     """Runs, groups and claims."""
     first, judge = study.references[0], study.judge
     states = {
@@ -113,9 +113,9 @@ def main_sheets(study: Study) -> list[Sheet]:
     about = "A row per group of runs alike but for the seed."
     claims = claim_rows(study)
     return [
-        Sheet("results", "runs", "A row per run.", *results(study, states)),
-        Sheet("groups", "groups", about, *group_rows(study, states), in_report=shown),
-        Sheet("wnf", "claims", "A row per number of every claim.", claims, OF_CLAIM, in_report=SHOWN_OF_CLAIM),
+        Table("results", "runs", "A row per run.", *results(study, states)),
+        Table("groups", "groups", about, *group_rows(study, states), in_report=shown),
+        Table("wnf", "claims", "A row per number of every claim.", claims, OF_CLAIM, in_report=SHOWN_OF_CLAIM),
     ]
 
 
@@ -141,7 +141,7 @@ def results(study: Study, states: dict[str, tuple[str, ...]]) -> tuple[list[Row]
         record = run.record
         group = group_of.get(run.place) or by_key.get((record.hash, str(record.device)))
         verdict = states.get(group or "", (None, None)) if record.status == "completed" else (None, None)
-        status, cause = ending(run)
+        status, cause = final_status(run)
         skipped = ("claims", *ENCODER) if record.mode == "baseline" else ("claims",)
         classes, scores = class_count(record), record.metrics.get("validation") or {}
         row = {name: value for name, value in record.config.items() if not name.startswith(skipped)}
@@ -186,7 +186,10 @@ def group_rows(study: Study, states: dict[str, tuple[str, ...]]) -> tuple[list[R
 
 
 def claim_rows(
-    study: Study, boards: Sequence[Board] = (), references: Sequence[str] = (), splits: Sequence[str] = tuple(SPLITS)
+    study: Study,
+    boards: Sequence[DatasetResults] = (),
+    references: Sequence[str] = (),
+    splits: Sequence[str] = tuple(SPLITS),
 ) -> list[Row]:
     """A row per measured number of every claim, against every reference and on every split; of all boards where none is named."""
     return [
@@ -212,7 +215,7 @@ def interval_cells(interval: Interval | None) -> Row:
     }
 
 
-def _claims_of(verdict: Verdict, board: Board) -> list[Row]:
+def _claims_of(verdict: Verdict, board: DatasetResults) -> list[Row]:
     group, reference, baseline = verdict.group, verdict.reference_group, verdict.baseline
     row = {"group": group.id, "label": group.label, "dataset": board.name, "attention": group.attention}
     row |= {"seq_len": group.record.seq_len, "n": len(group.runs), "PASS_WNF": verdict.state}

@@ -1,4 +1,4 @@
-"""The report as text: what `report.py` prints, and report.md."""
+"""The report as text: the table of groups, what `report.py` prints, and report.md."""
 
 from __future__ import annotations
 
@@ -12,14 +12,100 @@ from xcls.quoting import quoted
 from xcls.record import is_guess
 from xcls.report import bench
 from xcls.report.bench import Crossover
-from xcls.report.groups import Board, class_count
-from xcls.report.load import Run
-from xcls.report.measures import MEASURES, NONE, TableText
-from xcls.report.summary import comparison, footnotes, headline, matrix, unfinished
-from xcls.report.tables import Sheet, Study
+from xcls.report.claims import ClaimEvaluator, difference_pp, find_reference, ratio, strictest
+from xcls.report.conditions import unlike_groups
+from xcls.report.cost_ratio import excluded_note
+from xcls.report.groups import DatasetResults, Group
+from xcls.report.load import Found, Run, final_status
+from xcls.report.measures import MEASURES, NONE, TextTable, amount, class_count, cut_note, memory_measure, signed
+from xcls.report.summary import headline, matrix
+from xcls.report.tables import Study, Table
 
 MOST_BOARDS = 3  # printed
 MOST_PRINTED, MOST_ROWS = 8, 40  # rows of all tables printed together, two of each at least; of a table in report.md
+
+
+MEMORY = {  # by the kind of the device
+    "cuda": "Memory on a GPU: the most that torch's allocator held in training, with weights, gradients and AdamW's state.",
+    "cpu": "Memory on a CPU: growth of peak RSS from before the first step, so with gradients and AdamW's state, without the weights.",
+}
+
+
+def comparison(board: DatasetResults, judge: ClaimEvaluator, reference: str) -> TextTable:
+    """The groups in the order of their rank, then the baselines; costs beside those of the reference."""
+    header = ["mechanism", "PASS_WNF", "PASS_WNF_TEST", "n", "macro-F1 validation", "macro-F1 test"]
+    header += [f"vs {reference}, pp", "vs baseline, pp", "time/epoch, s", "tokens/s", "memory, MiB"]
+    baseline = strictest(board.baselines)
+    rows = []
+    for group in board.groups:
+        other, _ = find_reference(group, board, reference)
+        states = [judge.verdict(group, board, reference, split).state for split in ("validation", "test")]
+        scores = [group.stat("macro_f1").text, group.stat("test_macro_f1").text]
+        gaps = [_gap(group, other, board, judge), _gap(group, baseline, board, judge)]
+        memory = _with_ratio(group, other, memory_measure(group.device.get("kind")))
+        costs = [_with_ratio(group, other, "time_per_epoch"), amount(group.stat("tokens_per_s").middle), memory]
+        rows.append([group.label, *states, str(len(group.runs)), *scores, *gaps, *costs])
+    for group in board.baselines:
+        default, tuned = group.stat("macro_f1"), group.stat("tuned_macro_f1")
+        rows.append(_baseline_row(group, "", NONE))
+        if tuned.mean is not None and default.mean is not None:
+            rows.append(_baseline_row(group, "tuned_", signed((tuned.mean - default.mean) * 100)))
+    return header, rows
+
+
+def _baseline_row(group: Group, kind: str, gap: str) -> list[str]:
+    """The baseline as the claims use it, or, of the kind `tuned_`, the one tuned on validation."""
+    seconds = group.stat(f"{kind}train_seconds").middle
+    took = NONE if seconds is None else f"{amount(seconds)} in all"
+    label = group.label + (", tuned" if kind else "")
+    scores = [group.stat(f"{kind}{name}").text for name in ("macro_f1", "test_macro_f1")]
+    return [label, "", "", str(len(group.runs)), *scores, NONE, gap, took, NONE, NONE]
+
+
+def _gap(group: Group, other: Group | None, board: DatasetResults, judge: ClaimEvaluator) -> str:
+    """The difference of validation macro-F1 in percentage points, with its interval in brackets."""
+    if other is None or other is group:
+        return NONE
+    interval = None if judge.differences is None else judge.differences.between(group, other, board, "validation")
+    around = interval.text if interval else ""
+    return signed(difference_pp(group, other, "validation")) + (f" ({around})" if around else "")
+
+
+def _with_ratio(group: Group, other: Group | None, name: str) -> str:
+    """The median of a cost, and in brackets its ratio to the reference."""
+    middle = group.stat(name).middle
+    share = ratio(group, other, name) if other is not None and other is not group else None
+    mark = "*" if group.shared and middle is not None else ""
+    unlike = " †" if share is not None and other is not None and unlike_groups(group, other) else ""
+    return amount(middle) + mark + (f" ({share:.2f}×{unlike})" if share is not None else "")
+
+
+def footnotes(board: DatasetResults, reference: str) -> list[str]:
+    """What one must know to read the comparison."""
+    notes = [
+        "n: completed seeds; ±: sample standard deviation over them. Costs: the median over them. In brackets: the ratio to "
+        f"the {reference} group equal in everything but attention."
+    ]
+    kinds = {group.device.get("kind") for group in board.groups}
+    notes += [excluded_note(board.groups), *(text for kind, text in MEMORY.items() if kind in kinds)]
+    if any(group.shared for group in board.groups):
+        notes.append("*: another job ran on the same device; no cost claim is made from it.")
+    for group in board.groups:
+        other, _ = find_reference(group, board, reference)
+        unlike = [] if other is None else unlike_groups(group, other)
+        if other is not None and unlike:
+            notes.append(f"†: {group.label} and {other.label} were measured differently: {'; '.join(unlike)}.")
+    if len({repr(group.device) for group in board.groups if group.runs}) > 1:
+        notes.append("The runs are from different devices or settings of them: costs do not compare across these.")
+    notes.append(cut_note(run.record for group in board.groups for run in group.runs) or "")
+    return [note for note in notes if note]
+
+
+def unfinished(found: Found) -> TextTable:
+    """Every run that did not complete, with its cause and folder; then the records that cannot be read."""
+    rows = [[run.record.run, *final_status(run), run.place] for run in found.runs if run.record.status != "completed"]
+    rows += [["", "unreadable", item.reason, item.place] for item in found.unreadable]
+    return ["run", "status", "cause", "folder"], rows
 
 
 def printed(study: Study, *, findings: Sequence[str], remarks: int, page: str, best: Sequence[Best]) -> str:
@@ -41,7 +127,7 @@ def printed(study: Study, *, findings: Sequence[str], remarks: int, page: str, b
 
 
 def report_md(
-    study: Study, sheets: Sequence[Sheet], *, notes: Sequence[str], crossings: Sequence[Crossover], best: Sequence[Best]
+    study: Study, tables: Sequence[Table], *, notes: Sequence[str], crossings: Sequence[Crossover], best: Sequence[Best]
 ) -> str:
     """The whole of report.md. What comes from a run is letters there, neither HTML nor a link."""
     blocks, judge, references = study.names, study.judge, study.references
@@ -56,27 +142,27 @@ def report_md(
     blocks += ["## Not completed (in no mean, in no ranking)", markdown(failed)] if failed[1] else []
     blocks += notes
     for one in crossings:
-        table = markdown(bench.table(one, study.boards))
-        blocks += [f"## {bench.TITLE}", bench.caption(one), table, *bench.remarks(one)]
+        steps = markdown(bench.table(one, study.boards))
+        blocks += [f"## {bench.TITLE}", bench.caption(one), steps, *bench.remarks(one)]
     for board in study.boards:
-        for sheet in (sheet for sheet in sheets if sheet.board == board.slug):
-            blocks += _sheet(sheet, f"{board.name}: {sheet.title}", sheet.words, sheet.header)
-    for sheet in sheets:
-        columns = [name for name in sheet.in_report if any(row.get(name) is not None for row in sheet.rows)]
+        for table in (table for table in tables if table.board == board.slug):
+            blocks += _table(table, f"{board.name}: {table.title}", table.words, table.header)
+    for table in tables:
+        columns = [name for name in table.in_report if any(row.get(name) is not None for row in table.rows)]
         if columns:
-            blocks += _sheet(sheet, sheet.title.capitalize(), f"{sheet.words} More in {sheet.name}.csv.", columns)
+            blocks += _table(table, table.title.capitalize(), f"{table.words} More in {table.name}.csv.", columns)
     for item in best:  # the command is in a block of code, where nothing is HTML or a link
         blocks += [item.text, f"    {item.command}"]
     commands = {f"    {item.command}" for item in best}
     return "\n\n".join(block if block in commands else letters(block) for block in blocks if block) + "\n"
 
 
-def _sheet(sheet: Sheet, title: str, words: str, columns: Sequence[str]) -> list[str]:
-    rows = [[cell(row.get(name)) for name in columns] for row in sheet.rows]
+def _table(table: Table, title: str, words: str, columns: Sequence[str]) -> list[str]:
+    rows = [[cell(row.get(name)) for name in columns] for row in table.rows]
     return [f"## {title}", words, markdown((list(columns), rows))]
 
 
-def shortened(table: TableText, keep: int, most: int) -> TableText:
+def shortened(table: TextTable, keep: int, most: int) -> TextTable:
     """The table with at most `most` of its first `keep` rows, and those after them."""
     header, rows = table
     if keep > most:
@@ -84,7 +170,7 @@ def shortened(table: TableText, keep: int, most: int) -> TableText:
     return header, rows
 
 
-def markdown(table: TableText) -> str:
+def markdown(table: TextTable) -> str:
     """A table as Markdown, its columns aligned."""
     header, rows = table
     cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
@@ -117,7 +203,7 @@ class Best:
     command: str
 
 
-def best_runs(boards: Sequence[Board], rank_by: str, root: Path) -> list[Best]:
+def best_runs(boards: Sequence[DatasetResults], rank_by: str, root: Path) -> list[Best]:
     """One for each board that has a completed fine-tuned run whose best checkpoint is there. Of a test score the run with the
     best validation macro-F1 counts: test selects nothing. `root`: the working directory, to which the runs' places are relative.
     """

@@ -9,18 +9,18 @@ from typing import Any, Callable, Sequence
 
 from xcls.record import MORE_TRAINING, write_atomic
 from xcls.report.bench import benches_beside, crossovers, sentence
-from xcls.report.claims import Judge
-from xcls.report.comparisons import WORDS, disagreements, further_sheets
+from xcls.report.claims import ClaimEvaluator
+from xcls.report.comparisons import WORDS, disagreements, further_tables
 from xcls.report.drawing import Plot
-from xcls.report.groups import Group, group_runs, make_boards
+from xcls.report.groups import Group, group_runs, results_by_dataset
 from xcls.report.intervals import Differences
 from xcls.report.load import Found, collect, shown
 from xcls.report.measures import MEASURES
 from xcls.report.page import page
 from xcls.report.plots import MOST_BOARDS, draw
 from xcls.report.reproduce import read_patch, script
-from xcls.report.settings import Claims, Settings, check_numbers, claims_from, inside, key_of, overrides
-from xcls.report.tables import Study, main_sheets
+from xcls.report.settings import Claims, Settings, check_numbers, claims_from, cli_overrides, inside, key_of
+from xcls.report.tables import Study, main_tables
 from xcls.report.text import best_runs, printed, report_md
 from xcls.schema import UserError, flatten, nearest
 
@@ -52,34 +52,34 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
             f"runs: no record.json under {', '.join(settings.runs)}. Make some first: python run.py --help{unread}"
         )
     groups = group_runs(found)
-    boards = make_boards(groups, settings.rank_by)
+    boards = results_by_dataset(groups, settings.rank_by)
     benches = benches_beside(found.benches, root)
     differences = Differences(settings=settings.intervals, references=claims.references)
-    judge = Judge(claims_for(asdict(claims), own_claims), differences, settings.intervals.level, benches)
+    judge = ClaimEvaluator(claims_for(asdict(claims), own_claims), differences, settings.intervals.level, benches)
     study = Study(settings, found, groups, boards, judge, claims.references, benches)
     out = root / settings.out
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out: {settings.out}: {error.strerror}. A folder is needed.") from error
-    sheets = [*main_sheets(study), *further_sheets(study)]
+    tables = [*main_tables(study), *further_tables(study)]
     for name in WORDS:
         (out / f"{name}.csv").unlink(missing_ok=True)  # of an earlier report
-    for sheet in sheets:
-        if sheet.board is None:  # the others are parts of these
-            write_atomic(out / f"{sheet.name}.csv", sheet.csv)
-    about, disagree = remarks(study), disagreements(sheets)
+    for table in tables:
+        if table.board is None:  # the others are parts of these
+            write_atomic(out / f"{table.name}.csv", table.csv)
+    about, disagree = remarks(study), disagreements(tables)
     crossings = crossovers(benches, groups)
     plots = draw(study, crossings)
     _write_plots(out / "plots", plots)
     best = best_runs(boards, settings.rank_by, root)
     notes = [*about, *disagree]
-    write_atomic(out / "report.md", report_md(study, sheets, notes=notes, crossings=crossings, best=best))
+    write_atomic(out / "report.md", report_md(study, tables, notes=notes, crossings=crossings, best=best))
     used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
     write_atomic(
-        out / "index.html", page(study, sheets, plots=plots, notes=notes, crossings=crossings, best=best, used=used)
+        out / "index.html", page(study, tables, plots=plots, notes=notes, crossings=crossings, best=best, used=used)
     )
-    _write_script(out, found, overrides(settings, typed))
+    _write_script(out, found, cli_overrides(settings, typed))
     findings = [*filter(None, map(sentence, crossings)), *about]
     return printed(study, findings=findings, remarks=len(disagree), page=f"{shown(out, root)}/index.html", best=best)
 

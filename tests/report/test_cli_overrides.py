@@ -9,7 +9,7 @@ import pytest
 
 from tests.report.examples import contents, records
 from tests.report.test_report import run
-from xcls.report.settings import Settings, inside, overrides
+from xcls.report.settings import Settings, cli_overrides, inside
 from xcls.report.write import write_report
 
 TYPED = [
@@ -47,7 +47,7 @@ def test_the_script_s_command_gives_the_same_report(make, tmp_path):
 def test_what_was_typed_is_given_again_with_the_paths_as_another_clone_has_them():
     settings = Settings(runs=["multirun/a b"], out="x")
     typed = ["runs=[/home/me/multirun]", "claims.seq_len=512", "~originals.window", "++out=/tmp/y"]
-    assert overrides(settings, typed) == ["runs=['multirun/a b']", "out=x", "claims.seq_len=512", "~originals.window"]
+    assert cli_overrides(settings, typed) == ["runs=['multirun/a b']", "out=x", "claims.seq_len=512", "~originals.window"]
 
 
 @pytest.mark.parametrize(
