@@ -85,10 +85,10 @@ class Table:
     @property
     def csv(self) -> str:
         """CSV text, missing values empty; the same rows give the same bytes."""
-        out = io.StringIO()
+        out, header = io.StringIO(), self.header
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([_cell(column) for column in self.header])
-        writer.writerows([_cell(row.get(column)) for column in self.header] for row in self.rows)
+        writer.writerow([_cell(column) for column in header])
+        writer.writerows([_cell(row.get(column)) for column in header] for row in self.rows)
         return out.getvalue()
 
 
