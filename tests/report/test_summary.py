@@ -10,7 +10,6 @@ from tests.report.examples import board_of, records, report, rows, sized, study_
 from tests.report.test_learned_nothing import ALL, nine
 from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED
 from xcls.report.groups import BASELINE
-from xcls.report.intervals import Interval
 from xcls.report.measures import cut_note, cut_shares
 from xcls.report.summary import CLAIMED, headline, matrix
 from xcls.report.text import comparison, footnotes
@@ -182,11 +181,6 @@ def test_what_memory_counts_is_said_below_it(make, tmp_path, device, words):
     study = study_of(make, tmp_path, [*make.seeds("sdpa", device=device), *make.seeds("performer", device=device)])
     (note,) = [note for note in footnotes(board_of(study)[0], "sdpa") if note.startswith("Memory on a")]
     assert words in note and "AdamW" in note
-
-
-def test_no_end_of_an_interval_is_minus_zero():
-    turned = Interval(0.0, 0.0, 1.0, 5, "examples").turned
-    assert [str(number) for number in (turned.value, turned.low, turned.high)] == ["0.0", "-1.0", "0.0"]
 
 
 def with_cut(make, share, **fields):

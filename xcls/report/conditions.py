@@ -22,10 +22,8 @@ WORDS = {
     "cuda": "CUDA",
 }
 OF_BASELINE = ("name", "threads", "cores")
-WHOLE, BLOCKS = (
-    "whole",
-    "blocks",
-)  # the ways of explicit softmax: all weights at once, or a block of them and again for gradients
+# The ways of explicit softmax: all weights at once, or a block of them and again for gradients.
+WHOLE, BLOCKS = "whole", "blocks"
 
 
 def conditions(record: Record) -> dict[str, Any]:
@@ -36,13 +34,13 @@ def conditions(record: Record) -> dict[str, Any]:
 
 
 def gathered(records: Iterable[Record]) -> dict[str, set[str]]:
-    """Every circumstance with all values that these runs have of it, as text."""
+    """Every condition with all values that these runs have of it, as text."""
     told = [conditions(record) for record in records]
     return {name: {_text(one[name]) for one in told} for name in WORDS}
 
 
 def unlike_groups(group: Group, other: Group) -> list[str]:
-    """Every circumstance in which the completed runs of two groups differ, in words: `torch 2.12.0 against 2.13.0`.
+    """Every condition in which the completed runs of two groups differ, in words: `torch 2.12.0 against 2.13.0`.
 
     A baseline has no encoder, whose dtype would matter.
     """
@@ -52,15 +50,10 @@ def unlike_groups(group: Group, other: Group) -> list[str]:
         mine, theirs = group.conditions[name], other.conditions[name]
         if mine != theirs and mine and theirs:
             told.append(f"{WORDS[name]} {' and '.join(sorted(mine))} against {' and '.join(sorted(theirs))}")
-    one_sided = [
-        one.label
-        for one, two in ((group, other), (other, group))
-        if BLOCKS in softmax_ways(one) and not softmax_ways(two)
-    ]
-    told += [
-        f"softmax of {label} in blocks, its weights do not fit: a smaller hardware.micro_tokens may change that"
-        for label in one_sided
-    ]
+    for one, two in ((group, other), (other, group)):
+        if BLOCKS in softmax_ways(one) and not softmax_ways(two):
+            why = "its weights do not fit: a smaller hardware.micro_tokens may change that"
+            told.append(f"softmax of {one.label} in blocks, {why}")
     path = unlike_paths(group, other)
     return [*told, path] if path else told
 

@@ -47,10 +47,9 @@ def in_turns(group: Group, other: Group) -> bool:
     runs = sorted([*group.runs, *other.runs], key=lambda run: run.record.started)
     pairs = list(zip(runs[::2], runs[1::2]))
     alike = all(one.record.seed == two.record.seed and (one in group.runs) != (two in group.runs) for one, two in pairs)
-    known = len({run.record.started for run in runs}) == len(runs) and len(
-        {one.record.seed for one, _ in pairs}
-    ) == len(pairs)
-    return group is not other and len(group.runs) == len(other.runs) and alike and known
+    known = len({run.record.started for run in runs}) == len(runs)
+    once = len({one.record.seed for one, _ in pairs}) == len(pairs)
+    return group is not other and len(group.runs) == len(other.runs) and alike and known and once
 
 
 def doubt(group: Group, other: Group, name: str, *, interval: Interval, threshold: float, factor: float) -> str:
@@ -75,17 +74,13 @@ def excluded_note(groups: Iterable[Group]) -> str:
     told = []
     for group in groups:
         for run in group.runs:
-            seconds, steps, usual = (
-                MEASURES[name].of(run.record) for name in ("excluded_s", "excluded_steps", "time_per_step")
-            )
+            names = ("excluded_s", "excluded_steps", "time_per_step")
+            seconds, steps, usual = (MEASURES[name].of(run.record) for name in names)
             if seconds and usual and seconds > NOTABLE * usual * run.record.step:
                 told.append(f"{group.label}, seed {run.record.seed}: {steps:.0f} steps, {seconds:.3g} s too long")
     more = [f"{len(told) - MOST_TOLD} more in results.csv"] if len(told) > MOST_TOLD else []
-    return (
-        f"Disturbed steps count with the usual time of their shape: {'; '.join(told[:MOST_TOLD] + more)}."
-        if told
-        else ""
-    )
+    words = "Disturbed steps count with the usual time of their shape"
+    return f"{words}: {'; '.join(told[:MOST_TOLD] + more)}." if told else ""
 
 
 def _beside_others(group: Group, name: str) -> list[tuple[float, Run]]:

@@ -100,10 +100,8 @@ def document_seconds(record: Record) -> float | None:
 
 def energy(record: Record, cost: Cost) -> float | None:
     """Watt-hours of training: counted by the GPU itself, else time by the watts of the settings."""
-    counted = MEASURES["energy_wh"].of(record)
-    return (
-        counted if counted is not None else times(train_seconds(record), cost.of(device_name(record)).watts, 1 / HOUR)
-    )
+    counted, watts = MEASURES["energy_wh"].of(record), cost.of(device_name(record)).watts
+    return counted if counted is not None else times(train_seconds(record), watts, 1 / HOUR)
 
 
 def _watts(record: Record, cost: Cost) -> float | None:

@@ -15,16 +15,8 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.font_manager import FontProperties, findfont, get_font  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: E402
 
-COLOURS = (
-    "#0072B2",
-    "#B84A00",
-    "#00734D",
-    "#A3417F",
-    "#7A5C00",
-    "#2B6F93",
-    "#000000",
-    "#7A5195",
-)  # Okabe & Ito, darker
+# Okabe & Ito, darker.
+COLOURS = "#0072B2 #B84A00 #00734D #A3417F #7A5C00 #2B6F93 #000000 #7A5195".split()
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
 LINES = ("-", "--", "-.", ":")
 MOST = 12  # groups in one plot, the best ranked ones; the tables have them all

@@ -157,13 +157,6 @@ class Interval:
         form = amount if self.unit == RATIO else signed
         return "" if self.low is None else f"{form(self.low)} … {form(self.high)}"
 
-    @property
-    def turned(self) -> Interval:
-        """The same difference the other way round."""
-        if self.value is None or self.low is None or self.high is None:
-            return self
-        return Interval(0.0 - self.value, 0.0 - self.high, 0.0 - self.low, self.examples, self.over)
-
 
 class Differences:
     """Compares groups by the predictions that their runs left. What was read is kept: ask in any order."""

@@ -125,19 +125,15 @@ def _board(board: DatasetResults, study: Study, tables: Sequence[Table], plots: 
 
 
 def _plot(plot: Plot) -> dict[str, Any]:
-    width, height = (
-        round(int.from_bytes(plot.image[at : at + 4], "big") * 96 / DPI) for at in (16, 20)
-    )  # the PNG's header
+    header = plot.image[16:20], plot.image[20:24]  # of the PNG: width and height
+    width, height = (round(int.from_bytes(size, "big") * 96 / DPI) for size in header)
     data = base64.b64encode(plot.image).decode()
     return {**vars(plot), "width": width, "height": height, "data": data}
 
 
 def _crossing(one: Crossover, study: Study) -> dict[str, Any]:
-    header, rows = bench.table(one, study.boards)
-    return {
-        "view": view(header, rows, bench.caption(one), file=f"{one.bench.place}/results.csv"),
-        "notes": bench.remarks(one),
-    }
+    table = view(*bench.table(one, study.boards), bench.caption(one), file=f"{one.bench.place}/results.csv")
+    return {"view": table, "notes": bench.remarks(one)}
 
 
 def table_view(table: Table) -> dict[str, Any]:

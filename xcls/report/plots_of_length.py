@@ -141,13 +141,8 @@ def crossings(shown: Sequence[Series], reference: str, references: set[str]) -> 
             alone.append(series.name)
             continue
         meets = crossover(series.line, series.base)
-        end = (
-            "not at the longest"
-            if meets is None
-            else f"from about {meets:,.0f} tokens on"
-            if meets
-            else "at every length measured"
-        )
+        end = f"from about {meets:,.0f} tokens on" if meets else "at every length measured"
+        end = "not at the longest" if meets is None else end
         told.setdefault(series.against, []).append(f"{series.name}: {end}")
     words = [f"Cheaper than {against} for good: {'; '.join(items)}." for against, items in told.items()]
     words += (

@@ -157,9 +157,8 @@ def expectation(record: Record) -> dict[str, Any]:
 def _head(title: str, records: Sequence[Record], patches: Patches) -> str:
     commit, sources = _sources(records, patches)
     wanted = [expectation(record) for record in records if record.command]
-    lines = ",\n".join(
-        json.dumps(entry, sort_keys=True) for entry in wanted
-    )  # ASCII on lines of their own: ends no heredoc
+    # ASCII on lines of their own, so that no entry ends the heredoc.
+    lines = ",\n".join(json.dumps(entry, sort_keys=True) for entry in wanted)
     told = {
         "title": _comment(title),
         "commit": shlex.quote(commit),

@@ -24,16 +24,8 @@ from xcls.report.tables import Study, main_tables
 from xcls.report.text import best_runs, printed, report_md
 from xcls.schema import UserError, flatten, nearest
 
-OWN_PLOTS = (
-    "quality_vs_*",
-    "seeds-*",
-    "cost_vs_length-*",
-    "learning-*",
-    "confusion-*",
-    "pretraining",
-    "bench-*",
-    "step-*",
-)
+# What an earlier report may have drawn.
+OWN_PLOTS = "quality_vs_* seeds-* cost_vs_length-* learning-* confusion-* pretraining bench-* step-*".split()
 MOST_NAMED = 5  # groups in a note
 
 
@@ -48,9 +40,8 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     found = collect(settings.runs, root)
     if not found.runs:
         unread = "".join(f"\n  {item.place}: {item.reason}" for item in found.unreadable)
-        raise UserError(
-            f"runs: no record.json under {', '.join(settings.runs)}. Make some first: python run.py --help{unread}"
-        )
+        none = f"runs: no record.json under {', '.join(settings.runs)}."
+        raise UserError(f"{none} Make some first: python run.py --help{unread}")
     groups = group_runs(found)
     boards = results_by_dataset(groups, settings.rank_by)
     benches = benches_beside(found.benches, root)
@@ -73,12 +64,10 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     plots = draw(study, crossings)
     _write_plots(out / "plots", plots)
     best = best_runs(boards, settings.rank_by, root)
-    notes = [*about, *disagree]
-    write_atomic(out / "report.md", report_md(study, tables, notes=notes, crossings=crossings, best=best))
     used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
-    write_atomic(
-        out / "index.html", page(study, tables, plots=plots, notes=notes, crossings=crossings, best=best, used=used)
-    )
+    parts = {"notes": [*about, *disagree], "crossings": crossings, "best": best}
+    write_atomic(out / "report.md", report_md(study, tables, **parts))
+    write_atomic(out / "index.html", page(study, tables, **parts, plots=plots, used=used))
     _write_script(out, found, cli_overrides(settings, typed))
     findings = [*filter(None, map(sentence, crossings)), *about]
     return printed(study, findings=findings, remarks=len(disagree), page=f"{shown(out, root)}/index.html", best=best)
@@ -97,9 +86,7 @@ def remarks(study: Study) -> list[str]:
         if nothing:
             more = [f"and {len(nothing) - MOST_NAMED} more"] if len(nothing) > MOST_NAMED else []
             told = "; ".join([*nothing[:MOST_NAMED], *more])
-            notes.append(
-                f"{board.name}: {told}. No claim about quality is made from these runs, as reference neither. {MORE_TRAINING}"
-            )
+            notes.append(f"{board.name}: {told}. These runs make no claim about quality. {MORE_TRAINING}")
     if len(boards) > MOST_BOARDS:
         drawn = f"Plots are drawn for the first {MOST_BOARDS} of {len(boards)} data sets"
         notes.append(f"{drawn}; name fewer folders in runs=[…] for the others.")
@@ -126,10 +113,8 @@ def claims_for(claims: dict[str, Any], typed: Sequence[str]) -> Callable[[Group]
 
     def of(group: Group) -> tuple[Claims, str]:
         """The thresholds of one group, and what is wrong with them."""
-        own = [
-            {key.partition(".")[2]: value for key, value in run.record.config.items() if key.startswith("claims.")}
-            for run in group.runs
-        ]
+        configs = [run.record.config.items() for run in group.runs]
+        own = [{key[7:]: value for key, value in config if key.startswith("claims.")} for config in configs]
         if any(other != own[0] for other in own):
             return claims_from(report), "its runs state different claims"
         stated = {key: value for key, value in (own[0] if own else {}).items() if not decided(key)}
