@@ -48,6 +48,7 @@ def test_the_matrix_has_value_limit_and_sign_of_every_claim(make, tmp_path):
     other = cells["reformer"]
     assert [other[name].sign for name in NAMES] == ["✗", "✗", "✗", "✗", "✗"] and other["validation"] == FAIL
     assert "NaN" in notes[other["spread"].notes[0] - 1]
+    assert [cells["sdpa"][name].value for name in NAMES[:3]] == ["–", "–", "–"]
     assert [cells["sdpa"][name].sign for name in NAMES] == ["", "", "", "✓", "✓"] and list(cells) == ["sdpa", "performer", "reformer"]
 
 
@@ -64,6 +65,13 @@ def test_an_interval_over_the_limit_is_a_question_mark_beside_the_sign(make, tmp
     assert doubtful and all(cell.sign in ("✓?", "✗?") and "spans the limit" in notes[cell.notes[-1] - 1] for cell in doubtful)
 
 
+def test_values_without_a_claim_have_neither_limit_nor_sign(make, tmp_path):
+    cells, _ = cells_of(study_of(make, tmp_path, [*records(make), *make.seeds("window", (0.90, 0.901, 0.90), time=3.0)]))
+    own = cells["window"]
+    assert [own[name].value for name in NAMES] == ["0.30×", "1.00×", "1.07", "4.53", "0.10"] and own["validation"] == MISSING
+    assert {(own[name].limit, own[name].sign) for name in NAMES} == {("", "")}
+
+
 def test_a_cost_that_these_runs_cannot_tell_is_open(make, tmp_path):
     made = [*make.seeds("sdpa", GOOD), *make.seeds("performer", GOOD, time=5.0), make.baseline(0.8)]
     made[0].costs["time_per_epoch"] = 50.0
@@ -77,7 +85,7 @@ def test_the_cheapest_passes_first_across_sizes_by_its_own_reference(make, tmp_p
             *sized(make, "sdpa", "mini", time=20.0), *sized(make, "performer", "mini", time=10.0), make.baseline(0.80)]  # fmt: skip
     found = told(make, tmp_path, made)
     assert found.state == PASS and found.text.startswith("performer mini passes: 50 % less time")
-    assert "Also passing: performer tiny" in found.text and found.next == ""
+    assert "Also passing: performer tiny." in found.notes and found.next == ""
 
 
 def test_the_cheapest_passes_first_across_devices(make, tmp_path):

@@ -98,9 +98,9 @@ def headline(board: DatasetResults, judge: ClaimEvaluator, references: Sequence[
     notes = [_weak_reference(board, judge, first), _better_baseline(board)]
     if passing:
         text = f"{passing[0].group.label} passes: {_beside(passing[0])}."
-        if passing[1:]:
-            text += f" Also passing: {_listed([verdict.group.label for verdict in passing[1:]])}."
-        return Headline(PASS, text, tuple(filter(None, [*_against(passing[0], board, judge, references), *notes])))
+        also = [f"Also passing: {_listed([verdict.group.label for verdict in passing[1:]])}."] if passing[1:] else []
+        notes = [*also, *_against(passing[0], board, judge, references), *notes]
+        return Headline(PASS, text, tuple(filter(None, notes)))
     failing = [verdict.group.label for verdict in judged if verdict.state == FAIL]
     waiting = [verdict for verdict in judged if verdict.state == MISSING]
     if not judged:
@@ -231,10 +231,7 @@ def _cell(name: str, verdict: Verdict, notes: list[str]) -> Cell:
     """One cell; what does not fit into it goes to `notes`, each text once."""
     found = [(claim, number) for claim in verdict.claims for number in claim.measured if number.name == name]
     if not found:
-        share = dict(_costs(verdict)).get(name.removesuffix(" ratio"))
-        if verdict.reference_group is verdict.group or share is None:
-            return Cell(NONE)
-        return Cell(f"{share:.2f}×", notes=_noted([verdict.reason], notes))
+        return Cell(_shown(name, _unclaimed(name, verdict)))
     claim, number = min(found, key=lambda pair: pair[0].hindered)
     state = MISSING if claim.hindered else FAIL if claim.state == FAIL and claim.reason else number.state
     told = [claim.reason if claim.hindered or state == FAIL else number.reason]
@@ -242,13 +239,28 @@ def _cell(name: str, verdict: Verdict, notes: list[str]) -> Cell:
     if doubtful:
         around = number.interval.text if number.interval else ""
         told.append(f"The interval of the {name.replace(' (pp)', '')} spans the limit: {around} pp.")
-    value = NONE if number.value is None else f"{number.value + 0.0:.2f}".replace("-", "−")
     if "ratio" in name:
-        value += "×" if number.value is not None else ""
         told.append(claim.remark and f"Measured differently: {claim.remark}.")
         if number.bench_says.startswith("no"):
             told.append(f"mode=bench measured {number.bench:.2f}× ({number.bench_says}).")
-    return Cell(value, bound(number), state, _noted(told, notes), doubtful)
+    return Cell(_shown(name, number.value), bound(number), state, _noted(told, notes), doubtful)
+
+
+def _unclaimed(name: str, verdict: Verdict) -> float | None:
+    """The value of a claim that is not made for a group; of the reference nothing beside itself."""
+    group, other, baseline = verdict.group, verdict.reference_group, verdict.baseline
+    if "spread" in name:
+        stat = group.stat("macro_f1")
+        return None if stat.high is None or stat.low is None else 100 * (stat.high - stat.low)
+    if "gain" in name:
+        return None if baseline is None else difference_pp(group, baseline, "validation")
+    if other is None or other is group:
+        return None
+    return difference_pp(other, group, "validation") if "loss" in name else dict(_costs(verdict)).get(name[:-6])
+
+
+def _shown(name: str, value: float | None) -> str:
+    return NONE if value is None else f"{value + 0.0:.2f}{'×' if 'ratio' in name else ''}".replace("-", "−")
 
 
 def _noted(told: Sequence[str], notes: list[str]) -> tuple[int, ...]:
