@@ -198,9 +198,7 @@ def test_the_verdict_stays_by_the_rule_and_the_interval_stands_beside_it(make, t
     assert loss.value == pytest.approx(loss.interval.value, abs=1e-7)
 
 
-@pytest.mark.parametrize(
-    "change", [{"level": 1.0}, {"level": 0.1}, {"most_groups": -1}], ids=str
-)
+@pytest.mark.parametrize("change", [{"level": 1.0}, {"level": 0.1}, {"most_groups": -1}], ids=str)
 def test_impossible_settings_are_refused(change):
     with pytest.raises(UserError, match=rf"intervals\.{next(iter(change))}="):
         check_numbers(Settings(intervals=Intervals(**change)))

@@ -113,10 +113,7 @@ def test_a_real_run_its_sync_and_the_same_row(project: Project) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
-    [
-        ({"WANDB_API_KEY": None}, "key"),
-        ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "127.0.0.1:9"),
-    ],
+    [({"WANDB_API_KEY": None}, "key"), ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "127.0.0.1:9")],
 )
 def test_no_key_and_no_network_are_told(change: dict[str, str | None], said: str, project: Project) -> None:
     with WandbServer() as server:
