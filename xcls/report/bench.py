@@ -220,8 +220,8 @@ class Crossover:
         """Whether a step of `mechanism` is quicker: every repeat of one before every repeat of the other, and so many
         repeats that chance puts them so at most once in CHANCE times."""
         pair = [self.rows.get((name, length), {}) for name in (mechanism, reference)]
-        values = [[number(row.get(f"training_{end}_ms")) for end in ("min", "max")] for row in pair]
-        repeats = [row.get("rounds") for row in pair]
+        values: list[list[Any]] = [[number(row.get(f"training_{end}_ms")) for end in ("min", "max")] for row in pair]
+        repeats: list[Any] = [row.get("rounds") for row in pair]
         if None in (*values[0], *values[1]) or not all(isinstance(n, int) and n > 0 for n in repeats):
             return UNKNOWN
         (low, high), (other_low, other_high) = values

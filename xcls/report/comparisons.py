@@ -127,8 +127,9 @@ def against_zero(
 def bills_of(study: Study, board: DatasetResults) -> dict[str, Bill]:
     """Group id to bill, of the groups with completed runs."""
     children = count_children([run.record for run in study.found.runs])
-    given = {"parents": study.found.parents, "children": children, "cost": study.settings.cost}
-    return {group.id: bill(group, **given) for group in [*board.groups, *board.baselines] if group.runs}
+    parents, cost = study.found.parents, study.settings.cost
+    groups = [group for group in [*board.groups, *board.baselines] if group.runs]
+    return {group.id: bill(group, parents=parents, children=children, cost=cost) for group in groups}
 
 
 def cost_rows(study: Study, board: DatasetResults, bills: dict[str, Bill]) -> Iterator[Row]:

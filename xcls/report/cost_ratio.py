@@ -36,7 +36,11 @@ def cost_interval(group: Group, other: Group, name: str, level: float) -> Interv
 
         freedom = spread**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, gaps))
         half = float(stdtrit(freedom, (1 + level) / 2)) * spread**0.5
-    mean, value = fmean(mine) - fmean(theirs), group.stat(name).middle / other.stat(name).middle
+    above, below = (
+        group.stat(name).middle or 0.0,
+        other.stat(name).middle or 1.0,
+    )  # both are there: they have two values
+    mean, value = fmean(mine) - fmean(theirs), above / below
     low, high = math.exp(max(mean - half, -LARGEST)), math.exp(min(mean + half, LARGEST))
     ends = round(min(low, value), DIGITS), round(max(high, value), DIGITS)  # the ratio of the medians lies within
     return Interval(round(value, DIGITS), *ends, over="seeds in pairs" if paired else "seeds", unit=RATIO)

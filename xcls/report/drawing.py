@@ -24,7 +24,7 @@ SOFT = "#555555"
 WIDTH = 5.8  # inches: two plots beside each other on a desk, one on a phone, its text still to be read
 DPI = 160
 WIDEST = 28  # signs of a name in a legend of two columns
-SETTINGS = {
+SETTINGS: Any = {
     "text.parse_math": False,  # a name with a $ in it is a name
     "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
     "font.size": 9.5,

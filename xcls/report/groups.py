@@ -133,7 +133,7 @@ class Group:
         values = [value for value in (measure.of(run.record) for run in self.runs) if value is not None]
         if not values:
             return Stat()
-        best = min(values) if measure.low_is_better else max(values)
+        best: float | None = min(values) if measure.low_is_better else max(values)
         if measure.place == "metrics.test":
             scored = [(MEASURES["macro_f1"].of(run.record), -run.record.seed, run.record) for run in self.runs]
             scored = [item for item in scored if item[0] is not None]

@@ -211,12 +211,10 @@ def _check_types(record: Record) -> None:
         "hold texts",
     )
     for name in ("choices", "device", "versions", "files"):
-        need(
-            not any(isinstance(value, (dict, list)) for value in getattr(record, name).values()),
-            name,
-            "hold single values",
-        )
-    for node in (record.costs, record.params, *record.metrics.values()):
+        nested = any(isinstance(value, (dict, list)) for value in getattr(record, name).values())
+        need(not nested, name, "hold single values")
+    nodes: list[dict[str, Any]] = [record.costs, record.params, *record.metrics.values()]
+    for node in nodes:
         for name, value in node.items():
             need(not isinstance(value, int) or abs(value) <= 10**300, name, "be a number that a float can hold")
 

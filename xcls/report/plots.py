@@ -228,8 +228,8 @@ def learning_plot(groups: Sequence[Group], board: DatasetResults | None, looks: 
         axes.set(xlabel=f"{words}, {unit}", ylabel=about)
         for label, found in curves.items():
             for place, curve in enumerate(found):
-                told = None if place else short(f"{label} (n = {len(found)})")
-                axes.plot(curve[way] / divisor, curve["score"], **looks.of(label), markersize=4.5, label=told)
+                name = None if place else short(f"{label} (n = {len(found)})")
+                axes.plot(curve[way] / divisor, curve["score"], **looks.of(label), markersize=4.5, label=name)
     panels[0].set_title(counted(short(title, 44), len(groups), MOST_CURVES))
     key(panels[0])
     told = []
@@ -244,8 +244,9 @@ def learning_plot(groups: Sequence[Group], board: DatasetResults | None, looks: 
 
 def _unit(way: str, top: float) -> tuple[str, float]:
     """The unit in which values up to `top` (seconds, tokens) read well, and what to divide them by."""
-    steps = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
-    steps = steps if way == "seconds" else (("billions", 1e9), ("millions", 1e6), ("thousands", 1e3), ("tokens", 1.0))
+    steps = [("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0)]
+    if way == "tokens":
+        steps = [("billions", 1e9), ("millions", 1e6), ("thousands", 1e3), ("tokens", 1.0)]
     return next((step for step in steps if top >= 2 * step[1]), steps[-1])
 
 
@@ -300,5 +301,6 @@ def _on_test(run: Run) -> Predictions | None:
 def confusion(runs: Sequence[Predictions]) -> np.ndarray:
     """[classes, classes]: of each true class (row) the share that was predicted as each class, over all runs."""
     size = runs[0].classes
-    counts = sum(np.bincount(run.labels * size + run.said, minlength=size**2) for run in runs).reshape(size, size)
+    pairs = np.concatenate([run.labels * size + run.said for run in runs])
+    counts = np.bincount(pairs, minlength=size**2).reshape(size, size)
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)

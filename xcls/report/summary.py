@@ -175,7 +175,7 @@ def _weak_reference(board: DatasetResults, judge: ClaimEvaluator, reference: str
 
 def _better_baseline(board: DatasetResults) -> str:
     baseline = strictest(board.baselines)
-    scored = [(group.stat("macro_f1").mean, group.label) for group in board.groups if group.stat("macro_f1").n]
+    scored = [(group.stat("macro_f1").mean or 0.0, group.label) for group in board.groups if group.stat("macro_f1").n]
     if baseline is None or not scored:
         return ""
     best, label = max(scored)

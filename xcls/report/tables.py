@@ -217,7 +217,7 @@ def interval_cells(interval: Interval | None) -> Row:
 
 def _claims_of(verdict: Verdict, board: DatasetResults) -> list[Row]:
     group, reference, baseline = verdict.group, verdict.reference_group, verdict.baseline
-    row = {"group": group.id, "label": group.label, "dataset": board.name, "attention": group.attention}
+    row: Row = {"group": group.id, "label": group.label, "dataset": board.name, "attention": group.attention}
     row |= {"seq_len": group.record.seq_len, "n": len(group.runs), "PASS_WNF": verdict.state}
     row |= {"reference": verdict.reference, "split": verdict.split, "reason": verdict.reason}
     for name, other in (("reference", reference), ("baseline", baseline)):

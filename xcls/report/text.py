@@ -212,10 +212,9 @@ def best_runs(boards: Sequence[DatasetResults], rank_by: str, root: Path) -> lis
     found = []
     for board in boards:
         runs = [run for group in board.groups for run in group.runs if _usable(run)]
-        values = [(measure.of(run.record), run) for run in runs]
-        values = [(sign * value, run.place, value, run) for value, run in values if value is not None]
+        values = [(value, run) for run in runs if (value := measure.of(run.record)) is not None]
         if values:
-            _, _, value, run = min(values, key=lambda item: item[:2])
+            value, run = min(values, key=lambda item: (sign * item[0], item[1].place))
             exp = run.place if (root / "run.py").is_file() else str(run.folder)
             words = ["mode=predict", f"exp={quoted(exp)}", "input=new.csv", "output=predictions.csv"]
             text = f"The best run on {board.name} by {measure.name} ({value:.4g}) is {run.place}."

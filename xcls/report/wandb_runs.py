@@ -40,7 +40,7 @@ def fetch(given: str | Path, root: Path) -> tuple[list[Path], list[str]]:
                 f"runs: {given}: wandb:<entity>/<project>/<run id> is needed, as in the address of the run's page."
             )
         stored = {found.groups(): _ask("/".join(found.groups()), str(given))}
-        reasons = []
+        reasons: list[str] = []
     else:
         stored, reasons = _read(_files(root / at(given)))
     folders = []

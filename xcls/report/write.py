@@ -65,7 +65,7 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     _write_plots(out / "plots", plots)
     best = best_runs(boards, settings.rank_by, root)
     used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
-    parts = {"notes": [*about, *disagree], "crossings": crossings, "best": best}
+    parts: dict[str, Any] = {"notes": [*about, *disagree], "crossings": crossings, "best": best}
     write_atomic(out / "report.md", report_md(study, tables, **parts))
     write_atomic(out / "index.html", page(study, tables, **parts, plots=plots, used=used))
     _write_script(out, found, cli_overrides(settings, typed))
