@@ -80,6 +80,13 @@ def test_a_cost_that_these_runs_cannot_tell_is_open(make, tmp_path):
     assert (time.state, time.sign, cells["performer"]["validation"]) == (UNDECIDED, "?", MISSING) and "repeat" in notes[time.notes[0] - 1]
 
 
+def test_the_headline_names_no_cost_that_is_open(make, tmp_path):
+    made = [*make.seeds("sdpa", GOOD), *make.seeds("performer", GOOD, time=5.0, memory=60.0), make.baseline(0.8)]
+    made[0].costs["time_per_epoch"] = 50.0
+    found = told(make, tmp_path, made)
+    assert found.state == PASS and found.text.startswith("performer passes: 40 % less memory, macro-F1")
+
+
 def test_the_cheapest_passes_first_across_sizes_by_its_own_reference(make, tmp_path):
     made = [*sized(make, "sdpa", "tiny", time=2.0), *sized(make, "performer", "tiny", time=1.5),
             *sized(make, "sdpa", "mini", time=20.0), *sized(make, "performer", "mini", time=10.0), make.baseline(0.80)]  # fmt: skip
