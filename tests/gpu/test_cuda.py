@@ -113,7 +113,7 @@ def test_memory_that_runs_out_is_met_by_smaller_micro_batches(cuda: torch.device
 
 
 @pytest.mark.parametrize("mlm", [False, True])
-@pytest.mark.parametrize("attention", MAIN)
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_the_host_does_not_wait(attention: str, mlm: bool, cuda: torch.device) -> None:
     config = configuration(attention, "size=tiny", "size.num_heads=2", "seq_len=256")
     if mlm:

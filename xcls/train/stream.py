@@ -164,9 +164,10 @@ def rows_at_once(batch: Batch, *limits: int | None, tokens: int | None) -> int |
 def on_device(batch: Batch, size: int | None, amp: Amp) -> Iterator[dict[str, Tensor | None]]:
     """The micro-batches of at most `size` rows (`micro_batches`) on the device; `index` stays here."""
     for micro in micro_batches(batch, size, multiple=trimming(batch, amp.hardware)):
-        if amp.hardware.compile and "rows" in micro:
-            torch._dynamo.maybe_mark_dynamic(micro["rows"], 0)  # else every number of chosen tokens costs a graph
-        yield {name: tensor if name == "index" else to_device(tensor, amp.device) for name, tensor in micro.items()}
+        moved = {name: tensor if name == "index" else to_device(tensor, amp.device) for name, tensor in micro.items()}
+        if amp.hardware.compile and "rows" in moved:  # a copy does not keep the mark
+            torch._dynamo.maybe_mark_dynamic(moved["rows"], 0)  # else every number of chosen tokens costs a graph
+        yield moved
 
 
 def trimming(batch: Batch, hardware: Hardware) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 
 import torch
 
@@ -11,6 +13,7 @@ try:
 except ImportError:
     triton = None
 
+is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, for tests
 assumed_capability = (0, 0)  # of the card that PyTorch's meta device stands for: the cost model of tests/gpu sets it
 
@@ -26,4 +29,23 @@ def capability(device: torch.device) -> tuple[int, int]:
         return (9, 0) if INTERPRETED else (0, 0)
     if device.type != "cuda" or torch.version.hip or triton is None or int(triton.__version__.split(".")[0]) < 3:
         return (0, 0)
+    if not is_compiling() and not starts():  # torch.compile needs the same compiler anyway
+        return (0, 0)
     return torch.cuda.get_device_capability(device)
+
+
+@functools.lru_cache(maxsize=1)
+def starts() -> bool:
+    """Whether Triton can start kernels in this process: at its first one it compiles a file with a C compiler and Python's headers.
+
+    Warns where it cannot; all that it would do is then computed by PyTorch's operations.
+    """
+    try:
+        return triton.runtime.driver.active.utils is not None
+    except Exception as error:  # noqa: BLE001 - whatever it lacks, there is another way
+        warnings.warn(
+            f"Triton cannot start kernels here, so attention is computed by PyTorch's operations, which is slower: {error} "
+            "It needs a C compiler and Python's headers (on Debian: apt-get install gcc python3-dev).",
+            stacklevel=2,
+        )
+        return False
