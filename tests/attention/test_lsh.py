@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,8 +14,7 @@ from tests.attention.layers import padding
 from tests.attention.oracles import lsh_buckets, lsh_over
 from xcls.attention import kernels, lsh
 from xcls.attention.base import Masks
-from xcls.attention.kernels import lsh_triton
-from xcls.attention.kernels.lsh_one_round import attend_one_round
+from xcls.attention.kernels import lsh_triton, lsh_windows
 from xcls.attention.lsh import Reformer, hash_buckets, lsh_attention, sort_keys, sorted_positions, unit_keys
 from xcls.attention.lsh_local import ReformerLocal
 from xcls.attention.lsh_shared import ReformerShared
@@ -223,48 +223,12 @@ def test_what_is_hashed_is_what_the_setting_names(hash_rotated: bool, half: bool
     assert torch.equal(found, expected)
 
 
-def one_round(qk, v, order, masks, chunk, before, after) -> torch.Tensor:
-    return attend_one_round(qk, v, Chunks(order, order, real_tokens(masks), chunk, before, after), masks)
-
-
 def weighted(out: torch.Tensor, wanted: list[torch.Tensor], padding: torch.Tensor | None) -> list[torch.Tensor]:
     """The result without pads, and the gradients of a weighted sum of it."""
     if padding is not None:
         out = out.masked_fill(padding[:, None, :, None], 0.0)
     weights = torch.arange(out[0].numel(), dtype=torch.float64).view(out[0].shape).cos().to(out.dtype)
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), wanted)]
-
-
-@pytest.mark.parametrize("before,after", [(1, 0), (0, 0), (1, 2)])
-@pytest.mark.parametrize("length,real", [(1, None), (16, None), (23, 14), (24, 0), (5, 3)])
-def test_one_round_on_gpus_without_triton_equals_the_oracle(before: int, after: int, length: int, real: int | None) -> None:
-    qk, v = (x.requires_grad_() for x in inputs(length))
-    masks = Masks(None if real is None else padding(length, length, real))
-    buckets = torch.randint(0, 5, (2, 2, 1, length), generator=torch.Generator().manual_seed(4))
-    sizes = {"chunk": 4, "before": before, "after": after}
-    found = weighted(one_round(qk, v, order_of(buckets, masks), masks, **sizes), [qk, v], masks.padding)
-    expected = weighted(lsh_over(qk, v, buckets, masks, **sizes), [qk, v], masks.padding)
-    torch.testing.assert_close(found, expected)
-
-
-def test_one_round_on_gpus_without_triton_keeps_examples_apart_and_takes_half_precision() -> None:
-    qk, v = inputs(23)
-    masks, sizes = Masks(padding(23, 23, 14)), {"chunk": 4, "before": 1, "after": 1}
-    order = order_of(torch.randint(0, 5, (2, 2, 1, 23), generator=torch.Generator().manual_seed(4)), masks)
-    wanted = [x.clone().requires_grad_() for x in (qk, v)]
-    sound = weighted(one_round(*wanted, order, masks, **sizes), wanted, masks.padding)
-    for example in (0, 1):
-        broken = [x.clone() for x in (qk, v)]
-        broken[0][example, :, 3], broken[1][example, :, 5] = torch.nan, torch.inf
-        wanted = [x.requires_grad_() for x in broken]
-        found = weighted(one_round(*wanted, order, masks, **sizes), wanted, masks.padding)
-        torch.testing.assert_close([x[1 - example] for x in found], [x[1 - example] for x in sound])
-        assert not found[0][example].isfinite().all()
-    half = [x.to(torch.bfloat16).requires_grad_() for x in (qk, v)]
-    found = weighted(one_round(*half, order, masks, **sizes), half, masks.padding)
-    assert all(x.dtype == torch.bfloat16 for x in found)
-    for x, exact in zip(found, sound):
-        assert (x - exact).norm() / exact.norm() < 0.02
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -285,9 +249,9 @@ def test_on_other_devices_it_is_the_same(
     torch.testing.assert_close(*found)
 
 
-def noted(name: str, calls: list[str]) -> Callable:
-    """A function of `xcls.attention.lsh` that notes its calls."""
-    function = getattr(lsh, name)
+def noted(module: ModuleType, name: str, calls: list[str]) -> Callable:
+    """A function of a module that notes its calls."""
+    function = getattr(module, name)
 
     def call(*args: object, **how: object) -> torch.Tensor:
         calls.append(name)
@@ -296,19 +260,22 @@ def noted(name: str, calls: list[str]) -> Callable:
     return call
 
 
-@pytest.mark.parametrize("rounds", [1, 3])
-def test_other_devices_take_the_path_of_one_round_or_blocks_and_are_not_waited_for(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+@pytest.mark.parametrize("rounds,capability", [(1, (7, 0)), (1, (0, 0)), (3, (7, 0))])
+def test_other_devices_take_windows_or_blocks_and_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, rounds: int, capability: tuple[int, int]
+) -> None:
     """On the meta device, which has no numbers to wait for, and no autocast."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **how: nullcontext())
-    shape = (2, 2, 70, 8)
+    monkeypatch.setattr(kernels, "assumed_capability", capability)
+    shape = (2, 2, 70, 16)
     qk, v = (torch.empty(shape, device="meta", requires_grad=True) for _ in range(2))
     masks = Masks(torch.empty(2, 70, dtype=torch.bool, device="meta"))
-    reformer = Reformer(**{**FACTS, "head_dim": 8}, num_hashes=rounds, bucket_size=16).to("meta")
+    reformer = Reformer(**{**FACTS, "head_dim": 16}, num_hashes=rounds, bucket_size=16).to("meta")
     calls = []
-    for name in ("attend", "attend_one_round"):
-        monkeypatch.setattr(f"xcls.attention.lsh.{name}", noted(name, calls))
+    monkeypatch.setattr(lsh, "attend", noted(lsh, "attend", calls))
+    monkeypatch.setattr(lsh_windows, "attend_in_windows", noted(lsh_windows, "attend_in_windows", calls))
     out = reformer.attend(qk, qk, v, masks)
-    assert out.shape == shape and calls == (["attend_one_round"] if rounds == 1 else ["attend"])
+    assert out.shape == shape and calls == (["attend_in_windows"] if rounds == 1 and capability[0] else ["attend"])
     out.backward(torch.empty_like(out))
     assert qk.grad.shape == v.grad.shape == shape
 
@@ -322,6 +289,7 @@ def test_with_triton_it_is_the_same(monkeypatch: pytest.MonkeyPatch, kind: type[
     found = []
     for triton in (True, False):
         monkeypatch.setattr(lsh_triton, "available", lambda x, hashing=False, triton=triton: triton)
+        monkeypatch.setattr(lsh_windows, "available", lambda x: False)
         masks = Masks(padding(71, 71, 41))
         wanted = [x.clone().requires_grad_() for x in tensors]
         found.append(weighted(reformer(wanted[0], wanted[0], wanted[1], masks), wanted, masks.padding))

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from xcls.attention.base import Attention, Masks, full_dtype, is_compiling, mix
-from xcls.attention.kernels import lsh_cpu, lsh_triton
-from xcls.attention.kernels.lsh_one_round import attend_one_round
+from xcls.attention.kernels import lsh_cpu, lsh_triton, lsh_windows
 from xcls.attention.sorted_chunks import Chunks, attend, real_tokens
 
 
@@ -111,8 +110,8 @@ def lsh_attention(
     if plain and lsh_triton.available(qk):
         return lsh_triton.attend_sorted(qk, v, order.int(), count, chunk=chunk, before=before, after=after)
     chunks = Chunks(order, order, count, chunk, before, after)
-    if plain and order.shape[2] == 1 and not on_cpu(qk) and not is_compiling():
-        return attend_one_round(qk, v, chunks, masks)
+    if plain and order.shape[2] == 1 and lsh_windows.available(qk) and not is_compiling():
+        return lsh_windows.attend_in_windows(qk, v, chunks, masks)
     queries, keys = qk, unit_keys(qk)
     if codes is not None:
         codes = codes.to(qk.dtype)
