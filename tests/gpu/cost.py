@@ -118,6 +118,8 @@ WORK: dict[str, Callable[..., Work]] = {
     "merge_heads": lambda *_: Work(),
     "favor_forward": lambda q, k, v, directions, *_: _favor(q, directions, False),
     "favor_backward": lambda grad, q, k, v, directions, *_: _favor(q, directions, True),
+    "favor_softmax": lambda x, out: Work(passes=1 + (x.shape[-1] > 4096)),
+    "favor_means_grad": lambda *_: Work(),
     "lsh_keys": _hash,
     "lsh_windows": lambda *_: Work(),
     "lsh_tokens": lambda *_: Work(),

@@ -1,11 +1,12 @@
-"""FAVOR+ without masks between tokens, in few large operations: `favor.Performer` on GPUs where Triton does not run.
+"""FAVOR+ without masks between tokens, in few large operations: `favor.Performer` on GPUs without tensor cores for Triton.
 
 Linear attention is softmax attention twice: directions attend to keys, queries to directions. With t_m = sum_j phi_m(k_j),
 
     mean_m = sum_j softmax_j(w_m.k_j - |k_j|^2 / (2 sqrt D)) v_j,    out_i = sum_m softmax_m(w_m.q_i + log t_m) mean_m
 
 What is multiplied in 16 bits is then a weight in [0, 1] or a mean of values, which fp16 holds too; exponents, softmax and
-normalisers are fp32. Summands of exponents are a column of the product that makes them.
+normalisers are fp32. Summands of exponents are a column of the product that makes them. What lies between the products
+is `favor_rows.py`.
 Letters: B batch, H heads, N tokens, D head width, M features, G = B x H.
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from xcls.attention.base import full_dtype
+from xcls.attention.kernels.favor_rows import gradient_of_means, softmax_into
 
 EXCLUDED = 1e30  # the half norm of a pad: its exponent is lower than any other, and finite
 
@@ -52,23 +54,21 @@ class _Favor(torch.autograd.Function):
             half_norm.masked_fill_(padding[:, None], EXCLUDED)
 
         exponent = torch.bmm(with_column(w, -1.0), with_column(k, half_norm, full).transpose(1, 2))  # [G, M, N]
-        weights = torch.softmax(exponent, dim=-1)
-        most, where = weights.max(dim=-1, keepdim=True)
-        largest = exponent.gather(-1, where) + c
         h = v.new_empty(batch * heads, features + 1, length)
-        h[:, :features] = weights
+        total, largest = (x + c for x in softmax_into(exponent, h))
         h[:, features].view(batch, heads, length).copy_((real / count)[:, None])
-        del exponent, weights
+        del exponent
         v = v.reshape(-1, length, width)
-        means = torch.bmm(h, v).to(full)
-        total = largest - most.log() - largest.amax(dim=1, keepdim=True)  # log t under the largest feature of all
+        means = torch.bmm(h, v)
+        total = total - largest.amax(dim=1, keepdim=True)  # log t under the largest feature of all
         extra = (epsilon * count).log().repeat_interleave(heads, dim=0).unsqueeze(-1)  # [G, 1, 1]
         level = torch.logaddexp(total, extra)
         share = (total - level).exp()  # what of a feature's sum is not epsilon, [G, M, 1]
-        mean = (share * means[:, :features] + (extra - level).exp() * means[:, features:]).to(v.dtype)
+        mean = torch.lerp(means[:, features:], means[:, :features], share.to(v.dtype))
 
         exponent = torch.bmm(with_column(q, 1.0, full), with_column(w, level + c).transpose(1, 2))  # [G, N, M]
-        p = torch.softmax(exponent, dim=-1).to(v.dtype)
+        p = v.new_empty(batch * heads, length, features)
+        softmax_into(exponent, p)
         ctx.save_for_backward(q, k, v, directions, offset, h, p, mean, means, share)
         return torch.bmm(p, mean).view(q.shape)
 
@@ -83,27 +83,21 @@ class _Favor(torch.autograd.Function):
             grad = grad.to(v.dtype).reshape(-1, length, width)
             change_q = torch._softmax_backward_data(torch.bmm(grad, mean.transpose(1, 2)), p, -1, p.dtype)  # [G, N, M]
             q_grad = torch.bmm(change_q, w).view(q.shape)
-            mean_grad = torch.bmm(p.transpose(1, 2), grad).to(means.dtype)
-            level_grad = change_q.sum(dim=1, dtype=means.dtype).unsqueeze(-1)  # [G, M, 1]
-
-            weighted, all_alike = means[:, :features], means[:, features:]
-            tilt = (mean_grad * (weighted - all_alike)).sum(dim=-1, keepdim=True)
-            total_grad = share * (level_grad + (1 - share) * tilt)
-            weighted_grad = share * mean_grad
-            alike_grad = ((1 - share) * mean_grad).sum(dim=1, keepdim=True)
-            constant = total_grad - (weighted_grad * weighted).sum(dim=-1, keepdim=True)
-            change_k = torch.baddbmm(constant.to(v.dtype), weighted_grad.to(v.dtype), v.transpose(1, 2))
+            mean_grad = torch.bmm(p.transpose(1, 2), grad)
+            level_grad = change_q.sum(dim=1, dtype=share.dtype).unsqueeze(-1)  # [G, M, 1]
+            means_grad, constant = gradient_of_means(mean_grad, means, share, level_grad)
+            change_k = torch.baddbmm(constant.to(v.dtype), means_grad[:, :features], v.transpose(1, 2))
             change_k.mul_(h[:, :features])  # [G, M, N]
             k_grad = torch.bmm(change_k.transpose(1, 2), w).view(k.shape)
             k_grad.addcmul_(change_k.sum(dim=1).view(batch, heads, length, 1), k, value=-(width**-0.5))
-            v_grad = torch.bmm(h.transpose(1, 2), torch.cat((weighted_grad, alike_grad), dim=1).to(v.dtype)).view(k.shape)
+            v_grad = torch.bmm(h.transpose(1, 2), means_grad).view(k.shape)
             w_grad, c_grad = None, None
             if ctx.needs_input_grad[3]:
                 q, k = (x.to(v.dtype).reshape(-1, length, width) for x in (q, k))
                 w_grad = (torch.bmm(change_q.transpose(1, 2), q) + torch.bmm(change_k, k)).view(batch, heads, -1, width)
                 w_grad = w_grad.to(directions.dtype).sum_to_size(directions.shape)
             if ctx.needs_input_grad[4]:
-                c_grad = level_grad + change_k.sum(dim=-1, keepdim=True, dtype=means.dtype)
+                c_grad = level_grad + change_k.sum(dim=-1, keepdim=True, dtype=share.dtype)
                 c_grad = c_grad.view(batch, heads, 1, -1).to(offset.dtype).sum_to_size(offset.shape)
         return q_grad, k_grad, v_grad, w_grad, c_grad, None, None
 
