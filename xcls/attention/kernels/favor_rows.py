@@ -25,7 +25,7 @@ def available(x: Tensor) -> bool:
 
 
 def softmax_into(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(x) over the last dimension into the first rows of `out`; the logarithms of its sums, and the largest of each row.
+    """softmax(x) over the last dimension into the first rows of `out`; the logarithm of its sum and the largest of each row.
 
     x [G, R, C], contiguous; out [G, at least R, C], contiguous, of any dtype -> [G, R, 1] each, like x. No gradient.
     """
@@ -39,7 +39,7 @@ def softmax_into(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient_of_means(mean_grad: Tensor, means: Tensor, share: Tensor, level_grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of mean = share weighted + (1 - share) alike, where means [G, M+1, D] = (weighted, alike).
+    """The gradient of mean = share weighted + (1 - share) alike, with means [G, M+1, D] = (weighted, alike), or more rows.
 
     mean_grad [G, M, D]; share [G, M, 1]; level_grad [G, M, 1], that of the level, of which each feature's sum has its
     share -> the gradient of `means`, like it, and what it takes from the softmax over keys, [G, M, 1]:
@@ -47,12 +47,14 @@ def gradient_of_means(mean_grad: Tensor, means: Tensor, share: Tensor, level_gra
     """
     if available(mean_grad):
         return torch.ops.xcls.favor_means_grad(mean_grad, means, share, level_grad)
-    mean_grad, weighted, alike = mean_grad.to(share.dtype), means[:, :-1].to(share.dtype), means[:, -1:].to(share.dtype)
+    mean_grad, features = mean_grad.to(share.dtype), mean_grad.shape[1]
+    weighted, alike = means[:, :features].to(share.dtype), means[:, features : features + 1].to(share.dtype)
     tilt = (mean_grad * (weighted - alike)).sum(dim=-1, keepdim=True)
     weighted_grad = share * mean_grad
     alike_grad = ((1 - share) * mean_grad).sum(dim=1, keepdim=True)
     constant = share * (level_grad + (1 - share) * tilt) - (weighted_grad * weighted).sum(dim=-1, keepdim=True)
-    return torch.cat((weighted_grad, alike_grad), dim=1).to(means.dtype), constant
+    grad = torch.cat((weighted_grad, alike_grad, torch.zeros_like(means[:, features + 1 :])), dim=1)
+    return grad.to(means.dtype), constant
 
 
 def run_softmax(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,11 +69,11 @@ def run_softmax(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def run_means_grad(mean_grad: Tensor, means: Tensor, share: Tensor, level_grad: Tensor) -> tuple[Tensor, Tensor]:
-    grad, constant = torch.empty_like(means), torch.empty_like(share)
+    grad, constant = torch.zeros_like(means), torch.empty_like(share)
     sequences, features, width = mean_grad.shape
     with torch.cuda.device_of(means):
         means_grad_kernel[(sequences,)](
-            mean_grad, means, share, level_grad, grad, constant, features, width,
+            mean_grad, means, share, level_grad, grad, constant, features, means.shape[1], width,
             TILE=16, D=triton.next_power_of_2(width))  # fmt: skip
     return grad, constant
 
@@ -114,14 +116,14 @@ if triton is not None:
 
     @triton.jit
     def means_grad_kernel(
-        MEAN_GRAD, MEANS, SHARE, LEVEL_GRAD, GRAD, CONSTANT, features, width, TILE: tl.constexpr, D: tl.constexpr
+        MEAN_GRAD, MEANS, SHARE, LEVEL_GRAD, GRAD, CONSTANT, features, rows, width, TILE: tl.constexpr, D: tl.constexpr
     ):  # fmt: skip
         """One sequence, TILE features at a time; see `gradient_of_means`."""
         sequence = tl.program_id(0).to(tl.int64)
         column = tl.arange(0, D)
         inside = column < width
-        MEANS += sequence * (features + 1) * width
-        GRAD += sequence * (features + 1) * width
+        MEANS += sequence * rows * width
+        GRAD += sequence * rows * width
         alike = tl.load(MEANS + features * width + column, mask=inside, other=0.0).to(tl.float32)
         alike_grad = tl.zeros([D], tl.float32)
         for start in range(0, features, TILE):

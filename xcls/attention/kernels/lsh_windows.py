@@ -2,7 +2,8 @@
 
 One Triton kernel gathers queries into chunks, unit keys and values into the windows that chunks see; PyTorch's fused
 attention does the products, and is computed again in the backward pass, so that only the inputs are kept. A second
-kernel takes gradients back to the tokens: it reads what all windows hold of a token, without atomics. The readable version is `lsh_attention` through `sorted_chunks.attend_plainly`.
+kernel takes gradients back to the tokens: it reads what all windows hold of a token, without atomics. The readable
+version is `lsh_attention` through `sorted_chunks.attend_plainly`.
 Letters: B batch, H heads, N tokens, D head width, T chunks of a sequence, C slots of a chunk, K slots of a window.
 A row is a token's place in the sequence, a slot its place in the sorted order. Tensors of chunks are [B, T C, H, D].
 """
