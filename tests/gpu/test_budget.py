@@ -14,7 +14,7 @@ from tests.gpu.cost import CARDS, Case, trace
 KERNELS = {"sdpa": 330, "sdpa_fused": 300, "performer": 360, "reformer": 450}
 ROTATION = 1.5e9  # bytes that RoPE moves in all layers
 SOFTMAX = 21e9  # bytes that sdpa moves, in bf16 and in fp16
-NEW, OLD = ("A100", "H100"), ("T4", "V100")  # OLD: no tensor cores for Triton, so that all products are PyTorch's
+NEW, OLD = ("A100", "H100"), ("T4", "V100")  # OLD: no tensor cores for Triton
 TIME = {("performer", NEW): 0.78, ("reformer", NEW): 0.82, ("performer", OLD): 0.90, ("reformer", OLD): 0.82}  # of that of sdpa
 MEMORY = {("performer", NEW): 0.77, ("reformer", NEW): 0.76, ("performer", OLD): 0.78, ("reformer", OLD): 0.76}
 LONG = {"performer": 0.155, "reformer": 0.20}  # of the time of sdpa_fused at 16,384 tokens, on an H100
