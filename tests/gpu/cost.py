@@ -307,7 +307,7 @@ class Meter(TorchDispatchMode):
             self.now -= self.live.pop(key)[1]
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         if not view and name not in NO_KERNEL and (ins or outs):
-            self.ops.append(self.measured(space, name, args, ins, outs))
+            self.ops.append(self.measured(space, name, args, kwargs, ins, outs))
         return out
 
     def note(self, name: str, tensors: list[Tensor | None], work: Work) -> None:
@@ -315,7 +315,7 @@ class Meter(TorchDispatchMode):
         moved = sum(_bytes(tensor) for tensor in tensors if tensor is not None)
         self.ops.append(Op(name, moved, work.products, work.dtype, work.kernels, self.place()))
 
-    def measured(self, space: str, name: str, args: Any, ins: list[Tensor], outs: list[Tensor]) -> Op:
+    def measured(self, space: str, name: str, args: Any, kwargs: Any, ins: list[Tensor], outs: list[Tensor]) -> Op:
         """What one operation costs."""
         filled = outs if name in FILLS else []
         moved = sum(map(_bytes, outs)) + sum(_bytes(t) for t in ins if not any(t is out for out in filled))
@@ -330,6 +330,8 @@ class Meter(TorchDispatchMode):
         elif name in ("mm", "addmm", "bmm", "baddbmm"):
             one, other = ins[:2] if name in ("mm", "bmm") else ins[-2:]
             work = Work(2.0 * one.shape.numel() * other.shape[-1], one.dtype)
+            if name == "baddbmm" and kwargs.get("beta", 1) != 0:  # the summand is first copied to where the product will be
+                moved, work = moved + 2 * _bytes(outs[0]), work._replace(kernels=2)
         return Op(name, moved * work.passes, work.products, work.dtype, work.kernels, self.place())
 
 

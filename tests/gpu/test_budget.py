@@ -13,9 +13,9 @@ from tests.gpu.cost import CARDS, Case, trace
 
 KERNELS = {"sdpa": 330, "sdpa_fused": 300, "performer": 360, "reformer": 450}
 ROTATION = 1.5e9  # bytes that RoPE moves in all layers
-SOFTMAX = 21e9  # bytes that sdpa moves, in bf16 and in fp16
+SOFTMAX = {"A100": 21e9, "T4": 22e9}  # bytes that sdpa moves, in bf16 and in fp16
 NEW, OLD = ("A100", "H100"), ("T4", "V100")  # OLD: no tensor cores for Triton
-TIME = {("performer", NEW): 0.78, ("reformer", NEW): 0.82, ("performer", OLD): 0.90, ("reformer", OLD): 0.82}  # of that of sdpa
+TIME = {("performer", NEW): 0.75, ("reformer", NEW): 0.71, ("performer", OLD): 0.88, ("reformer", OLD): 0.80}  # of that of sdpa
 MEMORY = {("performer", NEW): 0.77, ("reformer", NEW): 0.76, ("performer", OLD): 0.78, ("reformer", OLD): 0.76}
 LONG = {"performer": 0.155, "reformer": 0.20}  # of the time of sdpa_fused at 16,384 tokens, on an H100
 
@@ -28,8 +28,8 @@ def test_a_step_stays_within_its_budget(attention: str) -> None:
     masked = trace(Case(attention, mlm=True, words=("size=small", "size.num_layers=1")), "A100")
     found["waits of masked language modelling"], most["waits of masked language modelling"] = masked.waits.total(), 0
     if attention == "sdpa":
-        for card in ("A100", "T4"):
-            found[f"bytes, {CARDS[card].dtype}"], most[f"bytes, {CARDS[card].dtype}"] = trace(Case("sdpa"), card).moved(), SOFTMAX
+        for card, limit in SOFTMAX.items():
+            found[f"bytes, {CARDS[card].dtype}"], most[f"bytes, {CARDS[card].dtype}"] = trace(Case("sdpa"), card).moved(), limit
     wrong = over(found, most)
     assert not wrong, "; ".join(wrong)
 
