@@ -58,6 +58,7 @@ def gradient_of_means(mean_grad: Tensor, means: Tensor, share: Tensor, level_gra
 
 
 def run_softmax(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Starts the kernel of the softmax: x [G, N, M] -> `out`, and the sum and the largest of each row, [G, N, 1]."""
     sequences, rows, columns = x.shape
     sums, largest = (x.new_empty(sequences, rows, 1) for _ in range(2))
     block = min(WHOLE, triton.next_power_of_2(columns))
@@ -69,6 +70,7 @@ def run_softmax(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def run_means_grad(mean_grad: Tensor, means: Tensor, share: Tensor, level_grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Starts the kernel of the gradient of the means: that of the sums, like `means`, and of their constant, like `share`."""
     grad, constant = torch.zeros_like(means), torch.empty_like(share)
     sequences, features, width = mean_grad.shape
     with torch.cuda.device_of(means):

@@ -84,17 +84,20 @@ def tile(features: int) -> int:
 
 
 def empty_sums(x: Tensor, w: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Room for the partial sums over the tiles of x [B, H, N, D]: [G, tiles, M], twice."""
     shape = x.shape[0] * x.shape[1], -(-x.shape[2] // tile(len(w))), len(w)
     return w.new_empty(shape), w.new_empty(shape)
 
 
 def empty_weights(x: Tensor, w: Tensor, level: Tensor, padding: Tensor | None, count: Tensor | None) -> Tensor:
+    """Room for the weights of x [B, H, N, D], [G, N, M], with more columns where a `count` is given."""
     return x.new_empty(x.shape[0] * x.shape[1], x.shape[2], len(w) + MORE * (count is not None))
 
 
 def empty_grads(
     x: Tensor, w: Tensor, level: Tensor, padding: Tensor | None, count: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """Room for the gradient of the weights, and of what is summed over tiles or rows."""
     of_rows = w.new_empty(x.shape[0] * x.shape[1], x.shape[2])
     return empty_weights(x, w, level, padding, count), empty_sums(x, w, None)[0] if count is None else of_rows
 
@@ -132,6 +135,7 @@ def run_grads(
 
 
 def launch(x: Tensor, w: Tensor, *tensors: Tensor | None, mode: int) -> None:
+    """Starts the kernel of the weights on the device of x [B, H, N, D], in one of its modes."""
     batch, heads, length, width = x.shape
     with torch.cuda.device_of(x):
         weights_kernel[(batch * heads * -(-length // tile(len(w))),)](

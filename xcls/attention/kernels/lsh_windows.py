@@ -113,6 +113,7 @@ def shapes_of_windows(qk: Tensor, v: Tensor, order: Tensor, chunk: int, before: 
 
 
 def run_windows(qk: Tensor, v: Tensor, order: Tensor, chunk: int, before: int, after: int) -> list[Tensor]:
+    """Starts the kernel that gathers queries, unit keys and values into windows."""
     made = shapes_of_windows(qk, v, order, chunk, before, after)
     batch, heads, length, width = qk.shape
     span = (before + 1 + after) * chunk
@@ -126,6 +127,7 @@ def run_windows(qk: Tensor, v: Tensor, order: Tensor, chunk: int, before: int, a
 def run_tokens(
     d_q: Tensor, d_k: Tensor, d_v: Tensor, qk: Tensor, order: Tensor, chunk: int, before: int, after: int
 ) -> tuple[Tensor, Tensor]:
+    """Starts the kernel that takes the gradients of windows back to the tokens: those of qk and v, [B, H, N, D]."""
     d_x, d_values = token_major(qk), token_major(qk)
     batch, heads, length, width = qk.shape
     with torch.cuda.device_of(qk):
