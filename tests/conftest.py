@@ -22,8 +22,9 @@ from tests import warm
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile("house")  # a slow machine is no failure, and one that passes has tried what another tries
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: commands under test would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # started in the background, or by nohup: commands under test would inherit it
+        signal.signal(number, handler)
 os.environ.pop("XCLS_RUNS", None)  # the developer's own runs stay out of it
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,11 +23,11 @@ from xcls.train.cards import Card
 
 def bench(plan: Plan) -> int:
     """mode=bench: time, memory, operations and error of mechanisms; `multirun/bench/<name>/`. Gives the exit code."""
+    folder = plan.runs / "multirun" / "bench" / (plan.config.exp or plan.config.bench.name)
+    refuse_twin(folder)
     precision = plan.precision
     settings = plan.config.bench = settled(plan.config.bench, precision.dtype)
     check_dtypes(settings.dtypes, plan.find().cards if precision.device == "cuda" else ())
-    folder = plan.runs / "multirun" / "bench" / (plan.config.exp or settings.name)
-    refuse_twin(folder)
     nodes = {group: {path.stem: read_yaml(path) for path in sorted((plan.root / "conf" / group).glob("*.yaml"))}
              for group in ("attention", "position")}
     progress = os.environ.get("XCLS_PROGRESS") != "0"
