@@ -303,7 +303,6 @@ def _bench(plan: Plan) -> int:
     """mode=bench."""
     from xcls.start_bench import bench  # the measuring code, which no other mode needs
 
-    plan.check_device()
     return bench(plan)
 
 

@@ -25,6 +25,7 @@ def bench(plan: Plan) -> int:
     """mode=bench: time, memory, operations and error of mechanisms; `multirun/bench/<name>/`. Gives the exit code."""
     folder = plan.runs / "multirun" / "bench" / (plan.config.exp or plan.config.bench.name)
     refuse_twin(folder)
+    plan.check_device()
     precision = plan.precision
     settings = plan.config.bench = settled(plan.config.bench, precision.dtype)
     check_dtypes(settings.dtypes, plan.find().cards if precision.device == "cuda" else ())
