@@ -180,13 +180,15 @@ def distance_matrix(bias: Tensor, *, rows: int, columns: int, offset: int = 0) -
     return repeated[:, : rows * (size - 1)].view(-1, rows, size - 1)[:, :, :columns]
 
 
+UNKNOWN = 16 * 2**30  # bytes, where a system does not tell its memory
+MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else UNKNOWN  # once: it can't be compiled
+
+
 def memory_of(device: torch.device) -> int:
     """The memory of a device, bytes: of the card, or of the machine. A constant, so that runs decide alike."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    if device.type == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 16 * 2**30
+    return MACHINE if device.type == "cpu" else UNKNOWN
 
 
 BLOCK_ROWS = 256  # query rows of a block, where N x N matrices do not fit
