@@ -18,7 +18,7 @@ from xcls.attention.kernels import lsh_triton, lsh_windows
 from xcls.attention.lsh import Reformer, hash_buckets, lsh_attention, sort_keys, sorted_positions, unit_keys
 from xcls.attention.lsh_local import ReformerLocal
 from xcls.attention.lsh_shared import ReformerShared
-from xcls.attention.sorted_chunks import Chunks, attend, attend_plainly, real_tokens
+from xcls.attention.sorted_chunks import attend, attend_plainly
 from xcls.position.rope import Rotary
 
 FACTS = {"num_heads": 2, "head_dim": 4, "layer": 0, "seed": 1}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+HEADROOM = 16.0  # fp16 ends at 65,504, and q.k of large activations does not: products are smaller by this factor
 is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 
 

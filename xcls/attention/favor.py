@@ -28,13 +28,8 @@ from xcls.attention.base import (
     mix,
     zero_padding,
 )
-from xcls.attention.kernels import favor_cpu, favor_products, favor_weights
+from xcls.attention.kernels import favor_cpu, favor_products, favor_triton, favor_weights
 from xcls.attention.kernels.favor_chunks import AddBand
-
-try:
-    from xcls.attention.kernels import favor_triton
-except ImportError:
-    favor_triton = None
 
 DEAD = 1e-30  # a normaliser below this is that of a row with nothing to attend to
 
@@ -219,7 +214,7 @@ class Performer(RandomFeatures):
             return super().attend(q, k, v, masks)
         directions, offset = self.directions(q, k, masks)
         shared = offset is None and q.dtype == k.dtype == v.dtype
-        if shared and favor_triton is not None and favor_triton.available(q, self.num_features):
+        if shared and favor_triton.available(q, self.num_features):
             return favor_triton.favor(q, k, v, directions[0, 0].float(), masks.padding, self.epsilon)
         if is_compiling():  # the compiler fuses the formula by itself
             return super().attend(q, k, v, masks)

@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xcls.attention.base import Attention, Masks, full_dtype, mix
+from xcls.attention.base import HEADROOM, Attention, Masks, full_dtype, mix
 from xcls.attention.sorted_chunks import Chunks, attend, real_tokens
-
-HEADROOM = 16.0  # fp16 ends at 65,504, and q.k of large activations does not: products are smaller by this factor
 
 
 @torch.no_grad()

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xcls.attention.base import Attention, Masks, distance_matrix, fits, is_compiling
+from xcls.attention.base import HEADROOM, Attention, Masks, distance_matrix, fits, is_compiling
 from xcls.attention.kernels.softmax_blocks import in_blocks
 
-HEADROOM = 16.0  # fp16 ends at 65,504: scores are computed smaller by this factor
 LOWEST_HALF = torch.finfo(torch.float16).min
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from xcls.attention import base
-from xcls.attention.base import Masks, distance_matrix, full_dtype
+from xcls.attention.base import HEADROOM, Masks, distance_matrix, full_dtype
 
-HEADROOM = 16.0  # fp16 ends at 65,504: scores are computed smaller by this factor
 LARGEST_BLOCK = 2**22  # scores of a block on a CPU: 16 MiB in fp32
 LARGEST_BLOCK_GPU = 2**27
 
