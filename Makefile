@@ -48,10 +48,10 @@ report: setup  ## the report over everything under multirun/, pretrain/, finetun
 
 ANY_PY = $(firstword $(wildcard $(PY)) $(PYTHON))
 status:  ## where all runs stand; of one sweep: make status SWEEP=multirun/quick (fails where a run has failed)
-	@$(ANY_PY) -m xcls.status $(SWEEP)
+	@$(ANY_PY) -m xcls.runs.status $(SWEEP)
 
 watch:  ## the same every few seconds, until Ctrl-C
-	@$(ANY_PY) -m xcls.status --watch -- $(SWEEP)
+	@$(ANY_PY) -m xcls.runs.status --watch -- $(SWEEP)
 
 BENCH := $(PY) run.py mode=bench
 MECHANISMS := sdpa,sdpa_fused,performer,performer_oprf,performer_sderf,performer_hyperbolic,performer_relu,performer_band,performer_band_oprf

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P report.py` does not
 
-from xcls.terminal import any_encoding, end_early, reader_left  # noqa: E402
+from xcls.runs.terminal import any_encoding, end_early, reader_left
 
 HOOK = sys.excepthook
 if __name__ == "__main__":
@@ -25,10 +25,10 @@ from hydra.errors import HydraException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from xcls.identity import runs_root  # noqa: E402
-from xcls.quoting import quote_typed  # noqa: E402
+from xcls.config.overrides import quote_typed  # noqa: E402
+from xcls.config.schema import UserError, flatten, nearest  # noqa: E402
 from xcls.report.settings import FamilyClaims, Settings  # noqa: E402
-from xcls.schema import UserError, flatten, nearest  # noqa: E402
+from xcls.runs.identity import runs_root  # noqa: E402
 
 sys.excepthook = HOOK
 KEYS = [

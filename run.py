@@ -15,10 +15,21 @@ from typing import Any, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P run.py` does not
 
-from xcls.allocator import start_anew  # noqa: E402
-from xcls.terminal import any_encoding, end_early, reader_left, stopped  # noqa: E402
+from xcls.runs.allocator import start_anew
+from xcls.runs.terminal import any_encoding, end_early, reader_left, stopped
 
-QUESTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")  # nothing runs
+QUESTIONS = (
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+)  # nothing runs
 ASKED = any(word.partition("=")[0] in QUESTIONS for word in sys.argv[1:])
 if __name__ == "__main__" and not ASKED:
     start_anew(__file__)
@@ -36,20 +47,20 @@ from hydra.errors import HydraException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from xcls.command_line import check_launcher, check_words, completion  # noqa: E402
-from xcls.discreet import hide_secrets  # noqa: E402
-from xcls.identity import runs_root  # noqa: E402
-from xcls.moved import current  # noqa: E402
-from xcls.outline import Outline, outlines  # noqa: E402
-from xcls.paths import at, find_run, in_project  # noqa: E402
-from xcls.quoting import admitted, quote_typed  # noqa: E402
-from xcls.recipe import settle_rates  # noqa: E402
-from xcls.record import without_secrets  # noqa: E402
-from xcls.run_files import check_texts, read_yaml  # noqa: E402
-from xcls.schema import Config, UserError, check, check_name, flatten, nearest, unflatten  # noqa: E402
-from xcls.signature import FILES, check_node  # noqa: E402
-from xcls.slips import check_slips  # noqa: E402
-from xcls.wording import package_worded, with_origins, word_hydra, word_omegaconf  # noqa: E402
+from xcls.config.cli_checks import check_slips  # noqa: E402
+from xcls.config.errors import package_worded, with_origins, word_hydra, word_omegaconf  # noqa: E402
+from xcls.config.files import check_texts, read_yaml  # noqa: E402
+from xcls.config.hydra_settings import check_launcher, check_words, completion  # noqa: E402
+from xcls.config.overrides import admitted, quote_typed  # noqa: E402
+from xcls.config.rates import settle_rates  # noqa: E402
+from xcls.config.renamed import current  # noqa: E402
+from xcls.config.schema import Config, UserError, check, check_name, flatten, nearest, unflatten  # noqa: E402
+from xcls.config.targets import FILES, check_node  # noqa: E402
+from xcls.runs.identity import runs_root  # noqa: E402
+from xcls.runs.paths import at, find_run, in_project  # noqa: E402
+from xcls.runs.record import without_secrets  # noqa: E402
+from xcls.runs.redact import hide_secrets  # noqa: E402
+from xcls.runs.spec import Outline, outlines  # noqa: E402
 
 sys.excepthook = HOOK  # `enter` sees to it from here
 
@@ -57,14 +68,32 @@ ROOT = Path(__file__).resolve().parent
 RUNS = runs_root(ROOT)
 MOST_JOBS = 10_000  # of one sweep
 UNTYPED = ("attention", "position", "dataset.source")  # typed by the signature of their _target_
-HOMES = {"attention": "xcls.attention.", "position": "xcls.position.", "dataset.source": "xcls.data."}  # of their targets
+HOMES = {
+    "attention": "xcls.attention.",
+    "position": "xcls.position.",
+    "dataset.source": "xcls.data.",
+}  # of their targets
 BUILDER_GIVES = {
     "attention": ("name", "num_heads", "head_dim", "layer", "seed"),
     "position": ("name", "embed_dim", "num_heads", "head_dim", "num_layers", "seq_len"),
     "dataset.source": ("path", "text", "label"),
 }
 INHERITED = ("attention", "position", "size", "tokenizer", "seq_len")  # by fine-tuning, from its pretraining run
-NOT_IN_FILE = ("mode", "exp", "resume", "retry_failed", "template", "pretrain", "checkpoint", "split", "input", "output", "text", "reading", "sweep")
+NOT_IN_FILE = (
+    "mode",
+    "exp",
+    "resume",
+    "retry_failed",
+    "template",
+    "pretrain",
+    "checkpoint",
+    "split",
+    "input",
+    "output",
+    "text",
+    "reading",
+    "sweep",
+)
 
 
 class Typed:
@@ -76,7 +105,9 @@ class Typed:
         for override in OverridesParser.create().parse_overrides(overrides):
             key = override.key_or_group
             if override.is_delete():
-                raise UserError(f"~{key}: a key cannot be taken away; every one is needed. Set it to another value instead.")
+                raise UserError(
+                    f"~{key}: a key cannot be taken away; every one is needed. Set it to another value instead."
+                )
             (self.groups if key in groups else self.values).add(key)
 
     def touches(self, node: str) -> bool:
@@ -98,7 +129,9 @@ def lay_over(tree: dict[str, Any], file: dict[str, Any], typed: Typed) -> dict[s
     return unflatten(values)
 
 
-def take_file(tree: dict[str, Any], path: Path, typed: Typed, choices: dict[str, str], origins: dict[str, str]) -> dict[str, Any]:
+def take_file(
+    tree: dict[str, Any], path: Path, typed: Typed, choices: dict[str, str], origins: dict[str, str]
+) -> dict[str, Any]:
     """Lays the run file at `path` over the composed tree; its `choices:` name what the user did not type."""
     file = current(read_yaml(path))
     named = {key.partition(".")[2]: value for key, value in file.items() if key.startswith("choices.")}
@@ -122,7 +155,9 @@ def take_file(tree: dict[str, Any], path: Path, typed: Typed, choices: dict[str,
     return lay_over(tree, file, typed)
 
 
-def inherit(tree: dict[str, Any], parent: Path, typed: Typed, choices: dict[str, str], origins: dict[str, str]) -> dict[str, Any]:
+def inherit(
+    tree: dict[str, Any], parent: Path, typed: Typed, choices: dict[str, str], origins: dict[str, str]
+) -> dict[str, Any]:
     """The composed tree with the architecture of the run at `parent`, and its data set unless another was typed or a template names it."""
     file = current(read_yaml(parent / "resolved_config.yaml"))
     values = flatten(tree)
@@ -130,13 +165,17 @@ def inherit(tree: dict[str, Any], parent: Path, typed: Typed, choices: dict[str,
     for node in INHERITED:
         theirs = {key: value for key, value in file.items() if key == node or key.startswith(node + ".")}
         if not theirs:
-            raise UserError(f"{parent / 'resolved_config.yaml'}: names no {node}, so it is no run of this program, or damaged.")
+            raise UserError(
+                f"{parent / 'resolved_config.yaml'}: names no {node}, so it is no run of this program, or damaged."
+            )
         ours = {key: value for key, value in values.items() if key == node or key.startswith(node + ".")}
         for key in sorted(set(theirs) | set(ours)):
             if typed.shields(key) and theirs.get(key) != ours.get(key):
                 wrong.append(f"{key}={ours.get(key)}: {parent.name} was trained with {key}={theirs.get(key)}.")
     if wrong:
-        wrong.append("Fine-tuning takes the architecture from its pretraining run; head, finetuning, dataset, seed, hardware, wandb are free.")
+        wrong.append(
+            "Fine-tuning takes the architecture from its pretraining run; head, finetuning, dataset, seed, hardware, wandb are free."
+        )
         raise UserError("\n".join(wrong))
     nodes = list(INHERITED)
     if "dataset" not in typed.groups and choices.get("experiment") is None and not values.get("template"):
@@ -148,18 +187,37 @@ def inherit(tree: dict[str, Any], parent: Path, typed: Typed, choices: dict[str,
     return unflatten({**values, **taken})
 
 
-def take_run(tree: dict[str, Any], config_exp: str | None, typed: Typed, choices: dict[str, str]) -> tuple[dict[str, Any], Path]:
+def take_run(
+    tree: dict[str, Any], config_exp: str | None, typed: Typed, choices: dict[str, str]
+) -> tuple[dict[str, Any], Path]:
     """mode=eval and predict: the configuration of the run that `exp` names, with the few keys that may be typed over it."""
     if not config_exp:
         raise UserError("exp: name the fine-tuned run to read: exp=<name under finetune/, or a run folder>.")
     folder = find_run("exp", config_exp, root=RUNS, stages=("finetune",))
-    free = ("mode", "exp", "split", "input", "output", "checkpoint", "hardware", "wandb", "dataset.path", "finetuning.eval_batch_size")
+    free = (
+        "mode",
+        "exp",
+        "split",
+        "input",
+        "output",
+        "checkpoint",
+        "hardware",
+        "wandb",
+        "dataset.path",
+        "finetuning.eval_batch_size",
+    )
     if tree["mode"] == "predict":  # its documents are others than those of the run
         free += ("dataset.truncate", "text", "dataset.text", "dataset.source")
-    refused = [key for key in sorted(typed.groups | typed.values) if not any(key == f or key.startswith(f + ".") for f in free)
-               or key in ("dataset.source", "dataset.source._target_")]
+    refused = [
+        key
+        for key in sorted(typed.groups | typed.values)
+        if not any(key == f or key.startswith(f + ".") for f in free)
+        or key in ("dataset.source", "dataset.source._target_")
+    ]
     if refused:
-        raise UserError(f"{', '.join(refused)}: mode={tree['mode']} reads a finished run as it is; only {', '.join(free[2:])} may be set.")
+        raise UserError(
+            f"{', '.join(refused)}: mode={tree['mode']} reads a finished run as it is; only {', '.join(free[2:])} may be set."
+        )
     file = current(read_yaml(folder / "resolved_config.yaml"))
     choices.update({key.partition(".")[2]: value for key, value in file.items() if key.startswith("choices.")})
     keep = {"mode", "exp", "split", "input", "output", "text", "reading", "checkpoint"}
@@ -189,7 +247,9 @@ def take_per(tree: dict[str, Any], typed: Typed, choices: dict[str, str]) -> Non
         option, _, leaf = key.partition(".")
         if leaf not in options.get(option, ()):
             known = [f"per.{name}.{leaf}" for name, file in options.items() for leaf in file]
-            raise UserError(f"per.{key}: unknown key; +per.<attention>.<its key>=<value> is needed.{nearest(f'per.{key}', known)}")
+            raise UserError(
+                f"per.{key}: unknown key; +per.<attention>.<its key>=<value> is needed.{nearest(f'per.{key}', known)}"
+            )
         if option == choices["attention"]:
             tree["attention"][leaf] = value
             typed.values.add(f"attention.{leaf}")
@@ -201,18 +261,22 @@ def settle(cfg: DictConfig) -> tuple[Config, dict[str, str], Path | None]:
     """The typed configuration, the choices of the groups, and the run it starts from. Raises UserError."""
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
-    choices = {k: v for k, v in OmegaConf.to_container(hydra_config.runtime.choices).items() if not k.startswith("hydra/")}
+    choices = {
+        k: v for k, v in OmegaConf.to_container(hydra_config.runtime.choices).items() if not k.startswith("hydra/")
+    }
     typed = Typed(overrides, set(choices))
     tree = OmegaConf.to_container(cfg, resolve=True)
     take_per(tree, typed, choices)
-    origins = {key: "the command line" for key in typed.values}
+    origins = dict.fromkeys(typed.values, "the command line")
     tree = OmegaConf.to_container(of_schema(tree, origins))
     folder: Path | None = None
     exp, mode = tree.get("exp"), tree.get("mode")
     if isinstance(exp, str) and mode not in ("eval", "predict"):
         check_name("exp", exp)
         if without_secrets(exp) != exp:
-            raise UserError("exp: this is an API key, a token or a password, or the value of one in the environment; it names a folder.")
+            raise UserError(
+                "exp: this is an API key, a token or a password, or the value of one in the environment; it names a folder."
+            )
     if (tree.get("text") is not None or tree.get("reading")) and mode != "predict":
         raise UserError("text: this is about new documents, mode=predict. The column to train on is dataset.text=….")
     if mode in ("eval", "predict"):
@@ -282,7 +346,7 @@ def main(cfg: DictConfig) -> None:
     config = None
     try:
         config, choices, folder = settle(cfg)
-        from xcls.start import start  # torch and the rest, only now
+        from xcls.stages.start import start  # torch and the rest, only now
 
         code = start(config, choices, folder, command=list(HydraConfig.get().overrides.task), root=ROOT)
     except KeyboardInterrupt as stop:
@@ -332,7 +396,9 @@ def enter(words: list[str]) -> int:
         check_launcher(settings, ROOT / "conf")
         plain = quote_typed(words, OverridesParser.create().parse_override)
         check_grid(plain)
-        sys.argv[1:] = sorted(admitted(plain, UNTYPED), key=lambda word: word not in ("-m", "--multirun"))  # argparse wants flags first
+        sys.argv[1:] = sorted(
+            admitted(plain, UNTYPED), key=lambda word: word not in ("-m", "--multirun")
+        )  # argparse wants flags first
         with package_worded(words, ROOT / "conf"), completion(words, ROOT / "conf"):
             main()
             sys.stdout.flush()
@@ -341,7 +407,9 @@ def enter(words: list[str]) -> int:
     except BrokenPipeError:
         return reader_left(asked=ASKED)
     except Exception as fault:
-        if not isinstance(fault, (UserError, HydraException, OmegaConfBaseException, OSError)) and not raised_by_hydra(fault):
+        if not isinstance(fault, (UserError, HydraException, OmegaConfBaseException, OSError)) and not raised_by_hydra(
+            fault
+        ):
             raise
         return refuse(fault, words)
     return 0

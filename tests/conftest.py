@@ -12,26 +12,47 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on tensors this small a second thread only waits, and costs ten times the processor
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: on tensors this small a second thread only waits, and costs ten times the processor
 
 import hypothesis
 import pytest
 
 from tests import warm
 
-hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck))
-hypothesis.settings.load_profile("house")  # a slow machine is no failure, and one that passes has tried what another tries
+hypothesis.settings.register_profile(
+    "house", deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.load_profile(
+    "house"
+)  # a slow machine is no failure, and one that passes has tried what another tries
 
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(number) is signal.SIG_IGN:  # started in the background, or by nohup: commands under test would inherit it
+    if (
+        signal.getsignal(number) is signal.SIG_IGN
+    ):  # started in the background, or by nohup: commands under test would inherit it
         signal.signal(number, handler)
 os.environ.pop("XCLS_RUNS", None)  # the developer's own runs stay out of it
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
-    "dataset=files", "dataset.path=rows.csv", "seq_len=24", "size.num_layers=1", "size.width=16", "size.num_heads=2", "size.feed_forward=32",
-    "tokenizer.vocab_size=120", "pretraining.max_steps=3", "finetuning.max_steps=4", "finetuning.batch_size=8", "pretraining.batch_size=8",
-    "hardware.dtype=fp32", "hardware.threads=1", "wandb=disabled", "baseline.tuned=false",
+    "dataset=files",
+    "dataset.path=rows.csv",
+    "seq_len=24",
+    "size.num_layers=1",
+    "size.width=16",
+    "size.num_heads=2",
+    "size.feed_forward=32",
+    "tokenizer.vocab_size=120",
+    "pretraining.max_steps=3",
+    "finetuning.max_steps=4",
+    "finetuning.batch_size=8",
+    "pretraining.batch_size=8",
+    "hardware.dtype=fp32",
+    "hardware.threads=1",
+    "wandb=disabled",
+    "baseline.tuned=false",
 ]
 SELF_STOP = """
 import os
@@ -56,13 +77,17 @@ class Project:
 
     folder: Path
 
-    def run(self, *words: str, script: str = "run.py", small: bool = True, timeout: float = 120, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, script: str = "run.py", small: bool = True, timeout: float = 120, fresh: bool = False
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end, in a process that has its imports done already (tests/warm.py) unless it is to be `fresh`."""
         command, environment = self.command(*words, script=script, small=small), self.environment
         sweep = "-m" in words or any(word.startswith("experiment=") for word in words) and "hydra.mode=RUN" not in words
         if script == "run.py" and not fresh and not sweep:
             return warm.run(command, self.folder, environment, timeout)
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=timeout
+        )
 
     def begin(self, *words: str, stop_by: int) -> subprocess.Popen[str]:
         """Starts run.py in a process that sends itself the signal `stop_by` as soon as its first checkpoint is written: no watching, no haste."""
@@ -70,7 +95,14 @@ class Project:
         hooks.mkdir(parents=True, exist_ok=True)
         (hooks / "sitecustomize.py").write_text(SELF_STOP)
         environment = {**self.environment, "PYTHONPATH": str(hooks), "STOP_BY": str(int(stop_by))}
-        return subprocess.Popen(self.command(*words), cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            self.command(*words),
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def command(self, *words: str, script: str = "run.py", small: bool = True) -> list[str]:
         """The command line of `run`: what SMALL says gives way to `words`, for no key may be typed twice."""
@@ -81,12 +113,26 @@ class Project:
     @property
     def environment(self) -> dict[str, str]:
         """No GPU, one thread, no bars, a cache and device leases of its own."""
-        return {**os.environ, "XCLS_LEASES": str(self.folder / "leases"), "XCLS_CACHE": str(self.folder / "cache"), "XCLS_PROGRESS": "0", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        return {
+            **os.environ,
+            "XCLS_LEASES": str(self.folder / "leases"),
+            "XCLS_CACHE": str(self.folder / "cache"),
+            "XCLS_PROGRESS": "0",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+        }
 
     def files(self) -> set[str]:
         """What the commands have made, caches aside."""
-        made = {p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file() and not p.is_symlink()}
-        return {name for name in made if not name.startswith(("conf/", "xcls/", "hydra_plugins/", "cache/", "leases/")) and "__pycache__" not in name}
+        made = {
+            p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file() and not p.is_symlink()
+        }
+        return {
+            name
+            for name in made
+            if not name.startswith(("conf/", "xcls/", "hydra_plugins/", "cache/", "leases/"))
+            and "__pycache__" not in name
+        }
 
 
 def make_project(folder: Path) -> Project:
@@ -102,7 +148,9 @@ def make_project(folder: Path) -> Project:
         writer.writerow(["text", "label"])
         for row in range(120):
             label = ("good", "bad")[row % 2]
-            writer.writerow([f"row {row} " + " ".join(draw.choices(words[label] + ["film", "plot"], k=draw.randint(3, 20))), label])
+            writer.writerow(
+                [f"row {row} " + " ".join(draw.choices(words[label] + ["film", "plot"], k=draw.randint(3, 20))), label]
+            )
     return Project(folder)
 
 

@@ -27,8 +27,27 @@ from omegaconf import OmegaConf
 from hydra_plugins.xcls_launcher.sweep import plan_sweep
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.chdir",
-           "shutil.rmtree", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect")
+CHANGES = (
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+    "os.chown",
+    "os.chdir",
+    "shutil.rmtree",
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.forkpty",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "socket.connect",
+)
 HARMLESS = ("/dev/null", "__pycache__")
 ASKS = ("rev-parse", "-c", "ls-files", "diff")  # commands of git that change nothing
 seen: list[str] | None = None  # what the hook has seen; None: it does not look
@@ -37,7 +56,12 @@ seen: list[str] | None = None  # what the hook has seen; None: it does not look
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if seen is None:
         return
-    if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING and not isinstance(arguments[0], int):
+    if (
+        event == "open"
+        and isinstance(arguments[2], int)
+        and arguments[2] & WRITING
+        and not isinstance(arguments[0], int)
+    ):
         seen.append(f"open {os.path.abspath(os.fsdecode(arguments[0]))}")
     elif event in CHANGES:
         place = arguments[0] if arguments else ""
@@ -45,7 +69,9 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
             return
         if event == "os.mkdir" and os.path.isdir(place):
             return  # it will fail, or is allowed to
-        seen.append(f"{event} {os.path.abspath(os.fsdecode(place)) if isinstance(place, (str, bytes, os.PathLike)) else place}")
+        seen.append(
+            f"{event} {os.path.abspath(os.fsdecode(place)) if isinstance(place, (str, bytes, os.PathLike)) else place}"
+        )
 
 
 sys.addaudithook(_hook)
@@ -87,7 +113,9 @@ class Entry:
 
     def __call__(self, *words: str, seconds: int = 30) -> Outcome:
         """Calls run.py with these words, as a process would; what it raises is caught and shown."""
-        return self._watched(lambda: runpy.run_path(str(self.folder / "run.py"), run_name="__main__"), list(words), seconds)
+        return self._watched(
+            lambda: runpy.run_path(str(self.folder / "run.py"), run_name="__main__"), list(words), seconds
+        )
 
     def composed(self, *words: str) -> Callable[[], Outcome]:
         """What `run.py words` does after Hydra has composed them, as a function: to call it often, with other files."""
@@ -118,7 +146,7 @@ class Entry:
                 call()
         except SystemExit as end:
             code = end.code
-        except BaseException:  # noqa: BLE001 - what a user would see as a traceback
+        except BaseException:
             caught = traceback.format_exc()
         finally:
             signal.alarm(0)
@@ -143,8 +171,8 @@ class Entry:
 
 def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
     """run.py of the project in `folder`: stages, jobs of sweeps and processes do not start, but count."""
-    import xcls.start
-    import xcls.start_bench
+    import xcls.bench.start
+    import xcls.stages.start
 
     entry = Entry(folder)
 
@@ -165,10 +193,10 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
         made.launch = launch
         return made
 
-    monkeypatch.setattr(xcls.start, "_run_stage", stage)
-    monkeypatch.setattr(xcls.start, "_process", lambda overrides, root: 0)
-    monkeypatch.setattr(xcls.start_bench, "run_bench", lambda *_, **__: None)
-    monkeypatch.setattr(xcls.start_bench, "run_training_bench", lambda *_, **__: None)
+    monkeypatch.setattr(xcls.stages.start, "_run_stage", stage)
+    monkeypatch.setattr(xcls.stages.start, "_process", lambda overrides, root: 0)
+    monkeypatch.setattr(xcls.bench.start, "run_bench", lambda *_, **__: None)
+    monkeypatch.setattr(xcls.bench.start, "run_training_bench", lambda *_, **__: None)
     monkeypatch.setattr(Plugins, "instantiate_launcher", launcher)
     monkeypatch.setenv("MALLOC_TOP_PAD_", "67108864")  # run.py starts anew where its allocator is not set
     monkeypatch.setenv("XCLS_CACHE", str(folder / "cache"))

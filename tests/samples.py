@@ -10,12 +10,12 @@ import numpy as np
 import torch
 import yaml
 
+from xcls.config.schema import Hardware, Training, Wandb
 from xcls.data.encode import Encoded
 from xcls.data.tokenizer import ByteTokenizer
 from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClassifier
-from xcls.record import Record
-from xcls.schema import Hardware, Training, Wandb
+from xcls.runs.record import Record
 from xcls.stages.texts import ClassificationData, Labelled, LanguageData
 from xcls.train.amp import Amp
 from xcls.train.journal import Journal
@@ -67,8 +67,15 @@ def make_encoder(attention: str = "sdpa", position: str = "rope", *, seed: int =
     return encoder
 
 
-def make_classifier(attention: str = "sdpa", position: str = "rope", *, classes: int = 3, pooling: str = "mean",
-                    seed: int = 0, **changes: Any) -> TextClassifier:
+def make_classifier(
+    attention: str = "sdpa",
+    position: str = "rope",
+    *,
+    classes: int = 3,
+    pooling: str = "mean",
+    seed: int = 0,
+    **changes: Any,
+) -> TextClassifier:
     """A tiny classifier."""
     encoder = make_encoder(attention, position, seed=seed, **changes)
     head = Classifier(embed_dim=WIDTH, num_classes=classes, pooling=pooling, dropout=changes.get("dropout", 0.0))
@@ -133,9 +140,16 @@ class TinyTokenizer(ByteTokenizer):
 def make_training(**changes: Any) -> Training:
     """Few steps, small batches, evaluation and checkpoint in the middle."""
     settings = {
-        "batch_size": 8, "epochs": 2.0, "lr": 3e-3, "eval_batch_size": 6, "eval_every_epochs": None,
-        "eval_every_steps": 4, "checkpoint_every_epochs": None, "checkpoint_every_steps": 3,
-        "checkpoint_every_minutes": None, **changes,
+        "batch_size": 8,
+        "epochs": 2.0,
+        "lr": 3e-3,
+        "eval_batch_size": 6,
+        "eval_every_epochs": None,
+        "eval_every_steps": 4,
+        "checkpoint_every_epochs": None,
+        "checkpoint_every_steps": 3,
+        "checkpoint_every_minutes": None,
+        **changes,
     }
     return Training(**settings)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from xcls.code_hash import code_files, code_hash, module_file
+from xcls.runs.code_hash import code_files, code_hash, module_file
 
 MINE = '''"""Mine."""
 from helpers import scaled  # a comment
@@ -36,7 +36,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mypack" / "__init__.py").write_text("raise SystemError('it must not be imported')\n")
     (tmp_path / "mypack" / "near.py").write_text("import os\n")
     (tmp_path / "mypack" / "mine.py").write_text(MINE)
-    helpers = "import torch\nfrom xcls.attention import base\nimport xcls.model.block\n\n\ndef scaled(*x):\n    return x\n"
+    helpers = (
+        "import torch\nfrom xcls.attention import base\nimport xcls.model.block\n\n\ndef scaled(*x):\n    return x\n"
+    )
     (tmp_path / "helpers.py").write_text(helpers)
     return tmp_path
 
@@ -49,8 +51,16 @@ def test_a_module_of_ones_own_and_all_it_imports_in_the_project(package: Path) -
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [('"""Mine."""', '"""Other words,\n\non lines."""'), ("  # a comment", ""), ('        """[B] -> [B]."""\n', ""), ("scale=0.5", "scale = .5,"),
-     ("scaled(q @ k,", "(scaled)(\n            (q @ k),  # new\n"), ('"a"', "'a'"), ("1e-3", "0.001"), ("\n\n\nclass", "\nclass")],
+    [
+        ('"""Mine."""', '"""Other words,\n\non lines."""'),
+        ("  # a comment", ""),
+        ('        """[B] -> [B]."""\n', ""),
+        ("scale=0.5", "scale = .5,"),
+        ("scaled(q @ k,", "(scaled)(\n            (q @ k),  # new\n"),
+        ('"a"', "'a'"),
+        ("1e-3", "0.001"),
+        ("\n\n\nclass", "\nclass"),
+    ],
 )
 def test_words_and_layout_do_not_matter(package: Path, old: str, new: str) -> None:
     before = code_hash("mypack.mine.Mine")
@@ -61,8 +71,19 @@ def test_words_and_layout_do_not_matter(package: Path, old: str, new: str) -> No
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("0.5", "0.25"), ("q @ k", "k @ q"), ("size: int", "size: str"), ("!r", "!s"), ('b"x"', '"x"'), ("if q else", "if not q else"), ("-1", "1"),
-     ("*rest", "*"), ("=None", "=False"), (", **{}", ""), ("helpers import scaled", "helpers import scaled as scaled_")],
+    [
+        ("0.5", "0.25"),
+        ("q @ k", "k @ q"),
+        ("size: int", "size: str"),
+        ("!r", "!s"),
+        ('b"x"', '"x"'),
+        ("if q else", "if not q else"),
+        ("-1", "1"),
+        ("*rest", "*"),
+        ("=None", "=False"),
+        (", **{}", ""),
+        ("helpers import scaled", "helpers import scaled as scaled_"),
+    ],
 )
 def test_what_the_code_does_does(package: Path, old: str, new: str) -> None:
     before = code_hash("mypack.mine.Mine")
@@ -87,11 +108,13 @@ def test_every_python_gives_the_same_hash(package: Path) -> None:
 def test_modules_are_found_by_name_alone() -> None:
     assert module_file("xcls.attention.mean") == ROOT / "xcls" / "attention" / "mean.py"
     assert module_file("xcls.attention") == ROOT / "xcls" / "attention" / "__init__.py"
-    assert [module_file(name) for name in ("xcls.attention.nope", "nope.nope", "sys", "a..b", "xcls.attention.../x", "")] == [None] * 6
+    assert [
+        module_file(name) for name in ("xcls.attention.nope", "nope.nope", "sys", "a..b", "xcls.attention.../x", "")
+    ] == [None] * 6
 
 
 def test_it_needs_the_standard_library_alone() -> None:
-    tree = ast.parse((ROOT / "xcls" / "code_hash.py").read_text())
+    tree = ast.parse((ROOT / "xcls" / "runs" / "code_hash.py").read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
     assert len(names) > 5 and {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "__future__"}

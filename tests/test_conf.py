@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
-from xcls.build import make_classifier
 from tests.pairwise import spread
-from xcls.schema import Config, check, flatten
-from xcls.signature import check_node, parameters
+from xcls.build import make_classifier
+from xcls.config.schema import Config, check, flatten
+from xcls.config.targets import check_node, parameters
 
 GROUPS = sorted(p.name for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name not in ("hydra", "experiment"))
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
@@ -23,7 +23,9 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "co
 def composed(*overrides: str) -> Config:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         tree = compose("config", overrides=list(overrides))
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(tree, resolve=True)))
+    return OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(tree, resolve=True))
+    )
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
@@ -31,7 +33,9 @@ def test_every_option_composes_and_is_possible(group: str, option: str) -> None:
     config = composed(f"{group}={option}")
     assert check(config) is None
     if group not in ("mode",):
-        assert yaml.safe_load((ROOT / "conf" / group / f"{option}.yaml").read_text()).keys() - {"defaults"} <= set(flatten_node(config, group))
+        assert yaml.safe_load((ROOT / "conf" / group / f"{option}.yaml").read_text()).keys() - {"defaults"} <= set(
+            flatten_node(config, group)
+        )
 
 
 def flatten_node(config: Config, group: str) -> dict:
@@ -39,7 +43,9 @@ def flatten_node(config: Config, group: str) -> dict:
     return value if isinstance(value, dict) else vars(value)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda p: p.relative_to(ROOT / "conf").as_posix())
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda p: p.relative_to(ROOT / "conf").as_posix()
+)
 def test_every_target_exists(path: Path) -> None:
     targets = [v for k, v in flatten(yaml.safe_load(path.read_text()) or {}).items() if k.split(".")[-1] == "_target_"]
     if path.parent.name in ("attention", "position"):
@@ -50,16 +56,29 @@ def test_every_target_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("group", ["attention", "position"])
 def test_a_yaml_names_every_hyperparameter(group: str) -> None:
-    given = {"attention": {"num_heads", "head_dim", "layer", "seed"}, "position": {"embed_dim", "num_heads", "head_dim", "num_layers", "seq_len"}}[group]
+    given = {
+        "attention": {"num_heads", "head_dim", "layer", "seed"},
+        "position": {"embed_dim", "num_heads", "head_dim", "num_layers", "seq_len"},
+    }[group]
     for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
         node = yaml.safe_load(path.read_text())
         assert set(node) - {"_target_", "name"} == set(parameters(node["_target_"])) - given, path
         check_node(group, node, ("name", *given))
 
 
-@pytest.mark.parametrize(("attention", "position"), spread(*(sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml")) for group in ("attention", "position"))))
+@pytest.mark.parametrize(
+    ("attention", "position"),
+    spread(*(sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml")) for group in ("attention", "position"))),
+)
 def test_every_pair_builds_and_trains_a_step(attention: str, position: str) -> None:
-    config = composed(f"attention={attention}", f"position={position}", "size.width=16", "size.num_heads=2", "size.feed_forward=16", "seq_len=16")
+    config = composed(
+        f"attention={attention}",
+        f"position={position}",
+        "size.width=16",
+        "size.num_heads=2",
+        "size.feed_forward=16",
+        "seq_len=16",
+    )
     torch.manual_seed(0)
     model = make_classifier(config, vocab_size=30, classes=["a", "b"])
     ids, real = torch.randint(5, 30, (2, 11)), torch.ones(2, 11, dtype=torch.bool)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SMALL, Project
-from xcls.record import write_record
+from xcls.runs.record import write_record
 
 pytestmark = pytest.mark.slow
 
@@ -31,10 +31,12 @@ def struck(project: Project, module: str, *words: str) -> Any:
     hooks.mkdir(parents=True)
     (hooks / "sitecustomize.py").write_text(HOOK)
     environment = {**project.environment, "PYTHONPATH": str(hooks), "STRIKE": module}
-    return subprocess.run(project.command(*words), cwd=project.folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        project.command(*words), cwd=project.folder, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
-@pytest.mark.parametrize("module", ["hydra", "xcls.slips", "xcls.start", "xcls.data.stratify"])
+@pytest.mark.parametrize("module", ["hydra", "xcls.config.cli_checks", "xcls.stages.start", "xcls.data.stratify"])
 def test_before_the_run_it_is_one_line(project: Project, module: str) -> None:
     before = project.files()
     done = struck(project, module, "mode=finetune", "exp=x")
@@ -43,11 +45,13 @@ def test_before_the_run_it_is_one_line(project: Project, module: str) -> None:
 
 
 def test_in_another_mode_it_does_not_say_that_nothing_was_written(project: Project) -> None:
-    done = struck(project, "xcls.start_bench", "mode=bench", "exp=x")
+    done = struck(project, "xcls.bench.start", "mode=bench", "exp=x")
     assert (done.returncode, done.stderr) == (130, "run.py: mode=bench: interrupted.\n")
 
 
-def test_as_its_folder_is_made_it_is_taken_back_and_a_life_before_it_is_not(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_its_folder_is_made_it_is_taken_back_and_a_life_before_it_is_not(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tests.entry import enter
 
     entry = enter(project.folder, monkeypatch)
@@ -56,12 +60,20 @@ def test_as_its_folder_is_made_it_is_taken_back_and_a_life_before_it_is_not(proj
         (plan.folder / "logs").mkdir(exist_ok=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("xcls.start._run_stage", strike)
+    monkeypatch.setattr("xcls.stages.start._run_stage", strike)
     outcome = entry(*SMALL, "mode=finetune", "exp=x")
-    assert (outcome.code, outcome.stderr, outcome.traceback) == (130, LINE, "") and not (project.folder / "finetune" / "x").exists()
-    monkeypatch.setattr("xcls.start._run_stage", lambda plan, prepared, before: write_record(plan.record(prepared), plan.folder) or 0)
+    assert (outcome.code, outcome.stderr, outcome.traceback) == (130, LINE, "") and not (
+        project.folder / "finetune" / "x"
+    ).exists()
+    monkeypatch.setattr(
+        "xcls.stages.start._run_stage",
+        lambda plan, prepared, before: write_record(plan.record(prepared), plan.folder) or 0,
+    )
     assert entry(*SMALL, "mode=finetune", "exp=x").code == 0
-    monkeypatch.setattr("xcls.start._run_stage", strike)
+    monkeypatch.setattr("xcls.stages.start._run_stage", strike)
     outcome = entry(*SMALL, "mode=finetune", "exp=x", "resume=true")
-    assert (outcome.code, outcome.stderr) == (130, "run.py: finetune/x: interrupted; the same command with resume=true goes on.\n")
+    assert (outcome.code, outcome.stderr) == (
+        130,
+        "run.py: finetune/x: interrupted; the same command with resume=true goes on.\n",
+    )
     assert (project.folder / "finetune" / "x" / "record.json").is_file()

@@ -42,7 +42,12 @@ CHOICES = {  # data set, tokenizer, size
     "modifications": ("imdb", "wordpiece", "mini"),
 }
 SCRATCH = ("quick", "long_sequences")  # studies without pretraining
-HERE = ("dataset=files", "dataset.path=rows.csv", "hardware.dtype=fp32", "wandb=disabled")  # the data of the test's project
+HERE = (
+    "dataset=files",
+    "dataset.path=rows.csv",
+    "hardware.dtype=fp32",
+    "wandb=disabled",
+)  # the data of the test's project
 Plan = Callable[..., Any]
 
 
@@ -79,9 +84,15 @@ def test_every_study_is_listed_here() -> None:
 @pytest.mark.parametrize("seeds", [["2"], pytest.param(SEEDS, marks=pytest.mark.slow)], ids=["one seed", "all seeds"])
 @pytest.mark.parametrize("experiment", few(AXES, 2))
 def test_all_jobs_of_a_study_compose(plan: Plan, experiment: str, seeds: list[str]) -> None:
-    sweep, axes = plan(f"experiment={experiment}", *(["seed=2"] if seeds != SEEDS else [])), {**AXES[experiment], "seed": seeds}
+    sweep, axes = (
+        plan(f"experiment={experiment}", *(["seed=2"] if seeds != SEEDS else [])),
+        {**AXES[experiment], "seed": seeds},
+    )
     assert sweep.name == experiment and sweep.equal == 0 and [job.cause for job in sweep.jobs if job.cause] == []
-    cells = [tuple(dict(word.split("=", 1) for word in job.overrides)[axis] for axis in axes) for job in of_kind(sweep, "finetune")]
+    cells = [
+        tuple(dict(word.split("=", 1) for word in job.overrides)[axis] for axis in axes)
+        for job in of_kind(sweep, "finetune")
+    ]
     assert sorted(cells) == sorted(itertools.product(*axes.values()))
     parents = 0 if experiment in SCRATCH else len(cells) // len(seeds)  # one for each architecture, shared by its seeds
     assert (len(of_kind(sweep, "pretrain")), len(of_kind(sweep, "baseline"))) == (parents, 1)
@@ -90,14 +101,18 @@ def test_all_jobs_of_a_study_compose(plan: Plan, experiment: str, seeds: list[st
         assert [sweep.jobs[number].kind for number in job.needs] == ["baseline", "pretrain"][: 1 + (parents > 0)]
         config = job.outline.record.config
         assert len(config["study"]) > 20
-        claims = claims_from({key.partition(".")[2]: value for key, value in config.items() if key.startswith("claims.")})
+        claims = claims_from(
+            {key.partition(".")[2]: value for key, value in config.items() if key.startswith("claims.")}
+        )
         assert claims.min_seeds <= len(SEEDS) and (str(claims.seq_len) in axes.get("seq_len", [str(config["seq_len"])]))
 
 
 @pytest.mark.parametrize("experiment", AXES)
 def test_a_study_names_its_data_and_says_what_it_costs(experiment: str) -> None:
     whole = composed(f"experiment={experiment}")
-    assert list(whole.hydra.sweeper.params) == list(AXES[experiment]) and whole.hydra.sweeper.params.seed == ",".join(SEEDS)
+    assert list(whole.hydra.sweeper.params) == list(AXES[experiment]) and whole.hydra.sweeper.params.seed == ",".join(
+        SEEDS
+    )
     choices = whole.hydra.runtime.choices
     assert (choices["dataset"], choices["tokenizer"], choices["size"]) == CHOICES[experiment]
     head = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text().partition("defaults:")[0]
@@ -109,7 +124,11 @@ def test_what_is_typed_changes_a_study(plan: Plan) -> None:
     [job], [parent] = of_kind(sweep, "finetune"), of_kind(sweep, "pretrain")
     assert "-reformer-rope-small-n512-s5-" in job.folder and "-reformer-rope-small-n512-s0-" in parent.folder
     assert parent.outline.record.config["pretraining.epochs"] == 2
-    assert plan("-m", "experiment=wnf_imdb", "seed=1,2", "attention=sdpa").jobs[-1].folder.startswith("multirun/wnf_imdb/files/finetune-sdpa-")
+    assert (
+        plan("-m", "experiment=wnf_imdb", "seed=1,2", "attention=sdpa")
+        .jobs[-1]
+        .folder.startswith("multirun/wnf_imdb/files/finetune-sdpa-")
+    )
 
 
 def test_equal_cells_are_one_job(plan: Plan) -> None:
@@ -120,7 +139,13 @@ def test_equal_cells_are_one_job(plan: Plan) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", AXES)
 def test_a_cell_of_every_study_runs_two_steps(project: Project, experiment: str) -> None:
-    words = [f"experiment={experiment}", "hydra.mode=RUN", "sweep=try", "finetuning.max_steps=2", "pretraining.max_steps=2"]
+    words = [
+        f"experiment={experiment}",
+        "hydra.mode=RUN",
+        "sweep=try",
+        "finetuning.max_steps=2",
+        "pretraining.max_steps=2",
+    ]
     result = project.run(*words)
     assert result.returncode == 0, result.stderr[-2000:]
     records = [json.loads(path.read_text()) for path in project.folder.glob("multirun/try/*/*/record.json")]
@@ -137,8 +162,12 @@ def test_a_whole_study_runs_and_reports(project: Project) -> None:
     records = [json.loads(path.read_text()) for path in project.folder.glob("multirun/modifications/*/*/record.json")]
     assert sorted(record["mode"] for record in records) == ["baseline"] + ["finetune"] * 10
     assert {record["status"] for record in records} == {"completed"}
-    assert len({record["pretrain"]["hash"] for record in records if record["pretrain"]}) == 5 == len(list(project.folder.glob("pretrain/*")))
-    words = [sys.executable, "-m", "xcls.status", "multirun/modifications"]
+    assert (
+        len({record["pretrain"]["hash"] for record in records if record["pretrain"]})
+        == 5
+        == len(list(project.folder.glob("pretrain/*")))
+    )
+    words = [sys.executable, "-m", "xcls.runs.status", "multirun/modifications"]
     status = subprocess.run(words, cwd=project.folder, capture_output=True, text=True, timeout=60)
     assert status.returncode == 0 and "16 jobs: 16 done" in status.stdout
     result = project.run("runs=[multirun/modifications]", "out=rep", script="report.py")
@@ -156,23 +185,28 @@ def conf(project: Project) -> Path:
     folder = project.folder / "conf"
     folder.unlink()
     shutil.copytree(ROOT / "conf", folder)
-    (folder / "dataset" / "letters.yaml").write_text(LETTERS + (folder / "dataset" / "files.yaml").read_text().replace("name: files", "name: letters"))
+    (folder / "dataset" / "letters.yaml").write_text(
+        LETTERS + (folder / "dataset" / "files.yaml").read_text().replace("name: files", "name: letters")
+    )
     study = "# @package _global_\ndefaults:\n  - override /dataset: letters\n"
     (folder / "experiment" / "letters.yaml").write_text(study)
     (folder / "experiment" / "words.yaml").write_text(study + "  - override /tokenizer: words\n")
     return folder
 
 
-@pytest.mark.parametrize(("words", "tokenizer"), [
-    ([], "wordpiece"),
-    (["dataset=letters"], "bytes"),
-    (["dataset=letters", "tokenizer=words"], "words"),
-    (["tokenizer=words", "dataset=letters"], "words"),
-    (["experiment=letters"], "bytes"),
-    (["experiment=words"], "words"),
-    (["experiment=words", "tokenizer=wordpiece"], "wordpiece"),
-    (["experiment=letters", "dataset=files"], "wordpiece"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "tokenizer"),
+    [
+        ([], "wordpiece"),
+        (["dataset=letters"], "bytes"),
+        (["dataset=letters", "tokenizer=words"], "words"),
+        (["tokenizer=words", "dataset=letters"], "words"),
+        (["experiment=letters"], "bytes"),
+        (["experiment=words"], "words"),
+        (["experiment=words", "tokenizer=wordpiece"], "wordpiece"),
+        (["experiment=letters", "dataset=files"], "wordpiece"),
+    ],
+)
 def test_a_data_set_names_its_tokenizer(conf: Path, words: list[str], tokenizer: str) -> None:
     config = composed(*words, conf=conf)
     assert (config.tokenizer.name, config.hydra.runtime.choices["tokenizer"]) == (tokenizer, tokenizer)

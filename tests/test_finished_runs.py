@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import Project
 from tests.entry import Entry, entered
-from xcls.run_files import read_yaml, yaml_text
+from xcls.config.files import read_yaml, yaml_text
 
 RUN = "multirun/sweep/files/finetune-sdpa-rope-tiny-n24-s0-abcdef"
 
@@ -48,8 +48,13 @@ def test_predict_gives_the_probabilities_of_eval(entry: Entry) -> None:
     assert list(found.loc[told.index, "prediction"]) == list(told["prediction"])
 
 
-@pytest.mark.parametrize(("where", "form"), [("project", "relative"), ("elsewhere", "relative"), ("elsewhere", "absolute"), ("elsewhere", "home")])
-def test_a_run_of_a_sweep_is_named_by_its_path(where: str, form: str, entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("where", "form"),
+    [("project", "relative"), ("elsewhere", "relative"), ("elsewhere", "absolute"), ("elsewhere", "home")],
+)
+def test_a_run_of_a_sweep_is_named_by_its_path(
+    where: str, form: str, entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(entry.folder))
     name = {"relative": RUN, "absolute": f'"{entry.folder / RUN}"', "home": f'"~/{RUN}/"'}[form]
     folder = entry.folder if where == "project" else tmp_path
@@ -68,14 +73,18 @@ def test_a_run_of_a_sweep_is_named_by_its_path(where: str, form: str, entry: Ent
 
 def test_finetuning_starts_from_a_run_of_a_sweep(entry: Entry) -> None:
     shutil.copytree(entry.folder / "pretrain" / "base", entry.folder / "multirun/sweep/files/pretrain-x")
-    outcome = entry("mode=finetune", "exp=on", "pretrain=multirun/sweep/files/pretrain-x", "dataset.source.test_share=0.3")
+    outcome = entry(
+        "mode=finetune", "exp=on", "pretrain=multirun/sweep/files/pretrain-x", "dataset.source.test_share=0.3"
+    )
     assert outcome.code == 0 and entry.stages[-1].endswith("finetune/on"), outcome.stderr
     assert entry.prepared.report["rows"]["test"] == 36
 
 
 def test_what_is_no_run_is_one_message_with_the_runs_there_are(entry: Entry) -> None:
     assert RUN in predict(entry, "input=rows.csv", exp="multirun/sweep", code=2)
-    assert RUN in predict(entry, "input=rows.csv", exp=RUN[:-1], code=2) and "base" in predict(entry, "input=rows.csv", exp="bose", code=2)
+    assert RUN in predict(entry, "input=rows.csv", exp=RUN[:-1], code=2) and "base" in predict(
+        entry, "input=rows.csv", exp="bose", code=2
+    )
 
 
 def test_the_format_of_the_run_is_used_and_another_may_be_given(entry: Entry) -> None:
@@ -103,7 +112,9 @@ def test_a_run_that_names_its_mechanism_as_it_was_called_then_is_used(entry: Ent
     shutil.copytree(entry.folder / "finetune" / "base", folder)
     values = read_yaml(folder / "resolved_config.yaml")
     assert values["attention._target_"] == "xcls.attention.softmax.Sdpa"
-    values.update({"attention._target_": "xcls.attention.sdpa.Sdpa", "attention.block_size": 256, "attention.block_above": 2**26})
+    values.update(
+        {"attention._target_": "xcls.attention.sdpa.Sdpa", "attention.block_size": 256, "attention.block_above": 2**26}
+    )
     (folder / "resolved_config.yaml").write_text(yaml_text(values, "changed"))
     for name in ("base", "old"):
         predict(entry, "input=rows.csv", f"output={name}.csv", exp=name)
@@ -113,11 +124,17 @@ def test_a_run_that_names_its_mechanism_as_it_was_called_then_is_used(entry: Ent
     assert "attention.nope: unknown key" in predict(entry, "input=rows.csv", exp="old", code=2)
 
 
-def test_documents_come_from_standard_input_and_go_to_standard_output(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_come_from_standard_input_and_go_to_standard_output(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"fine film\n\nawful plot\n")))
     outcome = entry("mode=predict", "exp=base", "input=-")
     found = pd.read_csv(io.StringIO(outcome.stdout))
-    assert list(found["row"]) == ["line 1", "line 2", "line 3"] and list(found["prediction"].isna()) == [False, True, False]
+    assert list(found["row"]) == ["line 1", "line 2", "line 3"] and list(found["prediction"].isna()) == [
+        False,
+        True,
+        False,
+    ]
     assert found.loc[1, ["p_bad", "p_good"]].isna().all() and "1 of 3 documents are empty" in outcome.stderr
 
 
@@ -133,13 +150,17 @@ def test_a_home_folder_is_written_out_in_every_path(entry: Entry, monkeypatch: p
     for words in (["pretrain='~/base'", "exp=home1"], ["template='~/mine.yaml'", "exp=home2"]):
         outcome = entry("mode=finetune", *words)
         assert outcome.code == 0, outcome.stderr
-    assert not [path for path in entry.folder.rglob("~")] and not os.path.exists("~")
+    assert not list(entry.folder.rglob("~")) and not os.path.exists("~")
 
 
-def test_a_template_with_pretrain_inherits_the_architecture_and_keeps_its_own_data_set(finished: Project, tmp_path: Path) -> None:
+def test_a_template_with_pretrain_inherits_the_architecture_and_keeps_its_own_data_set(
+    finished: Project, tmp_path: Path
+) -> None:
     template = tmp_path / "again.yaml"
     values = read_yaml(finished.folder / "finetune" / "base" / "resolved_config.yaml")
-    template.write_text(yaml_text({**values, "size.width": 32, "dataset.validation": 0.3, "dataset.split_seed": 5}, "A template."))
+    template.write_text(
+        yaml_text({**values, "size.width": 32, "dataset.validation": 0.3, "dataset.split_seed": 5}, "A template.")
+    )
     result = finished.run("mode=finetune", f"template={template}", "pretrain=base", "exp=again", small=False)
     assert result.returncode == 0, result.stderr
     folder = finished.folder / "finetune" / "again"

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from tests.conftest import SMALL, Project
 from tests.entry import Entry, Outcome, entered
 from tests.fuzzing import BASE, command_lines, mutations
+from xcls.config.schema import UserError
 from xcls.data.pydocs import Pydocs
-from xcls.schema import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,9 @@ COUNTS: dict[str, int] = {"refused": 0, "accepted": 0}
 
 def runs(count: int, *, fixed: bool) -> settings:
     """`count` inputs, the same ones each time if `fixed`; every fault is kept, so nothing is shrunk."""
-    return settings(max_examples=count, derandomize=fixed, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=count, derandomize=fixed, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
 
 
 def many(share: float) -> int:
@@ -45,7 +47,7 @@ def not_in_a_test(self: Any) -> Any:
 @pytest.fixture(scope="module")
 def entry(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
     """run.py in a copy of a project with complete runs."""
-    from xcls import start_finished
+    from xcls.stages import finished as start_finished
 
     place = tmp_path_factory.mktemp("fuzz") / "project"
     shutil.copytree(finished.folder, place, symlinks=True)
@@ -59,10 +61,18 @@ def entry(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def fault_of(outcome: Outcome, entry: Entry) -> str | None:
     """What is wrong with how a call ended; None where it is well."""
     roots = tuple(str(entry.folder / name) for name in MADE)
-    strange = [write for write in outcome.files if not write.startswith(("open ", "os.mkdir ", "os.rename ", "os.remove ", "os.rmdir ", "shutil.rmtree "))]
+    strange = [
+        write
+        for write in outcome.files
+        if not write.startswith(("open ", "os.mkdir ", "os.rename ", "os.remove ", "os.rmdir ", "shutil.rmtree "))
+    ]
     outside = [write for write in outcome.files if not write.partition(" ")[2].startswith(roots)]
-    kept = [write for write in outcome.files if not write.endswith("/multirun")
-            and not write.partition(" ")[2].startswith((str(entry.folder / "cache"), str(entry.folder / "hub")))]
+    kept = [
+        write
+        for write in outcome.files
+        if not write.endswith("/multirun")
+        and not write.partition(" ")[2].startswith((str(entry.folder / "cache"), str(entry.folder / "hub")))
+    ]
     if outcome.traceback or "Traceback" in outcome.stderr:
         return "traceback: " + (outcome.traceback or outcome.stderr)[-900:]
     if outcome.code not in (0, None, 2):
@@ -90,7 +100,9 @@ def check_all(kind: str, test: Any) -> None:
     """Runs a hypothesis test that fills its `faults`, and shows all of them at once."""
     test()
     shown = "\n\n".join(f"{len(found)} x {fault}\n   e.g. {found[0]!r}" for fault, found in test.faults.items())
-    print(f"\n{kind} and before: {COUNTS['refused']} refused, {COUNTS['accepted']} accepted, {sum(map(len, test.faults.values()))} faults")
+    print(
+        f"\n{kind} and before: {COUNTS['refused']} refused, {COUNTS['accepted']} accepted, {sum(map(len, test.faults.values()))} faults"
+    )
     assert not test.faults, shown
 
 
@@ -118,7 +130,10 @@ def command_line_test(entry: Entry, how: settings) -> Any:
 def yaml_test(entry: Entry, how: settings) -> Any:
     """Mutations of a file that `mode=init` wrote, as pretrain/<exp>/config.yaml and as a template."""
     text = (entry.folder / "pretrain" / "written" / "config.yaml").read_text()
-    ways = [entry.composed(*SMALL, "mode=pretrain", "exp=edited"), entry.composed(*BASE, "mode=init", "exp=fresh", "template=t.yaml")]
+    ways = [
+        entry.composed(*SMALL, "mode=pretrain", "exp=edited"),
+        entry.composed(*BASE, "mode=init", "exp=fresh", "template=t.yaml"),
+    ]
     files = [entry.folder / "pretrain" / "edited" / "config.yaml", entry.folder / "t.yaml"]
     files[0].parent.mkdir(exist_ok=True)
     before = {*runs_of(entry.folder), files[0]}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from xcls.identity import code_of, run_folder, run_hash, run_name
-from xcls.record import Record, write_record
-from xcls.schema import Config, UserError
+from xcls.config.schema import Config, UserError
+from xcls.runs.identity import code_of, run_folder, run_hash, run_name
+from xcls.runs.record import Record, write_record
 from xcls.stages.folder import decide
 
 CHOICES = {"dataset": "pydocs", "attention": "sdpa", "position": "rope", "size": "tiny"}
@@ -28,8 +28,18 @@ def digest(tree: dict, data: str = "d", dtype: str = "fp32", parent: str | None 
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("seed", 1), ("seq_len", 64), ("attention.name", "x"), ("size.width", 64), ("finetuning.lr", 0.1), ("head.pooling", "cls"),
-     ("dataset.limit", 5), ("dataset.truncate", "tail"), ("tokenizer.vocab_size", 99), ("finetuning.batch_size", 64)],
+    [
+        ("seed", 1),
+        ("seq_len", 64),
+        ("attention.name", "x"),
+        ("size.width", 64),
+        ("finetuning.lr", 0.1),
+        ("head.pooling", "cls"),
+        ("dataset.limit", 5),
+        ("dataset.truncate", "tail"),
+        ("tokenizer.vocab_size", 99),
+        ("finetuning.batch_size", 64),
+    ],
 )
 def test_what_shapes_the_result_changes_the_hash(path: str, value: object) -> None:
     tree = config()
@@ -40,8 +50,20 @@ def test_what_shapes_the_result_changes_the_hash(path: str, value: object) -> No
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("exp", "x"), ("sweep", "s"), ("resume", True), ("wandb.mode", "online"), ("hardware.micro_batch", 4), ("hardware.micro_tokens", 4096), ("hardware.compile", True),
-     ("dataset.path", "/elsewhere"), ("finetuning.checkpoint_every_steps", 3), ("finetuning.keep", 9), ("pretraining.lr", 1.0), ("study", "t")],
+    [
+        ("exp", "x"),
+        ("sweep", "s"),
+        ("resume", True),
+        ("wandb.mode", "online"),
+        ("hardware.micro_batch", 4),
+        ("hardware.micro_tokens", 4096),
+        ("hardware.compile", True),
+        ("dataset.path", "/elsewhere"),
+        ("finetuning.checkpoint_every_steps", 3),
+        ("finetuning.keep", 9),
+        ("pretraining.lr", 1.0),
+        ("study", "t"),
+    ],
 )
 def test_what_does_not_leaves_it(path: str, value: object) -> None:
     tree = config()
@@ -52,15 +74,32 @@ def test_what_does_not_leaves_it(path: str, value: object) -> None:
 
 def test_data_dtype_parent_and_code_are_part_of_it() -> None:
     tree = config()
-    assert len({digest(tree), digest(tree, data="e"), digest(tree, dtype="bf16"), digest(tree, parent="p"), digest(tree, code="e")}) == 5
+    assert (
+        len(
+            {
+                digest(tree),
+                digest(tree, data="e"),
+                digest(tree, dtype="bf16"),
+                digest(tree, parent="p"),
+                digest(tree, code="e"),
+            }
+        )
+        == 5
+    )
 
 
 def test_the_code_of_attention_and_position_is_known_without_importing_it() -> None:
     tree = {"mode": "finetune", "attention": {"_target_": "xcls.attention.mean.Mean"}}
-    found = {name: code_of({**tree, "position": {"_target_": name}})
-             for name in ("xcls.position.rope.Rotary", "xcls.position.sin.Sinusoidal")}
+    found = {
+        name: code_of({**tree, "position": {"_target_": name}})
+        for name in ("xcls.position.rope.Rotary", "xcls.position.sin.Sinusoidal")
+    }
     one, other = found.values()
-    assert one["attention"] == other["attention"] and one["position"] != other["position"] and code_of({"mode": "baseline"}) == {}
+    assert (
+        one["attention"] == other["attention"]
+        and one["position"] != other["position"]
+        and code_of({"mode": "baseline"}) == {}
+    )
 
 
 def test_a_baseline_does_not_know_the_architecture() -> None:
@@ -70,12 +109,17 @@ def test_a_baseline_does_not_know_the_architecture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "named"), [({"attention": "old", "position": "p"}, True), ({"attention": "new", "position": "p"}, False), ({}, False)]
+    ("code", "named"),
+    [({"attention": "old", "position": "p"}, True), ({"attention": "new", "position": "p"}, False), ({}, False)],
 )
 def test_a_run_made_with_other_code_is_not_gone_on_with(tmp_path: Path, code: dict, named: bool) -> None:
-    write_record(Record(run="r", mode="finetune", status="interrupted", hash="a" * 64, seed=0, seq_len=8, code=code), tmp_path)
+    write_record(
+        Record(run="r", mode="finetune", status="interrupted", hash="a" * 64, seed=0, seq_len=8, code=code), tmp_path
+    )
     with pytest.raises(UserError) as refused:
-        decide(tmp_path, "b" * 64, resume=True, sweep=False, retry_failed=False, code={"attention": "new", "position": "p"})
+        decide(
+            tmp_path, "b" * 64, resume=True, sweep=False, retry_failed=False, code={"attention": "new", "position": "p"}
+        )
     assert ("other code of attention than" in str(refused.value)) is named and str(tmp_path) in str(refused.value)
 
 
@@ -83,7 +127,9 @@ def test_folders(tmp_path: Path) -> None:
     tree = config()
     name = run_name(tree, CHOICES, "abcdef123")
     assert name == "pydocs/finetune-sdpa-rope-tiny-n512-s0-abcdef"
-    assert run_folder(tree, CHOICES, "abcdef123", sweep="quick", root=tmp_path) == tmp_path / "multirun" / "quick" / name
+    assert (
+        run_folder(tree, CHOICES, "abcdef123", sweep="quick", root=tmp_path) == tmp_path / "multirun" / "quick" / name
+    )
     named = copy.deepcopy(tree) | {"exp": "ft"}
     assert run_folder(named, CHOICES, "abcdef123", sweep=None, root=tmp_path) == tmp_path / "finetune" / "ft"
     assert run_folder(tree, CHOICES, "abcdef123", sweep=None, root=tmp_path).parent == tmp_path / "finetune"

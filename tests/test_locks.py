@@ -16,22 +16,31 @@ import numpy as np
 import pytest
 
 from tests.conftest import Project
+from xcls.config.schema import Tokenizer
 from xcls.data import cache, encode
 from xcls.data.encode import encode_cached
 from xcls.data.pydocs import Pydocs
 from xcls.data.tokenizer import ByteTokenizer, make_tokenizer
-from xcls.schema import Tokenizer
 
 pytestmark = pytest.mark.slow
 
 FORK = multiprocessing.get_context("fork")
-SPAWN = multiprocessing.get_context("spawn")  # where threads of the tokenizers' library may have begun already, a fork hangs
+SPAWN = multiprocessing.get_context(
+    "spawn"
+)  # where threads of the tokenizers' library may have begun already, a fork hangs
 TEXTS = [f"text number {row} of some words" for row in range(200)]
 LONG = ("mode=finetune", "exp=x", "finetuning.max_steps=60", "finetuning.checkpoint_every_steps=20")
 
 
 def begin(project: Project, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(project.command(*words), cwd=project.folder, env=project.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        project.command(*words),
+        cwd=project.folder,
+        env=project.environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
@@ -45,7 +54,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
 def events(folder: Path) -> Counter[str]:
     """How often each event stands in the folder's events.jsonl."""
     path = folder / "events.jsonl"
-    return Counter(json.loads(line)["event"] for line in path.read_text().splitlines() if line.endswith("}")) if path.is_file() else Counter()
+    return (
+        Counter(json.loads(line)["event"] for line in path.read_text().splitlines() if line.endswith("}"))
+        if path.is_file()
+        else Counter()
+    )
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -59,7 +72,9 @@ def test_the_same_exp_twice_is_refused_until_its_owner_is_dead(project: Project,
     assert os.WIFSTOPPED(os.waitpid(first.pid, os.WUNTRACED)[1])
     for more in ((), ("resume=true",)):
         second = project.run(*words, *more)
-        assert second.returncode == 2 and ("is being run by another process" in second.stderr or "has already begun (running)" in second.stderr)
+        assert second.returncode == 2 and (
+            "is being run by another process" in second.stderr or "has already begun (running)" in second.stderr
+        )
     assert "is being run by another process" in second.stderr and record(folder)["status"] == "running"
     first.send_signal(signal.SIGKILL)
     first.communicate(timeout=30)
@@ -74,7 +89,10 @@ def test_of_three_that_start_together_one_runs(project: Project) -> None:
     jobs = [begin(project, *LONG) for _ in range(3)]
     ends = [job.communicate(timeout=120)[1] for job in jobs]
     assert sorted(job.returncode for job in jobs) == [0, 2, 2], ends
-    assert events(project.folder / "finetune" / "x") >= Counter(start=1, end=1) and record(project.folder / "finetune" / "x")["status"] == "completed"
+    assert (
+        events(project.folder / "finetune" / "x") >= Counter(start=1, end=1)
+        and record(project.folder / "finetune" / "x")["status"] == "completed"
+    )
 
 
 AUTO = ("mode=finetune", "pretrain=auto", "finetuning.max_steps=2")
@@ -91,7 +109,9 @@ def test_jobs_share_one_pretraining_run(project: Project, names: str) -> None:
     assert [job.returncode for job in jobs] == [0] * len(names), ends
     made = list(project.folder.glob("pretrain/*/record.json"))
     assert len(made) == 1 and events(made[0].parent)["start"] == 1
-    assert {record(project.folder / "finetune" / name)["pretrain"]["hash"] for name in names} == {record(made[0].parent)["hash"]}
+    assert {record(project.folder / "finetune" / name)["pretrain"]["hash"] for name in names} == {
+        record(made[0].parent)["hash"]
+    }
     assert not list((project.folder / "cache").rglob("*.part"))
 
 
@@ -148,7 +168,9 @@ def use_all(barrier: Any, packages: list[str], builds: Path) -> None:
     assert len(encode_cached(TEXTS, made, seq_len=16)) == len(TEXTS)
 
 
-def test_three_jobs_build_tokenizer_tokens_and_data_once(builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_jobs_build_tokenizer_tokens_and_data_once(
+    builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packages = two_packages(tmp_path / "lib")
     monkeypatch.syspath_prepend(tmp_path / "lib")
     barrier = SPAWN.Barrier(3)
@@ -168,7 +190,9 @@ def save_and_hang(file: Path, array: np.ndarray) -> None:
     time.sleep(60 * ("offsets" in Path(file).name))
 
 
-def test_a_builder_killed_half_way_leaves_the_next_one_able_to_build(builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_builder_killed_half_way_leaves_the_next_one_able_to_build(
+    builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(encode.np, "save", save_and_hang)
         job = FORK.Process(target=encode_cached, args=(TEXTS, ByteTokenizer()), kwargs={"seq_len": 16})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from xcls.moved import ATTENTION, current
-from xcls.schema import UserError, unflatten
-from xcls.signature import check_node
+from xcls.config.renamed import ATTENTION, current
+from xcls.config.schema import UserError, unflatten
+from xcls.config.targets import check_node
 
 BUILT = ("name", "num_heads", "head_dim", "layer", "seed")
 BLOCKS = {"attention.block_size": 256, "attention.block_above": 2**26}
@@ -50,7 +50,9 @@ def test_what_would_change_the_result_is_refused() -> None:
         check_node("attention", unflatten(current(old))["attention"], BUILT)
 
 
-@pytest.mark.parametrize("target", ["mine.attention.performer.Performer", "os.system", "xcls.attention.base.Attention", ""])
+@pytest.mark.parametrize(
+    "target", ["mine.attention.performer.Performer", "os.system", "xcls.attention.base.Attention", ""]
+)
 def test_other_names_stay(target: str) -> None:
     old = {"attention._target_": target, **BLOCKS}
     assert current(old) == old

@@ -10,8 +10,8 @@ import yaml
 from tests.conftest import ROOT
 from tests.samples import make_classifier
 from tests.stages.test_stages import run_finetune
-from xcls.recipe import settle_rates, steps_between, total_steps
-from xcls.schema import Config, Size, Training
+from xcls.config.rates import settle_rates, steps_between, total_steps
+from xcls.config.schema import Config, Size, Training
 from xcls.train.optim import parameter_groups
 
 DEFAULTS = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text(encoding="utf-8"))["finetuning"]
@@ -34,14 +34,18 @@ def test_little_text_gets_more_epochs_unless_they_are_set(changes: dict, steps_p
     assert total_steps(Training(**{**DEFAULTS, **changes}), steps_per_epoch) == total
 
 
-@pytest.mark.parametrize(("changes", "interval"), [({}, 40), ({"epochs": 600.0}, 1), ({"max_steps": 600}, 1), ({"min_steps": 0}, 1)])
+@pytest.mark.parametrize(
+    ("changes", "interval"), [({}, 40), ({"epochs": 600.0}, 1), ({"max_steps": 600}, 1), ({"min_steps": 0}, 1)]
+)
 def test_short_epochs_do_not_evaluate_hundreds_of_times(changes: dict, interval: int) -> None:
     assert steps_between(Training(**{**DEFAULTS, **changes}), 1) == interval
 
 
 @pytest.mark.parametrize(("width", "lr"), [(128, 1e-3), (256, 5e-4), (512, 2.5e-4), (768, 1.67e-4)])
 @pytest.mark.parametrize(("pretrain", "factor"), [(None, 10.0), ("auto", 1.0), ("base", 1.0)])
-def test_the_rates_follow_from_the_width_and_the_start(width: int, lr: float, pretrain: str | None, factor: float) -> None:
+def test_the_rates_follow_from_the_width_and_the_start(
+    width: int, lr: float, pretrain: str | None, factor: float
+) -> None:
     training = Training(**DEFAULTS)
     settle_rates(Config(size=Size(width=width), finetuning=training, pretrain=pretrain))
     assert (training.lr, training.embedding_lr_factor) == (lr, factor)

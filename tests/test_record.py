@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xcls.record import SCHEMA_VERSION, Events, Record, read_record, write_record
+from xcls.runs.record import SCHEMA_VERSION, Events, Record, read_record, write_record
 
 
 def some(status: str = "completed") -> Record:
@@ -32,7 +32,13 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['{"run": "x"', "[]", '{"run": "x"}', json.dumps({"schema_version": SCHEMA_VERSION + 1}), json.dumps({**some().__dict__, "status": "great"})],
+    [
+        '{"run": "x"',
+        "[]",
+        '{"run": "x"}',
+        json.dumps({"schema_version": SCHEMA_VERSION + 1}),
+        json.dumps({**some().__dict__, "status": "great"}),
+    ],
 )
 def test_an_unreadable_record_is_refused_with_its_path(tmp_path: Path, text: str) -> None:
     (tmp_path / "record.json").write_text(text)
@@ -64,4 +70,7 @@ def test_events_are_one_json_object_a_line(tmp_path: Path) -> None:
     events.add("start", {"seed": 1})
     events.add("eval", {"loss": float("inf"), "text": "a\nb"})
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert [(line["event"], line.get("seed"), line.get("loss")) for line in lines] == [("start", 1, None), ("eval", None, None)]
+    assert [(line["event"], line.get("seed"), line.get("loss")) for line in lines] == [
+        ("start", 1, None),
+        ("eval", None, None),
+    ]

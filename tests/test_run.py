@@ -41,17 +41,39 @@ def test_pretrain_finetune_eval_predict(project: Project) -> None:
     assert made["status"] == "completed" and made["step"] == 3
     assert made["config"]["pretraining.lr"] == 0.002 and made["config"]["attention.name"] == "performer_favor"
 
-    result = ran(project.run("mode=finetune", "exp=ft", "pretrain=base", "dataset.validation=0.2", "finetuning.max_steps=4",
-                             "wandb=disabled", small=False, fresh=True))
+    result = ran(
+        project.run(
+            "mode=finetune",
+            "exp=ft",
+            "pretrain=base",
+            "dataset.validation=0.2",
+            "finetuning.max_steps=4",
+            "wandb=disabled",
+            small=False,
+            fresh=True,
+        )
+    )
     assert "classification head is new" in result.stderr
     folder = project.folder / "finetune" / "ft"
     tuned = record(folder)
-    assert tuned["config"]["dataset.name"] == "files" and tuned["config"]["dataset.validation"] == 0.2  # inherited, one value over it
+    assert (
+        tuned["config"]["dataset.name"] == "files" and tuned["config"]["dataset.validation"] == 0.2
+    )  # inherited, one value over it
     assert tuned["config"]["attention.name"] == "performer_favor" and tuned["choices"]["attention"] == "performer"
     assert tuned["pretrain"]["folder"] == "pretrain/base" and tuned["pretrain"]["hash"] == made["hash"]
     resolved = yaml.safe_load((folder / "resolved_config.yaml").read_text())
-    assert resolved["resolved.pretrain.folder"] == "pretrain/base" and not any(isinstance(v, dict) for v in resolved.values())
-    for name in ("ckpt_best.pt", "ckpt_last.pt", "metrics.csv", "events.jsonl", "predictions.parquet", "head.safetensors", "reproduce.sh"):
+    assert resolved["resolved.pretrain.folder"] == "pretrain/base" and not any(
+        isinstance(v, dict) for v in resolved.values()
+    )
+    for name in (
+        "ckpt_best.pt",
+        "ckpt_last.pt",
+        "metrics.csv",
+        "events.jsonl",
+        "predictions.parquet",
+        "head.safetensors",
+        "reproduce.sh",
+    ):
         assert (folder / name).is_file(), name
 
     ran(project.run("mode=eval", "exp=ft", small=False))
@@ -67,15 +89,23 @@ def test_pretrain_finetune_eval_predict(project: Project) -> None:
 def test_finetuning_refuses_another_architecture(project: Project) -> None:
     ran(project.run("mode=pretrain", "exp=base"))
     before = project.files()
-    result = project.run("mode=finetune", "exp=ft", "pretrain=base", "attention=performer", "seq_len=24", "wandb=disabled", small=False)
-    assert result.returncode == 2 and "attention" in result.stderr and "seq_len" not in result.stderr.split("Fine-tuning")[0]
+    result = project.run(
+        "mode=finetune", "exp=ft", "pretrain=base", "attention=performer", "seq_len=24", "wandb=disabled", small=False
+    )
+    assert (
+        result.returncode == 2
+        and "attention" in result.stderr
+        and "seq_len" not in result.stderr.split("Fine-tuning")[0]
+    )
     result = project.run("mode=finetune", "exp=ft", "pretrain=base", "size.width=32", small=False)
     assert result.returncode == 2 and "size.width=32: base was trained with size.width=16" in result.stderr
     assert project.files() == before
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mechanisms", [["reformer"], pytest.param(["reformer", "sdpa"], marks=pytest.mark.slow)], ids=",".join)
+@pytest.mark.parametrize(
+    "mechanisms", [["reformer"], pytest.param(["reformer", "sdpa"], marks=pytest.mark.slow)], ids=",".join
+)
 def test_a_sweep_runs_once_with_its_baseline_and_reports(project: Project, mechanisms: list[str]) -> None:
     axes = ("-m", f"attention={','.join(mechanisms)}", "seed=0,1", "pretrain=auto", "exp=sw")
     ran(project.run(*axes))
@@ -88,30 +118,48 @@ def test_a_sweep_runs_once_with_its_baseline_and_reports(project: Project, mecha
     stamps = {folder: (folder / "record.json").stat().st_mtime_ns for folder in records}
     again = ran(project.run(*axes))
     assert stamps == {folder: (folder / "record.json").stat().st_mtime_ns for folder in records}
-    assert "equal cells" not in again.stderr  # no two cells of this grid are equal; they share a pretraining, and find it made
+    assert (
+        "equal cells" not in again.stderr
+    )  # no two cells of this grid are equal; they share a pretraining, and find it made
     jobs = json.loads((project.folder / "multirun" / "sw" / "sweep.json").read_text())["jobs"]
     words = {job["folder"]: job["overrides"] for job in jobs if job["kind"] == "pretrain"}
     made = [p.parent.name for p in project.folder.glob("pretrain/*/record.json")]
-    assert words == {f"pretrain/{name}": ["mode=pretrain", f"exp={name}", "resume=true"] for name in made}  # not the fine-tuning's
+    assert words == {
+        f"pretrain/{name}": ["mode=pretrain", f"exp={name}", "resume=true"] for name in made
+    }  # not the fine-tuning's
     result = ran(project.run("runs=[multirun/sw]", "out=rep", script="report.py"))
     assert "TF-IDF" in result.stdout and "reformer" in result.stdout
     assert len(pd.read_csv(project.folder / "rep" / "results.csv").query("mode == 'finetune'")) == 2 * len(mechanisms)
 
 
-@pytest.mark.parametrize(("words", "named"), [
-    ("dataset.path=rows.csv,nope.csv", "dataset.path=nope.csv"), ("dataset.label=label,kind", "'kind'"),
-    ("attention=sdpa,performer attention.num_features=64", "+per.performer.num_features=64"),
-    *(pytest.param(words, named, marks=pytest.mark.slow) for words, named in [
-        ("dataset.text=body", "'body'"), ("head.num_classes=null,5", "head.num_classes=5"), ("attention=sdpa,performer +per.performer.num_features=-1", "attention"),
-        ("attention=sdpa,performer +per.performer.num_featurs=1", "'per.performer.num_features'"),
-    ]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("dataset.path=rows.csv,nope.csv", "dataset.path=nope.csv"),
+        ("dataset.label=label,kind", "'kind'"),
+        ("attention=sdpa,performer attention.num_features=64", "+per.performer.num_features=64"),
+        *(
+            pytest.param(words, named, marks=pytest.mark.slow)
+            for words, named in [
+                ("dataset.text=body", "'body'"),
+                ("head.num_classes=null,5", "head.num_classes=5"),
+                ("attention=sdpa,performer +per.performer.num_features=-1", "attention"),
+                ("attention=sdpa,performer +per.performer.num_featurs=1", "'per.performer.num_features'"),
+            ]
+        ),
+    ],
+)
 def test_a_sweep_with_one_job_that_cannot_run_is_refused_as_a_whole(project: Project, words: str, named: str) -> None:
     before = project.files()
     with entered(project.folder) as enter:
-        small = [word for word in SMALL if word.partition("=")[0] not in {typed.partition("=")[0] for typed in words.split()}]
+        small = [
+            word for word in SMALL if word.partition("=")[0] not in {typed.partition("=")[0] for typed in words.split()}
+        ]
         outcome = enter("-m", "exp=sw", *small, *words.split())
-    assert outcome.code == 2 and outcome.stderr.count("run.py: ") == 1 and named in outcome.stderr, (outcome.stderr, outcome.traceback)
+    assert outcome.code == 2 and outcome.stderr.count("run.py: ") == 1 and named in outcome.stderr, (
+        outcome.stderr,
+        outcome.traceback,
+    )
     assert enter.jobs == 0 and outcome.files == [] and project.files() == before
 
 
@@ -129,7 +177,12 @@ def test_one_sweep_sets_keys_of_one_mechanism(project: Project, monkeypatch: pyt
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not(project: Project) -> None:
-    words = ("mode=finetune", "finetuning.max_steps=60", "finetuning.eval_every_steps=20", "finetuning.checkpoint_every_steps=20")
+    words = (
+        "mode=finetune",
+        "finetuning.max_steps=60",
+        "finetuning.eval_every_steps=20",
+        "finetuning.checkpoint_every_steps=20",
+    )
     ran(project.run(*words, "exp=whole"))
     job = project.begin(*words, "exp=cut", stop_by=signal.SIGTERM)
     job.communicate(timeout=120)
@@ -141,8 +194,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(project: Project) -> None:
     ran(project.run(*words, "exp=cut", "resume=true"))
     whole = project.folder / "finetune" / "whole"
     kept = ["step", "epoch", "train_loss", "val_loss", "macro_f1", "lr"]
-    pd.testing.assert_frame_equal(pd.read_csv(cut / "metrics.csv")[kept], pd.read_csv(whole / "metrics.csv")[kept], check_exact=True)
-    pd.testing.assert_frame_equal(pd.read_parquet(cut / "predictions.parquet"), pd.read_parquet(whole / "predictions.parquet"), check_exact=True)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(cut / "metrics.csv")[kept], pd.read_csv(whole / "metrics.csv")[kept], check_exact=True
+    )
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(cut / "predictions.parquet"), pd.read_parquet(whole / "predictions.parquet"), check_exact=True
+    )
 
 
 REFUSED = [
@@ -181,7 +238,11 @@ REFUSED = [
 @pytest.mark.parametrize(("words", "message"), REFUSED, ids=[words for words, _ in REFUSED])
 def test_bad_input_is_refused_before_anything_is_written(project: Project, words: str, message: str) -> None:
     before = project.files()
-    small = ["wandb=disabled"] + ([] if "dataset=" in words else ["dataset=files"]) + ([] if "dataset.path" in words else ["dataset.path=rows.csv"])
+    small = (
+        ["wandb=disabled"]
+        + ([] if "dataset=" in words else ["dataset=files"])
+        + ([] if "dataset.path" in words else ["dataset.path=rows.csv"])
+    )
     result = project.run(*words.split(), *small, small=False)
     assert result.returncode == 2, result.stdout + result.stderr
     assert message in result.stderr and "Traceback" not in result.stderr and "Error executing" not in result.stderr
@@ -196,7 +257,9 @@ def test_an_exp_that_has_run_is_refused(project: Project) -> None:
 
 
 def test_a_file_over_the_defaults_and_the_command_line_over_the_file(project: Project) -> None:
-    (project.folder / "my.yaml").write_text("attention.name: sdpa\nseed: 7\npretraining:\n  lr: 0.5\nchoices.attention: sdpa\n")
+    (project.folder / "my.yaml").write_text(
+        "attention.name: sdpa\nseed: 7\npretraining:\n  lr: 0.5\nchoices.attention: sdpa\n"
+    )
     ran(project.run("mode=init", "exp=a", "template=my.yaml"))
     values = yaml.safe_load((project.folder / "pretrain" / "a" / "config.yaml").read_text())
     assert (values["seed"], values["pretraining.lr"]) == (7, 0.5)
@@ -204,7 +267,11 @@ def test_a_file_over_the_defaults_and_the_command_line_over_the_file(project: Pr
     assert yaml.safe_load((project.folder / "pretrain" / "b" / "config.yaml").read_text())["seed"] == 8
     (project.folder / "my.yaml").write_text("sede: 7\n")
     result = project.run("mode=init", "exp=c", "template=my.yaml")
-    assert result.returncode == 2 and "sede: unknown key. Did you mean 'seed'" in result.stderr and "my.yaml" in result.stderr
+    assert (
+        result.returncode == 2
+        and "sede: unknown key. Did you mean 'seed'" in result.stderr
+        and "my.yaml" in result.stderr
+    )
 
 
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch can use a GPU")
@@ -217,7 +284,9 @@ def test_a_gpu_that_torch_cannot_use_is_no_secret(project: Project, monkeypatch:
     environment = {**project.environment, "PATH": f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("CUDA_VISIBLE_DEVICES")
     command = project.command("mode=finetune", "exp=ft", "finetuning.max_steps=1", "hardware=auto")
-    result = ran(subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, timeout=120))
+    result = ran(
+        subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, timeout=120)
+    )
     (told,) = [warning for warning in record(project.folder / "finetune" / "ft")["warnings"] if "GPU" in warning]
     assert told.startswith("hardware=auto: cpu (") and "nvidia-smi sees NVIDIA A100-SXM4-40GB, capability 8.0" in told
     assert "pip install --force-reinstall torch" in told and f"WARNING: {told}" in result.stderr

@@ -11,12 +11,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzzing import BOMB
-from xcls.run_files import UNWRITABLE, read_yaml, write_values
-from xcls.schema import UserError
+from xcls.config.files import UNWRITABLE, read_yaml, write_values
+from xcls.config.schema import UserError
 
-SLIPPERY = ["1e-3", "1E5", "...", "null", "~", "yes", "1:30", "2024-01-01", "=", "<<", "*a", "&a", "!x", "- a", "a: b", "#x", "", " ", "0x1f", "1_0", ".nan", "x y " * 9999]
+SLIPPERY = [
+    "1e-3",
+    "1E5",
+    "...",
+    "null",
+    "~",
+    "yes",
+    "1:30",
+    "2024-01-01",
+    "=",
+    "<<",
+    "*a",
+    "&a",
+    "!x",
+    "- a",
+    "a: b",
+    "#x",
+    "",
+    " ",
+    "0x1f",
+    "1_0",
+    ".nan",
+    "x y " * 9999,
+]
 texts = st.sampled_from(SLIPPERY) | st.text(max_size=20).filter(lambda text: not UNWRITABLE.search(text))
-leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts | st.lists(texts | st.integers(), max_size=3)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | texts
+    | st.lists(texts | st.integers(), max_size=3)
+)
 
 
 @given(st.dictionaries(st.sampled_from(["exp", "size.width", "size.depth", "study"]), leaves))
@@ -28,7 +58,15 @@ def test_what_is_written_is_read_again(values: dict) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("lr: 1e-3", 0.001), ("lr: 1.5E+2", 150.0), ("lr: 2024-01-01", "2024-01-01"), ("lr: yes", True), ("lr:", None), ("lr: [1, a]", [1, "a"]), ("lr: -1e5", -1e5)],
+    [
+        ("lr: 1e-3", 0.001),
+        ("lr: 1.5E+2", 150.0),
+        ("lr: 2024-01-01", "2024-01-01"),
+        ("lr: yes", True),
+        ("lr:", None),
+        ("lr: [1, a]", [1, "a"]),
+        ("lr: -1e5", -1e5),
+    ],
 )
 def test_values_are_what_they_look_like(tmp_path: Path, text: str, expected: object) -> None:
     (tmp_path / "a.yaml").write_text(text)

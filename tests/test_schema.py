@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xcls.run_files import check_texts
-from xcls.schema import Config, UserError, check, check_name, flatten, unflatten
+from xcls.config.files import check_texts
+from xcls.config.schema import Config, UserError, check, check_name, flatten, unflatten
 
 
 def good() -> Config:
@@ -51,7 +51,11 @@ def test_every_fault_is_named_at_once() -> None:
     config.seq_len, config.size.dropout, config.hardware.dtype = 0, 2.0, "fp8"
     with pytest.raises(UserError) as error:
         check(config)
-    assert [line.split("=")[0] for line in str(error.value).splitlines()] == ["seq_len", "size.dropout", "hardware.dtype"]
+    assert [line.split("=")[0] for line in str(error.value).splitlines()] == [
+        "seq_len",
+        "size.dropout",
+        "hardware.dtype",
+    ]
 
 
 @given(st.text(max_size=40))
@@ -65,7 +69,9 @@ def test_a_name_never_leaves_its_folder(name: str) -> None:
 
 leaves = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers())
 keys = st.text(alphabet="abc_", min_size=1, max_size=4)
-trees = st.dictionaries(keys, st.recursive(leaves, lambda inner: st.dictionaries(keys, inner, min_size=1), max_leaves=8))
+trees = st.dictionaries(
+    keys, st.recursive(leaves, lambda inner: st.dictionaries(keys, inner, min_size=1), max_leaves=8)
+)
 
 
 @given(trees)
@@ -78,7 +84,9 @@ def test_a_key_cannot_be_a_value_and_a_node() -> None:
         unflatten({"size": 3, "size.width": 4})
 
 
-@pytest.mark.parametrize("value", ["a\0b", "\x1b[31m", "\udcff", "\u2028", ["fine", "a\x07"], "${oc.env:HOME}", "\ufeff"])
+@pytest.mark.parametrize(
+    "value", ["a\0b", "\x1b[31m", "\udcff", "\u2028", ["fine", "a\x07"], "${oc.env:HOME}", "\ufeff"]
+)
 def test_texts_that_no_file_holds_are_refused(value: object) -> None:
     assert check_texts({"study": "Zażółć: 🙂\ttab\nline", "dataset.extra": ["a", "b"], "seed": 1, "exp": None}) is None
     with pytest.raises(UserError, match="study="):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from xcls.schema import UserError
-from xcls.signature import check_node, parameters
+from xcls.config.schema import UserError
+from xcls.config.targets import check_node, parameters
 
-MODULE = '''
+MODULE = """
 from __future__ import annotations
 from typing import Literal, Optional
 class Base:
@@ -21,7 +21,7 @@ class Grown(Base):
     def __init__(self, *, depth: int = 2, **rest) -> None:
         super().__init__(rate=depth / 10, **rest)
 def build(*, needed: str): ...
-'''
+"""
 
 
 @pytest.fixture
@@ -50,8 +50,15 @@ def test_a_fitting_node_passes(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("extra", "word"),
-    [({"rte": 1.0}, "attention.rte: unknown key. Did you mean 'rate'"), ({"rate": "fast"}, "attention.rate=fast: float"), ({"kind": "c"}, "Literal"),
-     ({"size": 1.5}, "int | None"), ({"size": True}, "int | None"), ({"on": 1}, "bool"), ({"given": 3}, None)],
+    [
+        ({"rte": 1.0}, "attention.rte: unknown key. Did you mean 'rate'"),
+        ({"rate": "fast"}, "attention.rate=fast: float"),
+        ({"kind": "c"}, "Literal"),
+        ({"size": 1.5}, "int | None"),
+        ({"size": True}, "int | None"),
+        ({"on": 1}, "bool"),
+        ({"given": 3}, None),
+    ],
 )
 def test_a_wrong_node_is_refused(module: str, extra: dict, word: str | None) -> None:
     node = {"_target_": f"{module}.Child", **extra}
@@ -84,7 +91,9 @@ def test_a_target_outside_its_home_is_refused(module: str) -> None:
 
 @pytest.mark.parametrize("value", [{"_target_": "os.system"}, [{"_target_": "os.system"}], ["a", 1], "a"])
 def test_a_list_of_texts_holds_texts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: object) -> None:
-    (tmp_path / "some_source.py").write_text("from __future__ import annotations\nclass S:\n    def __init__(self, *, names: list[str] | None = None): ...\n")
+    (tmp_path / "some_source.py").write_text(
+        "from __future__ import annotations\nclass S:\n    def __init__(self, *, names: list[str] | None = None): ...\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert check_node("dataset.source", {"_target_": "some_source.S", "names": ["a", "b"]}) is None
     with pytest.raises(UserError, match="dataset.source.names="):

@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDLESS = ("matplotlib", "datasets", "transformers", "wandb", "pyarrow.dataset", "pyarrow.parquet", "huggingface_hub")
 PATH = """
 import json, sys
-import xcls.start, xcls.stages.finetune
+import xcls.stages.start, xcls.stages.finetune
 from xcls.data.files import Files
 from xcls.data.splits import prepare
 from xcls.data.tokenizer import make_tokenizer
-from xcls.schema import Dataset, Tokenizer
+from xcls.config.schema import Dataset, Tokenizer
 from xcls.stages.texts import classification_data
 prepared = prepare(Files(path="rows.csv"), Dataset())
 tokenizer = make_tokenizer(Tokenizer(vocab_size=120), prepared.mlm_texts)
@@ -31,7 +31,9 @@ print(json.dumps(sorted(sys.modules)))
 
 
 def test_the_path_to_the_first_step_loads_nothing_needless(project: Project) -> None:
-    out = subprocess.run([sys.executable, "-c", PATH], cwd=project.folder, env=project.environment, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", PATH], cwd=project.folder, env=project.environment, capture_output=True, text=True
+    )
     assert out.returncode == 0, out.stderr
     loaded = set(json.loads(out.stdout))
     assert "torch" in loaded and not loaded & set(NEEDLESS)

@@ -11,24 +11,29 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Project
-from xcls.allocator import RETAIN, start_anew
-from xcls.terminal import any_encoding, end_early, reader_left
+from xcls.runs.allocator import RETAIN, start_anew
+from xcls.runs.terminal import any_encoding, end_early, reader_left
 
 RUN = str(ROOT / "run.py")
 
 
-@pytest.mark.parametrize(("original", "argv", "anew"), [
-    (["python", RUN, "seed=1"], [RUN, "seed=1"], True),
-    (["python", "-u", "-W", "ignore", RUN], [RUN], True),
-    (["python", "ipython", RUN, "seed=1"], [RUN, "seed=1"], False),
-    (["python", "-m", "pdb", RUN], [RUN], False),
-    (["python", "-m", "ipykernel_launcher", "-f", "kernel.json"], [RUN, "seed=1"], False),
-    (["python", "-"], ["-"], False),
-    (["python", "-c", "import runpy"], [RUN], False),
-    (["python", str(ROOT / "report.py")], [str(ROOT / "report.py")], False),
-    (["python"], [""], False),
-])  # fmt: skip
-def test_only_the_main_program_of_a_process_starts_anew(monkeypatch: pytest.MonkeyPatch, original: list[str], argv: list[str], anew: bool) -> None:
+@pytest.mark.parametrize(
+    ("original", "argv", "anew"),
+    [
+        (["python", RUN, "seed=1"], [RUN, "seed=1"], True),
+        (["python", "-u", "-W", "ignore", RUN], [RUN], True),
+        (["python", "ipython", RUN, "seed=1"], [RUN, "seed=1"], False),
+        (["python", "-m", "pdb", RUN], [RUN], False),
+        (["python", "-m", "ipykernel_launcher", "-f", "kernel.json"], [RUN, "seed=1"], False),
+        (["python", "-"], ["-"], False),
+        (["python", "-c", "import runpy"], [RUN], False),
+        (["python", str(ROOT / "report.py")], [str(ROOT / "report.py")], False),
+        (["python"], [""], False),
+    ],
+)
+def test_only_the_main_program_of_a_process_starts_anew(
+    monkeypatch: pytest.MonkeyPatch, original: list[str], argv: list[str], anew: bool
+) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys, "orig_argv", original)
     monkeypatch.setattr(sys, "argv", argv)
@@ -56,13 +61,17 @@ def test_where_the_interpreter_may_not_be_started_again_the_run_goes_on(monkeypa
     assert os.environ == {}
 
 
-def test_a_missing_package_is_one_line_that_names_the_environment(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_one_line_that_names_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
     error = ModuleNotFoundError("No module named 'hydra'", name="hydra")
     end_early(type(error), error, None)
     said = capsys.readouterr().err
-    assert codes == [2] and all(word in said for word in ("'hydra'", "make setup", "source .venv/bin/activate", sys.executable))
+    assert codes == [2] and all(
+        word in said for word in ("'hydra'", "make setup", "source .venv/bin/activate", sys.executable)
+    )
 
 
 def test_output_takes_every_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,13 +95,15 @@ def test_a_reader_that_leaves_is_no_bad_input(monkeypatch: pytest.MonkeyPatch, a
 @pytest.mark.parametrize("words", ["run.py --help", "run.py --cfg job", "-P run.py --cfg job", "report.py --help"])
 def test_help_into_a_reader_that_leaves(project: Project, words: str) -> None:
     line = f"{sys.executable} {words} | head -1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", line], cwd=project.folder, env=project.environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=project.folder, env=project.environment, capture_output=True, text=True, timeout=60
+    )
     assert (done.stdout.splitlines()[-1], done.stderr) == ("0", "")
 
 
 def test_runs_go_where_the_environment_says(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from tests.entry import entered
-    from xcls.identity import runs_root
+    from xcls.runs.identity import runs_root
 
     assert runs_root(tmp_path) == tmp_path
     elsewhere = project.folder / "other runs"
@@ -102,7 +113,9 @@ def test_runs_go_where_the_environment_says(project: Project, monkeypatch: pytes
     with entered(project.folder) as enter:
         outcomes = [enter(*data, f"mode={mode}", "exp=x") for mode in ("init", "pretrain", "baseline")]
     assert [outcome.code for outcome in outcomes] == [0] * 3, [outcome.stderr for outcome in outcomes]
-    assert enter.stages[0] == str(elsewhere / "pretrain" / "x") and enter.stages[1].startswith(str(elsewhere / "multirun" / "x"))
+    assert enter.stages[0] == str(elsewhere / "pretrain" / "x") and enter.stages[1].startswith(
+        str(elsewhere / "multirun" / "x")
+    )
     assert (elsewhere / "pretrain" / "x" / "config.yaml").is_file() and not (project.folder / "pretrain").exists()
 
 
@@ -113,4 +126,6 @@ def test_a_project_that_is_read_only_names_the_setting(project: Project) -> None
     (project.folder / "finetune").write_text("a file where the folder should be")
     with entered(project.folder) as enter:
         outcome = enter("exp=x", "dataset=files", "dataset.path=rows.csv", "wandb=disabled")
-    assert outcome.code == 2 and "XCLS_RUNS" in outcome.stderr and str(project.folder / "finetune" / "x") in outcome.stderr
+    assert (
+        outcome.code == 2 and "XCLS_RUNS" in outcome.stderr and str(project.folder / "finetune" / "x") in outcome.stderr
+    )

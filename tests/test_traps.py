@@ -11,12 +11,24 @@ import pytest
 
 from tests.conftest import ROOT, Project
 from tests.pairwise import few
-from xcls.schema import UserError
-from xcls.slips import check_slips
-from xcls.wording import word_hydra
+from xcls.config.cli_checks import check_slips
+from xcls.config.errors import word_hydra
+from xcls.config.schema import UserError
 
 CONF = ROOT / "conf"
-HEAVY = ("torch", "numpy", "pandas", "datasets", "sklearn", "scipy", "wandb", "matplotlib", "tokenizers", "transformers", "submitit")
+HEAVY = (
+    "torch",
+    "numpy",
+    "pandas",
+    "datasets",
+    "sklearn",
+    "scipy",
+    "wandb",
+    "matplotlib",
+    "tokenizers",
+    "transformers",
+    "submitit",
+)
 
 SLIPS = {
     "-m seed=0, 1": "python run.py -m seed=0,1",
@@ -57,10 +69,32 @@ SLIPS = {
     "-x": "no such option",
 }
 FINE = [
-    "-m seed=0,1 attention=sdpa,performer", "", "--cfg job", "--cfg job -p size", "-c job --resolve", "--help", "-sc install=bash", "--info", "--cfg hydra",
-    "--config-dir /tmp seed=1", "--config-name=config", "+seed=0", "~seed", "exp=", "attention.num_features=64", "size.name=my_own size.width=64",
-    "attention=performer attention.name=mine", "experiment=quick", "study=one,two", "'study=two words'", "bench.attentions=[sdpa,reformer:num_hashes=4]",
-    "attention=performer attention.num_features=64 finetuning.lr=1 pretraining.lr=1", "dataset.path=a.csv dataset.path=b.csv", "hydra/launcher=slurm", "bench.name=attention", "attention=glob(*)",
+    "-m seed=0,1 attention=sdpa,performer",
+    "",
+    "--cfg job",
+    "--cfg job -p size",
+    "-c job --resolve",
+    "--help",
+    "-sc install=bash",
+    "--info",
+    "--cfg hydra",
+    "--config-dir /tmp seed=1",
+    "--config-name=config",
+    "+seed=0",
+    "~seed",
+    "exp=",
+    "attention.num_features=64",
+    "size.name=my_own size.width=64",
+    "attention=performer attention.name=mine",
+    "experiment=quick",
+    "study=one,two",
+    "'study=two words'",
+    "bench.attentions=[sdpa,reformer:num_hashes=4]",
+    "attention=performer attention.num_features=64 finetuning.lr=1 pretraining.lr=1",
+    "dataset.path=a.csv dataset.path=b.csv",
+    "hydra/launcher=slurm",
+    "bench.name=attention",
+    "attention=glob(*)",
 ]
 
 
@@ -75,7 +109,10 @@ def test_a_slip_is_answered_with_what_was_meant(words: str, meant: str) -> None:
 def test_what_is_no_slip_passes(words: str) -> None:
     typed = ["study=two words"] if "'" in words else words.split()
     settings = check_slips(typed, CONF)
-    assert settings == [word for word in typed if "=" in word and not word.startswith("-") or word == "~seed"] or "install=bash" in words
+    assert (
+        settings == [word for word in typed if "=" in word and not word.startswith("-") or word == "~seed"]
+        or "install=bash" in words
+    )
 
 
 END_TO_END = {
@@ -127,19 +164,25 @@ sys.path.insert(0, {str(folder)!r})
 runpy.run_path({str(folder / "run.py")!r}, run_name="__main__")
 """
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
-    result = subprocess.run([sys.executable, "-c", code], cwd=folder, env={**plain, **variables}, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env={**plain, **variables}, capture_output=True, text=True, timeout=60
+    )
     return result, [line for line in result.stderr.splitlines() if line.startswith("HEAVY")]
 
 
 COMPLETION = {"COMP_LINE": "python run.py attention=perf", "COMP_POINT": "28"}
 
 
-@pytest.mark.parametrize(("words", "shows"), [
-    (("--help",), "attention"),
-    (("--cfg", "job"), "num_layers: 2"),
-    (("-sc", "install=bash"), "complete"),
-    (("-sc", "query=bash"), "attention=performer_relu"),
-], ids=["help", "cfg", "install", "complete"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "shows"),
+    [
+        (("--help",), "attention"),
+        (("--cfg", "job"), "num_layers: 2"),
+        (("-sc", "install=bash"), "complete"),
+        (("-sc", "query=bash"), "attention=performer_relu"),
+    ],
+    ids=["help", "cfg", "install", "complete"],
+)
 def test_answers_import_nothing_heavy_and_start_once(project: Project, words: tuple[str, ...], shows: str) -> None:
     result, tells = heavy_modules(project.folder, *words, **(COMPLETION if "query=bash" in words else {}))
     assert shows in result.stdout, result.stderr
@@ -152,16 +195,32 @@ def test_a_refusal_imports_nothing_heavy(project: Project) -> None:
 
 
 def test_completion_knows_groups_options_and_studies(project: Project) -> None:
-    for line, expected in (("posit", "position="), ("experiment=wnf", "experiment=wnf_imdb"), ("hydra/launcher=sl", "hydra/launcher=slurm")):
+    for line, expected in (
+        ("posit", "position="),
+        ("experiment=wnf", "experiment=wnf_imdb"),
+        ("hydra/launcher=sl", "hydra/launcher=slurm"),
+    ):
         whole = f"python run.py {line}"
-        result = subprocess.run([sys.executable, "run.py", "-sc", "query=bash"], cwd=project.folder, capture_output=True, text=True, timeout=60,
-                                env={**os.environ, "COMP_LINE": whole, "COMP_POINT": str(len(whole))})
+        result = subprocess.run(
+            [sys.executable, "run.py", "-sc", "query=bash"],
+            cwd=project.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "COMP_LINE": whole, "COMP_POINT": str(len(whole))},
+        )
         assert expected in result.stdout.split(), (line, result.stdout, result.stderr)
 
 
 @pytest.mark.parametrize("shell", few(["bash", "zsh", "fish"], 1))
 def test_completion_offers_no_launcher_that_would_be_refused(project: Project, shell: str) -> None:
     whole = "python run.py hydra/launcher="
-    result = subprocess.run([sys.executable, "run.py", "-sc", f"query={shell}"], cwd=project.folder, capture_output=True, text=True, timeout=60,
-                            env={**os.environ, "COMP_LINE": whole, "COMP_POINT": str(len(whole))})  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "run.py", "-sc", f"query={shell}"],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COMP_LINE": whole, "COMP_POINT": str(len(whole))},
+    )
     assert result.stdout.split() == ["hydra/launcher=gpu_server", "hydra/launcher=slurm"], result.stderr

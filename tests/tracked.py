@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-from xcls.record import Record
-from xcls.schema import Wandb
+from xcls.config.schema import Wandb
+from xcls.runs.record import Record
+from xcls.runs.wandb_file import read_segments
 from xcls.train.journal import Journal
 from xcls.train.wandb_copy import Journal as Rows
-from xcls.wandb_file import read_segments
 
 ROOT = Path(__file__).resolve().parents[1]
 CHOICES = {
@@ -35,8 +35,18 @@ def open_journal(folder: Path, mode: str = "offline", artifacts: str = "none", w
         "wandb.artifacts": artifacts,
         "seed": 3,
     }
-    record = Record(run="imdb/finetune-x", mode="finetune", status="running", hash="ab" * 32, seed=3, seq_len=16,
-                    exp="study", choices=CHOICES, config=config, wandb_id=wandb_id)  # fmt: skip
+    record = Record(
+        run="imdb/finetune-x",
+        mode="finetune",
+        status="running",
+        hash="ab" * 32,
+        seed=3,
+        seq_len=16,
+        exp="study",
+        choices=CHOICES,
+        config=config,
+        wandb_id=wandb_id,
+    )
     return Journal(folder=folder, record=record, wandb=Wandb(mode=mode, artifacts=artifacts))
 
 

@@ -201,11 +201,20 @@ class Handler(BaseHTTPRequestHandler):
             run.exit_code, run.preempting = None, False
             count, tail = len(run.history), [json.dumps(line) for line in run.history[-1:]]
             model["bucket"] = {
-                "id": f"b-{run.id}", "name": run.id, "displayName": run.fields.get("displayName"), "tags": run.fields.get("tags"),
-                "summaryMetrics": json.dumps(run.summary), "logLineCount": 0, "historyLineCount": count, "eventsLineCount": 0,
-                "historyTail": json.dumps(tail), "eventsTail": "[]", "config": run.fields.get("config") or "{}", "notes": None,
+                "id": f"b-{run.id}",
+                "name": run.id,
+                "displayName": run.fields.get("displayName"),
+                "tags": run.fields.get("tags"),
+                "summaryMetrics": json.dumps(run.summary),
+                "logLineCount": 0,
+                "historyLineCount": count,
+                "eventsLineCount": 0,
+                "historyTail": json.dumps(tail),
+                "eventsTail": "[]",
+                "config": run.fields.get("config") or "{}",
+                "notes": None,
                 "wandbConfig": json.dumps({"t": 1}),
-            }  # fmt: skip
+            }
         return {"model": model}
 
     def on_UpsertBucket(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -213,9 +222,15 @@ class Handler(BaseHTTPRequestHandler):
         run.fields.update({key: value for key, value in values.items() if value is not None})
         project = {"id": "p", "name": run.project, "entity": {"id": "e", "name": run.entity}}
         bucket = {
-            "id": f"b-{run.id}", "name": run.id, "displayName": run.fields.get("displayName"), "description": None,
-            "config": run.fields.get("config"), "sweepName": None, "project": project, "historyLineCount": len(run.history),
-        }  # fmt: skip
+            "id": f"b-{run.id}",
+            "name": run.id,
+            "displayName": run.fields.get("displayName"),
+            "description": None,
+            "config": run.fields.get("config"),
+            "sweepName": None,
+            "project": project,
+            "historyLineCount": len(run.history),
+        }
         return {"upsertBucket": {"bucket": bucket, "inserted": not run.history}}
 
     def on_CreateRunFiles(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -234,14 +249,33 @@ class Handler(BaseHTTPRequestHandler):
         if run is None:
             return {"project": None}
         config = run.fields.get("config") or "{}"
-        return {"project": {"run": {
-            "id": f"b-{run.id}", "projectId": "7", "name": run.id, "displayName": run.fields.get("displayName"), "tags": run.fields.get("tags"),
-            "sweepName": None, "state": run.state, "config": config, "group": run.fields.get("groupName"),
-            "jobType": run.fields.get("jobType"), "commit": None, "readOnly": False, "createdAt": "2026-01-01T00:00:00",
-            "heartbeatAt": "2026-01-01T00:00:00", "description": "", "notes": None, "systemMetrics": "{}",
-            "summaryMetrics": json.dumps(run.summary), "historyLineCount": len(run.history),
-            "user": {"name": "someone", "username": "someone"}, "historyKeys": {},
-        }}}  # fmt: skip
+        return {
+            "project": {
+                "run": {
+                    "id": f"b-{run.id}",
+                    "projectId": "7",
+                    "name": run.id,
+                    "displayName": run.fields.get("displayName"),
+                    "tags": run.fields.get("tags"),
+                    "sweepName": None,
+                    "state": run.state,
+                    "config": config,
+                    "group": run.fields.get("groupName"),
+                    "jobType": run.fields.get("jobType"),
+                    "commit": None,
+                    "readOnly": False,
+                    "createdAt": "2026-01-01T00:00:00",
+                    "heartbeatAt": "2026-01-01T00:00:00",
+                    "description": "",
+                    "notes": None,
+                    "systemMetrics": "{}",
+                    "summaryMetrics": json.dumps(run.summary),
+                    "historyLineCount": len(run.history),
+                    "user": {"name": "someone", "username": "someone"},
+                    "historyKeys": {},
+                }
+            }
+        }
 
     def on_OrganizationCoreWeaveOrganizationID(self, values: dict[str, Any]) -> dict[str, Any]:
         return {"entity": None}
@@ -289,10 +323,17 @@ class Handler(BaseHTTPRequestHandler):
         edges = []
         for spec in values["input"]["artifactFiles"]:
             url = f"{self.server_state.url}/upload/artifact/{spec['artifactID']}/{spec['name']}"
-            edges.append({"node": {
-                "storagePath": f"store/{spec['name']}", "uploadUrl": url, "uploadHeaders": [], "uploadMultipartUrls": None,
-                "artifact": {"id": spec["artifactID"]},
-            }})  # fmt: skip
+            edges.append(
+                {
+                    "node": {
+                        "storagePath": f"store/{spec['name']}",
+                        "uploadUrl": url,
+                        "uploadHeaders": [],
+                        "uploadMultipartUrls": None,
+                        "artifact": {"id": spec["artifactID"]},
+                    }
+                }
+            )
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 
     def on_CommitArtifact(self, values: dict[str, Any]) -> dict[str, Any]:

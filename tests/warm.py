@@ -20,11 +20,20 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from xcls.allocator import RETAIN
+from xcls.runs.allocator import RETAIN
 
 ROOT = Path(__file__).resolve().parent.parent
-ALONE = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "ARROW_DEFAULT_MEMORY_POOL": "system"}  # no thread of pyarrow's
-AT_START = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "PYTHONHASHSEED", "TOKENIZERS_PARALLELISM")  # what libraries read when they are imported
+ALONE = {
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}  # no thread of pyarrow's
+AT_START = (
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "PYTHONPATH",
+    "PYTHONHASHSEED",
+    "TOKENIZERS_PARALLELISM",
+)  # what libraries read when they are imported
 
 
 class Warm:
@@ -32,20 +41,34 @@ class Warm:
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.fixed = {name: environment.get(name) for name in AT_START}
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.warm"], cwd=ROOT, env={**environment, **RETAIN, **ALONE}, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm"],
+            cwd=ROOT,
+            env={**environment, **RETAIN, **ALONE},
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         atexit.register(self.close)
 
     def serves(self, environment: dict[str, str]) -> bool:
         """Whether a process with this environment would have imported the same."""
         return {name: environment.get(name) for name in AT_START} == self.fixed
 
-    def run(self, command: list[str], folder: Path, environment: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, command: list[str], folder: Path, environment: dict[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
         """As subprocess.run(command, capture_output=True): `command` begins with the interpreter. Raises TimeoutExpired."""
         with tempfile.TemporaryDirectory() as place:
             out, err = Path(place, "out"), Path(place, "err")
-            request = {"words": command[1:], "folder": str(folder), "environment": {**environment, **RETAIN}, "out": str(out), "err": str(err),
-                       "timeout": timeout}
+            request = {
+                "words": command[1:],
+                "folder": str(folder),
+                "environment": {**environment, **RETAIN},
+                "out": str(out),
+                "err": str(err),
+                "timeout": timeout,
+            }
             try:
                 self.process.stdin.write(json.dumps(request) + "\n")
                 self.process.stdin.flush()
@@ -55,7 +78,9 @@ class Warm:
                 raise
             if code is None:
                 raise subprocess.TimeoutExpired(command, timeout)
-            return subprocess.CompletedProcess(command, code, out.read_text(errors="replace"), err.read_text(errors="replace"))
+            return subprocess.CompletedProcess(
+                command, code, out.read_text(errors="replace"), err.read_text(errors="replace")
+            )
 
     def close(self) -> None:
         """Ends the process."""
@@ -63,7 +88,9 @@ class Warm:
         self.process.wait()
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+def run(
+    command: list[str], folder: Path, environment: dict[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
     """As subprocess.run(command, capture_output=True), by the warm process of this session, which the first call starts."""
     if not hasattr(os, "fork"):
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
@@ -93,7 +120,7 @@ def child(request: dict) -> NoReturn:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001 - as Python ends a script
+    except BaseException:
         traceback.print_exc()
         code = 1
     threading._shutdown()
@@ -138,17 +165,17 @@ def load() -> None:
     import datasets  # noqa: F401
     import hydra.main  # noqa: F401
     import pandas  # noqa: F401
-    import sklearn.feature_extraction.text  # noqa: F401
+    import sklearn.feature_extraction.text
     import sklearn.linear_model  # noqa: F401
-    import torch._decomp  # noqa: F401
+    import torch._decomp
     import torch._dynamo  # noqa: F401
 
-    import xcls.stages.baseline  # noqa: F401
-    import xcls.stages.finetune  # noqa: F401
-    import xcls.stages.pretrain  # noqa: F401
+    import xcls.stages.baseline
+    import xcls.stages.finetune
+    import xcls.stages.finished
+    import xcls.stages.pretrain
+    import xcls.stages.start
     import xcls.stages.texts  # noqa: F401
-    import xcls.start  # noqa: F401
-    import xcls.start_finished  # noqa: F401
 
 
 if __name__ == "__main__":

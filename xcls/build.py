@@ -17,23 +17,22 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from xcls.attention.check import LENGTH, check_attention, check_position
-from xcls.code_hash import code_files
+from xcls.config.schema import Config, Labels, UserError, flatten
+from xcls.config.targets import FILES, parameters
 from xcls.data.cache import digest
 from xcls.data.reading import Reading, reading_of
 from xcls.data.source import Source, as_columns, data_fingerprint
 from xcls.data.splits import Prepared, prepare
 from xcls.data.tokenizer import check_tokenizer, given_vocabulary
-from xcls.identity import code_of, run_folder, run_hash, run_name, runs_root
 from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClassifier
-from xcls.record import Record, plain
-from xcls.schema import Config, Labels, UserError, flatten
-from xcls.signature import FILES, parameters
+from xcls.runs.code_hash import code_files
+from xcls.runs.identity import code_of, run_folder, run_hash, run_name, runs_root
+from xcls.runs.record import Record, plain
 from xcls.stages.folder import read_or_refuse
 from xcls.train.cards import Cards, here
 from xcls.train.precision import Precision, check_cards, resolve
 from xcls.train.provenance import Sources, find_sources
-
 
 classes_of: dict[str, list[str]] = {}  # the classes of the data that this process has checked
 
@@ -62,7 +61,9 @@ def make_source(config: Config) -> Source:
     try:
         return instantiate(data.source, **given, _convert_="all", _recursive_=False)
     except InstantiationException as error:
-        raise error.__cause__ if isinstance(error.__cause__, UserError) else UserError(f"dataset.source: {error}") from error
+        raise (
+            error.__cause__ if isinstance(error.__cause__, UserError) else UserError(f"dataset.source: {error}")
+        ) from error
 
 
 def make_reading(config: Config) -> Reading:
@@ -81,7 +82,14 @@ def make_encoder(config: Config, *, vocab_size: int) -> Encoder:
     """The encoder of this architecture, new. The mechanisms' random features follow from the seed and the layer."""
     size, seq_len = config.size, config.seq_len
     heads = {"num_heads": size.num_heads, "head_dim": size.width // size.num_heads}
-    position = instantiate(node(config.position), embed_dim=size.width, num_layers=size.num_layers, seq_len=seq_len, **heads, _recursive_=False)
+    position = instantiate(
+        node(config.position),
+        embed_dim=size.width,
+        num_layers=size.num_layers,
+        seq_len=seq_len,
+        **heads,
+        _recursive_=False,
+    )
     return Encoder(
         vocab_size=vocab_size,
         seq_len=seq_len,
@@ -93,7 +101,9 @@ def make_encoder(config: Config, *, vocab_size: int) -> Encoder:
         activation=size.activation,
         dropout=size.dropout,
         position=position,
-        make_attention=lambda layer: instantiate(node(config.attention), layer=layer, seed=config.seed, **heads, _recursive_=False),
+        make_attention=lambda layer: instantiate(
+            node(config.attention), layer=layer, seed=config.seed, **heads, _recursive_=False
+        ),
         gradient_checkpointing=config.hardware.gradient_checkpointing,
     )
 
@@ -116,7 +126,14 @@ def check_architecture(config: Config) -> None:
         instantiate(node(config.attention), layer=0, seed=config.seed, **shape, _recursive_=False)
         group = "position"
         with torch.device("meta"):
-            instantiate(node(config.position), embed_dim=config.size.width, num_layers=1, seq_len=config.seq_len, **shape, _recursive_=False)
+            instantiate(
+                node(config.position),
+                embed_dim=config.size.width,
+                num_layers=1,
+                seq_len=config.seq_len,
+                **shape,
+                _recursive_=False,
+            )
     except InstantiationException as error:
         raise UserError(f"{group}: {error.__cause__ or error} (conf/{group}/ says what each setting means)") from error
     _check_contracts(json.dumps([config.attention, config.position]), **shape)
@@ -140,7 +157,13 @@ def _check_contracts(nodes: str, *, num_heads: int, head_dim: int) -> None:
             made = layers(few)
         except InstantiationException:
             few, made = num_heads, layers(num_heads)
-        shape = {"embed_dim": few * head_dim, "num_heads": few, "head_dim": head_dim, "num_layers": len(made), "seq_len": LENGTH}
+        shape = {
+            "embed_dim": few * head_dim,
+            "num_heads": few,
+            "head_dim": head_dim,
+            "num_layers": len(made),
+            "seq_len": LENGTH,
+        }
         encoding = instantiate(node(position), **shape, _recursive_=False)
         check_position(encoding, name=f"position={position.get('name')} ({position['_target_']})")
         check_attention(made, encoding, name=f"attention={attention.get('name')} ({attention['_target_']})")
@@ -160,7 +183,9 @@ def make_classifier(config: Config, *, vocab_size: int, classes: list[str]) -> T
     """Encoder and classification head, new. Raises UserError where head.num_classes is not that of the data."""
     check_head(config, classes)
     head = config.head
-    classifier = Classifier(embed_dim=config.size.width, num_classes=len(classes), pooling=head.pooling, dropout=head.dropout)
+    classifier = Classifier(
+        embed_dim=config.size.width, num_classes=len(classes), pooling=head.pooling, dropout=head.dropout
+    )
     return TextClassifier(encoder=make_encoder(config, vocab_size=vocab_size), head=classifier)
 
 
@@ -240,7 +265,9 @@ class Plan:
         try:
             return code_of(self.as_dict)
         except (SyntaxError, OSError) as error:
-            raise UserError(f"{error.filename}: this file, which attention or position imports, cannot be read: {error}") from error
+            raise UserError(
+                f"{error.filename}: this file, which attention or position imports, cannot be read: {error}"
+            ) from error
 
     @cached_property
     def digest(self) -> str:
@@ -271,7 +298,9 @@ class Plan:
         targets = [getattr(self.config, part)["_target_"] for part in self.code]
         self.sources = find_sources([path for target in targets for path in code_files(target).values()])
         if self._code_now() != self.code:
-            raise UserError("The code of attention or position was changed just as the run began. Type the command again.")
+            raise UserError(
+                "The code of attention or position was changed just as the run began. Type the command again."
+            )
 
     def data(self) -> Prepared:
         """The splits, read and checked. Raises UserError for data that cannot be trained on."""

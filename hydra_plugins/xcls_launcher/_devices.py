@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Sequence
 
-from xcls.schema import UserError
+from xcls.config.schema import UserError
 
 CPU = "cpu"
 FOLDER = "/tmp/xcls-leases"  # one for the host, whoever computes; TMPDIR may differ between users
@@ -33,7 +33,11 @@ def visible_devices(configured: Sequence[str] | None) -> list[str]:
         return list(dict.fromkeys(str(name).strip() for name in configured))
     callers = os.environ.get("CUDA_VISIBLE_DEVICES")
     if callers is not None:
-        return [] if callers.strip() in NONE else list(dict.fromkeys(name.strip() for name in callers.split(",") if name.strip()))
+        return (
+            []
+            if callers.strip() in NONE
+            else list(dict.fromkeys(name.strip() for name in callers.split(",") if name.strip()))
+        )
     return [name for _, name in listed()]
 
 

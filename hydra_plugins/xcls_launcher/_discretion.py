@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xcls.record import without_secrets
-from xcls.schema import UserError, flatten
+from xcls.config.schema import UserError, flatten
+from xcls.runs.record import without_secrets
 
 
 def refuse_secrets(tree: dict[str, Any]) -> None:

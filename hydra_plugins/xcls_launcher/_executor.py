@@ -14,8 +14,14 @@ from pathlib import Path
 from submitit.local.local import LocalExecutor, LocalJob
 
 GUARD = Path(__file__).with_name("_guard.py")
-TASK = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "1", "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-        "SUBMITIT_LOCAL_NODEID": "0", "SUBMITIT_LOCAL_GLOBALID": "0", "SUBMITIT_LOCAL_LOCALID": "0"}  # fmt: skip
+TASK = {
+    "SUBMITIT_EXECUTOR": "local",
+    "SUBMITIT_LOCAL_NTASKS": "1",
+    "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+    "SUBMITIT_LOCAL_NODEID": "0",
+    "SUBMITIT_LOCAL_GLOBALID": "0",
+    "SUBMITIT_LOCAL_LOCALID": "0",
+}
 
 
 class GuardedExecutor(LocalExecutor):
@@ -33,6 +39,12 @@ class GuardedExecutor(LocalExecutor):
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.write_bytes(b"")
         words = [sys.executable, "-IS", str(GUARD), str(self.grace), str(self.log), *shlex.split(command)]
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, env={**self.environment, **TASK}, bufsize=0,
-                                        pass_fds=self.descriptors, start_new_session=True)
+        self.process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            env={**self.environment, **TASK},
+            bufsize=0,
+            pass_fds=self.descriptors,
+            start_new_session=True,
+        )
         return LocalJob(folder=self.folder, job_id=str(self.process.pid), process=self.process, tasks=[0])

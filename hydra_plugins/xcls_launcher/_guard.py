@@ -59,8 +59,15 @@ def main() -> int:
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the job would inherit
     environment = {**os.environ, "SUBMITIT_LOCAL_JOB_ID": str(os.getpid())}
     with open(log, "ab", buffering=0) as output:
-        job = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment,
-                               start_new_session=True, preexec_fn=die_with_parent)
+        job = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
     try:
         watch(job, grace, woken)
     finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra_plugins.xcls_launcher.sweep import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, Sweep
-from xcls.record import read_record
+from xcls.runs.record import read_record
 
 TAIL = 16_384  # bytes of events.jsonl that are read
 SHOWN = 4  # running jobs named in a line
@@ -109,7 +109,9 @@ class Screen:
             return
         self.last = now
         running = [job for job in self.sweep.jobs if job.state == RUNNING]
-        parts = [f"{job.device}: {job.label} {numbers(self.sweep.runs / job.folder)}".rstrip() for job in running[:SHOWN]]
+        parts = [
+            f"{job.device}: {job.label} {numbers(self.sweep.runs / job.folder)}".rstrip() for job in running[:SHOWN]
+        ]
         text = " | ".join([self._counts() + ("" if running else ", waiting for a free device"), *parts])
         if self.terminal:
             print("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1], end="", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra_plugins.xcls_launcher._causes import cause_of
-from xcls.record import Record, read_record, write_record
+from xcls.runs.record import Record, read_record, write_record
 
 WARNING = signal.SIGUSR2  # what Slurm sends before the time is up or the place is taken, as submitit asks it to
 STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, WARNING))  # exit codes of runs asked to stop

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
-from xcls.schema import UserError
+
+from xcls.config.schema import UserError
 
 MOST_TASKS = 1000  # of one array: Slurm's default limit is 1001
 INHERITED = ("SLURM_", "SRUN_", "SUBMITIT_")  # variables of a job, which must not reach the jobs that it submits
@@ -78,7 +79,7 @@ def queued() -> dict[str, str] | None:
 def fate(job_id: str) -> str:
     """What Slurm says of a job that has left the queue, in words; what it still knows, if anything."""
     answer = _ask(["scontrol", "--oneliner", "show", "job", job_id]) or ""
-    found = {key: value for key, value in re.findall(r"\b(JobState|Reason|ExitCode)=(\S+)", answer)}
+    found = dict(re.findall(r"\b(JobState|Reason|ExitCode)=(\S+)", answer))
     parts = [found[key] for key in ("JobState", "Reason") if found.get(key) not in (None, "None")]
     return f"Slurm ended job {job_id}" + (f" ({', '.join(parts)})" if parts else "")
 

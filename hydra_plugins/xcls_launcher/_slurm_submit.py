@@ -13,7 +13,7 @@ from typing import Any
 from hydra_plugins.xcls_launcher._slurm_job import SlurmJob
 from hydra_plugins.xcls_launcher._slurm_queue import cancel, queued, submit
 from hydra_plugins.xcls_launcher.sweep import WAITING, Job, Sweep
-from xcls.schema import UserError
+from xcls.config.schema import UserError
 
 MARK = "slurm:"  # before the id of a job, where sweep.json has its device
 OURS = ("gpu_type", "poll_s")  # parameters that submitit does not know

@@ -22,7 +22,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
 
 from hydra_plugins.xcls_launcher.sweep import WAITING, Job, Sweep, plan_sweep
-from xcls.schema import UserError
+from xcls.config.schema import UserError
 
 
 @dataclass
@@ -36,7 +36,9 @@ class GpuServerConf:
     grace_s: float = 60.0
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="xcls_gpu_server", node=GpuServerConf, provider="xcls_launcher")
+ConfigStore.instance().store(
+    group="hydra/launcher", name="xcls_gpu_server", node=GpuServerConf, provider="xcls_launcher"
+)
 
 
 class GpuServerLauncher(LocalLauncher):
@@ -45,8 +47,12 @@ class GpuServerLauncher(LocalLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs every job that is not done. Ends the process with 1 where one did not complete, 128 + signal when stopped."""
         if self.config.hydra.sweeper.get("max_batch_size"):
-            raise UserError("hydra.sweeper.max_batch_size: the launcher has a queue; use hydra.launcher.jobs or jobs_per_gpu.")
-        from hydra_plugins.xcls_launcher._desk import Desk  # only now: the scan for plugins comes by here at every start
+            raise UserError(
+                "hydra.sweeper.max_batch_size: the launcher has a queue; use hydra.launcher.jobs or jobs_per_gpu."
+            )
+        from hydra_plugins.xcls_launcher._desk import (
+            Desk,  # only now: the scan for plugins comes by here at every start
+        )
         from hydra_plugins.xcls_launcher._progress import Screen
 
         machine = self.machine()
@@ -55,7 +61,9 @@ class GpuServerLauncher(LocalLauncher):
             os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         sweep = plan_sweep(self, job_overrides)
         check_hardware(sweep)
-        packed = sweep.folder / ".submitit" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # a process id may come again
+        packed = (
+            sweep.folder / ".submitit" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        )  # a process id may come again
         with sweep.held():
             screen = Screen(sweep)
             desk = Desk(sweep=sweep, machine=machine, screen=screen, begin=partial(self.begin, sweep, packed))
@@ -81,8 +89,12 @@ class GpuServerLauncher(LocalLauncher):
                 raise UserError(f"hydra.launcher.{key}={self.params[key]}: a value of at least 1 is needed.")
         check_leases()
         devices = self.params["devices"]
-        return Machine(devices=visible_devices(devices), named=devices is not None,
-                       jobs_per_gpu=self.params["jobs_per_gpu"], jobs=self.params["jobs"])
+        return Machine(
+            devices=visible_devices(devices),
+            named=devices is not None,
+            jobs_per_gpu=self.params["jobs_per_gpu"],
+            jobs=self.params["jobs"],
+        )
 
     def begin(self, sweep: Sweep, packed: Path, job: Job, lease: Any, environment: dict[str, str]) -> Any:
         """Starts `job` and gives its guard, whose standard input ends the job when it closes (_guard.py)."""
@@ -90,13 +102,18 @@ class GpuServerLauncher(LocalLauncher):
 
         paths = [str(sweep.root), environment.get("PYTHONPATH", "")]  # the job's process does not begin with our script
         executor = GuardedExecutor(
-            packed, log=sweep.log(job), environment={**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            descriptors=lease.descriptors if lease else (), grace=self.params["grace_s"],
+            packed,
+            log=sweep.log(job),
+            environment={**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            descriptors=lease.descriptors if lease else (),
+            grace=self.params["grace_s"],
         )
         executor.submit(self, job.overrides, "hydra.sweep.dir", job.number, str(job.number), Singleton.get_state())
         return executor.process
 
-    def __call__(self, sweep_overrides: List[str], job_dir_key: str, job_num: int, job_id: str, singleton_state: Any) -> None:
+    def __call__(
+        self, sweep_overrides: List[str], job_dir_key: str, job_num: int, job_id: str, singleton_state: Any
+    ) -> None:
         """In the job's process: runs it. Hydra keeps an exception as the job's result; here it ends the process."""
         _ = super().__call__(sweep_overrides, job_dir_key, job_num, job_id, singleton_state).return_value
 
@@ -109,7 +126,9 @@ def check_hardware(sweep: Sweep) -> None:
     from xcls.train.cards import of_jobs
     from xcls.train.precision import check_cards
 
-    waiting = [job.outline.precision for job in sweep.jobs if job.state == WAITING and job.outline.precision is not None]
+    waiting = [
+        job.outline.precision for job in sweep.jobs if job.state == WAITING and job.outline.precision is not None
+    ]
     for precision in dict.fromkeys(waiting):
         if precision.device == "cuda":
             check_cards(precision, of_jobs())

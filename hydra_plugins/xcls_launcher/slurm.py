@@ -18,7 +18,7 @@ from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
 from hydra_plugins.xcls_launcher.sweep import Sweep, plan_sweep
-from xcls.schema import UserError
+from xcls.config.schema import UserError
 
 LEAST = {"timeout_min": 1, "array_parallelism": 1, "max_num_timeout": 0, "gpus_per_node": 0, "poll_s": 0.1}
 

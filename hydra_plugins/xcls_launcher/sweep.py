@@ -25,13 +25,20 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from hydra_plugins.xcls_launcher._causes import cause_of
 from hydra_plugins.xcls_launcher._discretion import refuse_secrets
-from xcls.identity import runs_root
-from xcls.record import plain, read_record, write_atomic, write_record
-from xcls.schema import UserError, check_name
+from xcls.config.schema import UserError, check_name
+from xcls.runs.identity import runs_root
+from xcls.runs.record import plain, read_record, write_atomic, write_record
 
 WAITING, RUNNING, DONE, SKIPPED, FAILED = "waiting", "running", "done", "skipped", "failed"
-STOPPED = "stopped"  # what a user reads of a job that has FAILED because it was asked to end; in sweep.json it is no state
-INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP, 128 + signal.SIGKILL)  # ends from outside
+STOPPED = (
+    "stopped"  # what a user reads of a job that has FAILED because it was asked to end; in sweep.json it is no state
+)
+INTERRUPTED = (
+    128 + signal.SIGINT,
+    128 + signal.SIGTERM,
+    128 + signal.SIGHUP,
+    128 + signal.SIGKILL,
+)  # ends from outside
 
 
 @dataclass
@@ -50,7 +57,9 @@ class Job:
     hash: str | None = None
     gpu: bool = False  # it computes on a GPU
     threads: int | None = None  # hardware.threads as configured
-    stopped: bool = False  # of those that FAILED: it was asked to end, saved, and says so; the same command goes on with it
+    stopped: bool = (
+        False  # of those that FAILED: it was asked to end, saved, and says so; the same command goes on with it
+    )
     began: float = 0.0  # seconds since the epoch
     outline: Any = None
 
@@ -63,7 +72,9 @@ class Job:
     @property
     def label(self) -> str:
         """Its run's name without the data set, or what was typed."""
-        return self.folder.rpartition("/")[2] or " ".join(word for word in self.overrides if not word.startswith("sweep="))
+        return self.folder.rpartition("/")[2] or " ".join(
+            word for word in self.overrides if not word.startswith("sweep=")
+        )
 
 
 @dataclass
@@ -93,8 +104,14 @@ class Sweep:
 
     def write(self) -> None:
         """Writes sweep.json, whole or not at all."""
-        content = {"name": self.name, "started": self.started, "launcher": self.launcher, "pid": os.getpid(),
-                   "host": socket.gethostname(), "jobs": plain([job.entry for job in self.jobs])}
+        content = {
+            "name": self.name,
+            "started": self.started,
+            "launcher": self.launcher,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "jobs": plain([job.entry for job in self.jobs]),
+        }
         write_atomic(self.folder / "sweep.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def ready(self) -> list[Job]:
@@ -154,7 +171,11 @@ class Sweep:
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state, the stopped ones by themselves; states without a job are left out."""
         states = [STOPPED if job.stopped else job.state for job in self.jobs]
-        return {state: states.count(state) for state in (DONE, SKIPPED, STOPPED, FAILED, RUNNING, WAITING) if state in states}
+        return {
+            state: states.count(state)
+            for state in (DONE, SKIPPED, STOPPED, FAILED, RUNNING, WAITING)
+            if state in states
+        }
 
     @property
     def exit_code(self) -> int:
@@ -266,11 +287,23 @@ def plan_sweep(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> Sw
 def _job(sweep: Sweep, outline: Any, words: list[str], known: dict[str, Job]) -> Job:
     """The job of `outline`, as it stands before the sweep starts."""
     folder = "" if outline.folder is None else Path(os.path.relpath(outline.folder, sweep.runs)).as_posix()
-    job = Job(number=len(sweep.jobs), overrides=outline.overrides or words, folder=folder, kind=outline.kind,
-              needs=[known[digest].number for digest in outline.needs], hash=outline.hash, gpu=outline.gpu, outline=outline)
+    job = Job(
+        number=len(sweep.jobs),
+        overrides=outline.overrides or words,
+        folder=folder,
+        kind=outline.kind,
+        needs=[known[digest].number for digest in outline.needs],
+        hash=outline.hash,
+        gpu=outline.gpu,
+        outline=outline,
+    )
     if outline.action == "done":
         job.state = SKIPPED if outline.found.status == "completed" else FAILED
-        job.cause = None if job.state == SKIPPED else f"{outline.found.cause} (an earlier time; retry_failed=true runs it again)"
+        job.cause = (
+            None
+            if job.state == SKIPPED
+            else f"{outline.found.cause} (an earlier time; retry_failed=true runs it again)"
+        )
     return job
 
 

@@ -30,7 +30,14 @@ def favor_map(projection: torch.Tensor) -> Map:
 
 
 def attend(
-    found: Map, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, epsilon: float = 1e-12, chunk_size: int = 128, **masks
+    found: Map,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    epsilon: float = 1e-12,
+    chunk_size: int = 128,
+    **masks,
 ) -> torch.Tensor:
     """`linear_attention` with the features of a map; `masks` as `Masks.make` takes them."""
     made = Masks.make(**masks)
@@ -43,7 +50,9 @@ def softmax_kernel(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).exp()
 
 
-def softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, added: torch.Tensor | float = 0.0) -> torch.Tensor:
+def softmax_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, added: torch.Tensor | float = 0.0
+) -> torch.Tensor:
     """softmax(q k^T / sqrt(D) + added) v."""
     return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + added).softmax(-1) @ v
 

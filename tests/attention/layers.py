@@ -57,7 +57,13 @@ class Layer(torch.nn.Module):
     """Embedding with positions, fixed projections, attention: what stands around a mechanism, at its smallest."""
 
     def __init__(
-        self, attention_file: str | type, position_file: str, *, seq_len: int = 160, small: bool = True, width: int = WIDTH
+        self,
+        attention_file: str | type,
+        position_file: str,
+        *,
+        seq_len: int = 160,
+        small: bool = True,
+        width: int = WIDTH,
     ) -> None:
         super().__init__()
         self.device = DEVICE
@@ -103,7 +109,9 @@ class Layer(torch.nn.Module):
         inputs = [x, *self.position.parameters()]
         with in_blocks() if self.in_blocks else nullcontext():  # a block is computed again in the backward pass
             out = self(x, **arguments)
-            grads = torch.autograd.grad((out * weight_like(out)).sum(), inputs, allow_unused=True, materialize_grads=True)
+            grads = torch.autograd.grad(
+                (out * weight_like(out)).sum(), inputs, allow_unused=True, materialize_grads=True
+            )
         return [out.detach(), *grads]
 
 

@@ -26,7 +26,9 @@ ORACLES: dict[type[Attention], Oracle] = {}  # of a class and its subclasses
 
 def oracle(attention: Attention, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
     """What `attention(q, k, v, masks)` must be, [B, H, N, D]: pads and rows with nothing to attend to are zero."""
-    function = next(ORACLES[kind] for kind in type(attention).__mro__ if kind in ORACLES)  # of the nearest class that has one
+    function = next(
+        ORACLES[kind] for kind in type(attention).__mro__ if kind in ORACLES
+    )  # of the nearest class that has one
     q, k, v = (zero_padding(x, masks.padding) for x in (q, k, v))
     return zero_padding(function(attention, q, k, v, masks).to(v.dtype), masks.padding)
 
@@ -120,7 +122,15 @@ def lsh_buckets(x: Tensor, rotations: Tensor, bucket_size: int, padding: Tensor 
 
 
 def lsh_over(
-    qk: Tensor, v: Tensor, buckets: Tensor, masks: Masks, *, chunk: int, before: int, after: int, similar: Tensor | float = 0.0
+    qk: Tensor,
+    v: Tensor,
+    buckets: Tensor,
+    masks: Masks,
+    *,
+    chunk: int,
+    before: int,
+    after: int,
+    similar: Tensor | float = 0.0,
 ) -> Tensor:
     """LSH attention with these buckets [B, H, R, N], without sorting: qk, v [B, H, N, D], similar [B, H, N, N] added to logits."""
     place = ranks(buckets, masks.padding) // chunk  # [B, H, R, N]
@@ -138,7 +148,9 @@ def dense_lsh(attention: Reformer, q: Tensor, k: Tensor, v: Tensor, masks: Masks
     turned = q if masks.rotate is None else masks.rotate(q)
     hashed = turned if attention.hash_rotated else q
     with torch.autocast(q.device.type, enabled=False):
-        buckets = lsh_buckets(hashed.detach().to(full_dtype(q)), attention.rotations, attention.bucket_size, masks.padding)
+        buckets = lsh_buckets(
+            hashed.detach().to(full_dtype(q)), attention.rotations, attention.bucket_size, masks.padding
+        )
     if isinstance(attention, ReformerLocal):
         buckets = torch.cat((buckets, torch.zeros_like(buckets[:, :, :1])), dim=2)
     similar: Tensor | float = 0.0

@@ -12,9 +12,7 @@ from xcls.attention.base import Attention, Masks, by_query_blocks, distance_matr
 def test_distance_matrix_by_its_definition() -> None:
     bias = torch.arange(10.0).view(2, 5).requires_grad_()
     out = distance_matrix(bias, rows=3, columns=6, offset=-2)
-    expected = [
-        [[row[min(max(j - i - 2, -2), 2) + 2] for j in range(6)] for i in range(3)] for row in bias.tolist()
-    ]
+    expected = [[[row[min(max(j - i - 2, -2), 2) + 2] for j in range(6)] for i in range(3)] for row in bias.tolist()]
     torch.testing.assert_close(out.detach(), torch.tensor(expected))
     weight = torch.randn(2, 3, 6)
     (grad,) = torch.autograd.grad((out * weight).sum(), bias)
@@ -72,7 +70,9 @@ def test_seeds_of_layers_and_runs_differ() -> None:
 
 
 @pytest.mark.parametrize(("device", "share"), [("cpu", 4), ("meta", 2)])
-def test_a_matrix_fits_by_the_memory_of_its_device_and_all_layers_count(monkeypatch: pytest.MonkeyPatch, device: str, share: int) -> None:
+def test_a_matrix_fits_by_the_memory_of_its_device_and_all_layers_count(
+    monkeypatch: pytest.MonkeyPatch, device: str, share: int
+) -> None:
     like, shape = torch.empty(0, dtype=torch.bfloat16, device=device), (2, 4, 100, 100)
     for layers in (1, 12):
         needed = 2 * 4 * 100 * 100 * 2 * (layers + 4) * share

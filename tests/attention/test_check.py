@@ -23,7 +23,9 @@ def position_of(name: str, **facts: int) -> nn.Module:
 
 @pytest.mark.parametrize(("attention", "position"), spread(ATTENTIONS, POSITIONS, times=1))
 def test_everything_here_keeps_its_promises(attention: str, position: str) -> None:
-    layers = [build("attention", attention, small=False, num_heads=2, head_dim=64, layer=layer, seed=0) for layer in (0, 1)]
+    layers = [
+        build("attention", attention, small=False, num_heads=2, head_dim=64, layer=layer, seed=0) for layer in (0, 1)
+    ]
     encoding = position_of(position, head_dim=64)
     check_position(encoding, name=position)
     check_attention(layers, encoding, name=attention)
@@ -104,10 +106,19 @@ class SecondLayerSeesPadding(Sdpa):
 
 
 BROKEN = [
-    (SeesPadding, "sees padding"), (CountsPadding, "sees padding"), (SecondLayerSeesPadding, "sees padding"), (SeesTheBatch, "other examples"),
-    (WrongShape, "shape"), (NoOddLength, "fails on"), (NoAttnMask, "attn_mask"), (OnlyCausal, "respect attn_mask"), (NoCausal, "causal attn_mask"),
-    (NaNWhereNothingIs, "NaN"), (NaNInTheGradient, "gradient"), (Random, "same input"),
-]  # fmt: skip
+    (SeesPadding, "sees padding"),
+    (CountsPadding, "sees padding"),
+    (SecondLayerSeesPadding, "sees padding"),
+    (SeesTheBatch, "other examples"),
+    (WrongShape, "shape"),
+    (NoOddLength, "fails on"),
+    (NoAttnMask, "attn_mask"),
+    (OnlyCausal, "respect attn_mask"),
+    (NoCausal, "causal attn_mask"),
+    (NaNWhereNothingIs, "NaN"),
+    (NaNInTheGradient, "gradient"),
+    (Random, "same input"),
+]
 
 
 @pytest.mark.parametrize(("broken", "position"), spread(BROKEN, ["none", "relative", "rope"], times=1))
@@ -117,11 +128,17 @@ def test_a_broken_promise_is_named(broken: tuple[type[Attention], str], position
     with pytest.raises(Exception) as refused:
         check_attention(layers, position_of(position), name="attention=mine (a.Mine)")
     text = str(refused.value)
-    assert type(refused.value).__name__ == "UserError" and text.startswith("attention=mine (a.Mine): ") and promise in text, text
+    assert (
+        type(refused.value).__name__ == "UserError" and text.startswith("attention=mine (a.Mine): ") and promise in text
+    ), text
 
 
-@pytest.mark.parametrize(("mechanism", "position", "promise"), [(NoPositions, "relative", "relative_bias"), (NoRotation, "rope", "rotate")])
-def test_a_mechanism_without_positions_is_refused_where_it_needs_them(mechanism: type[Attention], position: str, promise: str) -> None:
+@pytest.mark.parametrize(
+    ("mechanism", "position", "promise"), [(NoPositions, "relative", "relative_bias"), (NoRotation, "rope", "rotate")]
+)
+def test_a_mechanism_without_positions_is_refused_where_it_needs_them(
+    mechanism: type[Attention], position: str, promise: str
+) -> None:
     layers = [mechanism(layer=layer, seed=0, **FACTS) for layer in (0, 1)]
     check_attention(layers, position_of("none"), name="a")
     with pytest.raises(Exception, match=promise):
@@ -144,7 +161,8 @@ class Unbalanced(Position):
 
 
 @pytest.mark.parametrize(
-    ("position", "hook"), [(Narrow, "embed makes"), (Backwards, "depends on the tokens behind"), (Unbalanced, r"bias is \[2, 8\]")]
+    ("position", "hook"),
+    [(Narrow, "embed makes"), (Backwards, "depends on the tokens behind"), (Unbalanced, r"bias is \[2, 8\]")],
 )
 def test_a_broken_position_encoding_is_named(position: type[Position], hook: str) -> None:
     with pytest.raises(Exception, match=f"^p: .*{hook}"):

@@ -139,7 +139,9 @@ def test_half_precision_is_finite_at_a_hundred_times_the_scale(
         assert grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("attention_file", "position_file", "length"), spread(ATTENTIONS, POSITIONS, LENGTHS, times=11))
+@pytest.mark.parametrize(
+    ("attention_file", "position_file", "length"), spread(ATTENTIONS, POSITIONS, LENGTHS, times=11)
+)
 def test_any_length(attention_file: str, position_file: str, length: int) -> None:
     layer, x = Layer(attention_file, position_file, seq_len=length, small=False), inputs(length)
     torch.testing.assert_close(layer(x), layer(x, oracle=True))

@@ -8,7 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.attention.kernels import assert_unbiased, attend, drawn, estimates, favor_map, qkv, softmax_attention, softmax_kernel
+from tests.attention.kernels import (
+    assert_unbiased,
+    attend,
+    drawn,
+    estimates,
+    favor_map,
+    qkv,
+    softmax_attention,
+    softmax_kernel,
+)
 from xcls.attention import favor
 from xcls.attention.base import Masks
 from xcls.attention.favor import KernelAttention, Performer, chunked_sums, key_features
@@ -35,7 +44,9 @@ def test_error_falls_as_one_over_the_root_of_m() -> None:
     exact = softmax_attention(q, k, v)
 
     def error(num_features: int) -> float:
-        errors = [(attend(favor_map(drawn(num_features, 8, seed)), q, k, v) - exact).square().mean() for seed in range(24)]
+        errors = [
+            (attend(favor_map(drawn(num_features, 8, seed)), q, k, v) - exact).square().mean() for seed in range(24)
+        ]
         return torch.stack(errors).mean().sqrt().item()
 
     assert 3.0 < error(32) / error(512) < 5.5  # 4 by the law
@@ -128,7 +139,9 @@ def test_a_kernel_of_ones_own_is_its_formula_under_every_mask(kind: str) -> None
 
 @pytest.mark.parametrize("entries", [1, 5 * 2 * 16 * 16, 2**40])  # chunks of one place in all heads, those of five, all
 @pytest.mark.parametrize("window", [0, 3])
-def test_the_band_in_groups_of_any_size_is_its_formula(monkeypatch: pytest.MonkeyPatch, entries: int, window: int) -> None:
+def test_the_band_in_groups_of_any_size_is_its_formula(
+    monkeypatch: pytest.MonkeyPatch, entries: int, window: int
+) -> None:
     torch.manual_seed(0)
     inputs = [torch.rand(4, 2, 90, width, dtype=torch.float64) for width in (5, 5, 4)]
     inputs += [torch.rand(2, 2 * window + 1, dtype=torch.float64)] if window else []

@@ -15,7 +15,10 @@ from xcls.attention.kernels.favor_cpu import slots
 BATCH, HEADS, LENGTH, WIDTH, FEATURES = 3, 2, 21, 4, 8
 PADS = torch.arange(LENGTH) >= torch.tensor([17, LENGTH, 3])[:, None]
 BLOCKS = [10**6, 2 * HEADS * LENGTH * FEATURES, 5 * HEADS * FEATURES, 1]  # all, two examples, 5 tokens, one token
-WAYS = {"products": favor_products.favor, **{f"blocks of {n}": partial(favor_cpu.favor, block_entries=n) for n in BLOCKS}}
+WAYS = {
+    "products": favor_products.favor,
+    **{f"blocks of {n}": partial(favor_cpu.favor, block_entries=n) for n in BLOCKS},
+}
 every_way = pytest.mark.parametrize("favor", WAYS.values(), ids=WAYS)
 one_way_each = pytest.mark.parametrize("favor", [favor_products.favor, favor_cpu.favor], ids=["products", "cpu"])
 
@@ -48,7 +51,9 @@ def results(out: torch.Tensor, inputs: list[torch.Tensor | None]) -> list[torch.
 @every_way
 def test_equals_the_readable_version(favor: Callable, kind: str, pads: torch.Tensor | None) -> None:
     inputs = leaves() + maps(kind)
-    real = 1.0 if pads is None else ~pads[:, None, :, None]  # pads hold what they like, and so does what comes out there
+    real = (
+        1.0 if pads is None else ~pads[:, None, :, None]
+    )  # pads hold what they like, and so does what comes out there
     fast = real * favor(*inputs, pads, 1e-3)
     slow = real * attend(inputs[3:], *inputs[:3], key_padding_mask=pads, epsilon=1e-3)
     torch.testing.assert_close(results(fast, inputs), results(slow, inputs))
@@ -86,7 +91,9 @@ def test_a_broken_sequence_meets_no_other(favor: Callable) -> None:
     assert all(torch.equal(x, y) for x, y in zip(*found))
 
 
-@pytest.mark.parametrize(("dtype", "limit", "grad_limit"), [(torch.bfloat16, 0.006, 0.012), (torch.float16, 8e-4, 2e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "limit", "grad_limit"), [(torch.bfloat16, 0.006, 0.012), (torch.float16, 8e-4, 2e-3)]
+)
 @one_way_each
 def test_half_precision_is_close(favor: Callable, dtype: torch.dtype, limit: float, grad_limit: float) -> None:
     rounded = [x.to(dtype).detach().requires_grad_() for x in leaves(torch.float32)]

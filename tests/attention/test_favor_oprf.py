@@ -20,7 +20,7 @@ from tests.attention.kernels import (
 from xcls.attention.base import Masks
 from xcls.attention.favor import Performer
 from xcls.attention.favor_band import PerformerBand, PerformerBandOprf
-from xcls.attention.favor_oprf import PerformerOprf, best_directions, mean_square_sum, optimal_scalar, oprf_directions
+from xcls.attention.favor_oprf import PerformerOprf, best_directions, mean_square_sum, oprf_directions, optimal_scalar
 from xcls.attention.favor_sderf import PerformerSderf
 
 
@@ -82,7 +82,13 @@ def test_closer_to_softmax_attention_than_favor_plus() -> None:
 
 @pytest.mark.parametrize(
     "kind,strict",
-    [(Performer, True), (PerformerBand, True), (PerformerOprf, False), (PerformerSderf, False), (PerformerBandOprf, False)],
+    [
+        (Performer, True),
+        (PerformerBand, True),
+        (PerformerOprf, False),
+        (PerformerSderf, False),
+        (PerformerBandOprf, False),
+    ],
 )
 def test_under_a_causal_mask_later_tokens_show_in_the_features_alone(kind: type, strict: bool) -> None:
     q, k, v = qkv(24)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.attention.kernels import Map, assert_unbiased, drawn, estimate, estimates, qkv, softmax_kernel
-from xcls.attention.favor_oprf import best_directions, optimal_scalar, oprf_directions
+from xcls.attention.favor_oprf import best_directions, oprf_directions, optimal_scalar
 from xcls.attention.favor_sderf import Optimum, moments, sderf_directions
 
 

@@ -52,7 +52,12 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("attention_file", "position_file", "kind", "dtype"),
-    pairwise(ATTENTIONS, ["none", "relative", "rope"], ["none", "padding", "causal", "padding+causal", "random"], list(LIMITS)),
+    pairwise(
+        ATTENTIONS,
+        ["none", "relative", "rope"],
+        ["none", "padding", "causal", "padding+causal", "random"],
+        list(LIMITS),
+    ),
 )
 def test_is_near_the_oracle_in_fp32(attention_file: str, position_file: str, kind: str, dtype: torch.dtype) -> None:
     layer, masks = Layer(attention_file, position_file, width=WIDTH).float(), masks_of(kind, 21)
@@ -65,9 +70,13 @@ def test_is_near_the_oracle_in_fp32(attention_file: str, position_file: str, kin
 
 
 @pytest.mark.parametrize("attention_file", [name for name in ATTENTIONS if name.startswith("performer")])
-@pytest.mark.parametrize("position_file,kind", [("none", "padding+causal"), ("none", "random"), ("relative", "padding")])
+@pytest.mark.parametrize(
+    "position_file,kind", [("none", "padding+causal"), ("none", "random"), ("relative", "padding")]
+)
 @half
-def test_features_and_normaliser_are_fp32(attention_file: str, position_file: str, kind: str, dtype: torch.dtype) -> None:
+def test_features_and_normaliser_are_fp32(
+    attention_file: str, position_file: str, kind: str, dtype: torch.dtype
+) -> None:
     """Where a mask or a bias keeps FAVOR+ from its quick way: values in fp32 show what rounding the output would hide."""
     layer = Layer(attention_file, position_file, width=WIDTH).float()
     masks = Masks.make(relative_bias=layer.position.bias(0), **masks_of(kind, 21))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.attention.layers import padding
-from tests.attention.oracles import lsh_buckets, lsh_over
+from tests.attention.oracles import lsh_buckets
 from xcls.attention import kernels, lsh
 from xcls.attention.base import Masks
 from xcls.attention.kernels import lsh_triton, lsh_windows
@@ -144,10 +144,19 @@ def test_buckets_are_the_argmax_of_both_signs(monkeypatch: pytest.MonkeyPatch, c
     assert torch.equal(hash_buckets(qk, rotations, bucket_size=4, masks=Masks()), expected)
 
 
-@pytest.mark.parametrize("changed", [
-    {"num_hashes": 2}, {"bucket_size": 5}, {"chunks_before": 0}, {"chunks_after": 1}, {"max_buckets": 2},
-    {"hash_rotated": True}, {"seed": 2}, {"layer": 1},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"num_hashes": 2},
+        {"bucket_size": 5},
+        {"chunks_before": 0},
+        {"chunks_after": 1},
+        {"max_buckets": 2},
+        {"hash_rotated": True},
+        {"seed": 2},
+        {"layer": 1},
+    ],
+)
 def test_options_have_an_effect(changed: dict) -> None:
     qk, v = inputs(40)
     turned = torch.linspace(0, 3, 40, dtype=torch.float64)[:, None]
@@ -180,9 +189,16 @@ def test_equals_transformers_given_its_hashes_on_rows_that_its_wrap_around_does_
 
     torch.manual_seed(2)
     config = ReformerConfig(
-        hidden_size=8, num_attention_heads=2, attention_head_size=4, lsh_attn_chunk_length=4, num_hashes=1,
-        num_buckets=6, lsh_attention_probs_dropout_prob=0.0, is_decoder=False, axial_pos_embds=False,
-    )  # fmt: skip
+        hidden_size=8,
+        num_attention_heads=2,
+        attention_head_size=4,
+        lsh_attn_chunk_length=4,
+        num_hashes=1,
+        num_buckets=6,
+        lsh_attention_probs_dropout_prob=0.0,
+        is_decoder=False,
+        axial_pos_embds=False,
+    )
     layer = other.LSHSelfAttention(config).double()
     x = torch.randn(2, 24, 8, dtype=torch.float64)
     pads = torch.arange(24).expand(2, -1) >= real
@@ -199,7 +215,9 @@ def test_equals_transformers_given_its_hashes_on_rows_that_its_wrap_around_does_
 
 
 @pytest.mark.parametrize("cpu", [True, False])
-def test_unit_keys_are_unit_and_their_gradient_is_that_of_the_function(monkeypatch: pytest.MonkeyPatch, cpu: bool) -> None:
+def test_unit_keys_are_unit_and_their_gradient_is_that_of_the_function(
+    monkeypatch: pytest.MonkeyPatch, cpu: bool
+) -> None:
     monkeypatch.setattr("xcls.attention.lsh.on_cpu", lambda x: cpu)
     x = inputs(3)[0].requires_grad_()
     torch.testing.assert_close(unit_keys(x), torch.nn.functional.normalize(x, dim=-1))

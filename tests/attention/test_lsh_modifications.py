@@ -81,9 +81,7 @@ def encoder(checkpointing: bool, share_layers: int) -> Encoder:
 
 
 @pytest.mark.parametrize("share_layers,hashed", [(1, 5), (2, 3), (5, 1)])
-def test_gradient_checkpointing_sees_the_order_of_the_forward_pass(
-    monkeypatch, share_layers: int, hashed: int
-) -> None:
+def test_gradient_checkpointing_sees_the_order_of_the_forward_pass(monkeypatch, share_layers: int, hashed: int) -> None:
     ids = torch.randint(5, 30, (2, 40), generator=torch.Generator().manual_seed(1))
     real = torch.arange(40) < torch.tensor([40, 31])[:, None]
     calls = []
@@ -131,9 +129,7 @@ def test_trained_rotations_learn_to_let_the_right_tokens_meet() -> None:
     mark, v = (torch.randn(1, 8, 32, width, generator=generator).repeat(1, 1, 2, 1) for width in (2, 4))
     noise = 2 * torch.randn(1, 8, 64, 6, generator=generator)  # eight heads: eight draws
     qk = torch.cat((mark, noise), dim=-1)
-    reformer = ReformerLearned(
-        num_heads=8, head_dim=8, seed=0, layer=0, bucket_size=4, max_buckets=16, agreement=8.0
-    )
+    reformer = ReformerLearned(num_heads=8, head_dim=8, seed=0, layer=0, bucket_size=4, max_buckets=16, agreement=8.0)
     optimizer = torch.optim.Adam(reformer.parameters(), lr=0.05)
 
     def met() -> float:

@@ -49,7 +49,9 @@ def arguments(case: str, rounds: int, length: int, full: bool, dtype: torch.dtyp
     return tensors, chunks_of(case, rounds, length, masks), masks, {"scale": 1.5, "shun_itself": CASES[case][3]}
 
 
-def run(function: Callable, tensors: list[torch.Tensor], chunks: Chunks, masks: Masks, settings: dict) -> list[torch.Tensor]:
+def run(
+    function: Callable, tensors: list[torch.Tensor], chunks: Chunks, masks: Masks, settings: dict
+) -> list[torch.Tensor]:
     """The result without pads, and the gradients of all tensors."""
     *qkv, bias = tensors
     out = function(*qkv, chunks, masks.with_(bias=bias), **settings)
@@ -129,7 +131,9 @@ def test_balanced_chunks_differ_by_one_at_the_most(length: int, sizes: list[int]
     assert sorted(found, reverse=True)[: len(sizes)] == sizes and sum(found) == length
     assert rank[filled].tolist() == list(range(length)), "the sorted order goes on from chunk to chunk"
     tokens = chunks.token_in_slot(chunks.q_order).gather(-1, chunks.slot_of_token(chunks.q_order))
-    assert torch.equal(tokens[..., :length], torch.arange(length).expand(B, H, 1, -1)), "a slot is where its token stands"
+    assert torch.equal(tokens[..., :length], torch.arange(length).expand(B, H, 1, -1)), (
+        "a slot is where its token stands"
+    )
 
 
 def test_nothing_of_the_size_of_all_logits_is_made(largest: Callable, monkeypatch) -> None:

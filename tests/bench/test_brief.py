@@ -11,7 +11,10 @@ from xcls.bench import worker
 
 def events_of(measure: Any, *cases: Any, **job: Any) -> list[tuple[str, dict[str, Any]]]:
     told: list[tuple[str, dict[str, Any]]] = []
-    measure({"cases": [asdict(one) for one in cases], "brief": True, **job}, lambda event, about: told.append((event, about)))
+    measure(
+        {"cases": [asdict(one) for one in cases], "brief": True, **job},
+        lambda event, about: told.append((event, about)),
+    )
     return told
 
 
@@ -21,8 +24,9 @@ def test_a_brief_bench_times_training_alone() -> None:
     assert {event for event, _ in told} == {"begin", "timed"}  # no rates of the machine
     timed = [about for event, about in told if event == "timed"]
     assert [(about["case"], list(about["times"]), len(about["times"]["training"])) for about in timed] == [
-        (0, ["training"], 3), (1, ["training"], 3)
-    ]  # fmt: skip
+        (0, ["training"], 3),
+        (1, ["training"], 3),
+    ]
 
 
 def test_a_brief_bench_measures_the_memory_of_training_alone() -> None:

@@ -10,17 +10,29 @@ import pytest
 from xcls.bench import document
 
 ROW = {
-    "mechanism": "performer", "origin": "xcls", "position": "none", "part": "module", "seq_len": 512, "dtype": "bf16",
-    "status": "completed", "training_ms": 75.0, "training_ms_vs_rival": 0.97, "rival": "performer-pytorch",
+    "mechanism": "performer",
+    "origin": "xcls",
+    "position": "none",
+    "part": "module",
+    "seq_len": 512,
+    "dtype": "bf16",
+    "status": "completed",
+    "training_ms": 75.0,
+    "training_ms_vs_rival": 0.97,
+    "rival": "performer-pytorch",
     "training_MiB_vs_rival": 0.54,
-}  # fmt: skip
+}
 CORE = {**ROW, "part": "core", "training_ms": 37.0, "training_ms_vs_rival": 0.89}
 TEXT = "Before.\n\n<!-- table: rivals of one -->\nold\n<!-- end -->\n\nAfter.\n"
 
 
 def bench(folder: Path, name: str, rows: list[dict]) -> None:
-    about = {"rows": rows, "device": {"name": "a CPU", "threads": 2}, "versions": {"torch": "2.13"},
-             "machine": {"bf16": {"flops_per_s": 4.2e11, "bytes_per_s": 2e10}}}
+    about = {
+        "rows": rows,
+        "device": {"name": "a CPU", "threads": 2},
+        "versions": {"torch": "2.13"},
+        "machine": {"bf16": {"flops_per_s": 4.2e11, "bytes_per_s": 2e10}},
+    }
     (folder / name).mkdir(parents=True)
     (folder / name / "bench.json").write_text(json.dumps(about), encoding="utf-8")
 
@@ -39,8 +51,10 @@ def test_a_table_is_made_anew_and_the_words_around_it_stay(tmp_path: Path) -> No
 
 def test_memory_is_laid_out_by_position(tmp_path: Path) -> None:
     step = {"part": "step", "status": "completed"}
-    rows = [{**step, "mechanism": name, "position": place, "training_MiB": 1000.0 + n, "inference_MiB": 300.0}
-            for n, (name, place) in enumerate((name, place) for name in ("sdpa", "mean") for place in ("sin", "rope"))]
+    rows = [
+        {**step, "mechanism": name, "position": place, "training_MiB": 1000.0 + n, "inference_MiB": 300.0}
+        for n, (name, place) in enumerate((name, place) for name in ("sdpa", "mean") for place in ("sin", "rope"))
+    ]
     rows[1].update(status="failed", cause="out of memory", training_MiB=None)
     bench(tmp_path, "one", rows)
     lines = document.refresh(TEXT.replace("rivals", "places"), tmp_path)[0].splitlines()
@@ -48,7 +62,7 @@ def test_memory_is_laid_out_by_position(tmp_path: Path) -> None:
         ["mechanism", "sin", "rope"],
         ["sdpa", "1,000 (300)", "out of memory (300)"],
         ["mean", "1,002 (300)", "1,003 (300)"],
-    ]  # fmt: skip
+    ]
 
 
 def test_a_missing_bench_leaves_its_table(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from xcls.bench.growth_rows import CLASSES, WORDS_A_TEXT, Peak, write_rows
 from xcls.bench.growth_run import run_growth_bench
 from xcls.bench.growth_startup import first_step_time, startup_rows
 from xcls.bench.training_plan import Recipe
-from xcls.schema import Bench, Config, Hardware, Size, Training, UserError
+from xcls.config.schema import Bench, Config, Hardware, Size, Training, UserError
 
 ATTENTIONS = {
     "sdpa": {"_target_": "xcls.attention.softmax.Sdpa", "name": "sdpa"},
@@ -37,15 +37,35 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(**changes: Any) -> Config:
     settings: dict[str, Any] = {
-        "what": "growth", "name": "growth", "attentions": ["performer"], "references": [], "positions": ["none"],
-        "dtypes": ["fp32"], "others": False, "rounds": 2, "least_rounds": 1, "seconds": 60.0, "steps_per_segment": 1,
-        "axes": ["length"], "seq_lens": [16], "widths": [16, 128], "depths": [1, 2], "row_counts": [200],
-        "tokens_per_step": 64, "width": 16, "num_heads": 2, "num_layers": 1, "starts": 1,
-    }  # fmt: skip
+        "what": "growth",
+        "name": "growth",
+        "attentions": ["performer"],
+        "references": [],
+        "positions": ["none"],
+        "dtypes": ["fp32"],
+        "others": False,
+        "rounds": 2,
+        "least_rounds": 1,
+        "seconds": 60.0,
+        "steps_per_segment": 1,
+        "axes": ["length"],
+        "seq_lens": [16],
+        "widths": [16, 128],
+        "depths": [1, 2],
+        "row_counts": [200],
+        "tokens_per_step": 64,
+        "width": 16,
+        "num_heads": 2,
+        "num_layers": 1,
+        "starts": 1,
+    }
     return Config(
-        seq_len=24, size=Size(num_layers=1, width=16, num_heads=2, feed_forward=32), finetuning=Training(batch_size=8),
-        hardware=Hardware(threads=1), bench=Bench(**{**settings, **changes}),
-    )  # fmt: skip
+        seq_len=24,
+        size=Size(num_layers=1, width=16, num_heads=2, feed_forward=32),
+        finetuning=Training(batch_size=8),
+        hardware=Hardware(threads=1),
+        bench=Bench(**{**settings, **changes}),
+    )
 
 
 def planned(settings: Config) -> GrowthPlan:
@@ -53,7 +73,9 @@ def planned(settings: Config) -> GrowthPlan:
 
 
 def bench(folder: Path, settings: Config, root: Path = Path(".")) -> list[dict[str, str]]:
-    assert run_growth_bench(settings, planned(settings), device="cpu", folder=folder, root=root, progress=False) == folder
+    assert (
+        run_growth_bench(settings, planned(settings), device="cpu", folder=folder, root=root, progress=False) == folder
+    )
     return list(csv.DictReader((folder / "results.csv").open()))
 
 
@@ -82,17 +104,23 @@ def test_every_axis_has_its_points_and_no_others() -> None:
     settings = config(axes=["width", "length", "depth"], seq_lens=[64, 16, 256])
     cells = planned(settings).cells
     assert [(cell.axis, cell.seq_len, cell.width, cell.num_heads, cell.num_layers, cell.batch) for cell in cells] == [
-        ("length", 16, 16, 2, 1, 4), ("length", 64, 16, 2, 1, 1), ("length", 256, 16, 2, 1, 1),
-        ("width", 16, 16, 1, 1, 4), ("width", 16, 128, 2, 1, 4),
-        ("depth", 16, 16, 2, 1, 4), ("depth", 16, 16, 2, 2, 4),
-    ]  # fmt: skip
+        ("length", 16, 16, 2, 1, 4),
+        ("length", 64, 16, 2, 1, 1),
+        ("length", 256, 16, 2, 1, 1),
+        ("width", 16, 16, 1, 1, 4),
+        ("width", 16, 128, 2, 1, 4),
+        ("depth", 16, 16, 2, 1, 4),
+        ("depth", 16, 16, 2, 2, 4),
+    ]
     assert planned(config(axes=["rows"])).cells == []
 
 
 def test_a_cell_s_text_fills_its_length_and_its_recipe_is_the_run_s(tmp_path: Path) -> None:
     cell = Cell("length", 16, 128, 2, 3, 4)
     text = synthetic_text(cell)
-    assert (text.encoded.lengths == 16).all() and len(text.encoded) == 16 and text.encoded[3][[0, -1]].tolist() == [2, 3]
+    assert (
+        (text.encoded.lengths == 16).all() and len(text.encoded) == 16 and text.encoded[3][[0, -1]].tolist() == [2, 3]
+    )
     files = cell_texts(cell, tmp_path)
     encoded, labels, _ = files.read()
     assert (encoded.ids == text.encoded.ids).all() and (labels == text.labels).all()
@@ -153,7 +181,14 @@ def test_a_slow_mechanism_goes_no_further(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(growth_run, "TrainingProcess", Timed)
     rows = bench(tmp_path, config(attentions=["performer", "sdpa"], seq_lens=[16, 48, 64, 128], longest_step=4.0))
-    assert started == [("performer", 16), ("sdpa", 16), ("performer", 48), ("sdpa", 48), ("performer", 64), ("performer", 128)]
+    assert started == [
+        ("performer", 16),
+        ("sdpa", 16),
+        ("performer", 48),
+        ("sdpa", 48),
+        ("performer", 64),
+        ("performer", 128),
+    ]
     causes = [row["cause"] for row in rows if row["contender"] == "sdpa"]
     assert causes == ["", "", *["a step takes 9.0 s already at the point before"] * 2]
 
@@ -163,7 +198,11 @@ def test_a_tiny_bench_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixt
     rows = bench(tmp_path / "growth", config(attentions=["performer", "broken"]))
     assert [(row["contender"], row["status"]) for row in rows] == [("performer", "completed"), ("broken", "failed")]
     assert float(rows[0]["tokens_per_s"]) > 0 and float(rows[0]["memory_MiB"]) > 0 and rows[0]["rounds"] == "2"
-    assert float(rows[0]["parameters"]) > 8192 * 16 and "num_features" in rows[1]["cause"] and list(rows[0]) == list(COLUMNS)
+    assert (
+        float(rows[0]["parameters"]) > 8192 * 16
+        and "num_features" in rows[1]["cause"]
+        and list(rows[0]) == list(COLUMNS)
+    )
     assert json.loads((tmp_path / "growth" / "bench.json").read_text())["status"] == "completed"
     shown = capsys.readouterr().out
     assert "## Against the length" in shown and "| performer" in shown
@@ -179,12 +218,21 @@ def test_documents_and_start_up_for_real(project: Project, monkeypatch: pytest.M
     assert row["status"] == "completed" and row["rows"] == "200", row["cause"]
     assert 0 < float(row["prepare_warm_s"]) < float(row["first_step_warm_s"])
     assert float(row["memory_MiB"]) > 0 and float(row["cache_MiB"]) > 0 and float(row["tokens_per_s"]) > 0
-    words = ["dataset=files", f"dataset.path={project.folder / 'rows.csv'}", "seq_len=24", "tokenizer.vocab_size=120", "wandb=disabled"]
+    words = [
+        "dataset=files",
+        f"dataset.path={project.folder / 'rows.csv'}",
+        "seq_len=24",
+        "tokenizer.vocab_size=120",
+        "wandb=disabled",
+    ]
     before = project.files()
     asked, stepped = startup_rows(project.folder, starts=1, words=words)
     assert asked["status"] == stepped["status"] == "completed", (asked, stepped)
     assert 0 < asked["seconds"] < stepped["seconds"] and project.files() == before
-    assert "no such file" in startup_rows(project.folder, starts=1, words=["dataset=files", "dataset.path=nowhere"])[1]["cause"]
+    assert (
+        "no such file"
+        in startup_rows(project.folder, starts=1, words=["dataset=files", "dataset.path=nowhere"])[1]["cause"]
+    )
 
 
 def test_half_a_line_of_events_is_not_read(tmp_path: Path) -> None:
@@ -192,5 +240,7 @@ def test_half_a_line_of_events_is_not_read(tmp_path: Path) -> None:
     assert first_step_time(events) is None
     events.write_text('{"event": "start", "time": 1.0}\n{"event": "st')
     assert first_step_time(events) is None
-    events.write_text('{"event": "start", "time": 1.0}\n{"event": "step", "time": 2.5}\n{"event": "step", "time": 3.0}\n')
+    events.write_text(
+        '{"event": "start", "time": 1.0}\n{"event": "step", "time": 2.5}\n{"event": "step", "time": 3.0}\n'
+    )
     assert first_step_time(events) == 2.5

@@ -27,9 +27,9 @@ from xcls.bench.formulas import Shape, Work, core_work, work
 from xcls.bench.machine import copy_rate, counted, matmul_rate
 from xcls.bench.trained import catch, load_encoder, trained_inputs
 from xcls.bench.worker import layer_errors
+from xcls.config.schema import UserError
 from xcls.model.encoder import Encoder
 from xcls.position.rope import Rotary
-from xcls.schema import UserError
 from xcls.train.checkpoint import write_checkpoint
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "attention"
@@ -69,7 +69,9 @@ def test_formulas_agree_with_the_counter(name: str, part: str) -> None:
     assert counted(trial.training) == found["training"].flops
 
 
-@pytest.mark.parametrize(("path", "length", "part"), spread(sorted(CONF.glob("*.yaml")), [64, 300, 1024], ["core", "module"]))
+@pytest.mark.parametrize(
+    ("path", "length", "part"), spread(sorted(CONF.glob("*.yaml")), [64, 300, 1024], ["core", "module"])
+)
 def test_every_mechanism_has_a_formula_that_agrees_with_the_counter(path: Path, length: int, part: str) -> None:
     node = yaml.safe_load(path.read_text())
     trial = build(case("sdpa", part, node=node, seq_len=length, width=64))
@@ -158,7 +160,8 @@ def test_more_features_have_a_smaller_error() -> None:
     q, k = 0.5 * q, 0.5 * k  # at the full scale the features' variance, exp(|q + k|^2), hides the trend
     errors = [
         relative_error(
-            attend(Performer(num_heads=2, head_dim=8, layer=0, seed=0, num_features=m), q, k, v, Masks()), exact(q, k, v)
+            attend(Performer(num_heads=2, head_dim=8, layer=0, seed=0, num_features=m), q, k, v, Masks()),
+            exact(q, k, v),
         )
         for m in (16, 4096)
     ]

@@ -11,8 +11,8 @@ import yaml
 from xcls.bench.make import choose, make
 from xcls.bench.others import others, rivals
 from xcls.bench.plan import make_plan, settled
-from xcls.schema import Bench, UserError
-from xcls.start_bench import check_dtypes
+from xcls.bench.start import check_dtypes
+from xcls.config.schema import Bench, UserError
 from xcls.train.cards import Card
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +116,9 @@ def test_other_implementations_are_built_and_have_gradients(other: Any) -> None:
 
 def test_bf16_is_not_measured_where_it_is_emulated() -> None:
     t4, a100 = Card("Tesla T4", (7, 5)), Card("NVIDIA A100", (8, 0))
-    with pytest.raises(UserError, match=r"bench.dtypes: bf16: Tesla T4, capability 7.5 .* 'bench.dtypes=\[fp32,fp16\]'"):
+    with pytest.raises(
+        UserError, match=r"bench.dtypes: bf16: Tesla T4, capability 7.5 .* 'bench.dtypes=\[fp32,fp16\]'"
+    ):
         check_dtypes(["fp32", "bf16"], [t4])
     check_dtypes(["fp32", "fp16"], [t4])
     check_dtypes(["fp32", "bf16"], [a100])

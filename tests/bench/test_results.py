@@ -60,9 +60,13 @@ def test_times_are_medians_with_extremes_and_held_against_the_machine() -> None:
 
 def test_host_and_device_are_told_apart_where_they_are_two() -> None:
     found = row("sdpa", 4.0)
-    assert (found["host_ms"], found["device_ms"]) == (None, None) and {"host_ms", "device_ms"} <= set(columns(REFERENCES))
+    assert (found["host_ms"], found["device_ms"]) == (None, None) and {"host_ms", "device_ms"} <= set(
+        columns(REFERENCES)
+    )
     times = {"training": [0.004, 0.005, 0.006]}
-    add_times(found, {"times": times, "host": [0.003, 0.001, 0.002], "device": [0.004, 0.003, 0.005], "compile_s": None})
+    add_times(
+        found, {"times": times, "host": [0.003, 0.001, 0.002], "device": [0.004, 0.003, 0.005], "compile_s": None}
+    )
     assert (found["host_ms"], found["device_ms"]) == (2.0, 4.0)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from xcls.allocator import RETAIN
 from xcls.bench.process import allocator_settings, environment, killed_by, measure
 from xcls.bench.run import run_bench
-from xcls.schema import Bench
+from xcls.config.schema import Bench
+from xcls.runs.allocator import RETAIN
 
 pytestmark = pytest.mark.slow
 

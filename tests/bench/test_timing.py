@@ -50,9 +50,15 @@ def run(
         faults.append(str(error))
 
     interleave(
-        everything, rounds=rounds, seconds=seconds, wait=lambda: None, begin=lambda s: None, failed=failed, clock=clock,
+        everything,
+        rounds=rounds,
+        seconds=seconds,
+        wait=lambda: None,
+        begin=lambda s: None,
+        failed=failed,
+        clock=clock,
         **limits,
-    )  # fmt: skip
+    )
     return everything, log, faults
 
 
@@ -76,9 +82,21 @@ def test_host_and_device_have_times_of_their_own() -> None:
         clock.now = max(clock.now, now["device"])
 
     series = Series(Ahead("a", 0.5, clock, []), ("training",))
-    interleave([series], rounds=2, seconds=100.0, wait=wait, begin=lambda s: None, failed=lambda s, e: None, clock=clock,
-               mark=Marked)
-    assert (series.times["training"], series.host["training"], series.device["training"]) == ([3.0] * 2, [0.5] * 2, [3.0] * 2)
+    interleave(
+        [series],
+        rounds=2,
+        seconds=100.0,
+        wait=wait,
+        begin=lambda s: None,
+        failed=lambda s, e: None,
+        clock=clock,
+        mark=Marked,
+    )
+    assert (series.times["training"], series.host["training"], series.device["training"]) == (
+        [3.0] * 2,
+        [0.5] * 2,
+        [3.0] * 2,
+    )
 
 
 def test_rounds_alternate() -> None:
@@ -105,10 +123,19 @@ def test_fewer_rounds_than_the_usual_least_can_be_asked_for() -> None:
 
 def test_what_has_run_long_before_is_not_run_again_to_warm_up() -> None:
     clock, log = Clock(), []
-    everything = [Series(Fake("l", 6.0, clock, log), ("training",), ran={"training": 6.5}),
-                  Series(Fake("s", 0.5, clock, log), ("training",), ran={"training": 0.6})]
-    interleave(everything, rounds=2, seconds=100.0, wait=lambda: None, begin=lambda s: None,
-               failed=lambda s, e: None, clock=clock)
+    everything = [
+        Series(Fake("l", 6.0, clock, log), ("training",), ran={"training": 6.5}),
+        Series(Fake("s", 0.5, clock, log), ("training",), ran={"training": 0.6}),
+    ]
+    interleave(
+        everything,
+        rounds=2,
+        seconds=100.0,
+        wait=lambda: None,
+        begin=lambda s: None,
+        failed=lambda s, e: None,
+        clock=clock,
+    )
     assert "".join(log) == "ss" + "ls" * 2 and everything[0].times["training"] == [6.0, 6.0]
 
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from tests.samples import make_encoded
-from xcls.allocator import RETAIN
 from xcls.bench.cases import OURS
 from xcls.bench.training_meter import Enough, Meter
 from xcls.bench.training_plan import TRANSFORMERS, Contender, StageText, TrainingPlan, installed, plan_training
 from xcls.bench.training_results import COLUMNS, compare
 from xcls.bench.training_run import run_training_bench
-from xcls.schema import Bench, Config, Hardware, Size, Training, UserError
+from xcls.config.schema import Bench, Config, Hardware, Size, Training, UserError
+from xcls.runs.allocator import RETAIN
 
 pytestmark = pytest.mark.slow
 
@@ -39,14 +39,26 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(**changes: Any) -> Config:
     settings: dict[str, Any] = {
-        "what": "training", "name": "training", "attentions": ["performer"], "references": [], "positions": ["rope"],
-        "dtypes": ["fp32"], "others": False, "rounds": ROUNDS, "seconds": 60.0, "steps_per_segment": STEPS,
-    }  # fmt: skip
+        "what": "training",
+        "name": "training",
+        "attentions": ["performer"],
+        "references": [],
+        "positions": ["rope"],
+        "dtypes": ["fp32"],
+        "others": False,
+        "rounds": ROUNDS,
+        "seconds": 60.0,
+        "steps_per_segment": STEPS,
+    }
     training = Training(batch_size=8)
     return Config(
-        seq_len=SEQ_LEN, size=Size(num_layers=1, width=16, num_heads=2, feed_forward=32), finetuning=training,
-        pretraining=training, hardware=Hardware(threads=1), bench=Bench(**{**settings, **changes}),
-    )  # fmt: skip
+        seq_len=SEQ_LEN,
+        size=Size(num_layers=1, width=16, num_heads=2, feed_forward=32),
+        finetuning=training,
+        pretraining=training,
+        hardware=Hardware(threads=1),
+        bench=Bench(**{**settings, **changes}),
+    )
 
 
 def planned(settings: Config) -> TrainingPlan:

@@ -19,9 +19,19 @@ from xcls.bench.training_results import add_segments, add_work, report
 
 @pytest.mark.parametrize(
     ("visible", "expected"),
-    [(None, "0"), ("", ""), ("-1", "-1"), ("2", "2"), ("3,1,0", "3"), ("GPU-8932f937, GPU-5d5b", "GPU-8932f937"), ("MIG-c6d4", "MIG-c6d4")],
+    [
+        (None, "0"),
+        ("", ""),
+        ("-1", "-1"),
+        ("2", "2"),
+        ("3,1,0", "3"),
+        ("GPU-8932f937, GPU-5d5b", "GPU-8932f937"),
+        ("MIG-c6d4", "MIG-c6d4"),
+    ],
 )
-def test_every_measuring_process_sees_one_gpu(visible: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_measuring_process_sees_one_gpu(
+    visible: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -112,7 +122,13 @@ def test_a_training_is_gone_before_the_next_is_told_to_go_on(monkeypatch: pytest
     monkeypatch.setattr(training_meter, "Parking", Watched)
     monkeypatch.setattr(training_meter, "matmul_rate", lambda *_: order.append("product") or 1.0)
     monkeypatch.setattr(training_meter, "synchronizer", lambda device: lambda: None)
-    monkeypatch.setattr(training_meter, "MemoryGauge", lambda device: type("Gauge", (), {"peaks": {"max_gpu_mem_MiB": 1.0, "rss_growth_MiB": 2.0}, "pause": lambda self: None})())
+    monkeypatch.setattr(
+        training_meter,
+        "MemoryGauge",
+        lambda device: type(
+            "Gauge", (), {"peaks": {"max_gpu_mem_MiB": 1.0, "rss_growth_MiB": 2.0}, "pause": lambda self: None}
+        )(),
+    )
     words = io.StringIO('{"word": "warm"}\n{"word": "time"}\n{"word": "peak"}\n')
     meter = Meter(words=words, emit=lambda event, details: order.append(event), device="cuda", dtype="bf16")
     model, optimizer = trained()
@@ -128,24 +144,43 @@ def test_a_training_is_gone_before_the_next_is_told_to_go_on(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("name", "dtype", "tflops"),
     [
-        ("Tesla T4", "fp16", 65.0), ("Tesla T4", "bf16", None), ("Tesla V100-SXM2-16GB", "fp16", 125.0), ("Tesla V100-PCIE-32GB", "fp16", 112.0),
-        ("NVIDIA A100-SXM4-40GB", "bf16", 312.0), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None), ("NVIDIA A100-SXM4-40GB", "fp32", None),
-        ("NVIDIA L4", "bf16", 121.0), ("NVIDIA L40S", "bf16", None), ("NVIDIA GeForce RTX 4090", "bf16", 165.2),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None), ("NVIDIA H100 80GB HBM3", "bf16", 989.0), ("NVIDIA H100 PCIe", "bf16", 756.0),
-        ("NVIDIA H200", "fp16", 989.0), ("NVIDIA H200 NVL", "bf16", 836.0), ("AMD EPYC 7B13", "bf16", None), (None, "bf16", None),
+        ("Tesla T4", "fp16", 65.0),
+        ("Tesla T4", "bf16", None),
+        ("Tesla V100-SXM2-16GB", "fp16", 125.0),
+        ("Tesla V100-PCIE-32GB", "fp16", 112.0),
+        ("NVIDIA A100-SXM4-40GB", "bf16", 312.0),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),
+        ("NVIDIA A100-SXM4-40GB", "fp32", None),
+        ("NVIDIA L4", "bf16", 121.0),
+        ("NVIDIA L40S", "bf16", None),
+        ("NVIDIA GeForce RTX 4090", "bf16", 165.2),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.0),
+        ("NVIDIA H100 PCIe", "bf16", 756.0),
+        ("NVIDIA H200", "fp16", 989.0),
+        ("NVIDIA H200 NVL", "bf16", 836.0),
+        ("AMD EPYC 7B13", "bf16", None),
+        (None, "bf16", None),
     ],
-)  # fmt: skip
+)
 def test_peaks_of_known_cards(name: str | None, dtype: str, tflops: float | None) -> None:
     assert card_peak(name, dtype) == (None if tflops is None else tflops * 1e12)
 
 
-@pytest.mark.parametrize(("card", "checkpointing", "mfu"), [(200.0, False, 0.375), (None, False, None), (200.0, True, None)])
+@pytest.mark.parametrize(
+    ("card", "checkpointing", "mfu"), [(200.0, False, 0.375), (None, False, None), (200.0, True, None)]
+)
 def test_mfu_counts_the_real_tokens_alone(card: float | None, checkpointing: bool, mfu: float | None) -> None:
     """100 operations a second are 10 for each of 10 real tokens; of 40 computed positions 30 are real."""
     row: dict[str, Any] = {
-        "stage": "finetune", "contender": "sdpa", "position": "rope", "group_by_length": True, "dtype": "bf16",
-        "gradient_checkpointing": checkpointing, "status": "completed",
-    }  # fmt: skip
+        "stage": "finetune",
+        "contender": "sdpa",
+        "position": "rope",
+        "group_by_length": True,
+        "dtype": "bf16",
+        "gradient_checkpointing": checkpointing,
+        "status": "completed",
+    }
     add_segments(row, [{"tokens": 30, "computed": 40, "seconds": 3.0, "steps": 1, "memory_MiB": 1.0}])
     add_work(row, {"flops": 300, "tokens": 30}, 1000.0, card)
     assert row["tflops_per_s"] * 1e12 == pytest.approx(100.0) and row["share_of_peak"] == pytest.approx(0.1)

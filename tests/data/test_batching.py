@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from xcls.config.schema import Masking
 from xcls.data.batching import ROWS, ClassBatches, MaskedBatches, Pass, batches, evaluation_batches, micro_batches, pad
 from xcls.data.encode import Encoded, encode, encode_cached
 from xcls.data.masking import IGNORED
 from xcls.data.tokenizer import ByteTokenizer
-from xcls.schema import Masking
 
 LENGTHS = np.random.default_rng(1).geometric(0.02, 2000).clip(3, 512)
 

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from xcls.config.schema import UserError
 from xcls.data.files import Files
 from xcls.data.labels import class_order, name_of_class
 from xcls.data.readers import Format, read_table, text_files, text_pieces
 from xcls.data.reading import Reading
 from xcls.data.source import Splits, where
 from xcls.data.text_file import text_lines
-from xcls.schema import UserError
 
 ACCENT = unicodedata.normalize("NFC", "Économie")
 SPLIT = unicodedata.normalize("NFD", ACCENT)
@@ -49,7 +49,21 @@ def tree(root: Path, files: dict[str, bytes | str]) -> Path:
     return root
 
 
-@pytest.mark.parametrize("names", [("01", "1", "001"), ("-0", "0"), ("٣", "3"), ("１", "1"), ("--5", "3"), ("①", "②"), ("²", "³"), ("½", "1"), ("+1", "1"), ("1e3", "7")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("01", "1", "001"),
+        ("-0", "0"),
+        ("٣", "3"),
+        ("１", "1"),
+        ("--5", "3"),
+        ("①", "②"),
+        ("²", "³"),
+        ("½", "1"),
+        ("+1", "1"),
+        ("1e3", "7"),
+    ],
+)
 def test_the_order_of_classes_is_that_of_their_names_alone(tmp_path: Path, names: tuple[str, ...]) -> None:
     orders = {tuple(class_order(order)) for order in permutations(names)}
     assert len(orders) == 1 and sorted(orders.pop()) == sorted(names)
@@ -59,21 +73,44 @@ def test_the_order_of_classes_is_that_of_their_names_alone(tmp_path: Path, names
 
 def test_whole_numbers_are_in_the_order_of_their_values() -> None:
     assert class_order(["10", "9", "-1", "٣"]) == ["-1", "٣", "9", "10"]
-    assert class_order(["9" * 5000, "1"]) == ["1", "9" * 5000] and name_of_class("7.0") == "7" and name_of_class("③.0") == "③.0"
+    assert (
+        class_order(["9" * 5000, "1"]) == ["1", "9" * 5000]
+        and name_of_class("7.0") == "7"
+        and name_of_class("③.0") == "③.0"
+    )
 
 
 def test_a_name_in_either_form_of_its_accents_is_one_class(tmp_path: Path) -> None:
     splits = load(tmp_path / "a.csv", csv_of(rows(ACCENT, SPLIT, "Sport")))
     assert splits.classes == ["Sport", ACCENT] and count(splits) == 30
-    folder = tree(tmp_path / "d", {f"{part}/{name}/{number}.txt": f"{name} {part} {number}" for number in range(3)
-                                   for part, name in (("train", SPLIT), ("train", "Sport"), ("test", ACCENT), ("test", "Sport"))})
+    folder = tree(
+        tmp_path / "d",
+        {
+            f"{part}/{name}/{number}.txt": f"{name} {part} {number}"
+            for number in range(3)
+            for part, name in (("train", SPLIT), ("train", "Sport"), ("test", ACCENT), ("test", "Sport"))
+        },
+    )
     splits = load(folder)
     assert splits.classes == ["Sport", ACCENT] and sorted(splits.test["label"]) == [0, 0, 0, 1, 1, 1]
 
 
 def test_the_form_of_accents_in_file_names_changes_neither_rows_nor_fingerprint(tmp_path: Path) -> None:
-    made = {form: Files(path=str(tree(tmp_path / form, {f"{unicodedata.normalize(form, name)}/{number}.txt": f"{name} {number}"
-            for name in ("éa", "f", "ez") for number in range(5)}))) for form in ("NFC", "NFD")}
+    made = {
+        form: Files(
+            path=str(
+                tree(
+                    tmp_path / form,
+                    {
+                        f"{unicodedata.normalize(form, name)}/{number}.txt": f"{name} {number}"
+                        for name in ("éa", "f", "ez")
+                        for number in range(5)
+                    },
+                )
+            )
+        )
+        for form in ("NFC", "NFD")
+    }
     assert made["NFC"].fingerprint() == made["NFD"].fingerprint()
     assert list(made["NFC"].load().train["id"]) == list(made["NFD"].load().train["id"])
 
@@ -84,14 +121,24 @@ def test_columns_are_found_whatever_the_form_of_their_accents(tmp_path: Path) ->
 
 
 def test_names_that_differ_in_capitals_or_blanks_are_told_and_joined_on_request(tmp_path: Path) -> None:
-    content = csv_of(rows("Sport", times=6) + rows("sport ", "SPORT", times=4) + rows("New York", "new  york", "b\u200bc", "bc", times=3))
+    content = csv_of(
+        rows("Sport", times=6)
+        + rows("sport ", "SPORT", times=4)
+        + rows("New York", "new  york", "b\u200bc", "bc", times=3)
+    )
     apart = load(tmp_path / "a.csv", content)
     assert len(apart.classes) == 7
     warning = next(note for note in apart.notes if "dataset.labels.casefold=true" in note)
-    assert all(part in warning for part in ("'Sport' (6 rows)", "'sport' (4 rows)", "'SPORT' (4 rows)", "'New York' (3 rows)", "'bc' (3 rows)"))
+    assert all(
+        part in warning
+        for part in ("'Sport' (6 rows)", "'sport' (4 rows)", "'SPORT' (4 rows)", "'New York' (3 rows)", "'bc' (3 rows)")
+    )
     joined = load(tmp_path / "a.csv", labels={"casefold": True})
     assert joined.classes == ["New York", "Sport", "bc"] and count(joined) == 26
-    assert Files(path=str(tmp_path / "a.csv"), labels={"casefold": True}).fingerprint() != Files(path=str(tmp_path / "a.csv")).fingerprint()
+    assert (
+        Files(path=str(tmp_path / "a.csv"), labels={"casefold": True}).fingerprint()
+        != Files(path=str(tmp_path / "a.csv")).fingerprint()
+    )
     tree(tmp_path / "d", {"train.csv": csv_of(rows("True", "False")), "test.csv": csv_of([("new", "true")])})
     with pytest.raises(UserError, match="'true'.*dataset.labels.casefold=true"):
         load(tmp_path / "d")
@@ -106,39 +153,70 @@ def test_names_of_one_number_are_told(tmp_path: Path) -> None:
 def test_the_class_nan_is_kept_on_request_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
     content = csv_of(rows("deu", "eng", "nan"))
     splits = load(tmp_path / "a.csv", content)
-    assert splits.classes == ["deu", "eng"] and any("'nan' of 10 rows" in note and "dataset.labels.missing=[]" in note for note in splits.notes)
+    assert splits.classes == ["deu", "eng"] and any(
+        "'nan' of 10 rows" in note and "dataset.labels.missing=[]" in note for note in splits.notes
+    )
     assert name_of_class("\u200b") is None
     kept = load(tmp_path / "a.csv", labels={"missing": []})
     assert kept.classes == ["deu", "eng", "nan"] and None not in [*kept.train["label"], *kept.test["label"]]
-    folder = tree(tmp_path / "d", {f"{name}/{n}.txt": f"{name} {n}" for name in ("deu", "eng", "nan") for n in range(5)})
+    folder = tree(
+        tmp_path / "d", {f"{name}/{n}.txt": f"{name} {n}" for name in ("deu", "eng", "nan") for n in range(5)}
+    )
     assert load(folder).classes == ["deu", "eng", "nan"]
 
 
 @pytest.mark.parametrize("missing", [["nan", "NA", "NULL"], ["nan", "na", None]])
-def test_names_that_often_mean_no_label_are_told_and_left_out_on_request(tmp_path: Path, missing: list[str | None]) -> None:
+def test_names_that_often_mean_no_label_are_told_and_left_out_on_request(
+    tmp_path: Path, missing: list[str | None]
+) -> None:
     content = csv_of(rows("a", "b") + rows("NA", "NULL", times=3))
     splits = load(tmp_path / "a.csv", content)
     assert splits.classes == ["NA", "NULL", "a", "b"]
-    assert any("'NA' (3 rows)" in note and "dataset.labels.missing=[nan,NA,\"NULL\"]" in note for note in splits.notes)
+    assert any("'NA' (3 rows)" in note and 'dataset.labels.missing=[nan,NA,"NULL"]' in note for note in splits.notes)
     assert load(tmp_path / "a.csv", labels={"missing": missing}).classes == ["a", "b"]
 
 
-JUNK = ("__MACOSX/elec/._1.txt", "elec/.ipynb_checkpoints/1-checkpoint.txt", "food/._2.txt", ".DS_Store", "Thumbs.db", "elec/desktop.ini", "food/~$x.txt",
-        "@eaDir/1.txt")
+JUNK = (
+    "__MACOSX/elec/._1.txt",
+    "elec/.ipynb_checkpoints/1-checkpoint.txt",
+    "food/._2.txt",
+    ".DS_Store",
+    "Thumbs.db",
+    "elec/desktop.ini",
+    "food/~$x.txt",
+    "@eaDir/1.txt",
+)
 
 
 def test_what_systems_and_editors_leave_in_folders_is_no_text(tmp_path: Path) -> None:
     clean = {f"{name}/{n}.{'TXT' if n == 1 else 'txt'}": f"{name} {n}" for name in ("elec", "food") for n in range(5)}
     plain = Files(path=str(tree(tmp_path / "plain", clean)))
-    odd = tree(tmp_path / "odd", {**clean, **{name: b"\x00\x05\x16\x07\xff" for name in JUNK}})
+    odd = tree(tmp_path / "odd", {**clean, **dict.fromkeys(JUNK, b"\x00\x05\x16\x07\xff")})
     splits = load(odd)
     assert splits.classes == ["elec", "food"] and count(splits) == 10
     assert Files(path=str(odd)).fingerprint() == plain.fingerprint()
-    assert len(text_files(odd)) == 8 + 2 and list(text_pieces(tree(tmp_path / "t", {"a.txt": "one\n", "._a.txt": b"\xff"}), Reading(["text"]))) == [["one"]]
-    tree(tmp_path / "tables", {"train.csv": csv_of(rows("a", "b")), "test.csv": csv_of(rows("a", "b")), "._train.csv": b"\xff", "~$train.csv": b"\xff"})
+    assert len(text_files(odd)) == 8 + 2 and list(
+        text_pieces(tree(tmp_path / "t", {"a.txt": "one\n", "._a.txt": b"\xff"}), Reading(["text"]))
+    ) == [["one"]]
+    tree(
+        tmp_path / "tables",
+        {
+            "train.csv": csv_of(rows("a", "b")),
+            "test.csv": csv_of(rows("a", "b")),
+            "._train.csv": b"\xff",
+            "~$train.csv": b"\xff",
+        },
+    )
     assert count(load(tmp_path / "tables")) == 40
-    assert count(load(tree(tmp_path / "bare", {f"{name}/{n}": f"{name} {n}" for name in ("elec", "food") for n in range(5)}))) == 10
-    nested = tree(tmp_path / "zip", {f"mine/{name}": content for name, content in clean.items()} | {"__MACOSX/mine/._x": b"\xff"})
+    assert (
+        count(
+            load(tree(tmp_path / "bare", {f"{name}/{n}": f"{name} {n}" for name in ("elec", "food") for n in range(5)}))
+        )
+        == 10
+    )
+    nested = tree(
+        tmp_path / "zip", {f"mine/{name}": content for name, content in clean.items()} | {"__MACOSX/mine/._x": b"\xff"}
+    )
     assert load(nested).classes == ["elec", "food"]
 
 
@@ -152,11 +230,21 @@ def arrow(pairs: list[tuple[str, str]]) -> bytes:
 
 def test_what_the_library_datasets_saves_is_read(tmp_path: Path) -> None:
     saved = {"dataset_info.json": "{\n}", "state.json": "{\n}", "cache-1.arrow": b"no"}
-    one = tree(tmp_path / "one", {**saved, "data-00000-of-00002.arrow": arrow(rows("a")), "data-00001-of-00002.arrow": arrow(rows("b"))})
+    one = tree(
+        tmp_path / "one",
+        {**saved, "data-00000-of-00002.arrow": arrow(rows("a")), "data-00001-of-00002.arrow": arrow(rows("b"))},
+    )
     assert load(one).classes == ["a", "b"] and count(load(one)) == 20
     files = {f"{part}/{name}": content for part in ("train", "test") for name, content in saved.items()}
-    both = tree(tmp_path / "both", {**files, "dataset_dict.json": '{"splits": ["train", "test"]}', "train/data-00000-of-00001.arrow": arrow(rows("a", "b")),
-                                    "test/data-00000-of-00001.arrow": arrow(rows("a"))})
+    both = tree(
+        tmp_path / "both",
+        {
+            **files,
+            "dataset_dict.json": '{"splits": ["train", "test"]}',
+            "train/data-00000-of-00001.arrow": arrow(rows("a", "b")),
+            "test/data-00000-of-00001.arrow": arrow(rows("a")),
+        },
+    )
     assert (len(load(both).train), len(load(both).test)) == (20, 10)
     (both / "test" / "data-00000-of-00001.arrow").write_bytes(arrow(rows("a"))[:-40])
     with pytest.raises(UserError, match="Arrow file is damaged"):
@@ -164,11 +252,26 @@ def test_what_the_library_datasets_saves_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "header", "label"), [("test", "text\n", None), ("test", "text,target\n", "-1"), ("validation", "text,target\n", ""), ("test", "text,target\n", "nan")]
+    ("part", "header", "label"),
+    [
+        ("test", "text\n", None),
+        ("test", "text,target\n", "-1"),
+        ("validation", "text,target\n", ""),
+        ("test", "text,target\n", "nan"),
+    ],
 )
-def test_a_part_without_labels_is_named_and_the_rest_used(tmp_path: Path, part: str, header: str, label: str | None) -> None:
+def test_a_part_without_labels_is_named_and_the_rest_used(
+    tmp_path: Path, part: str, header: str, label: str | None
+) -> None:
     hidden = header + "".join(f"unseen {n}{'' if label is None else ',' + label}\n" for n in range(5))
-    tree(tmp_path, {"train.csv": csv_of(rows("a", "b", times=10), "text,target\n"), f"{part}.csv": hidden, "sample_submission.csv": "id,target\n1,a\n"})
+    tree(
+        tmp_path,
+        {
+            "train.csv": csv_of(rows("a", "b", times=10), "text,target\n"),
+            f"{part}.csv": hidden,
+            "sample_submission.csv": "id,target\n1,a\n",
+        },
+    )
     splits = load(tmp_path, label="target")
     assert any(f"the {part} part has no labels in 'target'" in note and "5 rows" in note for note in splits.notes)
     assert splits.classes == ["a", "b"] and splits.validation is None and count(splits) == 20 and len(splits.test) == 4
@@ -179,16 +282,23 @@ def test_columns_without_a_header_are_named_by_number_or_by_a_list(tmp_path: Pat
     content = csv_of([(label, text) for text, label in rows("a", "b")], header="")
     with pytest.raises(UserError, match="dataset.source.header=false"):
         load(tmp_path / "a.csv", content)
-    for options in ({"header": False, "text": 2, "label": "1"}, {"header": ["kind", "words"], "text": "words", "label": "kind"}):
+    for options in (
+        {"header": False, "text": 2, "label": "1"},
+        {"header": ["kind", "words"], "text": "words", "label": "kind"},
+    ):
         splits = load(tmp_path / "a.csv", **options)
         assert splits.classes == ["a", "b"] and count(splits) == 20
         assert "text 0 of a" in [*splits.train["text"], *splits.test["text"]]
-    assert count(load(tmp_path / "b.csv", csv_of(rows("a", "b")), header=["text", "label"])) == 20  # a line of these names is no row
+    assert (
+        count(load(tmp_path / "b.csv", csv_of(rows("a", "b")), header=["text", "label"])) == 20
+    )  # a line of these names is no row
     assert sorted(load(tmp_path / "a.csv", header=False, text=[1, 2], label="1").train["text"])[0].startswith("a text")
 
 
 def test_a_backslash_before_a_quote_is_read_as_advised(tmp_path: Path) -> None:
-    content = "text,label\n" + "".join(f'"say ""yes"" or \\"{text}\\", please",{label}\n' for text, label in rows("a", "b"))
+    content = "text,label\n" + "".join(
+        f'"say ""yes"" or \\"{text}\\", please",{label}\n' for text, label in rows("a", "b")
+    )
     with pytest.raises(UserError, match="line 2.*dataset.source.escape=backslash"):
         load(tmp_path / "a.csv", content)
     splits = load(tmp_path / "a.csv", escape="backslash")
@@ -202,7 +312,10 @@ def test_quotes_without_a_meaning_are_read_as_advised(tmp_path: Path) -> None:
     content = "text\tlabel\n" + "".join(f'"{text}\t{label}\n' for text, label in rows("a", "b"))
     with pytest.raises(UserError, match="dataset.source.separator=tab dataset.source.quotes=false"):
         load(tmp_path / "a.csv", content)
-    assert '"text 0 of a' in [*(splits := load(tmp_path / "a.csv", separator="tab", quotes=False)).train["text"], *splits.test["text"]]
+    assert '"text 0 of a' in [
+        *(splits := load(tmp_path / "a.csv", separator="tab", quotes=False)).train["text"],
+        *splits.test["text"],
+    ]
     with pytest.raises(UserError) as refused:  # advice is given only where it helps
         load(tmp_path / "b.csv", csv_of(rows("a", "b")) + 'a,b,"c\n')
     assert "dataset.source" not in str(refused.value) and "line 22" in str(refused.value)
@@ -216,18 +329,29 @@ def test_what_stands_behind_the_last_row_is_none(tmp_path: Path, end: str) -> No
 def test_the_line_that_names_a_separator_is_obeyed(tmp_path: Path) -> None:
     for first, sign in (("sep=;\n", ";"), ('"sep=|"\r\n', "|"), ("\ufeffSEP=\t\n", "\t")):
         splits = load(tmp_path / "a.csv", csv_of(rows("a", "b"), f"{first}text{sign}label\n", sign))
-        assert count(splits) == 20 and {*splits.train["id"], *splits.test["id"]} == {f"a.csv:{line}" for line in range(3, 23)}
+        assert count(splits) == 20 and {*splits.train["id"], *splits.test["id"]} == {
+            f"a.csv:{line}" for line in range(3, 23)
+        }
 
 
 OBJECTS = [{"text": text, "label": label} for text, label in rows("a", "b")]
 COLUMNS = {name: [row[name] for row in OBJECTS] for name in ("text", "label")}
 JSON = {
-    "records": json.dumps(OBJECTS), "a blank line first": "\n" + json.dumps(OBJECTS), "an object a line": "\n".join(map(json.dumps, OBJECTS)),
-    "pandas' default": json.dumps({name: {str(n): value for n, value in enumerate(values)} for name, values in COLUMNS.items()}),
+    "records": json.dumps(OBJECTS),
+    "a blank line first": "\n" + json.dumps(OBJECTS),
+    "an object a line": "\n".join(map(json.dumps, OBJECTS)),
+    "pandas' default": json.dumps(
+        {name: {str(n): value for n, value in enumerate(values)} for name, values in COLUMNS.items()}
+    ),
     "index": json.dumps({str(n): row for n, row in enumerate(OBJECTS)}),
-    "split": json.dumps({"columns": ["text", "label"], "index": list(range(20)), "data": [list(row.values()) for row in OBJECTS]}),
-    "table": json.dumps({"schema": {"fields": []}, "data": OBJECTS}, indent=1), "data": json.dumps({"version": "1.0", "data": OBJECTS}),
-    "lists": json.dumps(COLUMNS), "over several lines": "\n".join(json.dumps(row, indent=2) for row in OBJECTS), "a DOS end": json.dumps(OBJECTS) + "\x1a",
+    "split": json.dumps(
+        {"columns": ["text", "label"], "index": list(range(20)), "data": [list(row.values()) for row in OBJECTS]}
+    ),
+    "table": json.dumps({"schema": {"fields": []}, "data": OBJECTS}, indent=1),
+    "data": json.dumps({"version": "1.0", "data": OBJECTS}),
+    "lists": json.dumps(COLUMNS),
+    "over several lines": "\n".join(json.dumps(row, indent=2) for row in OBJECTS),
+    "a DOS end": json.dumps(OBJECTS) + "\x1a",
 }
 
 
@@ -248,7 +372,10 @@ def test_json_that_holds_no_rows_names_the_layout_that_is_read(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        *[(f"a.{kind}", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull") for kind in ("csv", "jsonl", "parquet", "arrow")],
+        *[
+            (f"a.{kind}", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull")
+            for kind in ("csv", "jsonl", "parquet", "arrow")
+        ],
         ("a.csv", b"PK\x03\x04" + b"\0" * 26 + b"xl/workbook.xml", "Excel"),
         ("a.csv", b"PK\x03\x04" + b"\0" * 26 + b"train.csv", "Unpack"),
         ("a.csv", b"\xd0\xcf\x11\xe0\xa1", "Excel"),
@@ -259,7 +386,9 @@ def test_json_that_holds_no_rows_names_the_layout_that_is_read(tmp_path: Path) -
         ("a.csv", csv_of(rows("a", "b")).encode("utf-16-be"), "dataset.source.encoding=utf-16-be"),
     ],
 )
-def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_a_file_of_another_kind_is_named_for_what_it_is(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     with pytest.raises(UserError, match=message) as refused:
         load(tmp_path / name, content)
     assert name in str(refused.value) and "latin-1" not in str(refused.value)
@@ -276,10 +405,17 @@ def test_encodings_that_files_tell_themselves_are_read(tmp_path: Path, encoding:
 
 def test_a_carriage_return_within_a_line_ends_none(tmp_path: Path) -> None:
     for quote in ("", '"'):
-        splits = load(tmp_path / "a.csv", csv_of([(f"{quote}{text}\rmore{quote}", label) for text, label in rows("a", "b")]))
+        splits = load(
+            tmp_path / "a.csv", csv_of([(f"{quote}{text}\rmore{quote}", label) for text, label in rows("a", "b")])
+        )
         assert count(splits) == 20 and all("\rmore" in text for text in splits.train["text"])
     assert count(load(tmp_path / "a.csv", csv_of(rows("a", "b")).replace("\n", "\r"))) == 20  # as on old Macs
-    for content, lines in ((b"one\rmore\ntwo\n", ["one\rmore", "two"]), (b"one\rtwo\r", ["one", "two"]), (b"one\r\n\r\ntwo", ["one", "", "two"]), (b"a\nb\rc", ["a", "b\rc"])):
+    for content, lines in (
+        (b"one\rmore\ntwo\n", ["one\rmore", "two"]),
+        (b"one\rtwo\r", ["one", "two"]),
+        (b"one\r\n\r\ntwo", ["one", "", "two"]),
+        (b"a\nb\rc", ["a", "b\rc"]),
+    ):
         (tmp_path / "a.txt").write_bytes(content)
         assert list(text_lines(tmp_path / "a.txt")) == lines
 
@@ -293,12 +429,17 @@ def test_very_many_classes_and_few_rows_of_each_are_allowed_on_request(tmp_path:
     assert len(splits.classes) == len(set(labels)) and count(splits) == len(labels) and len(splits.test)
 
 
-@pytest.mark.parametrize("path", ["https://example.org/a.csv", "s3://bucket/a.csv", "hf://datasets/x/y", "stanfordnlp/imdb", "imdb"])
+@pytest.mark.parametrize(
+    "path", ["https://example.org/a.csv", "s3://bucket/a.csv", "hf://datasets/x/y", "stanfordnlp/imdb", "imdb"]
+)
 def test_an_address_or_a_hub_id_is_no_path_and_the_way_is_named(path: str) -> None:
     with pytest.raises(UserError, match=f"dataset.path={path}: ") as refused:
         Files(path=path).fingerprint()
     assert ("Download it first" if "://" in path else "save_to_disk") in str(refused.value)
-    with pytest.raises(UserError, match="Download it first" if "://" in path else "dataset.source.hub_id=" if "/" in path else "save_to_disk"):
+    with pytest.raises(
+        UserError,
+        match="Download it first" if "://" in path else "dataset.source.hub_id=" if "/" in path else "save_to_disk",
+    ):
         where(path, "imdb")
 
 

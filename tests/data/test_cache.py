@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from xcls.config.schema import UserError
 from xcls.data.cache import build_once, cache_folder, digest
-from xcls.schema import UserError
 
 
 def slow_build(target: Path) -> None:
@@ -76,10 +76,22 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "where", "message"),
     [
-        (errno.ENOSPC, None, r"cannot keep a thing there \(No space left on device\). Make room on that disk, or set XCLS_CACHE"),
+        (
+            errno.ENOSPC,
+            None,
+            r"cannot keep a thing there \(No space left on device\). Make room on that disk, or set XCLS_CACHE",
+        ),
         (errno.EDQUOT, None, "Make room on that disk"),
-        (errno.EIO, "data/train.csv", r"^data/train.csv: Input/output error, while a thing was made. Check that it is there"),
-        (errno.EACCES, None, r"cannot keep a thing there \(thing: Permission denied\). Look at that folder, or set XCLS_CACHE"),
+        (
+            errno.EIO,
+            "data/train.csv",
+            r"^data/train.csv: Input/output error, while a thing was made. Check that it is there",
+        ),
+        (
+            errno.EACCES,
+            None,
+            r"cannot keep a thing there \(thing: Permission denied\). Look at that folder, or set XCLS_CACHE",
+        ),
     ],
 )
 def test_only_a_full_disk_wants_room(number: int, where: str | None, message: str, tmp_path: Path) -> None:
@@ -88,7 +100,9 @@ def test_only_a_full_disk_wants_room(number: int, where: str | None, message: st
 
     with pytest.raises(UserError, match=message) as error:
         build_once(tmp_path / "thing", fail, what="a thing")
-    assert ("Make room" in str(error.value)) == (number in (errno.ENOSPC, errno.EDQUOT)) and "None" not in str(error.value)
+    assert ("Make room" in str(error.value)) == (number in (errno.ENOSPC, errno.EDQUOT)) and "None" not in str(
+        error.value
+    )
 
 
 def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from xcls.config.schema import Tokenizer, UserError
 from xcls.data import encode as module
 from xcls.data.encode import encode, encode_cached
 from xcls.data.tokenizer import ByteTokenizer, make_tokenizer
-from xcls.schema import Tokenizer, UserError
 
 BYTES = ByteTokenizer()
 
@@ -86,7 +86,11 @@ def test_much_that_is_cut_off_is_warned_about() -> None:
     made = encode(texts, BYTES, seq_len=42)
     assert made.report()["documents_cut_share"] == pytest.approx(1 / 3) and made.cut_share == pytest.approx(0.4)
     [warning] = made.warnings("train", seq_len=42)
-    assert "1 of 3 documents are longer than seq_len=42" in warning and "40% of all tokens" in warning and "dataset.truncate" in warning
+    assert (
+        "1 of 3 documents are longer than seq_len=42" in warning
+        and "40% of all tokens" in warning
+        and "dataset.truncate" in warning
+    )
     assert encode(texts, BYTES, seq_len=90).warnings("train", seq_len=90) == []
     most = encode(["a" * 11, "b" * 11, "c"], BYTES, seq_len=12)  # little of it, but in most documents
     assert most.cut_share < 0.2 and "2 of 3 documents" in most.warnings("train", seq_len=12)[0]
@@ -96,6 +100,8 @@ def test_unknown_words_are_measured_and_warned_about() -> None:
     words = make_tokenizer(Tokenizer(kind="words", min_frequency=2), ["a b c", "a b c d"])
     made = encode(["a b x", "a a y"], words, seq_len=8)
     assert made.unk == pytest.approx(2 / 6)
-    assert "33.3%" in made.warnings("train", seq_len=8)[0] and "tokenizer.extend" in made.warnings("train", seq_len=8)[0]
+    assert (
+        "33.3%" in made.warnings("train", seq_len=8)[0] and "tokenizer.extend" in made.warnings("train", seq_len=8)[0]
+    )
     assert "Train on text like this" in made.warnings("train", seq_len=8, finished=True)[0]
     assert encode(["a b"], words, seq_len=8).warnings("train", seq_len=8) == []

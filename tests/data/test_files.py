@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from xcls.config.schema import UserError
 from xcls.data.files import Files
-from xcls.schema import UserError
 
 
 def write_csv(file: Path, rows: list[tuple[str, object]], header: str = "text,label") -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from xcls.config.schema import Dataset, Tokenizer, UserError
 from xcls.data import listops
 from xcls.data.listops import CLASSES, ListOps
 from xcls.data.listops_trees import OPERATORS, TOKENS, Shape, as_text, expressions
 from xcls.data.source import column
 from xcls.data.splits import prepare
 from xcls.data.tokenizer import UNK, make_tokenizer
-from xcls.schema import Dataset, Tokenizer, UserError
 
 SMALL = {"train_size": 300, "validation_size": 40, "test_size": 50, "min_length": 20, "max_length": 80, "max_depth": 5}
 LIKE = Shape(max_depth=5, max_args=6, min_length=10, max_length=120)
@@ -33,7 +33,9 @@ def value(text: str) -> int:
         else:
             operator, *values = stack.pop()
             assert len(values) >= 2
-            result = {"[MIN": min, "[MAX": max, "[MED": statistics.median, "[SM": lambda v: sum(v) % 10}[operator](values)
+            result = {"[MIN": min, "[MAX": max, "[MED": statistics.median, "[SM": lambda v: sum(v) % 10}[operator](
+                values
+            )
             stack[-1].append(int(result))
     assert len(stack) == 1 and len(stack[0]) == 1
     return stack[0][0]
@@ -72,7 +74,12 @@ def test_an_independent_evaluator_finds_every_value(shape: Shape) -> None:
 
 
 def test_the_examples_of_the_paper() -> None:
-    assert [value(text) for text in ("[MAX 4 3 [MIN 2 3 ] 1 0 ]", "[SM 9 8 ]", "[MED 1 4 ]", "[MED 9 2 5 ]")] == [4, 7, 2, 5]
+    assert [value(text) for text in ("[MAX 4 3 [MIN 2 3 ] 1 0 ]", "[SM 9 8 ]", "[MED 1 4 ]", "[MED 9 2 5 ]")] == [
+        4,
+        7,
+        2,
+        5,
+    ]
     assert [len(token.split()) for token in TOKENS] == [1] * 15 and Shape() == Shape(10, 10, 500, 2000)
 
 
@@ -84,7 +91,13 @@ def test_trees_are_drawn_as_the_recursion_draws_them() -> None:
         if LIKE.min_length < len(tokens) < LIKE.max_length:
             theirs.append(tokens)
     ours = [text.split() for text in some(4000, LIKE, seed=1)[0]]
-    for measure in (len, depth_of, lambda tokens: value(" ".join(tokens)), lambda tokens: tokens[0] == "[SM", lambda tokens: tokens.count("]")):
+    for measure in (
+        len,
+        depth_of,
+        lambda tokens: value(" ".join(tokens)),
+        lambda tokens: tokens[0] == "[SM",
+        lambda tokens: tokens.count("]"),
+    ):
         one, other = (np.array([float(measure(tokens)) for tokens in side]) for side in (ours, theirs))
         error = np.sqrt(one.var() / len(one) + other.var() / len(other))
         assert abs(one.mean() - other.mean()) < 4.5 * error
@@ -151,7 +164,10 @@ def test_the_arena_s_own_files(tmp_path: Path) -> None:
         write(tmp_path, name, [(ROUND, "4")] * count)
     splits = ListOps(path=str(tmp_path)).load()
     assert [len(rows) for rows in (splits.train, splits.validation, splits.test)] == [6, 2, 1]
-    assert splits.train["text"][0] == "[MAX 4 [MIN 2 3 ] ]" and value(splits.train["text"][0]) == splits.test["label"][0] == 4
+    assert (
+        splits.train["text"][0] == "[MAX 4 [MIN 2 3 ] ]"
+        and value(splits.train["text"][0]) == splits.test["label"][0] == 4
+    )
     before = ListOps(path=str(tmp_path)).fingerprint()
     (tmp_path / "basic_val.tsv").unlink()
     assert ListOps(path=str(tmp_path)).load().validation is None and ListOps(path=str(tmp_path)).fingerprint() != before

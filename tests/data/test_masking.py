@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from xcls.config.schema import Masking
 from xcls.data.masking import IGNORED, MASK_ID, mask_tokens, word_starts
-from xcls.schema import Masking
 
 VOCAB = 1000
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from xcls.config.schema import UserError
 from xcls.data import pydocs
 from xcls.data.near_duplicates import jaccard, keep_first, shingles
 from xcls.data.pydocs import Pydocs, assign_files, docstrings, mask_names
-from xcls.schema import UserError
 
 WORDS = "the of a matrix value returns index given shape object element sorted stable range while each between".split()
 

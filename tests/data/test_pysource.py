@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from xcls.config.schema import UserError
 from xcls.data import pysource
 from xcls.data.packages import name_masker
 from xcls.data.pysource import PACKAGES, Pysource, masked_source
 from xcls.data.source import column
-from xcls.schema import UserError
 
 LICENCE = "#!/usr/bin/env python\n# Copyright: the alpha_pkg developers\n\n# mypy: strict\n"
 
@@ -23,7 +23,10 @@ LICENCE = "#!/usr/bin/env python\n# Copyright: the alpha_pkg developers\n\n# myp
 def module(seed: int, lines: int) -> str:
     draw = random.Random(seed)
     names = ["".join(draw.choices("abcdefgh", k=6)) for _ in range(12)]
-    return "\n".join(f"    {draw.choice(names)} = {draw.choice(names)}({draw.choice(names)}, {draw.randrange(1000)})" for _ in range(lines))
+    return "\n".join(
+        f"    {draw.choice(names)} = {draw.choice(names)}({draw.choice(names)}, {draw.randrange(1000)})"
+        for _ in range(lines)
+    )
 
 
 @pytest.fixture
@@ -52,7 +55,11 @@ def test_documents_are_whole_masked_files_each_in_one_split(packages: list[str])
     assert len(ids) == len(set(ids)) == len(set(texts)) == 80  # the copies are gone, one of each pair
     assert not any("tests/" in name or "short" in name or "latin" in name for name in ids)
     for text in texts:
-        assert text.startswith("from LIB import x\nimport LIB as a\n    ") and "_pkg" not in text and "#" not in text.split("\n")[0]
+        assert (
+            text.startswith("from LIB import x\nimport LIB as a\n    ")
+            and "_pkg" not in text
+            and "#" not in text.split("\n")[0]
+        )
     assert [len(rows) for rows in parts] == [60, 8, 12]
     for rows in parts:
         assert set(Counter(column(rows, "label")).values()) == {len(rows) // 2}
@@ -72,7 +79,11 @@ def test_a_class_has_at_most_so_many_files(packages: list[str]) -> None:
 def test_they_are_read_once_and_known_by_their_versions(packages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     source = Pysource(packages=packages, min_chars=1000)
     first, before = source.load(), source.fingerprint()
-    others = [Pysource(packages=packages), Pysource(packages=packages, min_chars=1000, per_class=9), Pysource(packages=["python", packages[0]])]
+    others = [
+        Pysource(packages=packages),
+        Pysource(packages=packages, min_chars=1000, per_class=9),
+        Pysource(packages=["python", packages[0]]),
+    ]
     assert len({source.fingerprint(), *(other.fingerprint() for other in others)}) == 4
     with monkeypatch.context() as patch:
         patch.setattr(pysource, "package_files", lambda _: pytest.fail("read again"))

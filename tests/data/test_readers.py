@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from xcls.config.schema import UserError
 from xcls.data.readers import Format, read_table, text_pieces
 from xcls.data.reading import Reading
-from xcls.schema import UserError
 
 ROWS = b"text,label\nfine,a\n"
 
@@ -55,7 +55,11 @@ def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
         ("a.csv", b"text;label\nfine;a\n", "dataset.source.separator"),
         ("a.csv", ROWS + b"\ntwo, commas,b\n", "a.csv, line 4: 3 fields where there are 2 columns"),
         ("a.csv", ROWS + b'"open,b\n', "a.csv, line 3: unexpected end of data.*quotes"),
-        ("a.csv", ROWS + "gr\xfcn,b\n".encode("latin-1"), "a.csv, line 3: this is not utf-8.*dataset.source.encoding=cp1252"),
+        (
+            "a.csv",
+            ROWS + "gr\xfcn,b\n".encode("latin-1"),
+            "a.csv, line 3: this is not utf-8.*dataset.source.encoding=cp1252",
+        ),
         ("a.jsonl", b'{"text": "x", "label": 1}\n{"text": \n', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", b'{"text": "x", "label": 1}\n[1]\n', "a.jsonl, line 2: this is .*an object like"),
         ("a.json", b"[{]", "a.json, line 1: not JSON"),

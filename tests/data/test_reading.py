@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from xcls.config.schema import Dataset, UserError
 from xcls.data.ag_news import AgNews
 from xcls.data.files import Files
 from xcls.data.formats import Format
@@ -21,7 +22,6 @@ from xcls.data.pydocs import Pydocs
 from xcls.data.pysource import Pysource
 from xcls.data.reading import Documents, Reading, read_documents
 from xcls.data.splits import prepare
-from xcls.schema import Dataset, UserError
 
 
 def read(folder: Path, name: str, content: bytes | str, reading: Reading = Reading(["text"]), **how: Any) -> Documents:
@@ -57,11 +57,14 @@ def test_a_carriage_return_ends_no_line_but_on_old_macs(tmp_path: Path) -> None:
     assert read(tmp_path, "c.txt", b"some text\0more\n").texts == ["some text more"]
 
 
-@pytest.mark.parametrize(("name", "content", "ids"), [
-    ("a.csv", "id,text\n=7,a\nx,b\n", ["=7", "x"]),
-    ("a.jsonl", '{"Id": 4, "text": "a"}\n{"text": "b"}\n', [4, None]),
-    ("b.csv", "n,text\n1,a\n", None),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "ids"),
+    [
+        ("a.csv", "id,text\n=7,a\nx,b\n", ["=7", "x"]),
+        ("a.jsonl", '{"Id": 4, "text": "a"}\n{"text": "b"}\n', [4, None]),
+        ("b.csv", "n,text\n1,a\n", None),
+    ],
+)
 def test_ids_of_rows_are_kept(name: str, content: str, ids: list[Any] | None, tmp_path: Path) -> None:
     assert read(tmp_path, name, content).ids == ids
     assert read(tmp_path, "own.csv", "key,id,text\nk,i,a\n", Files(id="key").reading()).ids == ["k"]
@@ -92,7 +95,9 @@ STREAMS = [  # content, what is read from it
 
 
 @pytest.mark.parametrize(("content", "texts"), STREAMS)
-def test_standard_input_is_read_by_its_content(content: bytes, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_is_read_by_its_content(
+    content: bytes, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     found = read_documents("-", Reading(["text"], Format(separator=";")))
     assert found.texts == texts and found.format.startswith("input=-: read as .")
@@ -110,7 +115,9 @@ def test_pipes_and_files_without_a_suffix_are_read(tmp_path: Path) -> None:
         read(tmp_path, "new", "review,n\na,1\n", table=True)
 
 
-@pytest.mark.parametrize(("content", "stream"), [(b"", "-"), (None, "nothing.csv"), (None, "/dev/zero"), (None, "/dev/null")])
+@pytest.mark.parametrize(
+    ("content", "stream"), [(b"", "-"), (None, "nothing.csv"), (None, "/dev/zero"), (None, "/dev/null")]
+)
 def test_no_documents_are_one_message(content: bytes | None, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content or b"")))
     with pytest.raises(UserError, match=f"input={stream}"):
@@ -130,7 +137,9 @@ CLEANED = [  # a source, a text of its files, the text that it trains on
 
 
 @pytest.mark.parametrize(("source", "text", "cleaned"), CLEANED, ids=lambda value: type(value).__name__)
-def test_texts_are_cleaned_as_in_training_and_once_is_enough(source: Any, text: str, cleaned: str, tmp_path: Path) -> None:
+def test_texts_are_cleaned_as_in_training_and_once_is_enough(
+    source: Any, text: str, cleaned: str, tmp_path: Path
+) -> None:
     reading = source.reading()
     for given in (text, cleaned):
         rows = [dict.fromkeys(reading.text, given)]
@@ -143,18 +152,28 @@ def test_what_training_reads_is_what_prediction_reads(tmp_path: Path) -> None:
             (tmp_path / split / label).mkdir(parents=True)
             (tmp_path / split / label / "0_7.txt").write_text(f"{split}<br />{label}\x00end")
     source = Imdb(path=str(tmp_path), use_unlabelled=False)
-    assert read_documents(tmp_path / "test", source.reading()).texts == sorted(source.load().test["text"], key=lambda text: "pos" in text)
+    assert read_documents(tmp_path / "test", source.reading()).texts == sorted(
+        source.load().test["text"], key=lambda text: "pos" in text
+    )
     (tmp_path / "basic_train.tsv").write_text(f"Source\tTarget\n{ARENA}\t4\n")
     (tmp_path / "basic_test.tsv").write_text(f"Source\tTarget\n{ARENA}\t4\n")
     arena = ListOps(path=str(tmp_path))
-    assert read_documents(tmp_path / "basic_test.tsv", arena.reading()).texts == list(arena.load().test["text"]) == ["[MAX 4 3 ]"]
+    assert (
+        read_documents(tmp_path / "basic_test.tsv", arena.reading()).texts
+        == list(arena.load().test["text"])
+        == ["[MAX 4 3 ]"]
+    )
 
 
 def test_the_official_ag_news_layout_needs_no_header(tmp_path: Path) -> None:
     for name in ("train.csv", "test.csv"):
         (tmp_path / name).write_text('"3","Title","Some, text"\n"4","Other",""\n')
     source = AgNews(path=str(tmp_path))
-    assert read_documents(tmp_path / "test.csv", source.reading()).texts == list(source.load().test["text"]) == ["Title Some, text", "Other"]
+    assert (
+        read_documents(tmp_path / "test.csv", source.reading()).texts
+        == list(source.load().test["text"])
+        == ["Title Some, text", "Other"]
+    )
     assert read(tmp_path, "new.csv", "text,class,n\nmine,1,2\n", source.reading()).texts == ["mine"]
 
 

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xcls.config.schema import Dataset, UserError
 from xcls.data import files, rows
 from xcls.data.files import Files
 from xcls.data.rows import MISSING, RowCollector, Rows, RowWriter, Texts, rows_of
 from xcls.data.source import column, make_rows
 from xcls.data.splits import prepare
 from xcls.data.stratify import as_keys, first_alike, stands_in
-from xcls.schema import Dataset, UserError
 
 TEXTS = ["one", None, " ONE ", "", "zwei ä", "three\nlines"] * 4
 LABELS = [0, 1, None, 2, 0, 1] * 4
@@ -69,7 +69,10 @@ def test_keys_tell_texts_apart_but_not_case_and_space(made: Rows) -> None:
 
 
 def test_texts_are_one_sequence() -> None:
-    one, other = make_rows(text=["a", "b", "c"], label=[0] * 3, id=["x"] * 3), make_rows(text=["d"], label=[0], id=["x"])
+    one, other = (
+        make_rows(text=["a", "b", "c"], label=[0] * 3, id=["x"] * 3),
+        make_rows(text=["d"], label=[0], id=["x"]),
+    )
     texts = Texts([one["text"], other.select([])["text"], other["text"]])
     assert len(texts) == 4 and list(texts) == ["a", "b", "c", "d"] == texts[:] and texts[1:4] == ["b", "c", "d"]
     assert texts[-1] == "d" and texts[2:3] == ["c"]
@@ -77,7 +80,10 @@ def test_texts_are_one_sequence() -> None:
         texts[4]
 
 
-@given(st.lists(st.sampled_from([b"a", b"b", b"ab", b"x" * 16, b"x" * 15 + b"y", b""])), st.lists(st.sampled_from([b"a", b"x" * 16])))
+@given(
+    st.lists(st.sampled_from([b"a", b"b", b"ab", b"x" * 16, b"x" * 15 + b"y", b""])),
+    st.lists(st.sampled_from([b"a", b"x" * 16])),
+)
 def test_equal_keys_are_found_as_a_dictionary_finds_them(keys: list[bytes], others: list[bytes]) -> None:
     seen: dict[bytes, int] = {}
     assert first_alike(as_keys(keys)).tolist() == [seen.setdefault(key, row) for row, key in enumerate(keys)]
@@ -114,7 +120,11 @@ def write(folder: Path, kind: str) -> Path:
 
 def everything(path: Path) -> list:
     splits = Files(path=str(path)).load()
-    return [splits.classes, splits.notes, *([column(part, name) for name in ("text", "label", "id")] for part in (splits.train, splits.test))]
+    return [
+        splits.classes,
+        splits.notes,
+        *([column(part, name) for name in ("text", "label", "id")] for part in (splits.train, splits.test)),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "folder"])
@@ -156,7 +166,9 @@ def test_the_splits_of_a_seed_stay_what_they_were(tmp_path: Path, small: int, mo
     lines = []
     for row in range(2500):
         words = " ".join(f"w{word}" for word in draws.integers(0, 9, 3))
-        lines.append(("" if row % 97 == 0 else words) + "," + ("" if row % 101 == 0 else "abc"[int(draws.integers(0, 3))]))
+        lines.append(
+            ("" if row % 97 == 0 else words) + "," + ("" if row % 101 == 0 else "abc"[int(draws.integers(0, 3))])
+        )
     (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
     extra = "".join(f"extra w{row % 9} w{row % 7}\n" if row % 5 else "w1 w2 w3\n" for row in range(300))
     (tmp_path / "extra.txt").write_text(extra)
@@ -180,7 +192,7 @@ from xcls.data.batching import batches
 from xcls.data.files import Files
 from xcls.data.splits import prepare
 from xcls.data.tokenizer import make_tokenizer
-from xcls.schema import Dataset, Tokenizer
+from xcls.config.schema import Dataset, Tokenizer
 from xcls.stages.texts import classification_data
 peak = Peak()
 peak.start()
@@ -200,9 +212,14 @@ def test_memory_hardly_grows_with_the_number_of_rows(tmp_path: Path) -> None:
         write_rows(tmp_path / f"{count}.csv", count)
         assert (tmp_path / f"{count}.csv").stat().st_size > files.SMALL
         out = subprocess.run(
-            [sys.executable, "-c", GROWTH, str(tmp_path / f"{count}.csv")], cwd=Path(__file__).parents[2], capture_output=True, text=True,
+            [sys.executable, "-c", GROWTH, str(tmp_path / f"{count}.csv")],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
         )
         assert out.returncode == 0, out.stderr
         grown[count] = float(out.stdout)
     a_row = 2**20 * (grown[260_000] - grown[60_000]) / 200_000
-    assert a_row < 250, grown  # bytes; a text by itself takes 160, and held in memory as Python has it five times as much
+    assert a_row < 250, (
+        grown
+    )  # bytes; a text by itself takes 160, and held in memory as Python has it five times as much

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from xcls.config.schema import UserError
 from xcls.data import hub
 from xcls.data.ag_news import AgNews
 from xcls.data.imdb import Imdb
 from xcls.data.source import Source, data_fingerprint, where
 from xcls.data.tokenizer import ByteTokenizer
-from xcls.schema import UserError
 
 
 def write(file: Path, text: list[str], label: list[int]) -> None:

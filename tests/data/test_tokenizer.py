@@ -16,6 +16,7 @@ import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import models, trainers
 
+from xcls.config.schema import Tokenizer, UserError
 from xcls.data import tokenizer as module
 from xcls.data.extend import choose_subwords, split_word
 from xcls.data.tokenizer import (
@@ -29,8 +30,7 @@ from xcls.data.tokenizer import (
     make_tokenizer,
 )
 from xcls.data.vocabulary import train_wordpiece
-from xcls.identity import run_hash
-from xcls.schema import Tokenizer, UserError
+from xcls.runs.identity import run_hash
 
 SYLLABLES = ["ka", "ro", "mi", "ten", "sol", "ver", "ba", "lu", "qui", "é", "ß", "¨", "°", "中"]
 
@@ -76,17 +76,32 @@ def test_bytes_are_a_tokenizer_of_the_library_too() -> None:
     library = Library.from_str(json.loads(made.to_json())["tokenizer"])
     assert library.get_vocab_size() == made.vocab_size
     for _ in range(200):
-        signs = [draw.choice([32, 10, draw.randrange(0x80), draw.randrange(0x3000), draw.randrange(0x10000, 0x11000)]) for _ in range(30)]
+        signs = [
+            draw.choice([32, 10, draw.randrange(0x80), draw.randrange(0x3000), draw.randrange(0x10000, 0x11000)])
+            for _ in range(30)
+        ]
         text = "".join(map(chr, signs))
         ids = made.encode([text])[0].tolist()
-        assert library.encode(text, add_special_tokens=False).ids == ids and library.decode(ids) == made.decode(ids) == text
+        assert (
+            library.encode(text, add_special_tokens=False).ids == ids
+            and library.decode(ids) == made.decode(ids) == text
+        )
     assert from_json(json.dumps({"kind": "bytes"})).digest == made.digest  # as older checkpoints have it
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_words_that_are_looked_up_are_those_of_the_library(lowercase: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = ["[MAX 1 [min 2\t3 ]\r\n ] [MASK]", "", " \n ", "a\x0bb\x0cC\x1cd\x7f e", "É a\u2003b", "x" * 70_000 + " 1 zz"]
-    made = make_tokenizer(Tokenizer(kind="words", min_frequency=1, lowercase=lowercase), [text for text in texts if "x" not in text])
+    texts = [
+        "[MAX 1 [min 2\t3 ]\r\n ] [MASK]",
+        "",
+        " \n ",
+        "a\x0bb\x0cC\x1cd\x7f e",
+        "É a\u2003b",
+        "x" * 70_000 + " 1 zz",
+    ]
+    made = make_tokenizer(
+        Tokenizer(kind="words", min_frequency=1, lowercase=lowercase), [text for text in texts if "x" not in text]
+    )
     assert made._plain is not None
     found = [made.encode(part) for part in (texts[:3], texts[3:], *([text] for text in texts))]
     monkeypatch.setattr(made, "_plain", None)
@@ -275,7 +290,17 @@ def test_words_keep_brackets() -> None:
     assert "[UNK]" not in tokens(made, "[MIN 4 [MAX 9 2 ] ]") and isinstance(made, LibraryTokenizer)
 
 
-MARKS = [("かぎ", "かき"), ("パンダ", "ハンダ"), ("दिन रात", "दीन रात"), ("कमल", "कमाल"), ("ไม่ไหม", "ไมไหม"), ("мой", "мои"), ("má", "ma"), ("résumé", "resume"), ("كَتَبَ", "كُتِبَ")]
+MARKS = [
+    ("かぎ", "かき"),
+    ("パンダ", "ハンダ"),
+    ("दिन रात", "दीन रात"),
+    ("कमल", "कमाल"),
+    ("ไม่ไหม", "ไมไหม"),
+    ("мой", "мои"),
+    ("má", "ma"),
+    ("résumé", "resume"),
+    ("كَتَبَ", "كُتِبَ"),
+]
 
 
 def test_marks_stay_when_capitals_go(tmp_path: Path) -> None:
@@ -284,22 +309,34 @@ def test_marks_stay_when_capitals_go(tmp_path: Path) -> None:
     for one, other in MARKS:
         assert made.encode([one])[0].tolist() != made.encode([other])[0].tolist(), one
         decomposed = unicodedata.normalize("NFD", one)
-        assert made.encode([one.upper()])[0].tolist() == made.encode([one])[0].tolist() == made.encode([decomposed])[0].tolist()
+        assert (
+            made.encode([one.upper()])[0].tolist()
+            == made.encode([one])[0].tolist()
+            == made.encode([decomposed])[0].tolist()
+        )
     assert made.unk_share(texts) == 0
     stripped = make_tokenizer(Tokenizer(vocab_size=400, strip_accents=True), texts)
     assert stripped.encode(["résumé"])[0].tolist() == stripped.encode(["resume"])[0].tolist()
     (tmp_path / "vocab.txt").write_text("resume\nrésumé\n", "utf-8")  # made elsewhere: as BERT reads it, unless told
     for strip, token in ((None, "resume"), (False, "résumé"), (True, "resume")):
-        assert tokens(make_tokenizer(Tokenizer(path=str(tmp_path / "vocab.txt"), strip_accents=strip), []), "RÉSUMÉ") == [token]
+        assert tokens(
+            make_tokenizer(Tokenizer(path=str(tmp_path / "vocab.txt"), strip_accents=strip), []), "RÉSUMÉ"
+        ) == [token]
     with pytest.raises(UserError, match="tokenizer.strip_accents"):
         check_tokenizer(Tokenizer(kind="words", strip_accents=True))
 
 
 def test_the_share_of_unknown_tokens_falls_with_the_size_of_the_vocabulary() -> None:
     draw = random.Random(0)
-    for start, count in ((0x4E00, 1200), (0xAC00, 400)):  # Chinese characters, and Korean syllables, which words are made of
+    for start, count in (
+        (0x4E00, 1200),
+        (0xAC00, 400),
+    ):  # Chinese characters, and Korean syllables, which words are made of
         signs = [chr(start + 2 * number) for number in range(count)]
-        texts = [" ".join("".join(draw.choices(signs, weights=range(1, count + 1), k=4)) for _ in range(20)) for _ in range(100)]
+        texts = [
+            " ".join("".join(draw.choices(signs, weights=range(1, count + 1), k=4)) for _ in range(20))
+            for _ in range(100)
+        ]
         shares = []
         for size in (200, 600, 2500):
             made = make_tokenizer(Tokenizer(vocab_size=size), texts)
@@ -315,8 +352,23 @@ def test_a_sentence_without_blanks_is_not_unknown_for_its_length() -> None:
 
 
 def test_settings_of_accents_are_part_of_the_hash_where_they_matter() -> None:
-    config = {"mode": "finetune", "seed": 0, "dataset": {"truncate": "head"}, "finetuning": {}, "head": {}, "attention": {}, "position": {}, "size": {}, "seq_len": 1}
-    made = {(kind, strip): run_hash({**config, "tokenizer": {"kind": kind, "strip_accents": strip}}, data="", dtype="fp32", code={})
-            for kind in ("wordpiece", "words", "bytes") for strip in (None, True, False)}
+    config = {
+        "mode": "finetune",
+        "seed": 0,
+        "dataset": {"truncate": "head"},
+        "finetuning": {},
+        "head": {},
+        "attention": {},
+        "position": {},
+        "size": {},
+        "seq_len": 1,
+    }
+    made = {
+        (kind, strip): run_hash(
+            {**config, "tokenizer": {"kind": kind, "strip_accents": strip}}, data="", dtype="fp32", code={}
+        )
+        for kind in ("wordpiece", "words", "bytes")
+        for strip in (None, True, False)
+    }
     assert len({made["wordpiece", strip] for strip in (None, True, False)}) == 3
     assert len({made[kind, strip] for kind in ("words", "bytes") for strip in (None, True, False)}) == 2

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests.faults.tally import Tally
 from tests.faults.process import spawn, wait
 from tests.faults.runs import CASES, differences, history, live
-from xcls.record import read_record
+from tests.faults.tally import Tally
+from xcls.runs.record import read_record
 from xcls.train import checkpoint
 from xcls.train.checkpoint import Checkpoints, read_checkpoint
 from xcls.train.signals import Interrupted
@@ -85,7 +85,9 @@ def damaged(folder: Path, number: int, seed: int) -> list[Tally]:
     newest = f"ckpt_step{STOP:08d}.pt"
     tallies = []
     for kind, change in KINDS.items():
-        tally = Tally(f"the newest checkpoint damaged: {kind}", lost="nothing: named in a warning, the one before is used")
+        tally = Tally(
+            f"the newest checkpoint damaged: {kind}", lost="nothing: named in a warning, the one before is used"
+        )
         for attempt in range(number):
             place = folder / f"{change.__name__} {attempt}"
             shutil.copytree(source, place)

@@ -32,7 +32,7 @@ LIST: dict[str, dict[str, str]] = {  # kind of fault -> file -> its tests withou
     "checkpoint files: damage, other formats, a stranger's code": {
         "tests/train/test_checkpoint.py": """one_changed_byte_is_noticed a_file_cut_short_is_noticed a_stranger_s_checkpoint_runs_no_code
             a_newer_format_says_why_not a_full_disk_leaves_the_older_ones_whole a_kill_between_any_two_calls_leaves_something_whole
-            a_power_cut_finds_every_write_in_order damaged_ones_are_named_and_set_aside no_hard_links_no_harm""",
+            a_power_cut_finds_every_write_in_order damaged_ones_are_named_and_set_aside no_hard_links_no_harm"""
     },
     "W&B unreachable, slow, killed; secrets": {
         "tests/train/test_tracking.py": """what_a_kill_of_everything_lost_is_sent_on_resume the_copy_outlives_a_killed_run_and_loses_no_row
@@ -74,12 +74,16 @@ LIST: dict[str, dict[str, str]] = {  # kind of fault -> file -> its tests withou
         "tests/data/test_cache.py": """four_processes_build_once a_killed_builder_leaves_neither_a_half_file_nor_a_lock
             a_failed_build_leaves_nothing""",
     },
-}  # fmt: skip
+}
 
 
 def identifiers(tests: dict[str, str]) -> list[str]:
     """What pytest calls them: `file`, or `file::test_name`."""
-    return [found for file, names in tests.items() for found in ([f"{file}::test_{name}" for name in names.split()] or [file])]
+    return [
+        found
+        for file, names in tests.items()
+        for found in ([f"{file}::test_{name}" for name in names.split()] or [file])
+    ]
 
 
 def run_tests(what: str, tests: dict[str, str]) -> Tally:
@@ -92,8 +96,12 @@ def run_tests(what: str, tests: dict[str, str]) -> Tally:
 def run_fuzz(inputs: int) -> Tally:
     """`inputs` command lines and YAML files out of hypothesis, and how many of them were really tried."""
     cases, problems = _cases([FUZZ, "-k", "test_many"], "slow", XCLS_FUZZ=str(inputs))
-    printed = [re.findall(r"and before: (\d+) refused, (\d+) accepted", case.findtext("system-out") or "") for case in cases]
-    tried = max((sum(map(int, found)) for each in printed for found in each), default=0)  # they count on from test to test
+    printed = [
+        re.findall(r"and before: (\d+) refused, (\d+) accepted", case.findtext("system-out") or "") for case in cases
+    ]
+    tried = max(
+        (sum(map(int, found)) for each in printed for found in each), default=0
+    )  # they count on from test to test
     if tried < inputs:
         problems.append(f"{tried} inputs were tried, not {inputs}")
     what = f"command lines and YAML files that were drawn at random (`{FUZZ}`)"
@@ -104,9 +112,26 @@ def _cases(words: list[str], marks: str, **environment: str) -> tuple[list[Eleme
     """The cases that pytest has run for `words`, and the names of those that failed; what was skipped was not tried."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "junit_logging=system-out", "-m", marks]
-        done = subprocess.run([*command, f"--junitxml={report}", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False,
-                              env={**os.environ, **environment})
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            "junit_logging=system-out",
+            "-m",
+            marks,
+        ]
+        done = subprocess.run(
+            [*command, f"--junitxml={report}", *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, **environment},
+        )
         cases = list(ElementTree.parse(report).getroot().iter("testcase")) if report.exists() else []
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     problems = [f"{case.get('classname')}::{case.get('name')}" for case in failed]

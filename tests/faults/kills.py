@@ -16,7 +16,7 @@ import torch
 from tests.faults.process import KILLED, LastCall, spawn, wait
 from tests.faults.runs import CASES, Case, differences, forgotten, history, live, saved_step
 from tests.faults.tally import Tally
-from xcls.record import read_record
+from xcls.runs.record import read_record
 from xcls.train.checkpoint import Checkpoints, read_checkpoint
 
 SOFT = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
@@ -60,11 +60,17 @@ class Kills:
             self.runs += 1
         lost, notice = "in the results nothing", ", ".join(SOFT)
         hard = Tally("SIGKILL at a random instant of training", self.made["SIGKILL"], self.runs, lost)
-        soft = Tally(f"{notice} at a random instant of training", sum(self.made[name] for name in SOFT), self.runs, lost)
+        soft = Tally(
+            f"{notice} at a random instant of training", sum(self.made[name] for name in SOFT), self.runs, lost
+        )
         hard.steps, soft.steps, hard.problems = max(self.lost["SIGKILL"]), max(self.lost["signal"]), self.problems
         before = "at a random instant before it trains"
-        return [hard, soft, Tally(f"SIGKILL {before}", self.made[EARLY[True]], self.runs, lost),
-                Tally(f"{notice} {before}", self.made[EARLY[False]], self.runs, lost)]
+        return [
+            hard,
+            soft,
+            Tally(f"SIGKILL {before}", self.made[EARLY[True]], self.runs, lost),
+            Tally(f"{notice} {before}", self.made[EARLY[False]], self.runs, lost),
+        ]
 
     def _undisturbed(self, name: str, case: Case) -> tuple[Path, float, float, int]:
         """The folder of a run that nobody disturbs, its seconds before it trains and those after, and its steps."""
@@ -84,7 +90,9 @@ class Kills:
         for _ in range(self.draws.randint(2, 10)):
             left = seconds * (1 - 0.8 * saved_step(folder) / total) if folder.exists() else seconds
             early = self.draws.random() < 0.2
-            if self._kill(name, case, folder, self.draws.random() * lead if early else lead + self.draws.random() * left):
+            if self._kill(
+                name, case, folder, self.draws.random() * lead if early else lead + self.draws.random() * left
+            ):
                 break
         before = history(folder)
         if wait(spawn(lambda: live(folder, case), self.folder / "log")):
@@ -113,13 +121,17 @@ class Kills:
         if life and chosen != "SIGKILL":  # it had begun, so it must say how it ended
             status = read_record(folder).status
             if code < 0 or status not in ("interrupted", "completed") or lost > 0:
-                self.problems.append(f"{name}, {folder.name}: {chosen} left it {status} (exit {code}), {lost} steps lost")
+                self.problems.append(
+                    f"{name}, {folder.name}: {chosen} left it {status} (exit {code}), {lost} steps lost"
+                )
         return False
 
 
 def cut_saves(folder: Path) -> Tally:
     """A kill right before every file operation of a save, one save for each; what is left must be whole."""
-    tally = Tally("kill before each file operation of a checkpoint write", lost="nothing: the old or the new one is whole")
+    tally = Tally(
+        "kill before each file operation of a checkpoint write", lost="nothing: the old or the new one is whole"
+    )
     payload = {"weights": torch.arange(1000.0), "progress": {"step": 1, "best_step": 1}}
     for fatal in range(10_000):
         place = folder / str(fatal)

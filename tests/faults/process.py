@@ -19,9 +19,26 @@ from typing import Any, Callable
 KILLED = 137
 PATIENCE = 60.0  # seconds within which a run must end after a signal
 CALLS = {  # of posix and io: what changes files, or could be the last thing that does not
-    "open", "write", "writelines", "flush", "fsync", "close", "seek", "truncate", "replace", "rename", "link", "unlink",
-    "remove", "mkdir", "rmdir", "copyfile", "sendfile", "copy_file_range", "__exit__",
-}  # fmt: skip
+    "open",
+    "write",
+    "writelines",
+    "flush",
+    "fsync",
+    "close",
+    "seek",
+    "truncate",
+    "replace",
+    "rename",
+    "link",
+    "unlink",
+    "remove",
+    "mkdir",
+    "rmdir",
+    "copyfile",
+    "sendfile",
+    "copy_file_range",
+    "__exit__",
+}
 
 
 def spawn(action: Callable[[], Any], log: Path) -> int:

@@ -23,9 +23,14 @@ from tests.faults.tally import Tally, joined
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = {  # one thread in the parent, so that its forks are whole processes
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "XCLS_PROGRESS": "0",
-    "JE_ARROW_MALLOC_CONF": "background_thread:false", "ARROW_DEFAULT_MEMORY_POOL": "system", "CUDA_VISIBLE_DEVICES": "",
-}  # fmt: skip
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "XCLS_PROGRESS": "0",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 SIZES = {  # kills; runs cut before every so-manieth file operation; damages of each kind; full disks; other tests too; random inputs
     "tiny": {"kills": 10, "stride": 1801, "damages": 1, "disks": 2, "tests": False, "fuzz": 0},
     "quick": {"kills": 60, "stride": 401, "damages": 4, "disks": 6, "tests": False, "fuzz": 0},

@@ -13,10 +13,16 @@ from unittest import mock
 import torch
 
 from tests.samples import (
-    TinyTokenizer, make_classifier, make_data, make_journal, make_language_data, make_mlm, make_training,
-)  # fmt: skip
-from xcls.record import Events, carry_over, read_record
-from xcls.schema import Hardware, Masking
+    TinyTokenizer,
+    make_classifier,
+    make_data,
+    make_journal,
+    make_language_data,
+    make_mlm,
+    make_training,
+)
+from xcls.config.schema import Hardware, Masking
+from xcls.runs.record import Events, carry_over, read_record
 from xcls.stages.finetune import finetune
 from xcls.stages.folder import DONE, decide
 from xcls.stages.pretrain import pretrain
@@ -94,13 +100,19 @@ def live(folder: Path, case: Case, **changes: Any) -> None:
         carry_over(journal.record, before)
     settings = {**case.training, **changes}
     common = {
-        "tokenizer": TinyTokenizer(), "seed": 0, "journal": journal, "resume": before is not None,
+        "tokenizer": TinyTokenizer(),
+        "seed": 0,
+        "journal": journal,
+        "resume": before is not None,
         "precision": Precision(device=case.device, dtype=case.dtype),
         "hardware": Hardware(
-            device=case.device, dtype=case.dtype, workers=case.workers, micro_batch=case.micro_batch,
+            device=case.device,
+            dtype=case.dtype,
+            workers=case.workers,
+            micro_batch=case.micro_batch,
             on_oom="halve" if case.fault == "memory" else "stop",
         ),
-    }  # fmt: skip
+    }
     with injected(case.fault), journal:
         if case.stage == "finetune":
             model = make_classifier(case.attention, dropout=0.1)
@@ -124,7 +136,11 @@ def history(folder: Path) -> bytes:
 
 def starts(told: bytes) -> list[float]:
     """When the lives that a history tells of began, in seconds since the epoch."""
-    return [json.loads(line)["time"] for line in told.splitlines() if line.startswith(b'{"event": "start"') and line.endswith(b"}")]
+    return [
+        json.loads(line)["time"]
+        for line in told.splitlines()
+        if line.startswith(b'{"event": "start"') and line.endswith(b"}")
+    ]
 
 
 def forgotten(before: bytes, folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from tests.faults import kills
 from tests.faults.kills import EARLY, Kills, reached
 from tests.faults.runs import CASES
 from tests.samples import make_journal
-from xcls.record import read_record, write_record
+from xcls.runs.record import read_record, write_record
 
 NAME = "early stopping"
 
@@ -42,7 +42,9 @@ def struck(folder: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, code: int
     return made
 
 
-def test_a_signal_before_the_first_step_is_checked_and_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_before_the_first_step_is_checked_and_counted_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "run"
     made = struck(tmp_path, monkeypatch, "SIGTERM", -signal.SIGTERM, lambda: told(place, "running"))
     assert made.problems == [f"{NAME}, run: SIGTERM left it running (exit -15), 0 steps lost"]
@@ -66,5 +68,6 @@ def test_a_life_that_throws_its_history_away_is_a_problem(tmp_path: Path, monkey
 
     found = struck(tmp_path, monkeypatch, "SIGTERM", 1, cleared).problems
     assert [item.partition("after SIGTERM: ")[2] for item in found[:2]] == [
-        "events.jsonl: what it said before is gone", "events.jsonl: 2 lives before, 1 now",
-    ]  # fmt: skip
+        "events.jsonl: what it said before is gone",
+        "events.jsonl: 2 lives before, 1 now",
+    ]

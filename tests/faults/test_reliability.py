@@ -35,7 +35,9 @@ def test_nothing_is_lost(size: str, tmp_path: Path) -> None:
     numbers = SIZES[size]
     kills = sum(number for what, number in found.items() if "at a random instant" in what)
     assert kills >= numbers["kills"]
-    assert sum(number for what, number in found.items() if "instant of training" in what) >= kills / 4  # a machine may be slow
+    assert (
+        sum(number for what, number in found.items() if "instant of training" in what) >= kills / 4
+    )  # a machine may be slow
     assert found["kill before each file operation of a checkpoint write"] >= 20
     assert sum(number for what, number in found.items() if "of a whole run" in what) >= 4
     assert found["disk full in a checkpoint write"] == numbers["disks"]
@@ -43,7 +45,9 @@ def test_nothing_is_lost(size: str, tmp_path: Path) -> None:
 
 
 def test_what_went_wrong_is_in_the_table() -> None:
-    text = document([Tally("a", 3, 1, "nothing"), Tally("b", 2, 1, "nothing", problems=["run 7: metrics.csv"])], "quick", 60.0)
+    text = document(
+        [Tally("a", 3, 1, "nothing"), Tally("b", 2, 1, "nothing", problems=["run 7: metrics.csv"])], "quick", 60.0
+    )
     assert "| a | 3 | 1 | nothing | nothing |" in text
     assert "| b | 2 | 1 | nothing | **1** |" in text and "- run 7: metrics.csv" in text
 

@@ -40,9 +40,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from xcls.attention import base, kernels
 from xcls.bench.table import markdown
 from xcls.build import make_classifier, make_language_model
+from xcls.config.schema import Config, Masking
 from xcls.data.batching import ClassBatches, MaskedBatches, micro_batches
 from xcls.data.encode import Encoded
-from xcls.schema import Config, Masking
 from xcls.stages.finetune import classification_loss
 from xcls.stages.pretrain import mlm_loss
 
@@ -70,15 +70,46 @@ CARDS = {
     "V100": Card(0.78e12, 65e12, 11e12, 7e-6, torch.float16, (7, 0), 16 * 2**30),
 }
 NO_KERNEL = {
-    "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "_unsafe_view", "alias", "set_",
-    "resize_", "is_same_size", "_local_scalar_dense", "sym_size", "lift_fresh", "view", "_reshape_alias", "record_stream",
+    "empty",
+    "new_empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty_strided",
+    "detach",
+    "_unsafe_view",
+    "alias",
+    "set_",
+    "resize_",
+    "is_same_size",
+    "_local_scalar_dense",
+    "sym_size",
+    "lift_fresh",
+    "view",
+    "_reshape_alias",
+    "record_stream",
     "is_pinned",
 }
 SEVERAL = {  # kernels of one call, roughly
-    "sort": 6, "native_layer_norm_backward": 3, "embedding_dense_backward": 8, "nonzero": 4, "cumsum": 2, "index_put_": 6,
-    "index_put": 6, "_index_put_impl_": 6, "linalg_qr": 10, "_linalg_eigh": 20,
+    "sort": 6,
+    "native_layer_norm_backward": 3,
+    "embedding_dense_backward": 8,
+    "nonzero": 4,
+    "cumsum": 2,
+    "index_put_": 6,
+    "index_put": 6,
+    "_index_put_impl_": 6,
+    "linalg_qr": 10,
+    "_linalg_eigh": 20,
 }
-FILLS = ("copy_", "fill_", "masked_fill_", "zero_", "normal_", "bernoulli_", "random_")  # do not read what they write to
+FILLS = (
+    "copy_",
+    "fill_",
+    "masked_fill_",
+    "zero_",
+    "normal_",
+    "bernoulli_",
+    "random_",
+)  # do not read what they write to
 LEAST_KERNEL = 2e-6  # seconds on the card that any kernel takes
 OPTIMIZER = 40  # launches of clipping and a fused AdamW, and bytes that they move for a weight
 
@@ -174,13 +205,37 @@ class Trace(NamedTuple):
 
 
 LOW = {
-    F.linear, torch.matmul, torch.bmm, torch.baddbmm, torch.einsum, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__,
-    torch.mm, torch.addmm,
+    F.linear,
+    torch.matmul,
+    torch.bmm,
+    torch.baddbmm,
+    torch.einsum,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    Tensor.__rmatmul__,
+    torch.mm,
+    torch.addmm,
 }
 HIGH = {
-    F.softmax, torch.softmax, Tensor.softmax, F.layer_norm, F.cross_entropy, torch.exp, Tensor.exp, torch.cumsum,
-    Tensor.cumsum, Tensor.log, torch.logsumexp, Tensor.sum, torch.sum, Tensor.norm, torch.linalg.vector_norm,
-    Tensor.reciprocal, torch.rsqrt, Tensor.rsqrt, F.nll_loss,
+    F.softmax,
+    torch.softmax,
+    Tensor.softmax,
+    F.layer_norm,
+    F.cross_entropy,
+    torch.exp,
+    Tensor.exp,
+    torch.cumsum,
+    Tensor.cumsum,
+    Tensor.log,
+    torch.logsumexp,
+    Tensor.sum,
+    torch.sum,
+    Tensor.norm,
+    torch.linalg.vector_norm,
+    Tensor.reciprocal,
+    torch.rsqrt,
+    Tensor.rsqrt,
+    F.nll_loss,
 }
 
 
@@ -330,7 +385,9 @@ class Meter(TorchDispatchMode):
         elif name in ("mm", "addmm", "bmm", "baddbmm"):
             one, other = ins[:2] if name in ("mm", "bmm") else ins[-2:]
             work = Work(2.0 * one.shape.numel() * other.shape[-1], one.dtype)
-            if name == "baddbmm" and kwargs.get("beta", 1) != 0:  # the summand is first copied to where the product will be
+            if (
+                name == "baddbmm" and kwargs.get("beta", 1) != 0
+            ):  # the summand is first copied to where the product will be
                 moved, work = moved + 2 * _bytes(outs[0]), work._replace(kernels=2)
         return Op(name, moved * work.passes, work.products, work.dtype, work.kernels, self.place())
 
@@ -480,14 +537,23 @@ def _where(traced: Trace) -> Iterator[str]:
 
 def parsed(words: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.gpu.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("documents", nargs="*", help="Markdown files whose tables are made anew; none: print one table")
-    parser.add_argument("--attention", default="sdpa,sdpa_fused,performer,reformer", help="mechanisms; the first is the reference")
+    parser.add_argument(
+        "--attention", default="sdpa,sdpa_fused,performer,reformer", help="mechanisms; the first is the reference"
+    )
     parser.add_argument("--position", default="rope")
     parser.add_argument("--size", default="small")
     parser.add_argument("--batch", type=int, default=32, help="sequences")
     parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
-    parser.add_argument("--words", type=lambda value: tuple(value.split()), default=(), help='more of the command line of run.py: "size.width=256 size.num_layers=2"')
+    parser.add_argument(
+        "--words",
+        type=lambda value: tuple(value.split()),
+        default=(),
+        help='more of the command line of run.py: "size.width=256 size.num_layers=2"',
+    )
     parser.add_argument("--mlm", action="store_true", help="masked language modelling instead of classification")
     parser.add_argument("--unpadded", action="store_true")
     parser.add_argument("--where", action="store_true", help="where the bytes are moved, file:function")

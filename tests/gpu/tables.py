@@ -34,14 +34,23 @@ def steps(found: Found) -> str:
         return lambda row: number(row[key])
 
     def beside(key: str) -> Callable[[Found], str]:
-        return lambda row: number(row[key] / other[key]) if (other := first.get((row["batch"], row["tokens"], row["dtype"]))) else "–"
+        return lambda row: (
+            number(row[key] / other[key]) if (other := first.get((row["batch"], row["tokens"], row["dtype"]))) else "–"
+        )
 
     columns: list[Column] = [
-        ("mechanism", lambda row: row["attention"]), ("batch × tokens", lambda row: f"{row['batch']} × {row['tokens']:,}"),
-        ("dtype", lambda row: row["dtype"]), ("ms", shown("ms")), ("× sdpa", beside("ms")), ("host, ms", shown("host_ms")),
-        ("card busy, ms", shown("busy_ms")), ("kernels", shown("kernels")), ("waits", lambda row: str(row["waits"])),
-        ("peak, MiB", shown("peak_MiB")), ("memory × sdpa", beside("peak_MiB")),
-    ]  # fmt: skip
+        ("mechanism", lambda row: row["attention"]),
+        ("batch × tokens", lambda row: f"{row['batch']} × {row['tokens']:,}"),
+        ("dtype", lambda row: row["dtype"]),
+        ("ms", shown("ms")),
+        ("× sdpa", beside("ms")),
+        ("host, ms", shown("host_ms")),
+        ("card busy, ms", shown("busy_ms")),
+        ("kernels", shown("kernels")),
+        ("waits", lambda row: str(row["waits"])),
+        ("peak, MiB", shown("peak_MiB")),
+        ("memory × sdpa", beside("peak_MiB")),
+    ]
     return markdown(columns, rows) if rows else ""
 
 

@@ -15,7 +15,12 @@ KERNELS = {"sdpa": 330, "sdpa_fused": 300, "performer": 360, "reformer": 450}
 ROTATION = 1.5e9  # bytes that RoPE moves in all layers
 SOFTMAX = {"A100": 21e9, "T4": 22e9}  # bytes that sdpa moves, in bf16 and in fp16
 NEW, OLD = ("A100", "H100"), ("T4", "V100")  # OLD: no tensor cores for Triton
-TIME = {("performer", NEW): 0.75, ("reformer", NEW): 0.71, ("performer", OLD): 0.88, ("reformer", OLD): 0.80}  # of that of sdpa
+TIME = {
+    ("performer", NEW): 0.75,
+    ("reformer", NEW): 0.71,
+    ("performer", OLD): 0.88,
+    ("reformer", OLD): 0.80,
+}  # of that of sdpa
 MEMORY = {("performer", NEW): 0.77, ("reformer", NEW): 0.76, ("performer", OLD): 0.78, ("reformer", OLD): 0.76}
 LONG = {"performer": 0.155, "reformer": 0.20}  # of the time of sdpa_fused at 16,384 tokens, on an H100
 
@@ -29,7 +34,10 @@ def test_a_step_stays_within_its_budget(attention: str) -> None:
     found["waits of masked language modelling"], most["waits of masked language modelling"] = masked.waits.total(), 0
     if attention == "sdpa":
         for card, limit in SOFTMAX.items():
-            found[f"bytes, {CARDS[card].dtype}"], most[f"bytes, {CARDS[card].dtype}"] = trace(Case("sdpa"), card).moved(), limit
+            found[f"bytes, {CARDS[card].dtype}"], most[f"bytes, {CARDS[card].dtype}"] = (
+                trace(Case("sdpa"), card).moved(),
+                limit,
+            )
     wrong = over(found, most)
     assert not wrong, "; ".join(wrong)
 
@@ -38,11 +46,18 @@ def test_a_step_stays_within_its_budget(attention: str) -> None:
 def test_quicker_and_smaller_than_softmax(attention: str) -> None:
     found, most = {}, {}
     for name, card in CARDS.items():
-        ours, softmax, key = trace(Case(attention), name), trace(Case("sdpa"), name), (attention, NEW if name in NEW else OLD)
+        ours, softmax, key = (
+            trace(Case(attention), name),
+            trace(Case("sdpa"), name),
+            (attention, NEW if name in NEW else OLD),
+        )
         found[f"time, {name}"], most[f"time, {name}"] = ours.seconds(card) / softmax.seconds(card), TIME[key]
         found[f"memory, {name}"], most[f"memory, {name}"] = ours.peak / softmax.peak, MEMORY[key]
     ours, fused = (trace(Case(name, batch=1, length=16384), "H100") for name in (attention, "sdpa_fused"))
-    found["time, 16,384"], most["time, 16,384"] = ours.seconds(CARDS["H100"]) / fused.seconds(CARDS["H100"]), LONG[attention]
+    found["time, 16,384"], most["time, 16,384"] = (
+        ours.seconds(CARDS["H100"]) / fused.seconds(CARDS["H100"]),
+        LONG[attention],
+    )
     found["memory, 16,384"], most["memory, 16,384"] = ours.peak / fused.peak, 1.0
     wrong = over(found, most)
     assert not wrong, "; ".join(wrong)

@@ -62,7 +62,11 @@ def test_an_operation_of_ours_is_one_kernel_and_an_unknown_one_is_refused() -> N
 
 def test_the_arithmetic_of_a_card() -> None:
     card = cost.Card(1e9, 1e12, 1e11, 1e-6, torch.bfloat16, (8, 0), 2**30)
-    ops = [cost.Op("mm", 1000, 1e12, torch.bfloat16, 1, "a"), cost.Op("mm", 1000, 1e12, torch.float32, 1, "a"), cost.Op("add", 10**9, 0, None, 1, "a")]
+    ops = [
+        cost.Op("mm", 1000, 1e12, torch.bfloat16, 1, "a"),
+        cost.Op("mm", 1000, 1e12, torch.float32, 1, "a"),
+        cost.Op("add", 10**9, 0, None, 1, "a"),
+    ]
     assert cost.Trace(ops, cost.collections.Counter(), 0, 0).seconds(card) == pytest.approx(1 + 10 + 1)
     many = cost.Trace([cost.Op("add", 1, 0, None, 10**7, "a")], cost.collections.Counter(), 0, 0)
     assert many.seconds(card._replace(launch_s=1e-5)) == pytest.approx(100, rel=1e-3)

@@ -20,7 +20,7 @@ from tests.pairwise import pairwise
 from xcls.attention.base import Attention, Masks
 from xcls.build import make_classifier, make_language_model
 from xcls.position import rope_triton
-from xcls.record import read_record
+from xcls.runs.record import read_record
 from xcls.stages.finetune import classification_loss
 from xcls.stages.pretrain import mlm_loss
 from xcls.train.signals import Interrupted
@@ -43,7 +43,9 @@ def results(function: Any, attention: Attention, given: list[Tensor], masks: Mas
     return [x.detach().double() for x in (out, *grads)]
 
 
-@pytest.mark.parametrize(("name", "dtype", "kind"), pairwise(ATTENTIONS, list(DTYPES), ["padding", "relative", "causal"]))
+@pytest.mark.parametrize(
+    ("name", "dtype", "kind"), pairwise(ATTENTIONS, list(DTYPES), ["padding", "relative", "causal"])
+)
 def test_every_dtype_is_near_the_oracle(name: str, dtype: str, kind: str, cuda: torch.device) -> None:
     """99 of 100 rows at least: of hashes that lie on an edge, a rounding decides."""
     shape = {"num_heads": HEADS, "head_dim": WIDTH, "layer": 0, "seed": 1}
@@ -86,7 +88,12 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "attention", "dtype"),
-    [("finetune", "sdpa", "fp16"), ("finetune", "performer", "bf16"), ("pretrain", "reformer", "fp32"), ("pretrain", "sdpa_fused", "bf16")],
+    [
+        ("finetune", "sdpa", "fp16"),
+        ("finetune", "performer", "bf16"),
+        ("pretrain", "reformer", "fp32"),
+        ("pretrain", "sdpa_fused", "bf16"),
+    ],
 )
 def test_a_training_that_is_stopped_and_resumed(
     stage: str, attention: str, dtype: str, cuda: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,7 +25,9 @@ def formula(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor
     q, k, v, w = (x.double() for x in (q, k, v, directions))
     pads = torch.zeros(q.shape[0], q.shape[2], dtype=torch.bool) if padding is None else padding
     pads = pads[:, None, :, None]
-    exponents = (k @ w.T - k.square().sum(dim=-1, keepdim=True) / (2 * k.shape[-1] ** 0.5)).masked_fill(pads, -torch.inf)
+    exponents = (k @ w.T - k.square().sum(dim=-1, keepdim=True) / (2 * k.shape[-1] ** 0.5)).masked_fill(
+        pads, -torch.inf
+    )
     stabiliser = exponents.detach().amax(dim=(2, 3), keepdim=True).clamp(min=-1e9)
     keys = ((exponents - stabiliser).exp() + epsilon).masked_fill(pads, 0.0)
     queries = (q @ w.T - (q @ w.T).detach().amax(dim=-1, keepdim=True)).exp()
@@ -156,8 +158,10 @@ def test_sums_beyond_the_range_of_fp16() -> None:
 def test_compiles_into_one_graph() -> None:
     q, k, v, directions, grad = draw((1, 1, 20, 16), 16, torch.float32)
     whole = torch.compile(favor, backend="aot_eager", fullgraph=True)
-    sides = [(out := function(q, k, v, directions, None, 1e-12), *torch.autograd.grad(out, (q, k, v), grad))
-             for function in (favor, whole)]
+    sides = [
+        (out := function(q, k, v, directions, None, 1e-12), *torch.autograd.grad(out, (q, k, v), grad))
+        for function in (favor, whole)
+    ]
     assert all(torch.equal(one, other) for one, other in zip(*sides, strict=True))
 
 
@@ -165,8 +169,15 @@ def test_shapes_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (torch.empty(2, 3, 40, 64, dtype=torch.bfloat16, device="meta", requires_grad=True) for _ in range(3))
     assert not available(q, 128)
     monkeypatch.setattr(kernels, "assumed_capability", (8, 0))
-    assert available(q, 128) and not available(q.double(), 128) and not available(q, 512) and not available(q[..., :8], 128)
-    out = favor(q, k, v, torch.empty(128, 64, device="meta"), torch.empty(2, 40, dtype=torch.bool, device="meta"), 1e-12)
+    assert (
+        available(q, 128)
+        and not available(q.double(), 128)
+        and not available(q, 512)
+        and not available(q[..., :8], 128)
+    )
+    out = favor(
+        q, k, v, torch.empty(128, 64, device="meta"), torch.empty(2, 40, dtype=torch.bool, device="meta"), 1e-12
+    )
     assert out.shape == q.shape and out.dtype == q.dtype and out.transpose(1, 2).is_contiguous()
     out.backward(torch.empty_like(out))
     assert all(x.grad.shape == q.shape and x.grad.dtype == q.dtype for x in (q, k, v))
@@ -243,8 +254,13 @@ print(len(calls), "compiled")
     ],
 )
 def test_compiles_for_every_card(capability: int, width: int, num_features: int, dtype: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONWARNINGS": "ignore",
-                   "PYTHONPATH": str(Path(__file__).parents[2])}  # fmt: skip
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     words = [sys.executable, "-c", COMPILE, str(capability), str(width), str(num_features), dtype]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
     assert done.stdout.strip().endswith("compiled"), done.stderr[-2000:]

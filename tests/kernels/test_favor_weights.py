@@ -18,7 +18,9 @@ from xcls.attention.kernels import favor_products, favor_rows, favor_weights
 from xcls.attention.kernels.favor_weights import available, favor
 
 
-def both(q: Tensor, k: Tensor, v: Tensor, w: Tensor, grad: Tensor, pads: Tensor | None, epsilon: float, ours=favor) -> list[list[Tensor]]:
+def both(
+    q: Tensor, k: Tensor, v: Tensor, w: Tensor, grad: Tensor, pads: Tensor | None, epsilon: float, ours=favor
+) -> list[list[Tensor]]:
     """out, dq, dk and dv of ours and of the formula, where only rows of real tokens count."""
     sides = []
     for function in (ours, formula):
@@ -82,7 +84,9 @@ def test_shapes_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not available(q, 128)
     monkeypatch.setattr(kernels, "assumed_capability", (7, 0))
     assert available(q, 128) and not available(q, 96) and not available(q.bfloat16(), 128)
-    out = favor(q, k, v, torch.empty(128, 64, device="meta"), torch.empty(2, 40, dtype=torch.bool, device="meta"), 1e-12)
+    out = favor(
+        q, k, v, torch.empty(128, 64, device="meta"), torch.empty(2, 40, dtype=torch.bool, device="meta"), 1e-12
+    )
     out.backward(torch.empty_like(out))
     assert out.dtype == q.dtype and all(x.grad.shape == q.shape == out.shape for x in (q, k, v))
 

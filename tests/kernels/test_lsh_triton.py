@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tests.pairwise import few
 from xcls.attention import kernels
-from xcls.attention.kernels import lsh_triton
 from xcls.attention.kernels.lsh_triton import attend_sorted, available, hash_keys, operations, sort_keys
 
 interpreted = pytest.mark.skipif(not kernels.INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
@@ -57,10 +56,17 @@ def results(attend: callable, qk: Tensor, v: Tensor, weight: Tensor) -> list[Ten
     return [x.double() for x in (out.detach(), *torch.autograd.grad(out, (qk, v), weight.to(out.dtype)))]
 
 
-def check(qk: Tensor, v: Tensor, order: Tensor, count: Tensor, chunk: int, before: int, after: int, known: bool = True) -> None:
+def check(
+    qk: Tensor, v: Tensor, order: Tensor, count: Tensor, chunk: int, before: int, after: int, known: bool = True
+) -> None:
     """Output and gradients as the formula has them for the same numbers; pads give zeros."""
     weight = draw(*qk.shape, seed=3).to(qk.dtype)
-    ours = results(lambda q, v: attend_sorted(q, v, order, count if known else None, chunk=chunk, before=before, after=after), qk, v, weight)
+    ours = results(
+        lambda q, v: attend_sorted(q, v, order, count if known else None, chunk=chunk, before=before, after=after),
+        qk,
+        v,
+        weight,
+    )
     theirs = results(lambda q, v: dense(q, v, order, count, chunk, before, after), qk.double(), v.double(), weight)
     rounding = 3e-6 if qk.dtype == torch.float32 else 3e-3
     for one, other in zip(ours, theirs, strict=True):
@@ -76,13 +82,24 @@ HALF, FULL = torch.float16, torch.float32
     ("length", "chunk", "rounds", "before", "after", "dtype"),
     few(
         [
-            (1, 64, 1, 1, 0, HALF), (50, 16, 1, 1, 0, HALF), (50, 32, 4, 0, 0, FULL), (50, 24, 2, 0, 0, FULL),
-            (128, 64, 1, 1, 1, FULL), (128, 64, 2, 1, 0, HALF), (300, 64, 1, 1, 0, FULL), (300, 128, 1, 0, 0, HALF),
-            (1, 16, 4, 0, 2, FULL), (50, 16, 4, 1, 0, FULL), (50, 16, 2, 0, 2, HALF), (128, 16, 2, 2, 1, FULL), (300, 64, 4, 1, 0, HALF), (300, 16, 2, 1, 1, FULL),
+            (1, 64, 1, 1, 0, HALF),
+            (50, 16, 1, 1, 0, HALF),
+            (50, 32, 4, 0, 0, FULL),
+            (50, 24, 2, 0, 0, FULL),
+            (128, 64, 1, 1, 1, FULL),
+            (128, 64, 2, 1, 0, HALF),
+            (300, 64, 1, 1, 0, FULL),
+            (300, 128, 1, 0, 0, HALF),
+            (1, 16, 4, 0, 2, FULL),
+            (50, 16, 4, 1, 0, FULL),
+            (50, 16, 2, 0, 2, HALF),
+            (128, 16, 2, 2, 1, FULL),
+            (300, 64, 4, 1, 0, HALF),
+            (300, 16, 2, 1, 1, FULL),
         ],
         8,
     ),
-)  # fmt: skip
+)
 def test_as_the_formula(length: int, chunk: int, rounds: int, before: int, after: int, dtype: torch.dtype) -> None:
     count = torch.tensor([length, 2 * length // 3 + 1], dtype=torch.int32)
     qk, v = (draw(2, 1, length, 16, seed=seed).to(dtype) for seed in (4, 5))
@@ -99,15 +116,20 @@ def test_views_of_a_projection_several_heads_and_no_pads() -> None:
 @interpreted
 def test_a_gradient_with_no_strides() -> None:
     order, qk, v = draw_order(1, 9, torch.tensor([9])), draw(1, 1, 9, 16), draw(1, 1, 9, 16, seed=1)
-    gradients = [results(lambda q, v: attend_sorted(q, v, order, None, chunk=16), qk, v, weight)[1:]
-                 for weight in (torch.ones(()).expand_as(v), torch.ones_like(v))]
+    gradients = [
+        results(lambda q, v: attend_sorted(q, v, order, None, chunk=16), qk, v, weight)[1:]
+        for weight in (torch.ones(()).expand_as(v), torch.ones_like(v))
+    ]
     assert all(map(torch.equal, *gradients))
 
 
 @interpreted
 def test_the_same_round_thrice_is_that_round_once() -> None:
     order, qk, v = draw_order(1, 20, torch.tensor([20])), draw(1, 1, 20, 16), draw(1, 1, 20, 16, seed=1)
-    once, thrice = (results(lambda q, v: attend_sorted(q, v, o, None, chunk=16), qk, v, v) for o in (order, order.expand(1, 1, 3, 20)))
+    once, thrice = (
+        results(lambda q, v: attend_sorted(q, v, o, None, chunk=16), qk, v, v)
+        for o in (order, order.expand(1, 1, 3, 20))
+    )
     torch.testing.assert_close(once, thrice, rtol=1e-6, atol=1e-7)
 
 
@@ -117,7 +139,9 @@ def test_a_token_attends_to_itself_only_if_alone_in_all_rounds() -> None:
     qk, v = 3 * draw(1, 1, 3, 16), draw(1, 1, 3, 16, seed=1)  # the logit of a token for itself is by far the largest
     out, d_qk, d_v = results(lambda q, v: attend_sorted(q, v, order, None, chunk=1, before=0), qk, v, v)
     assert torch.equal(out, v.double()) and not d_qk.any() and torch.equal(d_v, v.double())
-    assert torch.equal(attend_sorted(qk, v, order, None, chunk=2, before=0)[:, :, 1:], v[:, :, [0, 0]])  # 1 meets 0 first, 2 later
+    assert torch.equal(
+        attend_sorted(qk, v, order, None, chunk=2, before=0)[:, :, 1:], v[:, :, [0, 0]]
+    )  # 1 meets 0 first, 2 later
     check(qk, v, order, torch.tensor([3]), 2, 0, 0, known=False)
 
 
@@ -137,11 +161,16 @@ def test_what_is_no_number_stays_in_its_example_and_pads_are_not_read() -> None:
     clean = results(attend, qk, v, v)
     qk[1, 0, 3], v[1, 0, 5], qk[2, 0, 11:], v[2, 0, 11:] = float("nan"), float("inf"), float("nan"), float("nan")
     spoilt = results(attend, qk, v, v.nan_to_num())
-    assert all(torch.equal(a[[0, 2], :, :11], b[[0, 2], :, :11]) for a, b in zip(clean, spoilt)) and spoilt[0][1].isnan().any()
+    assert (
+        all(torch.equal(a[[0, 2], :, :11], b[[0, 2], :, :11]) for a, b in zip(clean, spoilt))
+        and spoilt[0][1].isnan().any()
+    )
 
 
 @interpreted
-@pytest.mark.parametrize(("dtype", "columns", "width"), [(FULL, 40, 16), (HALF, 4, 32), (torch.bfloat16, 3, 16)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "columns", "width"), [(FULL, 40, 16), (HALF, 4, 32), (torch.bfloat16, 3, 16)], ids=str
+)
 def test_keys_are_the_largest_of_both_signs(dtype: torch.dtype, columns: int, width: int) -> None:
     """With 40 columns all 70 tokens have buckets of one token, and the kernel three tiles of columns; with 3 or 4 all are used."""
     size = 1 if columns == 40 else 4
@@ -160,7 +189,9 @@ def test_keys_are_the_largest_of_both_signs(dtype: torch.dtype, columns: int, wi
         expected = both.nan_to_num().argmax(dim=-1)
         assert (keys[b, :, :, :real] // 70 == expected)[(first - second > 1e-5) | (first == 0)].all()
     order = sort_keys(keys)
-    assert order.dtype == torch.int32 and torch.equal(order.sort(dim=-1).values, torch.arange(70).int().expand_as(order))
+    assert order.dtype == torch.int32 and torch.equal(
+        order.sort(dim=-1).values, torch.arange(70).int().expand_as(order)
+    )
     assert padding[1][order[1, ..., 33:].long()].all()
 
 
@@ -168,8 +199,12 @@ def test_keys_are_the_largest_of_both_signs(dtype: torch.dtype, columns: int, wi
 def test_keys_do_not_depend_on_padding() -> None:
     x, rotations = draw(1, 2, 40, 16), draw(1, 2, 16, 8, seed=2)
     alone = hash_keys(x[:, :, :22], rotations, 4)
-    padded = hash_keys(x, rotations, 4, padding=pads_of(torch.tensor([22]), 40), count=torch.tensor([22], dtype=torch.int32))
-    assert torch.equal(alone // 22, padded[..., :22] // 40) and (alone // 22).max() == 5  # 22 / 4, rounded up to an even number
+    padded = hash_keys(
+        x, rotations, 4, padding=pads_of(torch.tensor([22]), 40), count=torch.tensor([22], dtype=torch.int32)
+    )
+    assert (
+        torch.equal(alone // 22, padded[..., :22] // 40) and (alone // 22).max() == 5
+    )  # 22 / 4, rounded up to an even number
 
 
 @pytest.mark.parametrize("rounds", [1, 4])
@@ -178,7 +213,9 @@ def test_shapes_without_numbers(rounds: int, monkeypatch: pytest.MonkeyPatch) ->
     assert not available(qk)
     monkeypatch.setattr(kernels, "assumed_capability", (8, 0))
     assert available(qk) and available(qk, hashing=True) and not available(qk.double()) and not available(qk[..., :24])
-    keys = hash_keys(qk, torch.empty(rounds, 4, 32, 8, device="meta"), 8, padding=torch.empty(2, 30, dtype=torch.bool, device="meta"))
+    keys = hash_keys(
+        qk, torch.empty(rounds, 4, 32, 8, device="meta"), 8, padding=torch.empty(2, 30, dtype=torch.bool, device="meta")
+    )
     assert keys.shape == (2, 4, rounds, 30) and keys.dtype == torch.int32 and not keys.requires_grad
     out = attend_sorted(qk, v, sort_keys(keys), torch.empty(2, dtype=torch.int32, device="meta"), chunk=8)
     assert out.shape == v.shape and out.dtype == v.dtype and out.transpose(1, 2).is_contiguous()

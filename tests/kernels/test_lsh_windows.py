@@ -16,7 +16,6 @@ from torch import Tensor
 from tests.kernels.test_lsh_triton import FULL, HALF, dense, draw, draw_order, interpreted, pads_of, results
 from xcls.attention import kernels
 from xcls.attention.base import Masks
-from xcls.attention.kernels import lsh_windows
 from xcls.attention.kernels.lsh_windows import attend_in_windows, available
 from xcls.attention.sorted_chunks import Chunks
 
@@ -30,7 +29,13 @@ def ours(qk: Tensor, v: Tensor, order: Tensor, count: Tensor | None, chunk: int,
 @interpreted
 @pytest.mark.parametrize(
     ("length", "chunk", "before", "after", "dtype", "width"),
-    [(1, 64, 1, 0, HALF, 16), (50, 24, 1, 0, FULL, 16), (128, 64, 1, 0, HALF, 64), (70, 16, 1, 2, FULL, 16), (40, 16, 0, 0, FULL, 32)],
+    [
+        (1, 64, 1, 0, HALF, 16),
+        (50, 24, 1, 0, FULL, 16),
+        (128, 64, 1, 0, HALF, 64),
+        (70, 16, 1, 2, FULL, 16),
+        (40, 16, 0, 0, FULL, 32),
+    ],
 )
 def test_as_the_formula(length: int, chunk: int, before: int, after: int, dtype: torch.dtype, width: int) -> None:
     count = torch.tensor([length, 2 * length // 3, 0], dtype=torch.int32)
@@ -48,7 +53,9 @@ def test_without_padding_and_any_strides() -> None:
     qk, v = (draw(2, 1, 16, 20, seed=seed).transpose(2, 3) for seed in (4, 5))  # the width lies farthest apart
     order, weight = draw_order(1, 20, torch.tensor([20, 20])), torch.ones(()).expand_as(v)
     found = results(lambda q, v: ours(q, v, order, None, 16, 1, 0), qk, v, weight)
-    expected = results(lambda q, v: dense(q, v, order, torch.tensor([20, 20]), 16, 1, 0), qk.double(), v.double(), weight)
+    expected = results(
+        lambda q, v: dense(q, v, order, torch.tensor([20, 20]), 16, 1, 0), qk.double(), v.double(), weight
+    )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -61,7 +68,9 @@ def test_a_broken_example_reaches_no_other(broken: int) -> None:
     qk, v = qk.clone(), v.clone()
     qk[broken, :, 3], v[broken, :, 5] = torch.nan, torch.inf
     others = [i for i in range(3) if i != broken]
-    for one, other in zip(results(lambda q, v: ours(q, v, order, None, 4, 1, 1), qk, v, draw(*qk.shape)), sound, strict=True):
+    for one, other in zip(
+        results(lambda q, v: ours(q, v, order, None, 4, 1, 1), qk, v, draw(*qk.shape)), sound, strict=True
+    ):
         assert torch.equal(one[others], other[others]) and not one[broken].isfinite().all()
 
 
@@ -113,5 +122,7 @@ print("all compiled")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_compiles_for_cards_without_tensor_cores(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.stdout.endswith("all compiled\n"), done.stdout + done.stderr

@@ -69,8 +69,10 @@ def test_any_strides() -> None:
 def test_a_gradient_with_no_strides() -> None:
     cos, sin = angles(5, 4)
     x = draw(2, 5, 2, 2, 4).requires_grad_()
-    gradients = [torch.autograd.grad(sum(part.sum() for part in parts), x)[0]
-                 for parts in (rope_triton.split_heads(x, cos, sin, 1), plain(x, cos, sin, 1))]
+    gradients = [
+        torch.autograd.grad(sum(part.sum() for part in parts), x)[0]
+        for parts in (rope_triton.split_heads(x, cos, sin, 1), plain(x, cos, sin, 1))
+    ]
     torch.testing.assert_close(*gradients)
 
 

@@ -27,13 +27,21 @@ class Server:
     @property
     def environment(self) -> dict[str, str]:
         """The caller's, without GPUs or a share of threads."""
-        kept = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+        kept = {
+            name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+        }
         return {**kept, "XCLS_LEASES": str(self.folder / "leases"), "XCLS_PROGRESS": "0", "HYDRA_FULL_ERROR": "1"}
 
     def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
         """Starts a sweep."""
-        return subprocess.Popen([sys.executable, str(self.folder / "run.py"), "-m", *words], cwd=self.folder, text=True,
-                                env={**self.environment, **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, str(self.folder / "run.py"), "-m", *words],
+            cwd=self.folder,
+            text=True,
+            env={**self.environment, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def run(self, *words: str, **variables: str) -> tuple[int, str]:
         """Runs a sweep to its end: exit code and what it said."""
@@ -47,13 +55,22 @@ class Server:
 
     def states(self, name: str) -> dict[str, str]:
         """The state of each job by its run's name without the hash, or by what was typed."""
-        return {Path(job["folder"]).name.rpartition("-")[0] or job["overrides"][0]: job["state"] for job in self.sweep(name)["jobs"]}
+        return {
+            Path(job["folder"]).name.rpartition("-")[0] or job["overrides"][0]: job["state"]
+            for job in self.sweep(name)["jobs"]
+        }
 
     def records(self) -> list[dict[str, Any]]:
         """Every record, with the events of its run."""
         found = []
-        for path in sorted(self.folder.glob("multirun/*/data/*/record.json")) + sorted(self.folder.glob("pretrain/*/record.json")):
-            events = [json.loads(line) for line in (path.parent / "events.jsonl").read_text().splitlines()] if (path.parent / "events.jsonl").exists() else []
+        for path in sorted(self.folder.glob("multirun/*/data/*/record.json")) + sorted(
+            self.folder.glob("pretrain/*/record.json")
+        ):
+            events = (
+                [json.loads(line) for line in (path.parent / "events.jsonl").read_text().splitlines()]
+                if (path.parent / "events.jsonl").exists()
+                else []
+            )
             found.append({**json.loads(path.read_text()), "events": events})
         return found
 
@@ -73,7 +90,9 @@ class Server:
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 words = (process / "cmdline").read_bytes().decode().split("\0")
-                if (process / "cwd").resolve() == self.folder.resolve() and (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                if (process / "cwd").resolve() == self.folder.resolve() and (process / "stat").read_text().rpartition(
+                    ")"
+                )[2].split()[0] != "Z":
                     found.append(" ".join(words))
             except OSError:
                 continue  # it ended while we looked

@@ -45,11 +45,23 @@ def at_a_time(server: Server, places: int, seconds: float) -> list[Row]:
     wall = timed(server, NINE, f"seconds={seconds}", f"exp=n{places}", devices)
     ideal = seconds * math.ceil(9 / places)
     lives = sorted((start, end) for _, start, end in server.lives() if start > began)
-    rows = [(f"9 jobs of {seconds:g} s, {places} at a time", f"{wall:.1f} s, {wall / ideal:.2f} × the ideal", f"{ideal:g} s")]
+    rows = [
+        (
+            f"9 jobs of {seconds:g} s, {places} at a time",
+            f"{wall:.1f} s, {wall / ideal:.2f} × the ideal",
+            f"{ideal:g} s",
+        )
+    ]
     if places == 1:
         gaps = [start - end for (_, end), (start, _) in zip(lives, lives[1:])]
         rows.append(("from the command to the first job's work", f"{lives[0][0] - began:.1f} s", "0 s"))
-        rows.append(("from the end of a job to the work of the next", f"{statistics.median(gaps):.2f} s, at most {max(gaps):.2f} s", "0 s"))
+        rows.append(
+            (
+                "from the end of a job to the work of the next",
+                f"{statistics.median(gaps):.2f} s, at most {max(gaps):.2f} s",
+                "0 s",
+            )
+        )
     return rows
 
 
@@ -66,8 +78,14 @@ def job_killed(server: Server, seconds: float) -> list[Row]:
     states = list(server.states("killed").values())
     rest = timed(server, *words)
     done, failed = states.count("done"), states.count("failed")
-    return [("4 jobs, 2 at a time, 2 of them SIGKILLed", f"{done} done, {failed} failed, {first:.1f} s", "2 done, 2 failed"),
-            ("the same command again: it runs those two", f"{rest:.1f} s", f"{seconds:g} s")]  # fmt: skip
+    return [
+        (
+            "4 jobs, 2 at a time, 2 of them SIGKILLed",
+            f"{done} done, {failed} failed, {first:.1f} s",
+            "2 done, 2 failed",
+        ),
+        ("the same command again: it runs those two", f"{rest:.1f} s", f"{seconds:g} s"),
+    ]
 
 
 def launcher_killed(server: Server, seconds: float) -> list[Row]:
@@ -82,8 +100,10 @@ def launcher_killed(server: Server, seconds: float) -> list[Row]:
     wait_for(lambda: not server.children())
     gone = time.monotonic() - began
     rest = timed(server, *words)
-    return [("a SIGKILLed launcher: until its jobs have saved and left", f"{gone:.1f} s", "0 s"),
-            ("the same command again (these jobs cannot resume)", f"{rest:.1f} s", f"{2 * seconds:g} s")]  # fmt: skip
+    return [
+        ("a SIGKILLed launcher: until its jobs have saved and left", f"{gone:.1f} s", "0 s"),
+        ("the same command again (these jobs cannot resume)", f"{rest:.1f} s", f"{2 * seconds:g} s"),
+    ]
 
 
 def measured(seconds: float) -> list[Row]:
@@ -93,9 +113,13 @@ def measured(seconds: float) -> list[Row]:
         standin.install(Path(name))
         server, project = Server(Path(name), patience=60 + 12 * seconds), make_project(Path(real))
         parts: list[Callable[[], list[Row]]] = [
-            *(lambda places=places: at_a_time(server, places, seconds) for places in (1, 2, 4)), lambda: again(server),
-            lambda: job_killed(server, seconds), lambda: launcher_killed(server, seconds), lambda: startup(project), lambda: killed_run(project),
-        ]  # fmt: skip
+            *(lambda places=places: at_a_time(server, places, seconds) for places in (1, 2, 4)),
+            lambda: again(server),
+            lambda: job_killed(server, seconds),
+            lambda: launcher_killed(server, seconds),
+            lambda: startup(project),
+            lambda: killed_run(project),
+        ]
         for part in parts:
             for row in part():
                 print(" | ".join(row), flush=True)
@@ -106,7 +130,9 @@ def measured(seconds: float) -> list[Row]:
 def markdown(rows: list[Row]) -> str:
     """The table, and where and when it was measured."""
     head = f"Measured by `make sweeps` on {time.strftime('%Y-%m-%d')}: {os.cpu_count()} processors, no GPU, Python {platform.python_version()}.\n\n"
-    return head + "".join(f"| {' | '.join(row)} |\n" for row in [("what", "measured", "ideal"), ("---", "---", "---"), *rows])
+    return head + "".join(
+        f"| {' | '.join(row)} |\n" for row in [("what", "measured", "ideal"), ("---", "---", "---"), *rows]
+    )
 
 
 def write(document: Path, rows: list[Row]) -> None:

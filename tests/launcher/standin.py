@@ -17,9 +17,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from xcls.outline import Outline
-from xcls.record import Events, Record, read_record, write_record
-from xcls.schema import UserError
+from xcls.config.schema import UserError
+from xcls.runs.record import Events, Record, read_record, write_record
+from xcls.runs.spec import Outline
 from xcls.stages.folder import decide
 
 ROOT = Path(__file__).resolve().parent
@@ -60,12 +60,24 @@ def blank(cfg: DictConfig, mode: str) -> Record:
     parts = {"finetune": [cfg.seed, cfg.group, cfg.how, cfg.pretrain], "pretrain": [cfg.group], "baseline": []}[mode]
     digest = hashlib.sha256(json.dumps([mode, *parts]).encode()).hexdigest()
     name = "-".join(map(str, [mode, *parts, digest[:6]]))
-    return Record(run=f"data/{name}", mode=mode, status="running", hash=digest, seed=cfg.seed, seq_len=8, steps=int(cfg.seconds * 20))
+    return Record(
+        run=f"data/{name}",
+        mode=mode,
+        status="running",
+        hash=digest,
+        seed=cfg.seed,
+        seq_len=8,
+        steps=int(cfg.seconds * 20),
+    )
 
 
 def place(cfg: DictConfig, record: Record) -> Path:
     """The run's folder."""
-    return ROOT / "pretrain" / record.run.replace("/", "-") if record.mode == "pretrain" else ROOT / "multirun" / cfg.sweep / record.run
+    return (
+        ROOT / "pretrain" / record.run.replace("/", "-")
+        if record.mode == "pretrain"
+        else ROOT / "multirun" / cfg.sweep / record.run
+    )
 
 
 def one(cfg: DictConfig, mode: str, overrides: list[str] | None = None) -> Outline:
@@ -73,8 +85,17 @@ def one(cfg: DictConfig, mode: str, overrides: list[str] | None = None) -> Outli
     record = blank(cfg, mode)
     folder = place(cfg, record)
     action, found = decide(folder, record.hash, resume=True, sweep=True, retry_failed=cfg.retry_failed, code={})
-    return Outline(kind=mode, folder=folder, hash=record.hash, overrides=overrides, action=action, found=found, record=record,
-                   gpu=cfg.cuda and mode != "baseline", file="made: here\n" if overrides else None)
+    return Outline(
+        kind=mode,
+        folder=folder,
+        hash=record.hash,
+        overrides=overrides,
+        action=action,
+        found=found,
+        record=record,
+        gpu=cfg.cuda and mode != "baseline",
+        file="made: here\n" if overrides else None,
+    )
 
 
 def outline(cfg: DictConfig) -> list[Outline]:
@@ -83,7 +104,13 @@ def outline(cfg: DictConfig) -> list[Outline]:
         raise UserError("how=refused: choose another.")
     first = []
     if cfg.mode == "finetune" and cfg.pretrain == "auto":
-        words = [f"group={cfg.group}", f"how={cfg.pretraining_how}", f"seconds={cfg.seconds}", f"sweep={cfg.sweep}", f"retry_failed={cfg.retry_failed}"]
+        words = [
+            f"group={cfg.group}",
+            f"how={cfg.pretraining_how}",
+            f"seconds={cfg.seconds}",
+            f"sweep={cfg.sweep}",
+            f"retry_failed={cfg.retry_failed}",
+        ]
         first = [one(cfg, "baseline", ["mode=baseline", *words]), one(cfg, "pretrain", ["mode=pretrain", *words])]
     own = one(cfg, cfg.mode)
     own.needs = [run.hash for run in first]
@@ -106,7 +133,9 @@ def misbehave(how: str, folder: Path) -> None:
     if how.startswith("kill"):
         (folder / "ckpt_1.pt").touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    if how == "meet":  # until another job has begun too: jobs that are told so do run beside each other, however slow the machine
+    if (
+        how == "meet"
+    ):  # until another job has begun too: jobs that are told so do run beside each other, however slow the machine
         (ROOT / "met").mkdir(exist_ok=True)
         (ROOT / "met" / str(os.getpid())).touch()
         while len(list((ROOT / "met").iterdir())) < 2:
@@ -124,8 +153,13 @@ def main(cfg: DictConfig) -> None:
     folder = place(cfg, record)
     folder.mkdir(parents=True, exist_ok=True)
     resumed = any(folder.glob("ckpt_*.pt"))
-    seen = {"pid": os.getpid(), "device": os.environ.get("CUDA_VISIBLE_DEVICES"), "omp": os.environ.get("OMP_NUM_THREADS"),
-            "threads": cfg.hardware.threads, "parent": os.getppid()}
+    seen = {
+        "pid": os.getpid(),
+        "device": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "omp": os.environ.get("OMP_NUM_THREADS"),
+        "threads": cfg.hardware.threads,
+        "parent": os.getppid(),
+    }
     record.device, record.started = {**seen, "shared": os.environ.get("XCLS_SHARED") == "1"}, time.time()
     events = Events(folder)
     events.add("resume" if resumed else "start", seen)

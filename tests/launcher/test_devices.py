@@ -15,8 +15,8 @@ from hydra_plugins.xcls_launcher._desk import _planned
 from hydra_plugins.xcls_launcher._devices import check_leases, lease_name, parse_listing, take, visible_devices
 from hydra_plugins.xcls_launcher.gpu_server import check_hardware
 from hydra_plugins.xcls_launcher.sweep import Job
-from xcls.outline import Outline
-from xcls.schema import UserError
+from xcls.config.schema import UserError
+from xcls.runs.spec import Outline
 from xcls.train import cards
 from xcls.train.cards import Card, Cards
 from xcls.train.precision import Precision
@@ -42,13 +42,21 @@ def test_the_listing_of_nvidia_smi() -> None:
     assert parse_listing("No devices were found\n") == ()
 
 
-@pytest.mark.parametrize(("configured", "callers", "names"), [
-    (None, None, [name for _, name in FOUND]),
-    (None, "4,GPU-2222, MIG-3333,4", ["4", "GPU-2222", "MIG-3333"]),
-    (None, "", []), (None, "-1", []), (None, "NoDevFiles", []),
-    (["a", "b"], "0", ["a", "b"]), ([], "0", []),
-])  # fmt: skip
-def test_visible_devices(monkeypatch: pytest.MonkeyPatch, configured: list[str] | None, callers: str | None, names: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("configured", "callers", "names"),
+    [
+        (None, None, [name for _, name in FOUND]),
+        (None, "4,GPU-2222, MIG-3333,4", ["4", "GPU-2222", "MIG-3333"]),
+        (None, "", []),
+        (None, "-1", []),
+        (None, "NoDevFiles", []),
+        (["a", "b"], "0", ["a", "b"]),
+        ([], "0", []),
+    ],
+)
+def test_visible_devices(
+    monkeypatch: pytest.MonkeyPatch, configured: list[str] | None, callers: str | None, names: list[str]
+) -> None:
     if callers is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", callers)
     assert visible_devices(configured) == names
@@ -111,9 +119,23 @@ def test_a_folder_of_leases_that_is_none_is_named(tmp_path: Path) -> None:
 
 def planned(*precisions: tuple[str, str, str, bool], state: str = "waiting") -> Any:
     """A sweep with a job for each (device, dtype, why, whether it is a warning)."""
-    outlines = [Outline("finetune", precision=Precision(device, dtype, why, warn)) for device, dtype, why, warn in precisions]
-    jobs = [Job(number=number, overrides=[], folder="", kind="finetune", needs=[], hash="h", gpu=outline.precision.device == "cuda",
-                state=state, outline=outline) for number, outline in enumerate(outlines)]
+    outlines = [
+        Outline("finetune", precision=Precision(device, dtype, why, warn)) for device, dtype, why, warn in precisions
+    ]
+    jobs = [
+        Job(
+            number=number,
+            overrides=[],
+            folder="",
+            kind="finetune",
+            needs=[],
+            hash="h",
+            gpu=outline.precision.device == "cuda",
+            state=state,
+            outline=outline,
+        )
+        for number, outline in enumerate(outlines)
+    ]
     jobs.append(Job(number=len(jobs), overrides=[], folder="", kind="baseline", needs=[], outline=Outline("baseline")))
     return SimpleNamespace(jobs=jobs)
 
@@ -127,7 +149,9 @@ def test_a_sweep_on_a_card_that_cannot_do_it_is_refused_before_any_job(monkeypat
     check_hardware(planned(("cuda", "fp16", "", False), ("cpu", "bf16", "", False)))
 
 
-def test_a_sweep_says_once_what_auto_has_chosen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_says_once_what_auto_has_chosen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(cards, "of_jobs", lambda: pytest.fail("a CPU needs no GPU to be asked for"))
     check_hardware(planned(*[("cpu", "fp32", "hardware=auto: cpu (fp32): a GPU is here", True)] * 3))
     assert capsys.readouterr().err == "WARNING: hardware=auto: cpu (fp32): a GPU is here\n"

@@ -50,13 +50,24 @@ def pids(log: Path) -> list[int]:
     return [int(word) for word in log.read_text().split()] if log.is_file() else []
 
 
-@pytest.mark.parametrize(("code", "exit_code"), [
-    ("print('hello')", 0), ("raise SystemExit(3)", 3), ("1/0", 1), ("import os; os.kill(os.getpid(), 9)", 137), ("import os; os.abort()", 134),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [
+        ("print('hello')", 0),
+        ("raise SystemExit(3)", 3),
+        ("1/0", 1),
+        ("import os; os.kill(os.getpid(), 9)", 137),
+        ("import os; os.abort()", 134),
+    ],
+)
 def test_the_exit_code_and_the_output(tmp_path: Path, code: str, exit_code: int) -> None:
     process = guard(tmp_path / "log", code)
     assert process.wait(timeout=30) == exit_code
-    assert (tmp_path / "log").read_text().startswith("hello" if exit_code == 0 else ("Traceback" if exit_code == 1 else ""))
+    assert (
+        (tmp_path / "log")
+        .read_text()
+        .startswith("hello" if exit_code == 0 else ("Traceback" if exit_code == 1 else ""))
+    )
 
 
 def test_a_job_is_asked_to_save_first(tmp_path: Path) -> None:

@@ -18,7 +18,11 @@ def test_the_table_stands_between_the_marks_of_the_document(tmp_path: Path) -> N
         write(document, [("a job", seconds, "0 s")])
     text = document.read_text()
     assert text.startswith(before) and text.rstrip().endswith("| a job | 2 s | 0 s |\n<!-- measured:end -->")
-    assert "| 1 s |" not in text and "Not measured yet" not in text and text.count("| what | measured | ideal |\n| --- | --- | --- |\n") == 1
+    assert (
+        "| 1 s |" not in text
+        and "Not measured yet" not in text
+        and text.count("| what | measured | ideal |\n| --- | --- | --- |\n") == 1
+    )
     document.write_text("no marks")
     with pytest.raises(ValueError, match="measured:begin"):
         write(document, [("a job", "1 s", "0 s")])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import Project, make_project
 from tests.entry import Entry, enter
 from tests.launcher.conftest import wait_for
-from xcls.discreet import hide_secrets
+from xcls.runs.redact import hide_secrets
 
 pytestmark = pytest.mark.slow
 
@@ -56,14 +55,23 @@ SLURM = ("hydra/launcher=slurm", "hydra.launcher.gpus_per_node=0")
 )
 def test_a_sweep_with_a_secret_in_it_is_refused_and_leaves_nothing(entry: Entry, words: tuple[str, ...]) -> None:
     outcome = entry("-m", "seed=0,1", *DATA, *words)
-    assert outcome.code == 2 and outcome.files == [] and not outcome.traceback, (outcome.stderr, outcome.traceback, outcome.files)
+    assert outcome.code == 2 and outcome.files == [] and not outcome.traceback, (
+        outcome.stderr,
+        outcome.traceback,
+        outcome.files,
+    )
     assert "Leave it in the environment" in outcome.stderr
     assert not [hidden for hidden in (TYPED, *HIDDEN.values()) if hidden in outcome.stderr]
 
 
 def test_no_folder_is_named_by_a_secret(entry: Entry) -> None:
     outcome = entry(f"exp={HIDDEN['HF_TOKEN']}", *DATA)
-    assert outcome.code == 2 and "it names a folder" in outcome.stderr and HIDDEN["HF_TOKEN"] not in outcome.stderr and outcome.files == []
+    assert (
+        outcome.code == 2
+        and "it names a folder" in outcome.stderr
+        and HIDDEN["HF_TOKEN"] not in outcome.stderr
+        and outcome.files == []
+    )
 
 
 def test_what_is_printed_hides_them_whoever_prints(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,8 +92,18 @@ def test_no_secret_is_in_any_file_of_a_sweep(project: Project) -> None:
     (project.folder / "talks").mkdir()
     (project.folder / "talks" / "sitecustomize.py").write_text(BLABBER)
     environment = {**project.environment, **HIDDEN, "PYTHONPATH": str(project.folder / "talks")}
-    words = project.command("-m", "seed=0,1", "pretrain=auto", "exp=s", "wandb=offline", "finetuning.max_steps=40", "hydra.launcher.devices=[a,b]")
-    launcher = subprocess.Popen(words, cwd=project.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = project.command(
+        "-m",
+        "seed=0,1",
+        "pretrain=auto",
+        "exp=s",
+        "wandb=offline",
+        "finetuning.max_steps=40",
+        "hydra.launcher.devices=[a,b]",
+    )
+    launcher = subprocess.Popen(
+        words, cwd=project.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     sweep = project.folder / "multirun" / "s"
     wait_for(lambda: list(sweep.glob("*/finetune-*/record.json")), 120)
     launcher.kill()

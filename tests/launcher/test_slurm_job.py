@@ -13,7 +13,7 @@ from typing import Any, Iterator
 import pytest
 
 from hydra_plugins.xcls_launcher._slurm_job import SlurmJob
-from xcls.record import Record, read_record, write_record
+from xcls.runs.record import Record, read_record, write_record
 
 WAITS = """
 import pathlib, signal, sys, time

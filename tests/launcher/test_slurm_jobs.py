@@ -11,7 +11,7 @@ import pytest
 
 from hydra_plugins.xcls_launcher.slurm import SlurmConf, check
 from tests.conftest import Project
-from xcls.schema import UserError
+from xcls.config.schema import UserError
 
 pytestmark = pytest.mark.slow
 

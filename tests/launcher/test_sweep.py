@@ -11,34 +11,55 @@ import pytest
 
 from hydra_plugins.xcls_launcher._progress import Screen, newest, numbers
 from hydra_plugins.xcls_launcher.sweep import Job, Sweep, order
-from xcls.outline import Outline
-from xcls.record import Events, Record, read_record, write_record
+from xcls.runs.record import Events, Record, read_record, write_record
+from xcls.runs.spec import Outline
 
 
 def blank(status: str = "running", cause: str | None = None) -> Record:
-    return Record(run="data/r", mode="finetune", status=status, hash="h", seed=0, seq_len=8, cause=cause, step=2, steps=10)
+    return Record(
+        run="data/r", mode="finetune", status=status, hash="h", seed=0, seq_len=8, cause=cause, step=2, steps=10
+    )
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    job = Job(number=0, overrides=["seed=0"], folder="multirun/x/data/r", kind="finetune", needs=[], hash="h", outline=Outline("finetune", record=blank()))
+    job = Job(
+        number=0,
+        overrides=["seed=0"],
+        folder="multirun/x/data/r",
+        kind="finetune",
+        needs=[],
+        hash="h",
+        outline=Outline("finetune", record=blank()),
+    )
     sweep = Sweep(name="x", root=tmp_path, launcher="gpu_server", jobs=[job])
     sweep.log(job).parent.mkdir(parents=True)
     return sweep
 
 
-@pytest.mark.parametrize(("code", "left", "state", "status", "cause"), [
-    (0, "completed", "done", "completed", None),
-    (None, "completed", "done", "completed", None),
-    (None, "running", "failed", "interrupted", "it ended without a result"),
-    (1, "failed", "failed", "failed", "told so"),
-    (130, "interrupted", "failed", "interrupted", "told so"),
-    (137, "running", "failed", "interrupted", "killed by SIGKILL (out of memory?); the same command goes on from its last checkpoint"),
-    (139, "running", "failed", "failed", "killed by SIGSEGV; the same command goes on from its last checkpoint"),
-    (2, None, "failed", "failed", "dataset.text=body: no such column. (exit code 2)"),
-    (0, "running", "failed", "failed", "dataset.text=body: no such column. (exit code 0)"),
-])  # fmt: skip
-def test_how_a_job_ended(sweep: Sweep, code: int | None, left: str | None, state: str, status: str, cause: str | None) -> None:
+@pytest.mark.parametrize(
+    ("code", "left", "state", "status", "cause"),
+    [
+        (0, "completed", "done", "completed", None),
+        (None, "completed", "done", "completed", None),
+        (None, "running", "failed", "interrupted", "it ended without a result"),
+        (1, "failed", "failed", "failed", "told so"),
+        (130, "interrupted", "failed", "interrupted", "told so"),
+        (
+            137,
+            "running",
+            "failed",
+            "interrupted",
+            "killed by SIGKILL (out of memory?); the same command goes on from its last checkpoint",
+        ),
+        (139, "running", "failed", "failed", "killed by SIGSEGV; the same command goes on from its last checkpoint"),
+        (2, None, "failed", "failed", "dataset.text=body: no such column. (exit code 2)"),
+        (0, "running", "failed", "failed", "dataset.text=body: no such column. (exit code 0)"),
+    ],
+)
+def test_how_a_job_ended(
+    sweep: Sweep, code: int | None, left: str | None, state: str, status: str, cause: str | None
+) -> None:
     job = sweep.jobs[0]
     folder = sweep.root / job.folder
     folder.mkdir(parents=True)
@@ -51,14 +72,31 @@ def test_how_a_job_ended(sweep: Sweep, code: int | None, left: str | None, state
     assert (read_record(folder).status, read_record(folder).cause) == (status, cause)
     assert sweep.exit_code == (state != "done")
     entry = json.loads((sweep.folder / "sweep.json").read_text())["jobs"][0]
-    assert entry == {"number": 0, "overrides": ["seed=0"], "folder": "multirun/x/data/r", "kind": "finetune", "needs": [], "device": "a",
-                     "state": state, "cause": cause, "exit_code": code}  # fmt: skip
+    assert entry == {
+        "number": 0,
+        "overrides": ["seed=0"],
+        "folder": "multirun/x/data/r",
+        "kind": "finetune",
+        "needs": [],
+        "device": "a",
+        "state": state,
+        "cause": cause,
+        "exit_code": code,
+    }
 
 
-@pytest.mark.parametrize(("code", "left", "counts"), [
-    (130, "interrupted", {"stopped": 1}), (None, "interrupted", {"stopped": 1}), (1, "failed", {"failed": 1}), (137, "running", {"failed": 1}),
-])  # fmt: skip
-def test_a_stopped_job_is_no_failure(sweep: Sweep, capsys: pytest.CaptureFixture[str], code: int | None, left: str, counts: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("code", "left", "counts"),
+    [
+        (130, "interrupted", {"stopped": 1}),
+        (None, "interrupted", {"stopped": 1}),
+        (1, "failed", {"failed": 1}),
+        (137, "running", {"failed": 1}),
+    ],
+)
+def test_a_stopped_job_is_no_failure(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str], code: int | None, left: str, counts: dict[str, int]
+) -> None:
     job = sweep.jobs[0]
     folder = sweep.root / job.folder
     folder.mkdir(parents=True)
@@ -73,14 +111,21 @@ def test_a_stopped_job_is_no_failure(sweep: Sweep, capsys: pytest.CaptureFixture
     assert sweep.counts() == counts and sweep.exit_code == 1
     assert ("stopped r: by SIGINT 2/10\n" in said, "FAILED r: " in said) == (stopped, not stopped)
     assert f"sweep x: 1 {'stopped' if stopped else 'failed'}, " in said
-    assert json.loads((sweep.folder / "sweep.json").read_text())["jobs"][0]["state"] == "failed"  # as make status reads it
+    assert (
+        json.loads((sweep.folder / "sweep.json").read_text())["jobs"][0]["state"] == "failed"
+    )  # as make status reads it
 
 
-def test_what_a_sweep_says_works_where_it_was_started(sweep: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_a_sweep_says_works_where_it_was_started(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     sweep.root = tmp_path / "Bob's xcls"
     sweep.jobs[0].state = "done"
     elsewhere = f"cd {shlex.quote(str(sweep.root))} && "
-    for place, prefix, file in ((sweep.root, "", "multirun/x/sweep.json"), (tmp_path / "work", elsewhere, str(sweep.folder / "sweep.json"))):
+    for place, prefix, file in (
+        (sweep.root, "", "multirun/x/sweep.json"),
+        (tmp_path / "work", elsewhere, str(sweep.folder / "sweep.json")),
+    ):
         place.mkdir()
         monkeypatch.chdir(place)
         Screen(sweep).begin()
@@ -114,9 +159,17 @@ def test_somebody_elses_record_is_left_alone(sweep: Sweep) -> None:
 
 def test_needs_come_first_and_settle(sweep: Sweep) -> None:
     kinds = [("baseline", []), ("pretrain", []), ("finetune", [0, 1]), ("finetune", [0]), ("pretrain", [])]
-    sweep.jobs = [Job(number=n, overrides=[str(n)], folder="", kind=kind, needs=needs) for n, (kind, needs) in enumerate(kinds)]
+    sweep.jobs = [
+        Job(number=n, overrides=[str(n)], folder="", kind=kind, needs=needs) for n, (kind, needs) in enumerate(kinds)
+    ]
     order(sweep)
-    assert [job.overrides[0] for job in sweep.jobs] == ["1", "0", "2", "3", "4"]  # the last pretraining is needed by nobody
+    assert [job.overrides[0] for job in sweep.jobs] == [
+        "1",
+        "0",
+        "2",
+        "3",
+        "4",
+    ]  # the last pretraining is needed by nobody
     assert [job.needs for job in sweep.jobs] == [[], [], [1, 0], [1], []]
     assert [job.number for job in sweep.ready()] == [0, 1, 4]
     sweep.jobs[1].state = "failed"  # a baseline that failed stops nobody
@@ -129,10 +182,15 @@ def test_needs_come_first_and_settle(sweep: Sweep) -> None:
 GRID = [f"attention={a} seq_len={n} seed={s}" for a in ("sdpa", "performer") for n in (512, 64) for s in (2, 0)]
 
 
-@pytest.mark.parametrize("typed", [GRID, sorted(GRID, key=lambda words: words.split()[1:]), [" ".join(w.split()[::-1]) for w in GRID]])
+@pytest.mark.parametrize(
+    "typed", [GRID, sorted(GRID, key=lambda words: words.split()[1:]), [" ".join(w.split()[::-1]) for w in GRID]]
+)
 def test_the_mechanisms_of_a_seed_take_turns(sweep: Sweep, typed: list[str]) -> None:
     needs = {number: [8] for number in range(0, 8, 2)}
-    sweep.jobs = [Job(number=n, overrides=words.split(), folder="", kind="finetune", needs=needs.get(n, [])) for n, words in enumerate(typed)]
+    sweep.jobs = [
+        Job(number=n, overrides=words.split(), folder="", kind="finetune", needs=needs.get(n, []))
+        for n, words in enumerate(typed)
+    ]
     sweep.jobs.append(Job(number=8, overrides=["mode=baseline"], folder="", kind="baseline", needs=[]))
     before = {" ".join(sorted(job.overrides)): len(job.needs) for job in sweep.jobs}
     order(sweep)
@@ -179,4 +237,7 @@ def test_a_long_sweep_has_few_lines(sweep: Sweep, capsys: pytest.CaptureFixture[
     screen.end(0)
     said = capsys.readouterr().err.splitlines()
     assert len(said) < 50 and (state == "failed" or "[1000/1000]" in said[-3])
-    assert (sum(line.startswith("done ") for line in said), sum(line.startswith("FAILED ") for line in said)) == {"done": (20, 0), "failed": (0, 20)}[state]
+    assert (sum(line.startswith("done ") for line in said), sum(line.startswith("FAILED ") for line in said)) == {
+        "done": (20, 0),
+        "failed": (0, 20),
+    }[state]

@@ -7,10 +7,10 @@ import torch
 from torch.testing import assert_close
 
 from tests.pairwise import spread
-from tests.samples import ATTENTIONS, from_yaml, make_batch, make_classifier, make_encoder, make_mlm, POSITIONS, SEQ_LEN
+from tests.samples import ATTENTIONS, POSITIONS, SEQ_LEN, from_yaml, make_batch, make_classifier, make_encoder, make_mlm
+from xcls.config.schema import UserError
 from xcls.data.batching import chosen_rows
 from xcls.model.heads import POOLINGS
-from xcls.schema import UserError
 
 PAIRS = spread(ATTENTIONS, POSITIONS)  # all of them in the slow suite
 
@@ -189,5 +189,7 @@ def test_an_attention_that_changes_the_shape_is_named() -> None:
     attention = encoder.blocks[0].attention.attention
     attend = attention.forward
     attention.forward = lambda *given: attend(*given).transpose(1, 2)
-    with pytest.raises(ValueError, match=r"xcls\.attention\.softmax\.Sdpa: its output is \[2, 5, 2, 8\].* \[2, 2, 5, 8\]"):
+    with pytest.raises(
+        ValueError, match=r"xcls\.attention\.softmax\.Sdpa: its output is \[2, 5, 2, 8\].* \[2, 2, 5, 8\]"
+    ):
         encoder(torch.ones(2, 5, dtype=torch.long))

@@ -9,12 +9,20 @@ from typing import Any, Callable
 
 import pytest
 
-from xcls.record import Record, sha256, write_record
 from xcls.report.claims import Verdict
+from xcls.runs.record import Record, sha256, write_record
 
 NAMES = {"sdpa": "sdpa", "sdpa_fused": "sdpa_fused", "performer": "performer_favor", "reformer": "reformer_lsh"}
 ROWS = hashlib.sha256(b"rows").hexdigest()
-CPU = {"kind": "cpu", "name": "a test CPU", "dtype": "fp32", "compile": False, "micro_batch": 16, "threads": 1, "shared": False}
+CPU = {
+    "kind": "cpu",
+    "name": "a test CPU",
+    "dtype": "fp32",
+    "compile": False,
+    "micro_batch": 16,
+    "threads": 1,
+    "shared": False,
+}
 
 
 def _hash(*parts: Any) -> str:
@@ -36,12 +44,23 @@ def finetune(
 ) -> Record:
     """A completed fine-tuning run; `config` and `device` are laid over the usual ones, `fields` over the record."""
     flat = {
-        "mode": "finetune", "seed": seed, "seq_len": seq_len, "exp": None,
-        "attention.name": NAMES.get(attention, attention), "attention._target_": f"xcls.attention.{attention}.X",
-        "position.name": "rope", "size.width": 128, "dataset.name": "demo",
-        "dataset.path": "../data", "finetuning.batch_size": 32, "finetuning.lr": 5e-4, "hardware.device": "auto",
-        "hardware.gradient_checkpointing": False, "wandb.mode": "offline", **(config or {}),
-    }  # fmt: skip
+        "mode": "finetune",
+        "seed": seed,
+        "seq_len": seq_len,
+        "exp": None,
+        "attention.name": NAMES.get(attention, attention),
+        "attention._target_": f"xcls.attention.{attention}.X",
+        "position.name": "rope",
+        "size.width": 128,
+        "dataset.name": "demo",
+        "dataset.path": "../data",
+        "finetuning.batch_size": 32,
+        "finetuning.lr": 5e-4,
+        "hardware.device": "auto",
+        "hardware.gradient_checkpointing": False,
+        "wandb.mode": "offline",
+        **(config or {}),
+    }
     test = macro_f1 - 0.01 if test is None else test
     record = Record(
         run=f"demo/finetune-{attention}-rope-tiny-n{seq_len}-s{seed}",
@@ -157,13 +176,21 @@ def judged(tmp_path: Path) -> Callable[..., Verdict]:
     """Judges records by the thresholds of conf/report.yaml, some of them changed by flat keys in `changed`."""
 
     def judge(
-        records: list[Record], attention: str, *, split: str = "validation", reference: str = "sdpa", seq_len: int = 512, changed: Any = None
+        records: list[Record],
+        attention: str,
+        *,
+        split: str = "validation",
+        reference: str = "sdpa",
+        seq_len: int = 512,
+        changed: Any = None,
     ) -> Verdict:
         from tests.report.examples import study_of
 
         study = study_of(Make, tmp_path, records, changed=changed)
         pairs = [(group, board) for board in study.boards for group in board.groups]
-        (pair,) = [(g, b) for g, b in pairs if g.record.choices["attention"] == attention and g.record.seq_len == seq_len]
+        (pair,) = [
+            (g, b) for g, b in pairs if g.record.choices["attention"] == attention and g.record.seq_len == seq_len
+        ]
         return study.judge.verdict(*pair, reference, split)
 
     return judge

@@ -17,9 +17,13 @@ from xcls.report.predictions import Predictions
 
 SKILL = (1.0, 1.15)  # of the two mechanisms, where 1 is how much the rows differ
 SIZES = {  # rows of each class
-    "2 x 200": (200,) * 2, "2, 380 and 20": (380, 20), "8, 200 … 4": (200, 100, 60, 40, 20, 10, 6, 4), "40 x 2": (2,) * 40,
-    "40 x 10": (10,) * 40, "1000 x 1": (1,) * 1000,
-}  # fmt: skip
+    "2 x 200": (200,) * 2,
+    "2, 380 and 20": (380, 20),
+    "8, 200 … 4": (200, 100, 60, 40, 20, 10, 6, 4),
+    "40 x 2": (2,) * 40,
+    "40 x 10": (10,) * 40,
+    "1000 x 1": (1,) * 1000,
+}
 SEEDS = ((2, 2), (3, 3), (5, 5), (3, 1))  # the last: three runs against a baseline, which has no seed
 SCATTER = {"examples": 0.0, "both": 2.0, "seeds": 5.0}  # what a seed adds to the skill, over the root of the rows
 

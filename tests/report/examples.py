@@ -9,6 +9,7 @@ from typing import Any, Sequence
 
 import yaml
 
+from xcls.config.schema import flatten
 from xcls.report.claims import ClaimEvaluator
 from xcls.report.groups import DatasetResults, Group, group_runs, results_by_dataset
 from xcls.report.intervals import Differences
@@ -16,7 +17,6 @@ from xcls.report.load import Bench, collect
 from xcls.report.settings import Claims, Settings, claims_from
 from xcls.report.tables import Study
 from xcls.report.write import claims_for, write_report
-from xcls.schema import flatten
 
 PROJECT = Path(__file__).parents[2]
 EVIL = '<script>alert("x")</script> & more'
@@ -50,8 +50,14 @@ def study_of(
     given = Settings(runs=["multirun"], claims=claims, rank_by=rank_by, **settings)
     found = collect(["multirun"], root)
     groups = group_runs(found)
-    judge = ClaimEvaluator(claims_for(asdict(claims), ()), Differences(settings=given.intervals, references=claims.references), benches=benches)
-    return Study(given, found, groups, results_by_dataset(groups, rank_by), judge, references or claims.references, benches)
+    judge = ClaimEvaluator(
+        claims_for(asdict(claims), ()),
+        Differences(settings=given.intervals, references=claims.references),
+        benches=benches,
+    )
+    return Study(
+        given, found, groups, results_by_dataset(groups, rank_by), judge, references or claims.references, benches
+    )
 
 
 def board_of(study: Study) -> tuple[DatasetResults, dict[str, Group]]:
@@ -76,7 +82,9 @@ def report(make, root, made=None):
 
 def contents(folder):
     """Relative path to bytes of every file."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 def rows(path):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from xcls.record import Record, sha256, write_record
+from xcls.runs.record import Record, sha256, write_record
 
 CLASSES = ("bad", "fine", "good")
 Split = tuple[np.ndarray, np.ndarray]  # class numbers of the labels [rows], and probabilities [rows, classes]
@@ -41,7 +41,13 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def with_predictions(
-    record: Record, folder: Path, splits: dict[str, Split], *, ids: Sequence[str] | None = None, order: int = 0, classes: Sequence[str] = CLASSES
+    record: Record,
+    folder: Path,
+    splits: dict[str, Split],
+    *,
+    ids: Sequence[str] | None = None,
+    order: int = 0,
+    classes: Sequence[str] = CLASSES,
 ) -> Record:
     """Writes the parquet file and the record with its scores; rows are shuffled by `order`. `ids` name the rows."""
     parts = []

@@ -13,27 +13,52 @@ from xcls.report.comparisons import disagreements, further_tables
 from xcls.report.load import Bench, collect
 
 TIMES = {  # ms of each repeat, by mechanism and length
-    ("sdpa", 512): (10.0, 11.0, 12.0), ("sdpa", 2048): (20.0, 21.0, 22.0), ("sdpa", 8192): (80.0, 81.0, 82.0),
-    ("sdpa_fused", 512): (7.0, 8.0, 9.0), ("sdpa_fused", 2048): (14.0, 15.0, 16.0), ("sdpa_fused", 8192): (40.0, 41.0, 42.0),
-    ("performer", 512): (11.5, 12.5, 13.0), ("performer", 2048): (13.0, 13.5, 15.0), ("performer", 8192): (12.0, 13.0, 14.0),
-    ("reformer", 512): (30.0, 31.0, 32.0), ("reformer", 2048): (30.0, 31.0, 32.0), ("reformer", 8192): (39.0, 43.0, 44.0),
-}  # fmt: skip
+    ("sdpa", 512): (10.0, 11.0, 12.0),
+    ("sdpa", 2048): (20.0, 21.0, 22.0),
+    ("sdpa", 8192): (80.0, 81.0, 82.0),
+    ("sdpa_fused", 512): (7.0, 8.0, 9.0),
+    ("sdpa_fused", 2048): (14.0, 15.0, 16.0),
+    ("sdpa_fused", 8192): (40.0, 41.0, 42.0),
+    ("performer", 512): (11.5, 12.5, 13.0),
+    ("performer", 2048): (13.0, 13.5, 15.0),
+    ("performer", 8192): (12.0, 13.0, 14.0),
+    ("reformer", 512): (30.0, 31.0, 32.0),
+    ("reformer", 2048): (30.0, 31.0, 32.0),
+    ("reformer", 8192): (39.0, 43.0, 44.0),
+}
 
 
 def step_bench(root, *, rounds=3, device="a test CPU", left_out=()):
     rows = [
-        {"origin": "xcls", "part": "step", "position": "rope", "dtype": "fp32", "mechanism": name, "seq_len": length,
-         "batch": 8192 // length, "rounds": rounds, "status": "completed", "training_ms": times[1], "training_min_ms": times[0],
-         "training_max_ms": times[2], "training_MiB": 100.0 * length / 512}
+        {
+            "origin": "xcls",
+            "part": "step",
+            "position": "rope",
+            "dtype": "fp32",
+            "mechanism": name,
+            "seq_len": length,
+            "batch": 8192 // length,
+            "rounds": rounds,
+            "status": "completed",
+            "training_ms": times[1],
+            "training_min_ms": times[0],
+            "training_max_ms": times[2],
+            "training_MiB": 100.0 * length / 512,
+        }
         for (name, length), times in TIMES.items()
-    ]  # fmt: skip
+    ]
     for row in rows:
         if (row["mechanism"], row["seq_len"]) in left_out:
-            row.update(status="failed", cause="out of memory", training_ms=None, training_min_ms=None, training_max_ms=None)
+            row.update(
+                status="failed", cause="out of memory", training_ms=None, training_min_ms=None, training_max_ms=None
+            )
     data = {
-        "device": {"kind": "cpu", "name": device}, "rows": rows, "status": "completed", "attentions": {},
+        "device": {"kind": "cpu", "name": device},
+        "rows": rows,
+        "status": "completed",
+        "attentions": {},
         "settings": {"references": ["sdpa", "sdpa_fused"], "num_layers": 2, "width": 128},
-    }  # fmt: skip
+    }
     folder = root / "multirun" / "bench" / "crossover"
     folder.mkdir(parents=True)
     (folder / "bench.json").write_text(json.dumps(data), encoding="utf-8")
@@ -47,8 +72,16 @@ def one(root, **changes) -> Crossover:
 
 def test_quicker_means_every_repeat_and_is_open_where_they_overlap(tmp_path):
     found = one(tmp_path)
-    assert [found.told("performer", "sdpa", length) for length in (512, 2048, 8192)] == ["cannot tell", "quicker", "quicker"]
-    assert [found.told("performer", "sdpa_fused", length) for length in (512, 2048, 8192)] == ["slower", "cannot tell", "quicker"]
+    assert [found.told("performer", "sdpa", length) for length in (512, 2048, 8192)] == [
+        "cannot tell",
+        "quicker",
+        "quicker",
+    ]
+    assert [found.told("performer", "sdpa_fused", length) for length in (512, 2048, 8192)] == [
+        "slower",
+        "cannot tell",
+        "quicker",
+    ]
     assert found.quicker_from("performer", "sdpa") == "from 2,048 tokens on (cannot tell at 512)"
     assert found.quicker_from("performer", "sdpa_fused") == "from 8,192 tokens on (cannot tell at 2,048)"
     assert found.quicker_from("reformer", "sdpa") == "from 8,192 tokens on"
@@ -68,7 +101,9 @@ def test_the_table_has_time_memory_ratios_and_repeats(tmp_path):
     header, rows = table(one(tmp_path, left_out={("sdpa", 8192)}), [])
     cells = {row[0]: dict(zip(header, row)) for row in rows}
     assert list(cells) == ["sdpa", "sdpa_fused", "performer", "reformer"] and len(header) == 8
-    assert cells["performer"]["2,048 tokens, ms"] == "13.5 (0.64×, 0.90×)" and cells["performer"]["repeats"] == "3, 3, 3"
+    assert (
+        cells["performer"]["2,048 tokens, ms"] == "13.5 (0.64×, 0.90×)" and cells["performer"]["repeats"] == "3, 3, 3"
+    )
     assert cells["sdpa_fused"]["512 tokens, MiB"] == "100 (1.00×, –)"
     assert cells["sdpa"]["8,192 tokens, ms"] == "failed" and cells["performer"]["8,192 tokens, ms"] == "13 (–, 0.32×)"
 
@@ -77,7 +112,9 @@ def test_one_length_and_another_machine_show_nothing(make, tmp_path, judged_grou
     bench = step_bench(tmp_path, device="another CPU")
     assert crossovers([bench], judged_groups) == [] and len(crossovers([bench], [])) == 1
     alone = Bench(bench.folder, bench.place, bench.data, [row for row in bench.rows if row["seq_len"] == 512])
-    broken = Bench(bench.folder, bench.place, {"settings": 3}, [{**bench.rows[0], "seq_len": "x"}, {**bench.rows[0], "batch": 0}])
+    broken = Bench(
+        bench.folder, bench.place, {"settings": 3}, [{**bench.rows[0], "seq_len": "x"}, {**bench.rows[0], "batch": 0}]
+    )
     assert crossovers([alone, broken], []) == []
 
 
@@ -115,17 +152,27 @@ def bench_of(root, *, training=(100.0, 80.0), device="a test CPU", part="step", 
         "performer": {"name": "performer_favor", "_target_": "xcls.attention.performer.X"},
     }
     common = {
-        "origin": "xcls", "part": part, "position": "rope", "seq_len": 512, "dtype": "fp32", "batch": 16, "rounds": 7,
-        "compile": False, "status": "completed", **changes,
-    }  # fmt: skip
+        "origin": "xcls",
+        "part": part,
+        "position": "rope",
+        "seq_len": 512,
+        "dtype": "fp32",
+        "batch": 16,
+        "rounds": 7,
+        "compile": False,
+        "status": "completed",
+        **changes,
+    }
     made = {
-        "device": {"kind": "cpu", "name": device, "threads": 1}, "versions": {"torch": torch}, "attentions": nodes,
+        "device": {"kind": "cpu", "name": device, "threads": 1},
+        "versions": {"torch": torch},
+        "attentions": nodes,
         "settings": {"width": 128, "num_heads": None, "num_layers": None},
         "rows": [
             {**common, "mechanism": mechanism, "training_ms": ms, "training_MiB": 10.0}
             for mechanism, ms in zip(nodes, training)
         ],
-    }  # fmt: skip
+    }
     folder = root / "multirun" / "bench" / name
     folder.mkdir(parents=True)
     (folder / "bench.json").write_text(json.dumps(made), encoding="utf-8")
@@ -160,7 +207,13 @@ def test_whole_trainings_are_liker_still_and_compared_round_by_round(make, tmp_p
 
 @pytest.mark.parametrize(
     "change",
-    [{"seq_len": 1024}, {"dtype": "bf16"}, {"status": "failed"}, {"device": "another CPU"}, {"origin": "performer-pytorch"}],
+    [
+        {"seq_len": 1024},
+        {"dtype": "bf16"},
+        {"status": "failed"},
+        {"device": "another CPU"},
+        {"origin": "performer-pytorch"},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_a_measurement_under_other_conditions_does_not_count(make, tmp_path, change):
@@ -179,9 +232,10 @@ def test_what_differs_otherwise_is_said(make, tmp_path):
     bench_of(tmp_path, torch="2.12.0", position="none", compile=True)
     found, _ = both(make, tmp_path)
     assert found.unlike == (
-        "compile False in the runs, True in the bench", "torch 2.13.0 in the runs, 2.12.0 in the bench",
+        "compile False in the runs, True in the bench",
+        "torch 2.13.0 in the runs, 2.12.0 in the bench",
         "position rope in the runs",
-    )  # fmt: skip
+    )
 
 
 def test_a_disagreement_is_told(make, tmp_path):
@@ -192,7 +246,9 @@ def test_a_disagreement_is_told(make, tmp_path):
     benches = collect([tmp_path / "multirun" / "bench"], tmp_path).benches
     made = further_tables(study_of(make, tmp_path, records, benches=benches))
     (row,) = next(one.rows for one in made if one.name == "bench_ratios" and one.board is None)
-    assert (row["time_ratio"], row["bench_time_ratio"]) == (0.8, 1.2) and row["agree"].startswith("no: the runs say cheaper")
+    assert (row["time_ratio"], row["bench_time_ratio"]) == (0.8, 1.2) and row["agree"].startswith(
+        "no: the runs say cheaper"
+    )
     (told,) = disagreements(made)
     assert told.startswith("performer against sdpa: the time ratio of the runs is 0.80, that of mode=bench 1.20")
 

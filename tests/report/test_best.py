@@ -32,7 +32,14 @@ def test_the_page_and_the_text_have_the_command_of_the_best_run(make: Any, tmp_p
     usable(make.save(made, tmp_path))
     (tmp_path / "run.py").touch()
     said = write_report(Settings(runs=["multirun/demo"], out="out"), root=tmp_path)
-    expected = ["python", "run.py", "mode=predict", f"exp=multirun/demo/{made[1].run}", "input=new.csv", "output=predictions.csv"]
+    expected = [
+        "python",
+        "run.py",
+        "mode=predict",
+        f"exp=multirun/demo/{made[1].run}",
+        "input=new.csv",
+        "output=predictions.csv",
+    ]
     page = html.unescape((tmp_path / "out" / "index.html").read_text())
     for text in (said, (tmp_path / "out" / "report.md").read_text(), page):
         commands = re.findall(r"^(?: {4}|.*<pre>)(python run\.py mode=predict[^<\n]*)", text, re.MULTILINE)
@@ -50,7 +57,10 @@ def test_odd_names_survive_the_shell_and_hydra(name: str, make: Any, tmp_path: P
 
 
 def test_the_best_is_by_the_measure_and_never_chosen_by_test(make: Any, tmp_path: Path) -> None:
-    made = [make.finetune("sdpa", 0, macro_f1=0.9, test=0.5, time=20.0), make.finetune("sdpa", 1, macro_f1=0.8, test=0.9, time=10.0)]
+    made = [
+        make.finetune("sdpa", 0, macro_f1=0.9, test=0.5, time=20.0),
+        make.finetune("sdpa", 1, macro_f1=0.8, test=0.9, time=10.0),
+    ]
     sweep = make.save(made, tmp_path)
     boards = results_by_dataset(group_runs(collect([sweep], tmp_path)), "macro_f1")
     assert best_runs(boards, "macro_f1", tmp_path) == []  # no checkpoint is left
@@ -66,10 +76,16 @@ def test_a_run_that_learned_nothing_is_not_the_best(make: Any, tmp_path: Path) -
     sweep = make.save(made, tmp_path)
     usable(sweep)
     boards = results_by_dataset(group_runs(collect([sweep], tmp_path)), "macro_f1")
-    assert boards and all(group.learned_nothing for group in boards[0].groups) and best_runs(boards, "macro_f1", tmp_path) == []
+    assert (
+        boards
+        and all(group.learned_nothing for group in boards[0].groups)
+        and best_runs(boards, "macro_f1", tmp_path) == []
+    )
 
 
-def test_a_home_folder_in_the_reports_paths_is_written_out(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_folder_in_the_reports_paths_is_written_out(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     make.save([make.finetune("sdpa")], tmp_path)
     (tmp_path / "work").mkdir()

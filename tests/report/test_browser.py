@@ -139,12 +139,18 @@ def test_headline_matrix_and_plot_are_the_first_screen_on_a_desk(browser, page, 
     made = records(make)
     if boards == 2:
         for record in [*make.seeds("sdpa"), make.baseline()]:
-            record.choices["dataset"], record.run, record.data = "other", f"other-{record.run}", {**record.data, "fingerprint": "e" * 64}
+            record.choices["dataset"], record.run, record.data = (
+                "other",
+                f"other-{record.run}",
+                {**record.data, "fingerprint": "e" * 64},
+            )
             made.append(record)
     browser.open(page(made), width=1280)
     box = "(place => { const box = document.querySelector(place).getBoundingClientRect(); return [box.left, box.top, box.right, box.bottom]; })"
     matrix, plot, line = (browser.run(f"{box}('#board-0 {place}')") for place in (".matrix", "figure img", ".headline"))
-    assert browser.run("(box => box.scrollWidth <= box.clientWidth)(document.querySelector('#board-0 .scroll'))") is True
+    assert (
+        browser.run("(box => box.scrollWidth <= box.clientWidth)(document.querySelector('#board-0 .scroll'))") is True
+    )
     assert line[3] <= matrix[1] and matrix[2] <= plot[0] and plot[2] <= 1280 and max(matrix[3], plot[3]) <= 900
     assert line[3] - line[1] < 40  # one line
     heads = browser.run("[...document.querySelector('.matrix').tHead.rows[0].cells].map(cell => cell.textContent)")
@@ -161,10 +167,23 @@ def test_on_a_phone_the_matrix_scrolls_in_its_own_frame(browser, page):
 
 
 def test_on_paper_no_number_is_broken_and_no_table_is_wider_than_the_sheet(browser, page, make):
-    costs = {"tokens_per_s": 1139208.0, "padded_tokens_per_s": 2139208.0, "time_per_epoch": 1234.5, "time_per_step": 0.123,
-             "max_gpu_mem_MiB": 12345.6, "max_rss_MiB": 23456.7, "rss_growth_MiB": 1234.5, "train_seconds": 81234.0,
-             "wall_seconds": 91234.0, "energy_wh": 1234.5, "latency_ms": 3.21, "latency_p95_ms": 4.32,
-             "inference_ms_per_example": 0.123, "inference_examples_per_s": 8123.4, "tokenize_ms_per_example": 0.234}  # fmt: skip
+    costs = {
+        "tokens_per_s": 1139208.0,
+        "padded_tokens_per_s": 2139208.0,
+        "time_per_epoch": 1234.5,
+        "time_per_step": 0.123,
+        "max_gpu_mem_MiB": 12345.6,
+        "max_rss_MiB": 23456.7,
+        "rss_growth_MiB": 1234.5,
+        "train_seconds": 81234.0,
+        "wall_seconds": 91234.0,
+        "energy_wh": 1234.5,
+        "latency_ms": 3.21,
+        "latency_p95_ms": 4.32,
+        "inference_ms_per_example": 0.123,
+        "inference_examples_per_s": 8123.4,
+        "tokenize_ms_per_example": 0.234,
+    }
     made = [make.finetune(name, seed, costs=dict(costs)) for name in ("sdpa", "performer") for seed in range(3)]
     browser.open(page([*made, make.baseline()]), width=1032)  # A4 across, less its margins
     browser.call("Emulation.setEmulatedMedia", media="print")

@@ -13,12 +13,23 @@ from xcls.report.settings import Settings, cli_overrides, inside
 from xcls.report.write import write_report
 
 TYPED = [
-    "rank_by=auroc", "claims.min_seeds=2", "claims.seq_len=512", "claims.families.performer.max_loss_pp=0.5",
-    "claims.families.sdpa.min_gain_pp=null", "++claims.families.window.max_time_ratio=0.9", "~claims.families.reformer",
-    "claims.references=[sdpa,window]", "cost.price_per_hour=0.45", "cost.watts=65", "cost.currency='US $, \"net\"'",
-    r"++cost.devices={A100\ \(80GB\):{price_per_hour:1.5,watts:400}}", "intervals.level=0.9",
-    "intervals.most_groups=3", "++originals.reformer=sdpa", "~originals.window",
-]  # fmt: skip
+    "rank_by=auroc",
+    "claims.min_seeds=2",
+    "claims.seq_len=512",
+    "claims.families.performer.max_loss_pp=0.5",
+    "claims.families.sdpa.min_gain_pp=null",
+    "++claims.families.window.max_time_ratio=0.9",
+    "~claims.families.reformer",
+    "claims.references=[sdpa,window]",
+    "cost.price_per_hour=0.45",
+    "cost.watts=65",
+    "cost.currency='US $, \"net\"'",
+    r"++cost.devices={A100\ \(80GB\):{price_per_hour:1.5,watts:400}}",
+    "intervals.level=0.9",
+    "intervals.most_groups=3",
+    "++originals.reformer=sdpa",
+    "~originals.window",
+]
 
 
 def last_command(folder):
@@ -28,7 +39,7 @@ def last_command(folder):
 
 @pytest.mark.slow
 def test_the_script_s_command_gives_the_same_report(make, tmp_path):
-    study = [record for record in records(make)]
+    study = list(records(make))
     for record in study:  # an experiment's own claims, which lose to what is typed
         record.config.update({"claims.seq_len": 256, "claims.families.performer.max_spread_pp": 0.7})
     make.save(study, tmp_path, sweep="a, b")
@@ -47,14 +58,25 @@ def test_the_script_s_command_gives_the_same_report(make, tmp_path):
 def test_what_was_typed_is_given_again_with_the_paths_as_another_clone_has_them():
     settings = Settings(runs=["multirun/a b"], out="x")
     typed = ["runs=[/home/me/multirun]", "claims.seq_len=512", "~originals.window", "++out=/tmp/y"]
-    assert cli_overrides(settings, typed) == ["runs=['multirun/a b']", "out=x", "claims.seq_len=512", "~originals.window"]
+    assert cli_overrides(settings, typed) == [
+        "runs=['multirun/a b']",
+        "out=x",
+        "claims.seq_len=512",
+        "~originals.window",
+    ]
 
 
 @pytest.mark.parametrize(
     ("path", "told"),
-    [("{root}/multirun/a", "multirun/a"), ("../{name}/multirun", "multirun"), ("/elsewhere/a", "/elsewhere/a"),
-     ("wandb:me/x/1", "wandb:me/x/1"), ("multirun/../b", "b"), ("{link}/a", "a")],
-)  # fmt: skip
+    [
+        ("{root}/multirun/a", "multirun/a"),
+        ("../{name}/multirun", "multirun"),
+        ("/elsewhere/a", "/elsewhere/a"),
+        ("wandb:me/x/1", "wandb:me/x/1"),
+        ("multirun/../b", "b"),
+        ("{link}/a", "a"),
+    ],
+)
 def test_paths_in_the_project_are_relative_to_it(tmp_path, path, told):
     (tmp_path / "project").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "project")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from xcls.record import read_record, write_record
+from xcls.config.schema import UserError
 from xcls.report.load import collect
-from xcls.schema import UserError
+from xcls.runs.record import read_record, write_record
 
 
 def test_a_run_folder_a_sweep_and_both_give_each_run_once(make, tmp_path):
@@ -50,12 +50,20 @@ def test_unreadable_records_are_listed(make, tmp_path, text, said):
 @pytest.mark.parametrize(
     "change",
     [
-        {"metrics": None}, {"metrics": {"test": 3}}, {"costs": []}, {"seed": "0"}, {"pretrain": "base"}, {"cause": ["x"]},
-        {"choices": {"dataset": {}}}, {"device": {"kind": []}}, {"command": [3]}, {"metrics": {"test": {"macro_f1": 10**400}}},
+        {"metrics": None},
+        {"metrics": {"test": 3}},
+        {"costs": []},
+        {"seed": "0"},
+        {"pretrain": "base"},
+        {"cause": ["x"]},
+        {"choices": {"dataset": {}}},
+        {"device": {"kind": []}},
+        {"command": [3]},
+        {"metrics": {"test": {"macro_f1": 10**400}}},
         {"study": "half a pair: \ud800"},
     ],
     ids=lambda change: next(iter(change)),
-)  # fmt: skip
+)
 def test_records_of_wrong_types_are_listed(make, tmp_path, change):
     sweep = make.save([make.finetune()], tmp_path)
     (path,) = sweep.rglob("record.json")

@@ -9,6 +9,7 @@ from scipy import stats
 from tests.report.examples import board_of, study_of
 from tests.report.test_bench import bench_of
 from tests.report.test_verdict import SDPA, reason, state
+from xcls.config.schema import UserError
 from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED
 from xcls.report.conditions import unlike_groups
 from xcls.report.cost_ratio import cost_interval, in_turns
@@ -16,7 +17,6 @@ from xcls.report.load import collect
 from xcls.report.settings import claims_from
 from xcls.report.tables import OF_CLAIM, claim_rows, group_rows
 from xcls.report.text import footnotes
-from xcls.schema import UserError
 
 DISTURBED = {"sdpa": (48.3, 3.9, 3.8), "performer": (4.0, 4.8, 5.5)}  # the first run of sdpa shared its machine
 
@@ -106,7 +106,9 @@ def test_in_turns_the_seeds_are_compared_in_pairs(make, tmp_path, judged, turns)
     verdict = judged(records, "performer")
     found = ratio_of(verdict).interval
     expected = stats.ttest_rel(np.log(times["performer"]), np.log(times["sdpa"])).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx(tuple(np.exp(expected)), rel=1e-6) and found.over == "seeds in pairs"
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.exp(expected)), rel=1e-6
+    ) and found.over == "seeds in pairs"
     assert state(verdict, "WNF-1 cost") == PASS
 
 
@@ -117,11 +119,16 @@ def test_otherwise_drift_leaves_the_claim_open(make, judged, began):
     groups = [timed(make, name, values, started=at) for (name, values), at in zip(times.items(), began)]
     verdict = judged([*groups[0], *groups[1], make.baseline(0.80)], "performer")
     assert ratio_of(verdict).interval.over == "seeds" and state(verdict, "WNF-1 cost") == UNDECIDED
-    assert reason(verdict, "WNF-1 cost").endswith("finetune-performer-rope-tiny-n512-s1")  # 9.2 over the others' 7.65: the dearest
+    assert reason(verdict, "WNF-1 cost").endswith(
+        "finetune-performer-rope-tiny-n512-s1"
+    )  # 9.2 over the others' 7.65: the dearest
 
 
 def test_turns_need_the_same_seeds(make, tmp_path):
-    groups = [timed(make, "sdpa", (1.0, 1.0), started=[0, 2]), timed(make, "performer", (1.0, 1.0, 1.0), started=[1, 3, 4])]
+    groups = [
+        timed(make, "sdpa", (1.0, 1.0), started=[0, 2]),
+        timed(make, "performer", (1.0, 1.0, 1.0), started=[1, 3, 4]),
+    ]
     found = groups_of(make, tmp_path, [*groups[0], *groups[1]])
     assert not in_turns(found["sdpa"], found["performer"]) and not in_turns(found["sdpa"], found["sdpa"])
 
@@ -160,7 +167,9 @@ def test_tables_show_the_open_claim_and_the_bench_beside_it(make, tmp_path):
     times = {"sdpa": (10.0, 10.0, 10.2), "performer": (7.0, 7.1, 9.9)}
     benches = collect([tmp_path / "multirun" / "bench"], tmp_path).benches
     study = study_of(make, tmp_path, pair(make, times), benches=benches)
-    (row,) = [row for row in claim_rows(study, references=["sdpa"], splits=["validation"]) if row["measured"] == "time ratio"]
+    (row,) = [
+        row for row in claim_rows(study, references=["sdpa"], splits=["validation"]) if row["measured"] == "time ratio"
+    ]
     assert (row["value"], row["state"], row["claim_state"], row["PASS_WNF"]) == (0.71, UNDECIDED, UNDECIDED, MISSING)
     assert row["interval_low"] < 0.71 < 0.8 < row["interval_high"] and row["interval_says"] == "cannot tell"
     assert row["bench"] == 1.3 and row["bench_agrees"].startswith("no: ") and "multirun/bench/b" in row["bench_agrees"]
@@ -186,8 +195,14 @@ def way(path: str | None) -> dict[str, str]:
 
 def both_ways(make, mine: list[str | None], theirs: list[str | None]):
     """Performer cheaper than SDPA in three seeds each, with the ways in which they computed attention."""
-    found = [make.finetune("performer", seed, time=7.0, memory=60.0, device=way(path)) for seed, path in enumerate(mine)]
-    return [*found, *(make.finetune("sdpa", seed, device=way(path)) for seed, path in enumerate(theirs)), make.baseline(0.80)]
+    found = [
+        make.finetune("performer", seed, time=7.0, memory=60.0, device=way(path)) for seed, path in enumerate(mine)
+    ]
+    return [
+        *found,
+        *(make.finetune("sdpa", seed, device=way(path)) for seed, path in enumerate(theirs)),
+        make.baseline(0.80),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -200,8 +215,16 @@ def both_ways(make, mine: list[str | None], theirs: list[str | None]):
         ([None] * 3, ["whole", None, "whole"], ""),  # one record is older
         (["whole"] * 3, ["blocks"] * 3, "softmax was computed in different ways: whole in performer, blocks in sdpa"),
         (["whole"] * 3, ["blocks,whole"] * 3, "blocks and whole in sdpa"),
-        (["fused"] * 3, ["blocks", "whole", "whole"], "the runs of sdpa computed attention in different ways: blocks and whole"),
-        (["fused", "plain", "fused"], ["whole"] * 3, "the runs of performer computed attention in different ways: fused and plain"),
+        (
+            ["fused"] * 3,
+            ["blocks", "whole", "whole"],
+            "the runs of sdpa computed attention in different ways: blocks and whole",
+        ),
+        (
+            ["fused", "plain", "fused"],
+            ["whole"] * 3,
+            "the runs of performer computed attention in different ways: fused and plain",
+        ),
     ],
 )
 def test_different_ways_make_no_cost_claim(make, judged, mine, theirs, words):
@@ -218,7 +241,12 @@ def test_a_reference_in_blocks_is_told_beside_its_ratios(make, tmp_path):
 
 
 def test_memory_of_a_cpu_and_of_a_gpu_are_not_compared(make, judged):
-    ours = [make.finetune("performer", seed, time=7.0, memory=60.0, device={"kind": "cuda", "name": "a test GPU", "micro_batch": None}) for seed in range(3)]
+    ours = [
+        make.finetune(
+            "performer", seed, time=7.0, memory=60.0, device={"kind": "cuda", "name": "a test GPU", "micro_batch": None}
+        )
+        for seed in range(3)
+    ]
     for record in ours:
         record.costs["max_gpu_mem_MiB"] = 60.0
     verdict = judged([*ours, *make.seeds("sdpa"), make.baseline(0.80)], "performer")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.report.predicted import examples, guess, sweep, with_predictions
-from xcls.record import sha256, write_record
+from xcls.config.schema import UserError
 from xcls.report.claims import ClaimEvaluator
 from xcls.report.groups import group_runs, results_by_dataset
 from xcls.report.intervals import BROKEN, HOLDS, OPEN, Differences, Interval
@@ -20,7 +20,7 @@ from xcls.report.load import Found, Run, collect
 from xcls.report.predictions import Unusable, read_predictions
 from xcls.report.settings import Intervals, Settings, check_numbers
 from xcls.report.write import claims_for
-from xcls.schema import UserError
+from xcls.runs.record import sha256, write_record
 
 SKILLS = {"sdpa": 1.6, "performer": 1.5, "baseline": 0.8}
 DEFAULT = Intervals()
@@ -45,12 +45,17 @@ def asked(found, *, settings=DEFAULT, split="test", mine="performer", other="sdp
 @pytest.mark.parametrize(
     ("low", "high", "relation", "threshold", "told"),
     [
-        (0.2, 0.9, "<=", 1.0, HOLDS), (0.2, 1.0, "<=", 1.0, HOLDS), (0.2, 1.1, "<=", 1.0, OPEN),
-        (1.0, 1.4, "<=", 1.0, OPEN), (1.1, 1.4, "<=", 1.0, BROKEN),
-        (3.0, 9.0, ">=", 3.0, HOLDS), (2.9, 9.0, ">=", 3.0, OPEN), (1.0, 3.0, ">=", 3.0, OPEN),
+        (0.2, 0.9, "<=", 1.0, HOLDS),
+        (0.2, 1.0, "<=", 1.0, HOLDS),
+        (0.2, 1.1, "<=", 1.0, OPEN),
+        (1.0, 1.4, "<=", 1.0, OPEN),
+        (1.1, 1.4, "<=", 1.0, BROKEN),
+        (3.0, 9.0, ">=", 3.0, HOLDS),
+        (2.9, 9.0, ">=", 3.0, OPEN),
+        (1.0, 3.0, ">=", 3.0, OPEN),
         (1.0, 2.9, ">=", 3.0, BROKEN),
     ],
-)  # fmt: skip
+)
 def test_what_an_interval_tells_of_a_threshold(low, high, relation, threshold, told):
     assert Interval(0.5, low, high).tells(relation, threshold) == told
 
@@ -151,7 +156,7 @@ def test_unusable_predictions_say_why(make, tmp_path, spoil, said):
 def test_reading_them_needs_neither_torch_nor_pandas(make, tmp_path):
     one_run(make, tmp_path)
     code = (
-        "import sys; from pathlib import Path; from xcls.record import read_record; from xcls.report.load import Run; "
+        "import sys; from pathlib import Path; from xcls.runs.record import read_record; from xcls.report.load import Run; "
         "from xcls.report.predictions import read_predictions as read; folder = Path(sys.argv[1]); "
         "print(sorted(read(Run(folder, '', read_record(folder)))), {'torch', 'pandas'} & set(sys.modules))"
     )
@@ -161,7 +166,9 @@ def test_reading_them_needs_neither_torch_nor_pandas(make, tmp_path):
 
 def test_a_group_with_one_unusable_run_has_no_interval(make, tmp_path):
     found = loaded(make, tmp_path)
-    place = next(i for i, r in enumerate(found.runs) if (r.record.choices["attention"], r.record.seed) == ("performer", 1))
+    place = next(
+        i for i, r in enumerate(found.runs) if (r.record.choices["attention"], r.record.seed) == ("performer", 1)
+    )
     found.runs[place] = replace(found.runs[place], record=replace(found.runs[place].record, files={}))
     interval = asked(found)
     assert interval.low is None and interval.reason == "performer: seed 1: its record names no predictions"
@@ -179,7 +186,9 @@ def test_other_examples_have_no_interval(make, tmp_path):
         )
     found = collect([tmp_path / "multirun"], tmp_path)
     assert asked(found, mine="reformer").reason == "reformer and sdpa were scored on different examples"
-    assert asked(found, mine="reformer", split="validation").reason == "reformer: a run has no predictions for validation"
+    assert (
+        asked(found, mine="reformer", split="validation").reason == "reformer: a run has no predictions for validation"
+    )
 
 
 def test_the_verdict_stays_by_the_rule_and_the_interval_stands_beside_it(make, tmp_path):

@@ -53,10 +53,17 @@ def test_what_shapes_nothing_keeps_runs_together(make, tmp_path, config):
 
 @pytest.mark.parametrize(
     "options",
-    [{"config": {"finetuning.lr": 1.0}}, {"config": {"attention.features": 9}}, {"device": {"dtype": "bf16"}},
-     {"seq_len": 64}, {"code": {"attention": "a" * 64}}, {"code": {"position": "b" * 64}}, {"config": {"hardware.gradient_checkpointing": True}}],
+    [
+        {"config": {"finetuning.lr": 1.0}},
+        {"config": {"attention.features": 9}},
+        {"device": {"dtype": "bf16"}},
+        {"seq_len": 64},
+        {"code": {"attention": "a" * 64}},
+        {"code": {"position": "b" * 64}},
+        {"config": {"hardware.gradient_checkpointing": True}},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_shapes_a_result_or_a_cost_separates_runs(make, tmp_path, options):
     groups = grouped(make, [make.finetune(seed=0), make.finetune(seed=1, **options)], tmp_path)
     assert [len(group.runs) for group in groups] == [1, 1]
@@ -100,7 +107,10 @@ def test_costs_rank_from_low_to_high_within_a_device(make, tmp_path):
     ]
     (board,) = results_by_dataset(grouped(make, records, tmp_path), "time_per_epoch")
     assert [(g.device["name"], g.attention, g.rank) for g in board.groups] == [
-        ("B", "sdpa", 1), ("a test CPU", "performer_favor", 1), ("a test CPU", "sdpa", 2)]  # fmt: skip
+        ("B", "sdpa", 1),
+        ("a test CPU", "performer_favor", 1),
+        ("a test CPU", "sdpa", 2),
+    ]
 
 
 def pretrained(make, attention, seed, parent, **options):
@@ -163,5 +173,7 @@ def test_two_versions_of_a_mechanism_are_two_groups_with_one_reference(make, tmp
     records = [of("performer", 0, "a"), of("performer", 1, "b"), of("sdpa", 0, "c"), make.finetune("mean")]
     groups = {group.label: group for group in grouped(make, records, tmp_path)}
     assert set(groups) == {"mean", "performer code=aaaaaaaaaaaa", "performer code=bbbbbbbbbbbb", "sdpa"}
-    keys = {label: without_attention({k: v for k, v in group.key.items() if k != "rows"}) for label, group in groups.items()}
+    keys = {
+        label: without_attention({k: v for k, v in group.key.items() if k != "rows"}) for label, group in groups.items()
+    }
     assert keys["sdpa"] == keys["performer code=aaaaaaaaaaaa"] == keys["performer code=bbbbbbbbbbbb"] != keys["mean"]

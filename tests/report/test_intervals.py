@@ -38,7 +38,9 @@ def stratified(labels, groups, classes, *, replicates):
     """The variance of the difference of the groups' means where the rows of each class are drawn anew, by brute force."""
     draw, found = np.random.default_rng(0), []
     for _ in range(replicates):
-        rows = np.concatenate([draw.choice(own, len(own)) for own in (np.flatnonzero(labels == c) for c in range(classes))])
+        rows = np.concatenate(
+            [draw.choice(own, len(own)) for own in (np.flatnonzero(labels == c) for c in range(classes))]
+        )
         means = [np.mean([told(labels[rows], run.said[rows], classes).macro_f1 for run in runs]) for runs in groups]
         found.append(means[0] - means[1])
     return np.var(found)
@@ -67,7 +69,9 @@ def test_seeds_alone_give_welch_s_interval():
 
 
 def test_what_examples_explain_of_the_scatter_is_not_counted_twice():
-    plain, explained = (half_width(sample([0.88, 0.90, 0.92], own=own), sample([0.9]), level=0.95) for own in (0.0, 4e-4))
+    plain, explained = (
+        half_width(sample([0.88, 0.90, 0.92], own=own), sample([0.9]), level=0.95) for own in (0.0, 4e-4)
+    )
     assert explained == pytest.approx(0.2**0.5 * plain)
     assert half_width(sample([0.88, 0.90, 0.92], own=1.0), sample([0.9]), level=0.95) == 0.0
 
@@ -100,7 +104,9 @@ def test_intervals_hold_the_truth_in_some_studies(name, seeds):
     assert covered(World(SIZES[name], seeds, SCATTER["both"]), studies=120).share >= 0.89
 
 
-CELLS = [(name, seeds, kind, False) for name in ("2 x 200", "40 x 2", "1000 x 1") for seeds in SEEDS for kind in SCATTER]
+CELLS = [
+    (name, seeds, kind, False) for name in ("2 x 200", "40 x 2", "1000 x 1") for seeds in SEEDS for kind in SCATTER
+]
 CELLS += [(name, (3, 3), "both", True) for name in ("2, 380 and 20", "8, 200 … 4", "40 x 2", "1000 x 1")]
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from tests.report.examples import from_yaml, rows, study_of
 from tests.report.predicted import CLASSES, examples, guess, with_predictions
-from xcls.record import is_guess
 from xcls.report.claims import MISSING
 from xcls.report.settings import Settings
 from xcls.report.summary import headline
 from xcls.report.write import write_report
+from xcls.runs.record import is_guess
 
 MECHANISMS = ("sdpa", "performer", "reformer")
 
@@ -21,12 +21,15 @@ def nine(make, root, *, learn=(), learned_baseline=True, seq_len=512):
     data = {split: examples(90, seed=number) for number, split in enumerate(("validation", "test"))}
     counts = {split: dict(zip(CLASSES, np.bincount(labels).tolist())) for split, (labels, _) in data.items()}
     majority = np.tile([0.5, 0.3, 0.2], (90, 1))
-    records = [make.finetune(name, seed, seq_len=seq_len) for name in MECHANISMS for seed in range(3)] + [make.baseline()]
+    records = [make.finetune(name, seed, seq_len=seq_len) for name in MECHANISMS for seed in range(3)] + [
+        make.baseline()
+    ]
     for place, record in enumerate(records):
         skilled = learned_baseline if record.mode == "baseline" else (record.choices["attention"], record.seed) in learn
         record.data["classes"] = counts
         made = {
-            split: (labels, guess(labels, hard, skill=2.0, seed=place) if skilled else majority) for split, (labels, hard) in data.items()
+            split: (labels, guess(labels, hard, skill=2.0, seed=place) if skilled else majority)
+            for split, (labels, hard) in data.items()
         }
         make.save([record], root)
         with_predictions(record, root / "multirun" / "demo" / record.run, made)
@@ -42,10 +45,19 @@ def judged(make, root):
     return board, study.judge, {group.attention.partition("_")[0]: group for group in board.groups}
 
 
-@pytest.mark.parametrize(("macro_f1", "classes", "guess_"), [
-    (2 * 0.447 / 1.447 / 8, 8, True), (0.125, 8, True), (0.126, 8, False), (0.3333, 2, True), (0.5, 2, True), (0.51, 2, False),
-    (None, 2, False), (1.0, 1, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("macro_f1", "classes", "guess_"),
+    [
+        (2 * 0.447 / 1.447 / 8, 8, True),
+        (0.125, 8, True),
+        (0.126, 8, False),
+        (0.3333, 2, True),
+        (0.5, 2, True),
+        (0.51, 2, False),
+        (None, 2, False),
+        (1.0, 1, True),
+    ],
+)
 def test_what_needs_no_text(macro_f1, classes, guess_):
     assert is_guess(macro_f1, classes) is guess_
 
@@ -82,7 +94,9 @@ def test_a_reference_that_learned_nothing_is_none(make, tmp_path):
     board, judge, groups = judged(make, nine(make, tmp_path, learn=[one for one in ALL if one[0] != "sdpa"]))
     verdict = judge.verdict(groups["performer"], board, "sdpa", "validation")
     measured = {m.name: m for claim in verdict.claims for m in claim.measured}
-    assert measured["macro-F1 loss (pp)"].value is None and "sdpa learned nothing" in measured["macro-F1 loss (pp)"].reason
+    assert (
+        measured["macro-F1 loss (pp)"].value is None and "sdpa learned nothing" in measured["macro-F1 loss (pp)"].reason
+    )
     assert measured["macro-F1 gain (pp)"].value is not None  # the baseline has learned
     assert "finetuning.lr" in headline(board, judge, ["sdpa"]).next
 
@@ -105,7 +119,9 @@ def test_a_baseline_that_learned_nothing_is_none(make, tmp_path):
 def test_the_files_say_so(make, tmp_path):
     root = nine(make, tmp_path, learn=[("reformer", 0)])
     text = write_report(Settings(runs=["multirun"], out="out", claims=from_yaml()), root=root)
-    table = {(row["attention"], row["seed"]): row for row in rows(root / "out" / "results.csv") if row["mode"] == "finetune"}
+    table = {
+        (row["attention"], row["seed"]): row for row in rows(root / "out" / "results.csv") if row["mode"] == "finetune"
+    }
     assert table["reformer", "0"]["learned_nothing"] == "false" and table["sdpa", "2"]["learned_nothing"] == "true"
     assert text.count("learned nothing") >= 3 and "+0.00" not in text and "holds" not in text
     assert all(not row["difference_pp"] for row in rows(root / "out" / "differences.csv"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.report.examples import rows
+from xcls.config.schema import UserError
 from xcls.report.costs import bill, break_even, count_children, pays
 from xcls.report.groups import group_runs, results_by_dataset
 from xcls.report.load import collect
 from xcls.report.settings import Cost, Price, Settings, check_numbers
 from xcls.report.write import write_report
-from xcls.schema import UserError
 
 FINE = {"wall_seconds": 3600.0, "inference_examples_per_s": 100.0, "tokenize_ms_per_example": 10.0}
 
@@ -25,7 +25,9 @@ def bills(make, root, records, cost=Cost()):
 
 
 def parent_of(make, seed=0, wall=7200.0, **fields):
-    return make.finetune("sdpa", seed, mode="pretrain", run=f"p{seed}", metrics={}, costs={"wall_seconds": wall}, **fields)
+    return make.finetune(
+        "sdpa", seed, mode="pretrain", run=f"p{seed}", metrics={}, costs={"wall_seconds": wall}, **fields
+    )
 
 
 def child(make, seed, parent, **options):
@@ -114,7 +116,10 @@ def test_times_on_different_devices_are_not_set_against_each_other(make, tmp_pat
 
 @pytest.mark.parametrize(
     ("cost", "key"),
-    [(Cost(price_per_hour=-1.0), "cost.price_per_hour"), (Cost(devices={"T4": Price(watts=float("nan"))}), "cost.devices.T4.watts")],
+    [
+        (Cost(price_per_hour=-1.0), "cost.price_per_hour"),
+        (Cost(devices={"T4": Price(watts=float("nan"))}), "cost.devices.T4.watts"),
+    ],
 )
 def test_impossible_prices_are_refused(cost, key):
     with pytest.raises(UserError, match=key):
@@ -127,7 +132,12 @@ def test_the_tuned_baseline_has_its_cost_and_it_is_said_who_pays_what(make, tmp_
     write_report(Settings(runs=["multirun"], out="out", cost=Cost(price_per_hour=0.5, watts=100.0)), root=tmp_path)
     costs = {row["mechanism"]: row for row in rows(tmp_path / "out" / "costs.csv")}
     tuned = costs["TF-IDF + LogReg, tuned"]
-    assert (tuned["train_hours"], tuned["train_EUR"], tuned["train_kWh"], tuned["dataset"]) == ("2.0", "1.0", "0.2", "demo")
+    assert (tuned["train_hours"], tuned["train_EUR"], tuned["train_kWh"], tuned["dataset"]) == (
+        "2.0",
+        "1.0",
+        "0.2",
+        "demo",
+    )
     assert tuned["macro_f1"] == "0.87" and tuned["million_documents_hours"] == ""
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "a baseline pays its fit alone, the tuned one every fit that was tried" in page

@@ -50,13 +50,22 @@ def read(html):
 def test_the_page_has_headline_matrix_plot_then_groups_failures_settings_environment(make, tmp_path):
     html = page_of(make, tmp_path)
     order = [
-        "Demonstration: small", '<p class="headline">', 'class="matrix"', "<img", '<section id="groups-0">', '<section id="failed">',
-        '<section id="settings">', '<section id="environment">',
-    ]  # fmt: skip
+        "Demonstration: small",
+        '<p class="headline">',
+        'class="matrix"',
+        "<img",
+        '<section id="groups-0">',
+        '<section id="failed">',
+        '<section id="settings">',
+        '<section id="environment">',
+    ]
     places = [html.find(text) for text in order]
     assert places == sorted(places) and places[0] > 0
     matrix = words(html[places[2] : html.index("</table>")])
-    assert re.search(r"performer n = 3 ✓ 0\.70× ≤ 0\.8× ✓ 0\.60× ≤ 0\.7× ✓ 0\.60 ≤ 1 ✓ 5\.00 ≥ 3 ✓ 0\.20 ≤ 1 ✓ PASS test: ✓ PASS", matrix)
+    assert re.search(
+        r"performer n = 3 ✓ 0\.70× ≤ 0\.8× ✓ 0\.60× ≤ 0\.7× ✓ 0\.60 ≤ 1 ✓ 5\.00 ≥ 3 ✓ 0\.20 ≤ 1 ✓ PASS test: ✓ PASS",
+        matrix,
+    )
     failed = words(html[html.index('<section id="failed">') :])
     assert failed.index("NaN in the loss at step 7") < failed.index("SIGTERM")
 
@@ -64,20 +73,29 @@ def test_the_page_has_headline_matrix_plot_then_groups_failures_settings_environ
 def test_the_page_is_one_file_that_asks_for_nothing(make, tmp_path):
     html = page_of(make, tmp_path)
     places = [value for _, attrs in read(html) for name, value in attrs.items() if name in ("src", "href")]
-    assert [value for value in places if not value.startswith(("#", "data:image/png"))] == [] and "url(" not in html and "@import" not in html
+    assert (
+        [value for value in places if not value.startswith(("#", "data:image/png"))] == []
+        and "url(" not in html
+        and "@import" not in html
+    )
     anchors = {attrs["href"][1:] for tag, attrs in read(html) if tag == "a"}
     assert len(anchors) >= 5 and anchors <= {attrs.get("id") for _, attrs in read(html)}
     assert "default-src 'none'" in html.replace("&#39;", "'") and html.count("<script") == 1
 
 
 def test_the_limits_are_those_of_the_study(make, tmp_path):
-    made = make.seeds("sdpa", config={"claims.seq_len": 1024, "claims.min_seeds": 2, "claims.families.sdpa.min_gain_pp": 7.5})
+    made = make.seeds(
+        "sdpa", config={"claims.seq_len": 1024, "claims.min_seeds": 2, "claims.families.sdpa.min_gain_pp": 7.5}
+    )
     text = words(page_of(make, tmp_path, [*made, make.baseline(0.8)]))
     assert "over at least 2 seeds, at 1024 tokens" in text and "≥ 7.5" in text and "over at least 3 seeds" not in text
 
 
 def test_nothing_from_a_record_reaches_the_page_unescaped(make, tmp_path):
-    made = [make.finetune(seed=s, study=EVIL, config={EVIL: EVIL}, versions={"torch": EVIL}, commit=EVIL, exp=EVIL) for s in range(3)]
+    made = [
+        make.finetune(seed=s, study=EVIL, config={EVIL: EVIL}, versions={"torch": EVIL}, commit=EVIL, exp=EVIL)
+        for s in range(3)
+    ]
     made.append(make.finetune(seed=3, status="failed", cause=EVIL, config={"finetuning.lr": EVIL}))
     for record in made:
         record.choices = {**record.choices, "attention": EVIL, "dataset": EVIL}
@@ -96,7 +114,9 @@ def test_nothing_from_a_record_reaches_the_page_unescaped(make, tmp_path):
 
 def test_signs_that_hide_or_turn_text_become_visible(make, tmp_path):
     assert visible("a\x00b\x1bc\u202ed") == "a\ufffdb\ufffdc\ufffdd" and visible("a\tb\nc") == "a\tb\nc"
-    assert "SIG\ufffdTERM" in page_of(make, tmp_path, [make.finetune(status="failed", cause="SIG\u202eTERM", metrics={})])
+    assert "SIG\ufffdTERM" in page_of(
+        make, tmp_path, [make.finetune(status="failed", cause="SIG\u202eTERM", metrics={})]
+    )
 
 
 def test_headings_tables_and_pictures_are_made_for_those_who_cannot_see_them(make, tmp_path):
@@ -139,7 +159,10 @@ def test_what_differs_comes_before_what_is_shared(make, tmp_path):
 
 
 def test_a_sheet_becomes_a_table_that_sorts_by_what_it_holds():
-    rows = [{"what": "a", "cost": 1234567.891, "ok": True, "state": "cannot tell"}, {"what": "<b>", "cost": None, "n": 3}]
+    rows = [
+        {"what": "a", "cost": 1234567.891, "ok": True, "state": "cannot tell"},
+        {"what": "<b>", "cost": None, "n": 3},
+    ]
     made = table_view(Table("x", "X", "Words", rows))
     assert made["head"] == [("what", False), ("cost", True), ("ok", True), ("state", False), ("n", True)]
     assert [(cell["text"], cell["sorts"]) for cell in made["rows"][0]][1] == ("1,234,568", 1234567.891)
@@ -150,9 +173,21 @@ def test_a_sheet_becomes_a_table_that_sorts_by_what_it_holds():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("0.677 ± 0.019", 0.677), ("−3.18", -3.18), ("12.7 (1.10×)", 12.7), ("1,759 (0.92×)", 1759.0),
-     ("9.89 in all", 9.89), ("2.13.0", None), ("abc", None), ("1e-05", 1e-05), (float("nan"), None), (float("inf"), None), (10**400, None), (True, 1.0)],
-)  # fmt: skip
+    [
+        ("0.677 ± 0.019", 0.677),
+        ("−3.18", -3.18),
+        ("12.7 (1.10×)", 12.7),
+        ("1,759 (0.92×)", 1759.0),
+        ("9.89 in all", 9.89),
+        ("2.13.0", None),
+        ("abc", None),
+        ("1e-05", 1e-05),
+        (float("nan"), None),
+        (float("inf"), None),
+        (10**400, None),
+        (True, 1.0),
+    ],
+)
 def test_cells_sort_by_the_number_they_begin_with(text, value):
     assert sort_value(text) == value
 

@@ -12,12 +12,12 @@ from matplotlib.image import imread
 
 from tests.report.examples import board_of, sized, study_of
 from tests.report.predicted import with_predictions
-from xcls.record import sha256
 from xcls.report.drawing import COLOURS, SETTINGS, Looks, canvas, key, png, short
 from xcls.report.load import Bench, collect
 from xcls.report.plots import confusion, confusion_plot, draw, pareto_front, read_curve
 from xcls.report.plots_of_length import bench_plots, crossover, length_plot
 from xcls.report.predictions import Predictions
+from xcls.runs.record import sha256
 
 
 def drawn(make, root, records):
@@ -36,9 +36,18 @@ def test_the_pareto_front_holds_what_nothing_beats_in_both():
 
 
 def test_a_study_has_its_plots_and_their_words_hold_the_numbers(make, tmp_path):
-    made = [*make.seeds("sdpa", (0.90, 0.91, 0.92)), *make.seeds("performer", (0.89, 0.90, 0.91), time=7.0, memory=60.0), make.baseline(0.85)]
+    made = [
+        *make.seeds("sdpa", (0.90, 0.91, 0.92)),
+        *make.seeds("performer", (0.89, 0.90, 0.91), time=7.0, memory=60.0),
+        make.baseline(0.85),
+    ]
     plots = drawn(make, tmp_path, made)
-    assert list(plots) == ["quality_vs_time_per_epoch-demo", "quality_vs_rss_growth_MiB-demo", "seeds-demo", "learning-demo"]
+    assert list(plots) == [
+        "quality_vs_time_per_epoch-demo",
+        "quality_vs_rss_growth_MiB-demo",
+        "seeds-demo",
+        "learning-demo",
+    ]
     plot = plots["quality_vs_time_per_epoch-demo"]
     assert "sdpa 10 and 0.910 (n = 3)" in plot.numbers and "performer 7 and 0.900 (n = 3)" in plot.numbers
     assert plot.words.endswith("performer, sdpa.")  # the Pareto front
@@ -117,7 +126,10 @@ def test_cost_against_length_from_runs(make, tmp_path):
     made += [make.finetune("performer", seed, seq_len=n, time=10.24) for n in (512, 2048) for seed in (0, 1)]
     plots = drawn(make, tmp_path, made)
     plot = plots["cost_vs_length-demo"]
-    assert "performer: from about 1,024 tokens on" in plot.words and "sdpa 5.12 s at 512 and 20.5 s at 2,048 tokens" in plot.numbers
+    assert (
+        "performer: from about 1,024 tokens on" in plot.words
+        and "sdpa 5.12 s at 512 and 20.5 s at 2,048 tokens" in plot.numbers
+    )
     assert {"quality_vs_time_per_epoch-demo-n512", "quality_vs_time_per_epoch-demo-n2048"} <= set(plots)
     assert by_length(make, tmp_path / "lone", [record for record in made if record.seq_len == 512]) is None
 
@@ -129,7 +141,10 @@ def test_each_size_crosses_the_reference_of_its_own_size(make, tmp_path):
             made += sized(make, "sdpa", size, seq_len=length, time=time * factor)
             made += sized(make, "performer", size, seq_len=length, time=time * factor * 1.2)
     words = by_length(make, tmp_path, made).words
-    assert all(f"Cheaper than sdpa {size} for good: performer {size}: not at the longest." in words for size in ("mini", "tiny"))
+    assert all(
+        f"Cheaper than sdpa {size} for good: performer {size}: not at the longest." in words
+        for size in ("mini", "tiny")
+    )
     assert "at every length" not in words
 
 
@@ -149,14 +164,20 @@ def test_other_threads_and_devices_have_no_crossing_and_it_is_said(make, tmp_pat
 
 def bench_rows(times, position="none"):
     shape = {"origin": "xcls", "part": "module", "position": position, "dtype": "fp32", "batch": 2}
-    return [{**shape, "mechanism": name, "seq_len": n, "training_ms": time, "training_MiB": 2.0 * n} for (name, n), time in times.items()]
+    return [
+        {**shape, "mechanism": name, "seq_len": n, "training_ms": time, "training_MiB": 2.0 * n}
+        for (name, n), time in times.items()
+    ]
 
 
 TIMES = {("sdpa", 512): 10.0, ("sdpa", 2048): 160.0, ("performer", 512): 20.0, ("performer", 2048): 80.0}
 
 
 def test_cost_against_length_from_mode_bench(tmp_path):
-    rows = [*bench_rows(TIMES), {"mechanism": "broken", "origin": "xcls", "part": "module", "seq_len": "x", "training_ms": None}]
+    rows = [
+        *bench_rows(TIMES),
+        {"mechanism": "broken", "origin": "xcls", "part": "module", "seq_len": "x", "training_ms": None},
+    ]
     (plot,) = bench_plots(Bench(tmp_path / "a b", "a b", {"device": {"name": "a CPU"}}, rows), "sdpa", Looks())
     assert plot.name == "bench-a-b" and "sdpa 5 ms at 512 and 80 ms at 2,048 tokens" in plot.numbers
     assert "performer: from about 1,024 tokens on" in plot.words and "a CPU" in plot.words
@@ -164,7 +185,9 @@ def test_cost_against_length_from_mode_bench(tmp_path):
 
 
 def test_a_bench_over_several_positions_compares_within_each(tmp_path):
-    rows = bench_rows(TIMES) + bench_rows({(name, n): n / (500 if name == "sdpa" else 600) for name, n in TIMES}, "rope")
+    rows = bench_rows(TIMES) + bench_rows(
+        {(name, n): n / (500 if name == "sdpa" else 600) for name, n in TIMES}, "rope"
+    )
     words = bench_plots(Bench(tmp_path, "", {}, rows), "sdpa", Looks())[0].words
     assert "Cheaper than sdpa none for good: performer none: from about 1,024" in words
     assert "Cheaper than sdpa rope for good: performer rope: at every length measured." in words

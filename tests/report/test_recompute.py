@@ -88,9 +88,10 @@ def test_one_interval(made):
     """Performer against SDPA on test: rows drawn anew in each class for the examples, Welch's formulas for the seeds."""
     root, tables = made
     (row,) = [
-        row for row in tables["differences"]
+        row
+        for row in tables["differences"]
         if (row["mechanism"], row["against"], row["split"]) == ("performer", "sdpa", "test")
-    ]  # fmt: skip
+    ]
     assert (row["n"], row["n_against"], row["examples"], row["drawn"]) == ("3", "3", "300", "examples and seeds")
     groups = [group_scores(root, tables, label) for label in ("performer", "sdpa")]
     labels = groups[0][1]
@@ -120,12 +121,15 @@ def test_one_interval(made):
 
 def test_the_claims_show_the_interval_of_the_same_difference(made):
     _, tables = made
-    claims = [r for r in tables["wnf"] if (r["label"], r["reference"], r["split"]) == ("performer", "sdpa", "validation")]
+    claims = [
+        r for r in tables["wnf"] if (r["label"], r["reference"], r["split"]) == ("performer", "sdpa", "validation")
+    ]
     gain = next(row for row in claims if row["measured"] == "macro-F1 gain (pp)")
     (row,) = [
-        row for row in tables["differences"]
+        row
+        for row in tables["differences"]
         if (row["mechanism"], row["against"], row["split"]) == ("performer", "TF-IDF + LogReg", "validation")
-    ]  # fmt: skip
+    ]
     assert gain["value"] == row["difference_pp"] and gain["interval_low"] == row["interval_low"] != ""
     assert (gain["n"], gain["n_reference"], gain["n_baseline"]) == ("3", "3", "1")
     loss = next(row for row in claims if row["measured"] == "macro-F1 loss (pp)")

@@ -13,10 +13,10 @@ import pytest
 
 from tests.report.examples import PROJECT, contents, from_yaml, records, report, rows
 from tests.report.scale import make_runs
+from xcls.config.schema import UserError
 from xcls.report.settings import Settings
 from xcls.report.tables import FIRST
 from xcls.report.write import write_report
-from xcls.schema import UserError
 
 COLUMNS = (
     "run, mode, status, cause, dataset, attention, position, size, seq_len, seed, batch_size, "
@@ -87,9 +87,11 @@ def test_the_same_runs_give_the_same_bytes_in_any_order(make, tmp_path):
     assert first == second and made == contents(two / "out")
     assert {"results.csv", "groups.csv", "wnf.csv", "report.md", "index.html", "reproduce.sh"} <= set(made)
     assert sorted(name for name in made if name.startswith("plots/")) == [
-        "plots/learning-demo.png", "plots/quality_vs_rss_growth_MiB-demo.png", "plots/quality_vs_time_per_epoch-demo.png",
+        "plots/learning-demo.png",
+        "plots/quality_vs_rss_growth_MiB-demo.png",
+        "plots/quality_vs_time_per_epoch-demo.png",
         "plots/seeds-demo.png",
-    ]  # fmt: skip
+    ]
 
 
 def test_the_order_of_the_folders_in_the_list_changes_nothing(make, tmp_path):
@@ -111,7 +113,9 @@ def test_what_is_printed(make, tmp_path):
     lines = text.splitlines()
     assert lines[0] == "Demonstration: small"
     assert any(re.match(r"\| performer +\| PASS +\| PASS +\| 3 \| 0.905 ± 0.001 .*\(0.70×\)", line) for line in lines)
-    assert any(line.startswith("demo: performer passes: 30 % less time, 40 % less memory, macro-F1 −0.60 pp") for line in lines)
+    assert any(
+        line.startswith("demo: performer passes: 30 % less time, 40 % less memory, macro-F1 −0.60 pp") for line in lines
+    )
     assert len(lines) <= 20
     assert lines[-1].startswith("13 runs. The page: out/index.html (also: 3 runs ")
 

@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, Project
+from xcls.config.schema import UserError
 from xcls.data.files import Files
-from xcls.record import read_record
 from xcls.report.reproduce import command_for, expectation, script, script_for
 from xcls.report.reproduce_check import check_data, check_fresh, compare, furthest
-from xcls.schema import UserError
+from xcls.runs.record import read_record
 
 
 def syntax(text):
@@ -185,8 +185,15 @@ def test_the_script_works_in_the_clone_it_is_started_in(make, tmp_path):
 
 
 def expected(fingerprint):
-    return [{"dataset": "toy", "fingerprint": fingerprint, "source": {"_target_": "toy_source.Toy", "path": "a"},
-             "extra": [], "versions": {"pytest": "0.0.1", "cuda": "12.6", "python": None}}]  # fmt: skip
+    return [
+        {
+            "dataset": "toy",
+            "fingerprint": fingerprint,
+            "source": {"_target_": "toy_source.Toy", "path": "a"},
+            "extra": [],
+            "versions": {"pytest": "0.0.1", "cuda": "12.6", "python": None},
+        }
+    ]
 
 
 @pytest.fixture
@@ -248,9 +255,18 @@ def test_the_same_bits_are_owed_on_the_same_machine_and_closeness_elsewhere(make
 def test_the_data_are_checked_with_the_settings_of_their_labels(make, tmp_path):
     (tmp_path / "a.csv").write_text("text,label\none,A\ntwo,a\nthree,b\n")
     labels = {"casefold": True, "missing": ["nan"], "many": False}
-    record = make.finetune(data={"name": "files", "fingerprint": Files(path=str(tmp_path / "a.csv"), labels=labels).fingerprint()})
-    record.config.update({"dataset.path": str(tmp_path / "a.csv"), "dataset.text": "text", "dataset.label": "label",
-                          "dataset.source._target_": "xcls.data.files.Files", **{f"dataset.labels.{key}": value for key, value in labels.items()}})
+    record = make.finetune(
+        data={"name": "files", "fingerprint": Files(path=str(tmp_path / "a.csv"), labels=labels).fingerprint()}
+    )
+    record.config.update(
+        {
+            "dataset.path": str(tmp_path / "a.csv"),
+            "dataset.text": "text",
+            "dataset.label": "label",
+            "dataset.source._target_": "xcls.data.files.Files",
+            **{f"dataset.labels.{key}": value for key, value in labels.items()},
+        }
+    )
     wanted = {**json.loads(json.dumps(expectation(record))), "versions": {}}
     assert wanted["source"]["labels"] == labels and check_data([wanted]) == []
     record.config["dataset.labels.casefold"] = False
@@ -286,7 +302,11 @@ def make_repository(project):
         for name in ("run.py", "report.py", "rows.csv"):
             shutil.copy(project.folder / name, folder / name)
         (folder / ".gitignore").write_text("__pycache__/\n/finetune/\n/cache/\n/leases/\n")
-        for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"]):
+        for words in (
+            ["init", "-q"],
+            ["add", "-A"],
+            ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"],
+        ):
             subprocess.run(["git", *words], cwd=folder, check=True)
         return Project(folder)
 
@@ -327,7 +347,9 @@ def test_a_clone_of_the_commit_makes_the_numbers_of_a_mechanism_that_nobody_comm
     mine = first.folder / "xcls" / "attention" / "mine.py"
     mine.write_text(MINE)
     options = (first.folder / "conf" / "attention" / "sdpa.yaml").read_text()
-    (first.folder / "conf" / "attention" / "mine.yaml").write_text(options.replace("softmax.Sdpa", "mine.Mine").replace("name: sdpa", "name: mine"))
+    (first.folder / "conf" / "attention" / "mine.yaml").write_text(
+        options.replace("softmax.Sdpa", "mine.Mine").replace("name: sdpa", "name: mine")
+    )
     run = ("attention=mine", "exp=one")
     done = first.run(*run, fresh=True)
     assert done.returncode == 0, done.stderr
@@ -337,12 +359,17 @@ def test_a_clone_of_the_commit_makes_the_numbers_of_a_mechanism_that_nobody_comm
     assert set(record.code) == {"attention", "position"}
 
     second = tmp_path / "second"
-    for words in (["clone", "-q", str(first.folder), str(second)], ["-C", str(second), "checkout", "-q", record.commit.removesuffix("-dirty")]):
+    for words in (
+        ["clone", "-q", str(first.folder), str(second)],
+        ["-C", str(second), "checkout", "-q", record.commit.removesuffix("-dirty")],
+    ):
         subprocess.run(["git", *words], check=True)
     assert not (second / "xcls" / "attention" / "mine.py").exists()
     done = again(Project(second), folder / "reproduce.sh")
     assert done.returncode == 0 and done.stdout.count("the same to the bit") == 1, done.stdout + done.stderr
-    assert (second / "xcls" / "attention" / "mine.py").read_text() == MINE and results_of(second) == results_of(first.folder)
+    assert (second / "xcls" / "attention" / "mine.py").read_text() == MINE and results_of(second) == results_of(
+        first.folder
+    )
 
     mine.write_text("# no other code\n" + MINE)
     assert first.run(*run, "resume=true", fresh=True).returncode == 0

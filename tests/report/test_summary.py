@@ -27,7 +27,10 @@ def told(make, root, made):
 def cells_of(study):
     """label -> {claim: cell}, with the verdicts under 'validation' and 'test'; and the footnotes."""
     found = matrix(study.boards[0], study.judge, study.references[0])
-    return {label: {**dict(zip(NAMES, cells)), "validation": state, "test": test} for label, _, cells, state, test in found.rows}, found.notes
+    return {
+        label: {**dict(zip(NAMES, cells)), "validation": state, "test": test}
+        for label, _, cells, state, test in found.rows
+    }, found.notes
 
 
 def placed(make, attention, device, **options):
@@ -42,33 +45,49 @@ def test_the_matrix_has_value_limit_and_sign_of_every_claim(make, tmp_path):
     cells, notes = cells_of(study_of(make, tmp_path, records(make)))
     own = cells["performer"]
     assert [(own[name].value, own[name].limit, own[name].sign) for name in NAMES] == [
-        ("0.70×", "≤ 0.8×", "✓"), ("0.60×", "≤ 0.7×", "✓"), ("0.60", "≤ 1", "✓"), ("5.00", "≥ 3", "✓"), ("0.20", "≤ 1", "✓"),
-    ]  # fmt: skip
+        ("0.70×", "≤ 0.8×", "✓"),
+        ("0.60×", "≤ 0.7×", "✓"),
+        ("0.60", "≤ 1", "✓"),
+        ("5.00", "≥ 3", "✓"),
+        ("0.20", "≤ 1", "✓"),
+    ]
     assert (own["validation"], own["test"]) == (PASS, PASS)
     other = cells["reformer"]
     assert [other[name].sign for name in NAMES] == ["✗", "✗", "✗", "✗", "✗"] and other["validation"] == FAIL
     assert "NaN" in notes[other["spread"].notes[0] - 1]
     assert [cells["sdpa"][name].value for name in NAMES[:3]] == ["–", "–", "–"]
-    assert [cells["sdpa"][name].sign for name in NAMES] == ["", "", "", "✓", "✓"] and list(cells) == ["sdpa", "performer", "reformer"]
+    assert [cells["sdpa"][name].sign for name in NAMES] == ["", "", "", "✓", "✓"] and list(cells) == [
+        "sdpa",
+        "performer",
+        "reformer",
+    ]
 
 
 def test_too_few_seeds_make_question_marks_with_the_reason_below(make, tmp_path):
     few = [record for record in records(make) if record.seed < 2 or record.mode == "baseline"]
     cells, notes = cells_of(study_of(make, tmp_path, few))
     assert {cells["performer"][name].sign for name in NAMES} == {"?"} and cells["performer"]["validation"] == MISSING
-    assert len(notes) == 1 and "2 of 3 seeds" in notes[0] and {cells["performer"][name].notes for name in NAMES} == {(1,)}
+    assert (
+        len(notes) == 1 and "2 of 3 seeds" in notes[0] and {cells["performer"][name].notes for name in NAMES} == {(1,)}
+    )
 
 
 def test_an_interval_over_the_limit_is_a_question_mark_beside_the_sign(make, tmp_path):
     cells, notes = cells_of(study_of(make, nine(make, tmp_path, learn=ALL)))
     doubtful = [cell for row in cells.values() for cell in row.values() if not isinstance(cell, str) and cell.doubtful]
-    assert doubtful and all(cell.sign in ("✓?", "✗?") and "spans the limit" in notes[cell.notes[-1] - 1] for cell in doubtful)
+    assert doubtful and all(
+        cell.sign in ("✓?", "✗?") and "spans the limit" in notes[cell.notes[-1] - 1] for cell in doubtful
+    )
 
 
 def test_values_without_a_claim_have_neither_limit_nor_sign(make, tmp_path):
-    cells, _ = cells_of(study_of(make, tmp_path, [*records(make), *make.seeds("window", (0.90, 0.901, 0.90), time=3.0)]))
+    cells, _ = cells_of(
+        study_of(make, tmp_path, [*records(make), *make.seeds("window", (0.90, 0.901, 0.90), time=3.0)])
+    )
     own = cells["window"]
-    assert [own[name].value for name in NAMES] == ["0.30×", "1.00×", "1.07", "4.53", "0.10"] and own["validation"] == MISSING
+    assert [own[name].value for name in NAMES] == ["0.30×", "1.00×", "1.07", "4.53", "0.10"] and own[
+        "validation"
+    ] == MISSING
     assert {(own[name].limit, own[name].sign) for name in NAMES} == {("", "")}
 
 
@@ -77,7 +96,9 @@ def test_a_cost_that_these_runs_cannot_tell_is_open(make, tmp_path):
     made[0].costs["time_per_epoch"] = 50.0
     cells, notes = cells_of(study_of(make, tmp_path, made))
     time = cells["performer"]["time"]
-    assert (time.state, time.sign, cells["performer"]["validation"]) == (UNDECIDED, "?", MISSING) and "repeat" in notes[time.notes[0] - 1]
+    assert (time.state, time.sign, cells["performer"]["validation"]) == (UNDECIDED, "?", MISSING) and "repeat" in notes[
+        time.notes[0] - 1
+    ]
 
 
 def test_the_headline_names_no_cost_that_is_open(make, tmp_path):
@@ -88,16 +109,26 @@ def test_the_headline_names_no_cost_that_is_open(make, tmp_path):
 
 
 def test_the_cheapest_passes_first_across_sizes_by_its_own_reference(make, tmp_path):
-    made = [*sized(make, "sdpa", "tiny", time=2.0), *sized(make, "performer", "tiny", time=1.5),
-            *sized(make, "sdpa", "mini", time=20.0), *sized(make, "performer", "mini", time=10.0), make.baseline(0.80)]  # fmt: skip
+    made = [
+        *sized(make, "sdpa", "tiny", time=2.0),
+        *sized(make, "performer", "tiny", time=1.5),
+        *sized(make, "sdpa", "mini", time=20.0),
+        *sized(make, "performer", "mini", time=10.0),
+        make.baseline(0.80),
+    ]
     found = told(make, tmp_path, made)
     assert found.state == PASS and found.text.startswith("performer mini passes: 50 % less time")
     assert "Also passing: performer tiny." in found.notes and found.next == ""
 
 
 def test_the_cheapest_passes_first_across_devices(make, tmp_path):
-    made = [*placed(make, "sdpa", "slow", time=100), *placed(make, "performer", "slow", time=60),
-            *placed(make, "sdpa", "fast", time=4), *placed(make, "performer", "fast", time=3), make.baseline(0.8)]  # fmt: skip
+    made = [
+        *placed(make, "sdpa", "slow", time=100),
+        *placed(make, "performer", "slow", time=60),
+        *placed(make, "sdpa", "fast", time=4),
+        *placed(make, "performer", "fast", time=3),
+        make.baseline(0.8),
+    ]
     assert told(make, tmp_path, made).text.startswith("performer slow passes: 40 % less time")
 
 
@@ -105,7 +136,9 @@ def test_of_equal_costs_the_better_one_passes_first(make, tmp_path):
     made = [*make.seeds("sdpa", GOOD), *make.seeds("performer", GOOD, time=7.0), make.baseline(0.8)]
     better = [*made, *make.seeds("reformer", (0.92, 0.921, 0.922), time=7.0)]
     assert told(make, tmp_path / "equal", better).text.startswith("reformer passes")
-    assert told(make, tmp_path / "slower", [*made, *make.seeds("reformer", GOOD, time=7.9)]).text.startswith("performer passes")
+    assert told(make, tmp_path / "slower", [*made, *make.seeds("reformer", GOOD, time=7.9)]).text.startswith(
+        "performer passes"
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +147,12 @@ def test_of_equal_costs_the_better_one_passes_first(make, tmp_path):
         (lambda made: made[:3], MISSING, "Best so far: sdpa, macro-F1 0.911", "attention=sdpa,performer,reformer"),
         (lambda made: [r for r in made if r.seed == 0 or r.mode == "baseline"], MISSING, "1 of 3 seeds", "seed=0,1,2"),
         (lambda made: made[3:6] + made[-1:], MISSING, "no completed sdpa run on these rows", "attention=sdpa"),
-        (lambda made: [r for r in made if r.choices["attention"] != "performer"], FAIL, "Nothing passes against sdpa: reformer fails", ""),
+        (
+            lambda made: [r for r in made if r.choices["attention"] != "performer"],
+            FAIL,
+            "Nothing passes against sdpa: reformer fails",
+            "",
+        ),
         (lambda made: made[-1:], MISSING, "Only the baseline", "sweep again"),
         (lambda made: made[:6], MISSING, "no baseline was trained on these rows", "mode=baseline dataset=demo"),
     ],
@@ -139,20 +177,32 @@ def test_what_can_never_be_judged_is_not_called_open_where_the_claims_length_was
         made += make.seeds("sdpa", GOOD, seq_len=length, time=time)
         made += make.seeds("performer", GOOD, seq_len=length, time=2 * time)
     found = told(make, tmp_path, made)
-    assert found.state == FAIL and "performer n512 fails" in found.text and "n1024" not in found.text and found.next == ""
+    assert (
+        found.state == FAIL and "performer n512 fails" in found.text and "n1024" not in found.text and found.next == ""
+    )
 
 
 def test_why_there_is_no_verdict_is_said_of_the_claims_length_where_it_was_run(make, tmp_path):
-    made = [make.baseline(0.8), *make.seeds("performer", GOOD), *make.seeds("sdpa", GOOD, config={"finetuning.lr": 1.0})]
+    made = [
+        make.baseline(0.8),
+        *make.seeds("performer", GOOD),
+        *make.seeds("sdpa", GOOD, config={"finetuning.lr": 1.0}),
+    ]
     for length in (1024, 2048):
         made += [*make.seeds("sdpa", GOOD, seq_len=length), *make.seeds("performer", GOOD, seq_len=length)]
     found = told(make, tmp_path, made)
-    assert found.state == MISSING and "finetuning.lr" in found.text and "Run sdpa as performer n512 was run" in found.next
+    assert (
+        found.state == MISSING and "finetuning.lr" in found.text and "Run sdpa as performer n512 was run" in found.next
+    )
 
 
 def test_a_pass_is_qualified_by_what_speaks_against_it(make, tmp_path):
-    made = [*make.seeds("sdpa", GOOD), *make.seeds("sdpa_fused", GOOD, time=5.0, memory=50.0),
-            *make.seeds("performer", (0.905, 0.905, 0.906), time=7.0, memory=60.0, test=0.80), make.baseline(0.855)]  # fmt: skip
+    made = [
+        *make.seeds("sdpa", GOOD),
+        *make.seeds("sdpa_fused", GOOD, time=5.0, memory=50.0),
+        *make.seeds("performer", (0.905, 0.905, 0.906), time=7.0, memory=60.0, test=0.80),
+        make.baseline(0.855),
+    ]
     found = told(make, tmp_path, made)
     assert found.state == PASS and any("sdpa_fused" in note and "does not pass" in note for note in found.notes)
     assert any("test split" in note and FAIL in note for note in found.notes)
@@ -163,7 +213,9 @@ def test_a_pass_is_qualified_by_what_speaks_against_it(make, tmp_path):
 def test_a_baseline_that_is_better_than_every_encoder_is_said(make, tmp_path):
     made = [*make.seeds("sdpa", (0.80, 0.81, 0.80)), *make.seeds("performer", (0.80, 0.80, 0.80))]
     notes = told(make, tmp_path / "default", [*made, make.baseline(0.85)]).notes
-    assert any(BASELINE in note and "0.850" in note for note in notes) and any("sdpa fails its own claims" in note for note in notes)
+    assert any(BASELINE in note and "0.850" in note for note in notes) and any(
+        "sdpa fails its own claims" in note for note in notes
+    )
     notes = told(make, tmp_path / "tuned", [*made, make.baseline(0.79)]).notes
     assert any(f"{BASELINE} (tuned on validation)" in note and "0.810" in note for note in notes)
 
@@ -173,14 +225,24 @@ def test_costs_measured_differently_are_said_in_the_matrix_and_below_the_table(m
     made = [*make.seeds("sdpa", GOOD), *make.seeds("performer", GOOD, time=7.0, versions=other), make.baseline(0.8)]
     study = study_of(make, tmp_path, made)
     cells, notes = cells_of(study)
-    assert "torch 2.14.0 against 2.13.0" in notes[cells["performer"]["time"].notes[0] - 1] and cells["performer"]["loss"].notes == ()
+    assert (
+        "torch 2.14.0 against 2.13.0" in notes[cells["performer"]["time"].notes[0] - 1]
+        and cells["performer"]["loss"].notes == ()
+    )
     header, table = comparison(study.boards[0], study.judge, "sdpa")
     assert "7 (0.70× †)" in table[0] + table[1]
-    assert any(note.startswith("†: performer and sdpa") and "torch 2.14.0" in note for note in footnotes(study.boards[0], "sdpa"))
+    assert any(
+        note.startswith("†: performer and sdpa") and "torch 2.14.0" in note
+        for note in footnotes(study.boards[0], "sdpa")
+    )
 
 
 def test_what_a_reference_has_otherwise_is_in_words(make, tmp_path):
-    made = [*make.seeds("sdpa"), *make.seeds("performer", device={"name": "another CPU", "threads": 8}), make.baseline()]
+    made = [
+        *make.seeds("sdpa"),
+        *make.seeds("performer", device={"name": "another CPU", "threads": 8}),
+        make.baseline(),
+    ]
     text = told(make, tmp_path, made).text
     assert "another device (name)" in text and "another thread count (threads)" in text
 
@@ -191,7 +253,9 @@ def test_the_fused_kernel_is_no_modification_of_its_reference(make, tmp_path):
     assert {row["mechanism"] for row in rows(tmp_path / "out" / "modifications.csv")} == {"performer_band"}
 
 
-@pytest.mark.parametrize(("device", "words"), [({"kind": "cuda", "name": "a test GPU"}, "allocator"), ({}, "growth of peak RSS")])
+@pytest.mark.parametrize(
+    ("device", "words"), [({"kind": "cuda", "name": "a test GPU"}, "allocator"), ({}, "growth of peak RSS")]
+)
 def test_what_memory_counts_is_said_below_it(make, tmp_path, device, words):
     study = study_of(make, tmp_path, [*make.seeds("sdpa", device=device), *make.seeds("performer", device=device)])
     (note,) = [note for note in footnotes(board_of(study)[0], "sdpa") if note.startswith("Memory on a")]
@@ -200,7 +264,10 @@ def test_what_memory_counts_is_said_below_it(make, tmp_path, device, words):
 
 def with_cut(make, share, **fields):
     made = make.finetune(**fields)
-    made.data["tokens"] = {"train": {"tokens_cut_share": share, "documents_cut_share": 0.5}, "test": {"tokens_cut_share": 0.9}}
+    made.data["tokens"] = {
+        "train": {"tokens_cut_share": share, "documents_cut_share": 0.5},
+        "test": {"tokens_cut_share": 0.9},
+    }
     return made
 
 
@@ -214,8 +281,10 @@ def test_the_share_of_text_that_was_cut_is_a_column_and_a_footnote(make, tmp_pat
 def test_cut_lengths_are_told_apart_and_little_is_not_told(make):
     made = [
         with_cut(make, 0.8649, seq_len=4096, config={"dataset.truncate": "tail"}),
-        with_cut(make, 0.58, seq_len=16384), with_cut(make, 0.57, seq_len=16384, seed=1), with_cut(make, 0.001, seq_len=64),
-    ]  # fmt: skip
+        with_cut(make, 0.58, seq_len=16384),
+        with_cut(make, 0.57, seq_len=16384, seed=1),
+        with_cut(make, 0.001, seq_len=64),
+    ]
     assert "86% at 4,096 (tail kept), 58% at 16,384 (head kept)" in cut_note(made)
     assert cut_note([made[-1], make.baseline(0.8), make.finetune()]) is None
     assert cut_shares(make.baseline(0.8)) == {"tokens_cut_share": None, "documents_cut_share": None}

@@ -28,20 +28,27 @@ def rows_of(made, name):
 
 def test_ranks_leave_out_what_failed_and_what_was_not_measured(make, tmp_path):
     records = [
-        *make.seeds("sdpa", (0.90, 0.92), time=9.0), *make.seeds("performer", (0.93, 0.93), time=5.0),
-        make.finetune("reformer", status="failed", cause="OOM", metrics={}), make.baseline(0.95),
-    ]  # fmt: skip
+        *make.seeds("sdpa", (0.90, 0.92), time=9.0),
+        *make.seeds("performer", (0.93, 0.93), time=5.0),
+        make.finetune("reformer", status="failed", cause="OOM", metrics={}),
+        make.baseline(0.95),
+    ]
     ranks = {row["mechanism"]: row for row in rows_of(further_tables(study_of(make, tmp_path, records)), "ranking")}
     assert {name: (row["macro_f1"], row["time_per_epoch"], row["n"]) for name, row in ranks.items()} == {
-        "TF-IDF + LogReg": (1, None, 1), "performer": (2, 1, 2), "sdpa": (3, 2, 2),
-    }  # fmt: skip
+        "TF-IDF + LogReg": (1, None, 1),
+        "performer": (2, 1, 2),
+        "sdpa": (3, 2, 2),
+    }
 
 
 def test_costs_rank_within_a_device_and_money_over_all(make, tmp_path):
     def costs(seconds):
         return {"time_per_epoch": seconds, "wall_seconds": seconds}
 
-    records = [make.finetune("sdpa", costs=costs(9.0)), make.finetune("performer", costs=costs(5.0), device={"name": "B"})]
+    records = [
+        make.finetune("sdpa", costs=costs(9.0)),
+        make.finetune("performer", costs=costs(5.0), device={"name": "B"}),
+    ]
     made = further_tables(study_of(make, tmp_path, records, cost=Cost(price_per_hour=1.0)))
     found = [(row["time_per_epoch"], row["train_hours"], row["train_money"]) for row in rows_of(made, "ranking")]
     assert sorted(found) == [(1, 1, 1), (1, 1, 2)]
@@ -53,9 +60,11 @@ def test_a_modification_stands_beside_every_original_it_has(make, tmp_path):
     made = study_of(make, tmp_path, [*records, make.finetune("performer_relu", seq_len=64)])
     found = modifications(made.boards[0], made.judge, ORIGINALS)
     assert [(row["mechanism"].split()[0], row["original"].split()[0]) for row in found] == [
-        ("performer_band", "performer"), ("performer_band_oprf", "performer"),
-        ("performer_band_oprf", "performer_band"), ("smyrf", "reformer"),
-    ]  # fmt: skip
+        ("performer_band", "performer"),
+        ("performer_band_oprf", "performer"),
+        ("performer_band_oprf", "performer_band"),
+        ("smyrf", "reformer"),
+    ]
     assert found[0]["macro_f1_pp"] == pytest.approx(1.0) and found[0]["time_ratio"] == pytest.approx(1.1)
     assert (found[0]["n"], found[0]["n_original"]) == (1, 1) and "names no predictions" in found[0]["no_interval"]
 
@@ -67,14 +76,27 @@ def test_costs_under_other_versions_are_not_compared_in_silence(make, tmp_path):
     board, groups = board_of(made)
     told = "torch 2.14.0 against 2.13.0"
     assert unlike_groups(groups["performer"], groups["sdpa"]) == [told]
-    measured = {row["measured"]: row["measured_differently"] for row in claim_rows(made, [board], ["sdpa"], ["validation"]) if row["label"] == "performer"}
+    measured = {
+        row["measured"]: row["measured_differently"]
+        for row in claim_rows(made, [board], ["sdpa"], ["validation"])
+        if row["label"] == "performer"
+    }
     assert measured["time ratio"] == told and measured["macro-F1 loss (pp)"] is None
 
 
 def test_the_costs_of_the_whole_are_in_one_table(make, tmp_path):
-    fine = {"wall_seconds": 3600.0, "inference_examples_per_s": 100.0, "tokenize_ms_per_example": 10.0, "latency_ms": 7.0}
+    fine = {
+        "wall_seconds": 3600.0,
+        "inference_examples_per_s": 100.0,
+        "tokenize_ms_per_example": 10.0,
+        "latency_ms": 7.0,
+    }
     base = make.baseline(0.8, costs={"train_seconds": 36.0, "inference_examples_per_s": 1000.0})
-    records = [make.finetune("sdpa", costs=fine), make.finetune("performer", costs={**fine, "wall_seconds": 1800.0}), base]
+    records = [
+        make.finetune("sdpa", costs=fine),
+        make.finetune("performer", costs={**fine, "wall_seconds": 1800.0}),
+        base,
+    ]
     made = study_of(make, tmp_path, records, cost=Cost(price_per_hour=2.0, watts=50.0, currency="CHF"))
     table = {row["mechanism"]: row for row in rows_of(further_tables(made), "costs")}
     own = table["performer"]
@@ -111,14 +133,18 @@ def test_a_run_that_nobody_holds_was_killed(make, tmp_path):
 
 def test_killed_and_unreadable_runs_are_listed_with_cause_and_folder_and_nowhere_else(make, tmp_path):
     dead = make.finetune("performer", 3, status="running", macro_f1=0.1, step=3, steps=9)
-    folder = make.save([*make.seeds("performer"), dead, make.finetune("reformer", status="failed", cause="OOM", metrics={})], tmp_path)
+    folder = make.save(
+        [*make.seeds("performer"), dead, make.finetune("reformer", status="failed", cause="OOM", metrics={})], tmp_path
+    )
     (folder / dead.run / ".lock").touch()
     (folder / "broken").mkdir()
     (folder / "broken" / "record.json").write_text("{")
     listed = {row[-1]: row for row in unfinished(collect([folder], tmp_path))[1]}
     assert {place.rpartition("/")[2]: row[1] for place, row in listed.items()} == {
-        dead.run.rpartition("/")[2]: "killed", "finetune-reformer-rope-tiny-n512-s0": "failed", "broken": "unreadable",
-    }  # fmt: skip
+        dead.run.rpartition("/")[2]: "killed",
+        "finetune-reformer-rope-tiny-n512-s0": "failed",
+        "broken": "unreadable",
+    }
     write_report(Settings(runs=["multirun"], out="out", claims=from_yaml()), root=tmp_path)
     (result,) = [row for row in rows(tmp_path / "out" / "results.csv") if row["seed"] == "3"]
     assert result["status"] == "killed" and "no process holds" in result["cause"] and result["PASS_WNF"] == ""
@@ -145,9 +171,11 @@ def test_all_tables_come_in_every_form_from_the_same_rows(make, tmp_path):
     write_report(settings, root=tmp_path)
     page, text = ((tmp_path / "out" / name).read_text() for name in ("index.html", "report.md"))
     for name, title in (
-        ("differences", "Differences of macro-F1"), ("costs", "What it costs"), ("ranking", "Ranks"),
+        ("differences", "Differences of macro-F1"),
+        ("costs", "What it costs"),
+        ("ranking", "Ranks"),
         ("modifications", "Modifications beside their originals"),
-    ):  # fmt: skip
+    ):
         assert rows(tmp_path / "out" / f"{name}.csv") and title in page and f"demo: {title}" in text
     first = rows(tmp_path / "out" / "differences.csv")[0]
     shown = f"{float(first['interval_low']):.4g}"

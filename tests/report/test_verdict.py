@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from xcls.config.schema import UserError
 from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED, every, some
 from xcls.report.settings import Claims, FamilyClaims, claims_from
-from xcls.schema import UserError
 
 SDPA = (0.90, 0.90, 0.90)
 
@@ -80,8 +80,7 @@ def test_gain_over_the_baseline(make, judged, attention, base, expected):
 
 
 @pytest.mark.parametrize(
-    ("scores", "expected"),
-    [((0.90, 0.905, 0.91), PASS), ((0.90, 0.905, 0.9099), PASS), ((0.90, 0.905, 0.9101), FAIL)],
+    ("scores", "expected"), [((0.90, 0.905, 0.91), PASS), ((0.90, 0.905, 0.9099), PASS), ((0.90, 0.905, 0.9101), FAIL)]
 )
 def test_spread_over_seeds(make, judged, scores, expected):
     verdict = judged([*make.seeds("sdpa", scores), make.baseline(0.80)], "sdpa")
@@ -240,7 +239,7 @@ def test_no_claim_is_made_for_other_mechanisms(make, judged):
 def test_of_two_references_the_one_with_the_same_settings(make, judged):
     records = [
         *make.seeds("sdpa", SDPA, config={"attention.dropout": 0.1}, time=10.0),
-        *[r for r in make.seeds("sdpa", SDPA, config={"attention.dropout": 0.0}, time=1.0)],
+        *list(make.seeds("sdpa", SDPA, config={"attention.dropout": 0.0}, time=1.0)),
         *make.seeds("performer", SDPA, config={"attention.dropout": 0.1}, time=5.0),
         make.baseline(0.80),
     ]

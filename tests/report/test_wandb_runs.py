@@ -13,11 +13,11 @@ import pytest
 
 from tests.conftest import SMALL, Project
 from tests.wandb_server import WandbServer
-from xcls.record import Events, plain, read_record, without_secrets
+from xcls.config.schema import UserError
 from xcls.report.load import collect
 from xcls.report.wandb_runs import is_wandb
-from xcls.schema import UserError
-from xcls.wandb_file import BLOCK, read_segment, read_segments
+from xcls.runs.record import Events, plain, read_record, without_secrets
+from xcls.runs.wandb_file import BLOCK, read_segment, read_segments
 
 OFFLINE = [*(word for word in SMALL if not word.startswith("wandb=")), "wandb=offline"]
 WHERE = ("folder",)  # the only column that may differ: it says where the record was read
@@ -112,8 +112,7 @@ def test_a_real_run_its_sync_and_the_same_row(project: Project) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [({"WANDB_API_KEY": None}, "key"), ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "127.0.0.1:9")],
+    ("change", "said"), [({"WANDB_API_KEY": None}, "key"), ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "127.0.0.1:9")]
 )
 def test_no_key_and_no_network_are_told(change: dict[str, str | None], said: str, project: Project) -> None:
     with WandbServer() as server:
@@ -297,10 +296,19 @@ def test_no_secret_is_in_anything_that_is_left_behind(project: Project) -> None:
         ("token=/no/such/file/Ab1", "token=***"),
         ("token=/etc/passwd", None),
         ("the word-pass of DB_PASS, the pat-of-someone, and /not/a/path/9", "the *** of DB_PASS, the ***, and ***"),
-        ("the token of a word; Unexpected token: position; a token is [UNK]; --token must be set; tokens: 12345678", None),
-        ("tokenizer.kind: wordpiece tokenizer.vocab_size: 30000000 tokens_per_s: 34,564.25 finetuning.token_share: 0.12345", None),
+        (
+            "the token of a word; Unexpected token: position; a token is [UNK]; --token must be set; tokens: 12345678",
+            None,
+        ),
+        (
+            "tokenizer.kind: wordpiece tokenizer.vocab_size: 30000000 tokens_per_s: 34,564.25 finetuning.token_share: 0.12345",
+            None,
+        ),
         ('{"unk_token": "[UNK]", "pad_token": "<pad>"}', None),
-        ("exp=sk-large-run-2024-11-26 task-0123456789abcdefgh git@host:x ssh://git@host/x basic statistics of it", None),
+        (
+            "exp=sk-large-run-2024-11-26 task-0123456789abcdefgh git@host:x ssh://git@host/x basic statistics of it",
+            None,
+        ),
         (
             "http://127.0.0.1:8080/x tokenizer.path=vocab.json token=x commit=0123456789abcdef0123456789abcdef01234567",
             None,
@@ -317,7 +325,7 @@ def test_secrets_are_masked_and_nothing_else(text: str, left: str | None, monkey
     assert plain({"a": [text], "b": 1.5}) == {"a": [without_secrets(text)], "b": 1.5}
 
 
-@pytest.mark.parametrize("part", ["-", "sk-", "a-", "x", ".", "token: ", "://", "\\\"", "--token ", "1"])
+@pytest.mark.parametrize("part", ["-", "sk-", "a-", "x", ".", "token: ", "://", '\\"', "--token ", "1"])
 def test_long_texts_are_looked_through_soon(part: str) -> None:
     began = time.monotonic()
     assert len(without_secrets("sk-" + part * (60_000 // len(part)))) > 0

@@ -112,13 +112,7 @@ def freeze(process: int) -> bool:
 
 
 def test_jobs_that_are_killed_and_cancelled_are_rows(cluster: Cluster) -> None:
-    words = (
-        *LONG,
-        cluster.steps(8),
-        "seed=0,1",
-        "exp=mixed",
-        "finetuning.checkpoint_every_steps=50",
-    )
+    words = (*LONG, cluster.steps(8), "seed=0,1", "exp=mixed", "finetuning.checkpoint_every_steps=50")
     launcher = cluster.start(*words)
     killed = cluster.running("mixed", step=100)
     os.kill(killed.lives[0][0]["pid"], signal.SIGKILL)
@@ -152,7 +146,9 @@ def test_the_launcher_may_leave_and_come_back(cluster: Cluster) -> None:
     jobs = cluster.jobs("left")
     assert len(jobs) == len(ids) == 4
     followed = [(job["device"], f"slurm:{name}") for job, name in zip(jobs, ids) if job["state"] != "skipped"]
-    assert all(device == name for device, name in followed)  # one that ended before the second command looked is skipped
+    assert all(
+        device == name for device, name in followed
+    )  # one that ended before the second command looked is skipped
     assert {job["kind"] for job in jobs if job["state"] == "skipped"} <= {"baseline"}
     assert len(followed) >= 3
     (pretraining,) = [Run(path.parent) for path in cluster.project.folder.glob("pretrain/*/record.json")]

@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from tests.samples import CONF
-from xcls import build, start
+from xcls import build
 from xcls.attention.softmax import Sdpa
-from xcls.run_files import read_yaml
-from xcls.schema import Config, Hardware, UserError, unflatten
+from xcls.config.files import read_yaml
+from xcls.config.schema import Config, Hardware, UserError, unflatten
+from xcls.stages import start
 from xcls.train.cards import Card, Cards
 
 
 @pytest.mark.parametrize(("planned", "refused"), [("a" * 64, True), ("b" * 64, False), ("", False)])
-def test_a_job_whose_hash_is_no_longer_the_planned_one_is_refused(monkeypatch: pytest.MonkeyPatch, planned: str, refused: bool) -> None:
+def test_a_job_whose_hash_is_no_longer_the_planned_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch, planned: str, refused: bool
+) -> None:
     class Began(Exception):
         """The run goes on."""
 
@@ -31,7 +34,9 @@ def test_a_job_whose_hash_is_no_longer_the_planned_one_is_refused(monkeypatch: p
         start._train(SimpleNamespace(config=config, digest="b" * 64, code={}, folder=None))
 
 
-def test_the_architecture_is_tried_once_and_one_that_sees_padding_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_architecture_is_tried_once_and_one_that_sees_padding_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     config, calls, attend = Config(), [], Sdpa.attend
     for group, name in (("attention", "sdpa"), ("position", "relative")):
         setattr(config, group, unflatten(read_yaml(CONF / group / f"{name}.yaml")))
@@ -50,7 +55,9 @@ def test_the_architecture_is_tried_once_and_one_that_sees_padding_is_refused_by_
     build._check_contracts.cache_clear()
 
 
-def test_what_is_written_down_is_the_code_that_was_hashed_or_the_run_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_down_is_the_code_that_was_hashed_or_the_run_does_not_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     config = Config(mode="finetune")
     for group, name in (("attention", "sdpa"), ("position", "rope")):
         setattr(config, group, unflatten(read_yaml(CONF / group / f"{name}.yaml")))
@@ -69,17 +76,25 @@ def test_a_card_that_torch_has_no_code_for_is_refused_before_anything_else(monke
     v100 = Cards("2.13.0+cu130", (Card("Tesla V100", (7, 0)),), ("sm_75", "sm_80"))
     config = Config(mode="finetune", hardware=Hardware(name="v100", device="cuda", dtype="fp16"))
     plan = build.Plan(config, {}, None, [], CONF.parent, find=lambda: v100)
-    planned = SimpleNamespace(config=config, digest="b" * 64, code={}, folder=CONF, runs=CONF.parent, check_device=plan.check_device)
+    planned = SimpleNamespace(
+        config=config, digest="b" * 64, code={}, folder=CONF, runs=CONF.parent, check_device=plan.check_device
+    )
     monkeypatch.setattr(start, "check_architecture", lambda config: pytest.fail("it went on"))
     monkeypatch.setattr(start, "decide", lambda *_, **__: ("fresh", None))
-    with pytest.raises(UserError, match="Tesla V100, capability 7.0: this torch .* --index-url https://download.pytorch.org/whl/cu126"):
+    with pytest.raises(
+        UserError, match="Tesla V100, capability 7.0: this torch .* --index-url https://download.pytorch.org/whl/cu126"
+    ):
         start._train(planned)
     monkeypatch.setattr(start, "decide", lambda *_, **__: ("done", SimpleNamespace(status="completed", cause=None)))
     assert start._train(planned) == 0
 
 
-@pytest.mark.parametrize(("mode", "refused"), [("finetune", True), ("bench", True), ("eval", False), ("predict", False)])
-def test_bf16_where_there_is_none_is_for_reading_finished_runs_alone(mode: str, refused: bool, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("mode", "refused"), [("finetune", True), ("bench", True), ("eval", False), ("predict", False)]
+)
+def test_bf16_where_there_is_none_is_for_reading_finished_runs_alone(
+    mode: str, refused: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     t4 = Cards("2.13.0", (Card("Tesla T4", (7, 5)),), ("sm_75",))
     config = Config(mode=mode, hardware=Hardware(device="cuda", dtype="bf16"))
     plan = build.Plan(config, {}, None, [], CONF.parent, find=lambda: t4)

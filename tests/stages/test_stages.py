@@ -13,16 +13,24 @@ import torch
 from safetensors.torch import load_file
 
 from tests.samples import (
-    CPU, HARDWARE, SEQ_LEN, TinyTokenizer, make_classifier, make_data, make_journal, make_language_data, make_mlm,
+    CPU,
+    HARDWARE,
+    SEQ_LEN,
+    TinyTokenizer,
+    make_classifier,
+    make_data,
+    make_journal,
+    make_language_data,
+    make_mlm,
     make_training,
-)  # fmt: skip
+)
+from xcls.config.schema import Masking, UserError, Wandb
 from xcls.data.batching import MaskedBatches
 from xcls.data.encode import encode
 from xcls.data.masking import IGNORED
 from xcls.data.reading import Reading
 from xcls.data.tokenizer import ByteTokenizer
-from xcls.record import read_record
-from xcls.schema import Masking, UserError, Wandb
+from xcls.runs.record import read_record
 from xcls.stages.evaluate import evaluate
 from xcls.stages.finetune import finetune
 from xcls.stages.predict import predict
@@ -34,33 +42,68 @@ from xcls.train.metrics import scores
 VOCAB = ByteTokenizer().vocab_size
 
 
-def run_finetune(folder: Path, *, parent: dict[str, Any] | None = None, classes: int = 3, attention: str = "performer",
-                 tokenizer: Any = None, wandb: str = "disabled", **changes: Any) -> Any:
+def run_finetune(
+    folder: Path,
+    *,
+    parent: dict[str, Any] | None = None,
+    classes: int = 3,
+    attention: str = "performer",
+    tokenizer: Any = None,
+    wandb: str = "disabled",
+    **changes: Any,
+) -> Any:
     data = make_data()
     data.classes = ["a", "b", "c", "d"][:classes]
     tokenizer = tokenizer or TinyTokenizer()
     model = make_classifier(attention, classes=classes, dropout=0.1, vocab_size=tokenizer.vocab_size)
     journal = make_journal(folder, wandb=wandb)
     with journal:
-        finetune(model=model, data=data, tokenizer=tokenizer, training=make_training(**changes), hardware=HARDWARE,
-                 precision=CPU, seed=0, journal=journal, resume=False, parent=parent)
+        finetune(
+            model=model,
+            data=data,
+            tokenizer=tokenizer,
+            training=make_training(**changes),
+            hardware=HARDWARE,
+            precision=CPU,
+            seed=0,
+            journal=journal,
+            resume=False,
+            parent=parent,
+        )
     return journal.record
 
 
 def run_pretrain(folder: Path, **changes: Any) -> Any:
     journal = make_journal(folder, mode="pretrain")
     with journal:
-        pretrain(model=make_mlm("performer", seed=7), data=make_language_data(), tokenizer=TinyTokenizer(),
-                 masking=Masking(), training=make_training(select_by="val_loss", **changes), hardware=HARDWARE,
-                 precision=CPU, seed=0, journal=journal, resume=False)
+        pretrain(
+            model=make_mlm("performer", seed=7),
+            data=make_language_data(),
+            tokenizer=TinyTokenizer(),
+            masking=Masking(),
+            training=make_training(select_by="val_loss", **changes),
+            hardware=HARDWARE,
+            precision=CPU,
+            seed=0,
+            journal=journal,
+            resume=False,
+        )
     return journal.record
 
 
 def run_evaluate(folder: Path, *, split: str, wandb: str = "disabled") -> dict[str, Any]:
     checkpoint = load_for_use(folder, "best")
-    return evaluate(model=make_classifier("performer", seed=9), checkpoint=checkpoint, rows=make_data().split(split),
-                    split=split, folder=folder, eval_batch_size=6, hardware=HARDWARE, precision=CPU,
-                    wandb=Wandb(mode=wandb))
+    return evaluate(
+        model=make_classifier("performer", seed=9),
+        checkpoint=checkpoint,
+        rows=make_data().split(split),
+        split=split,
+        folder=folder,
+        eval_batch_size=6,
+        hardware=HARDWARE,
+        precision=CPU,
+        wandb=Wandb(mode=wandb),
+    )
 
 
 def test_pretraining_lowers_the_validation_loss(tmp_path: Path) -> None:
@@ -152,9 +195,18 @@ def run_predict(folder: Path, source: Path, output: Path, text: list[str] | None
     if not (folder / "ckpt_best.pt").exists():
         run_finetune(folder, max_steps=2, tokenizer=tokenizer)
     model = make_classifier("performer", vocab_size=VOCAB, seed=11)
-    return predict(model=model, checkpoint=load_for_use(folder, "best"), source=source, output=output,
-                   reading=Reading(text or ["text"]), seq_len=SEQ_LEN, truncate="head", eval_batch_size=2, hardware=HARDWARE,
-                   precision=CPU)
+    return predict(
+        model=model,
+        checkpoint=load_for_use(folder, "best"),
+        source=source,
+        output=output,
+        reading=Reading(text or ["text"]),
+        seq_len=SEQ_LEN,
+        truncate="head",
+        eval_batch_size=2,
+        hardware=HARDWARE,
+        precision=CPU,
+    )
 
 
 def test_predict_keeps_the_order_whatever_the_format(tmp_path: Path) -> None:
@@ -215,8 +267,15 @@ def masks_of(maker: MaskedBatches) -> int:
 def test_validation_masks_choose_a_token_at_least(fresh: bool) -> None:
     texts = encode(["a", "b"], ByteTokenizer(), seq_len=8)
     few = MaskedBatches(encoded=texts, masking=Masking(fresh=fresh), seed=0, vocab_size=261)
-    assert masks_of(few) == 0 and masks_of(with_chosen_tokens(few, batch_size=1)) > 0  # at first none, which gave a loss of 0/0
-    many = MaskedBatches(encoded=encode(["some more words"] * 20, ByteTokenizer(), seq_len=20), masking=Masking(fresh=fresh), seed=0, vocab_size=261)
+    assert (
+        masks_of(few) == 0 and masks_of(with_chosen_tokens(few, batch_size=1)) > 0
+    )  # at first none, which gave a loss of 0/0
+    many = MaskedBatches(
+        encoded=encode(["some more words"] * 20, ByteTokenizer(), seq_len=20),
+        masking=Masking(fresh=fresh),
+        seed=0,
+        vocab_size=261,
+    )
     assert with_chosen_tokens(many, batch_size=4) == many
     blank = MaskedBatches(encoded=encode([""], ByteTokenizer(), seq_len=8), masking=Masking(), seed=0, vocab_size=261)
     with pytest.raises(UserError, match="masking.probability"):
@@ -235,7 +294,11 @@ def test_a_run_that_learns_nothing_is_told_while_it_trains_and_in_the_end(tmp_pa
     record = run_finetune(tmp_path, max_steps=12, eval_every_steps=2, lr=1e-9, classes=4)
     assert record.metrics["validation"]["macro_f1"] <= 0.25
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    warned = [place for place, event in enumerate(events) if event["event"] == "warning" and "learned nothing" in event["message"]]
+    warned = [
+        place
+        for place, event in enumerate(events)
+        if event["event"] == "warning" and "learned nothing" in event["message"]
+    ]
     steps = [event["step"] for event in events[: warned[0]] if event["event"] == "eval"]
     assert steps == [2] and len(warned) == 2  # at the second evaluation, whose row comes after; and in the end
     assert sum("learned nothing" in text for text in record.warnings) == 2

@@ -13,8 +13,8 @@ import pytest
 
 from tests.conftest import Project
 from tests.samples import make_journal
-from xcls.record import Events, read_record
-from xcls.schema import UserError
+from xcls.config.schema import UserError
+from xcls.runs.record import Events, read_record
 from xcls.train.journal import ROOM
 from xcls.train.signals import Interrupted
 
@@ -26,7 +26,9 @@ def full(project: Project) -> Iterator[Path]:
     """The project's finetune/ on a file system of 64 KiB."""
     place = project.folder / "finetune"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False
+    ).returncode:
         pytest.skip("mounting a file system needs root")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
@@ -35,12 +37,20 @@ def full(project: Project) -> Iterator[Path]:
 def test_a_disk_that_is_full_at_the_start_is_told_and_nothing_stays(project: Project, full: Path) -> None:
     done = project.run("mode=finetune", "exp=x")
     assert done.returncode == 2 and "Traceback" not in done.stderr and "traceback" not in done.stderr, done.stderr
-    assert f"run.py: {full / 'x'}: No space left on device, as the run began. Make room on the disk of {full / 'x'}" in done.stderr
+    assert (
+        f"run.py: {full / 'x'}: No space left on device, as the run began. Make room on the disk of {full / 'x'}"
+        in done.stderr
+    )
     assert list(full.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"), [(errno.ENOSPC, "Make room on the disk of"), (errno.EDQUOT, "Make room"), (errno.EIO, "Check {folder}: that it is there")]
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "Make room on the disk of"),
+        (errno.EDQUOT, "Make room"),
+        (errno.EIO, "Check {folder}: that it is there"),
+    ],
 )
 def test_what_cannot_be_written_at_the_start_leaves_the_earlier_life_as_it_was(
     number: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -59,13 +69,17 @@ def test_what_cannot_be_written_at_the_start_leaves_the_earlier_life_as_it_was(
         patch.setattr(Path, "write_bytes", half)
         with pytest.raises(UserError) as error, make_journal(tmp_path):
             pass
-    assert f"{tmp_path}: {os.strerror(number)}" in str(error.value) and remedy.format(folder=tmp_path) in str(error.value)
+    assert f"{tmp_path}: {os.strerror(number)}" in str(error.value) and remedy.format(folder=tmp_path) in str(
+        error.value
+    )
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_signal_while_the_folder_is_made_is_an_interruption(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_the_folder_is_made_is_an_interruption(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add = Events.add
 
     def add_and_stop(self: Events, event: str, details: Any = None) -> None:

@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.samples import TinyTokenizer, make_classifier, make_data, make_journal, make_training, CPU, HARDWARE
-from xcls.schema import UserError
+from tests.samples import CPU, HARDWARE, TinyTokenizer, make_classifier, make_data, make_journal, make_training
+from xcls.config.schema import UserError
 from xcls.stages.finetune import finetune
 from xcls.train.checkpoint import (
-    Checkpoints, DamagedCheckpoint, find_checkpoint, load_for_use, read_checkpoint, write_checkpoint,
-)  # fmt: skip
+    Checkpoints,
+    DamagedCheckpoint,
+    find_checkpoint,
+    load_for_use,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 PAYLOAD = {"weights": torch.arange(1000.0), "step": 7}
 
@@ -179,7 +184,9 @@ def test_a_power_cut_finds_every_write_in_order(tmp_path: Path, monkeypatch: pyt
         real = getattr(os, name)
 
         def call(where: Any, *given: Any, **named: Any) -> Any:
-            path = os.readlink(f"/proc/self/fd/{where}") if isinstance(where, int) else str(given[0] if given else where)
+            path = (
+                os.readlink(f"/proc/self/fd/{where}") if isinstance(where, int) else str(given[0] if given else where)
+            )
             made.append((name, "temporary" if path.endswith(".tmp") else Path(path).name))
             return real(where, *given, **named)
 
@@ -246,9 +253,16 @@ def test_a_run_s_checkpoint_is_complete_and_plain(tmp_path: Path) -> None:
     journal = make_journal(tmp_path)
     with journal:
         finetune(
-            model=make_classifier(), data=make_data(), tokenizer=TinyTokenizer(), training=make_training(max_steps=2),
-            hardware=HARDWARE, precision=CPU, seed=0, journal=journal, resume=False,
-        )  # fmt: skip
+            model=make_classifier(),
+            data=make_data(),
+            tokenizer=TinyTokenizer(),
+            training=make_training(max_steps=2),
+            hardware=HARDWARE,
+            precision=CPU,
+            seed=0,
+            journal=journal,
+            resume=False,
+        )
     payload = read_checkpoint(tmp_path / "ckpt_last.pt")
     wanted = {"format", "model", "optimizer", "scheduler", "scaler", "tokenizer", "random", "data", "config"}
     wanted |= {"progress", "wandb_id", "rows", "classes", "hash", "stage"}

@@ -7,9 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from tests.samples import ATTENTIONS, CPU, make_batch, make_encoded, make_encoder, make_mlm
+from xcls.config.schema import Hardware, Masking
 from xcls.data.batching import MaskedBatches, chosen_rows
 from xcls.model.dropout import drawn_whole
-from xcls.schema import Hardware, Masking
 from xcls.stages.pretrain import mlm_loss
 from xcls.train.amp import Amp, compile_blocks
 from xcls.train.cost import compiled_graphs

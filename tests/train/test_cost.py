@@ -38,7 +38,11 @@ def test_first_step_and_compiling_steps_are_set_aside(monkeypatch: pytest.Monkey
     graphs = [0]
     monkeypatch.setattr(cost, "compiled_graphs", lambda: graphs[0])
     clock = StepClock()
-    assert {name for name, value in clock.costs(10).items() if value is not None} == {"set_aside_s", "excluded_s", "excluded_steps"}
+    assert {name for name, value in clock.costs(10).items() if value is not None} == {
+        "set_aside_s",
+        "excluded_s",
+        "excluded_steps",
+    }
     step(clock, now, 5.0)
     assert clock.steps == 0 and clock.set_aside == 5.0
     step(clock, now, 1.0)
@@ -47,8 +51,15 @@ def test_first_step_and_compiling_steps_are_set_aside(monkeypatch: pytest.Monkey
     now[0] += 100.0  # an evaluation
     step(clock, now, 1.0)
     assert (clock.steps, clock.seconds, clock.set_aside) == (2, 2.0, 12.0)
-    assert clock.costs(10) == {"time_per_step": 1.0, "time_per_epoch": 10.0, "tokens_per_s": 30.0, "padded_tokens_per_s": 40.0, "set_aside_s": 12.0,
-                               "excluded_s": 0.0, "excluded_steps": 0}  # fmt: skip
+    assert clock.costs(10) == {
+        "time_per_step": 1.0,
+        "time_per_epoch": 10.0,
+        "tokens_per_s": 30.0,
+        "padded_tokens_per_s": 40.0,
+        "set_aside_s": 12.0,
+        "excluded_s": 0.0,
+        "excluded_steps": 0,
+    }
 
 
 def test_a_stall_is_left_out_and_told(now: list[float]) -> None:
@@ -84,7 +95,9 @@ def test_steps_that_scatter_all_count_as_they_are(now: list[float]) -> None:
     clock = StepClock()
     for number in range(30):
         step(clock, now, (0.9, 1.0, 1.1)[number % 3], positions=(64, 80, 96)[number % 3])
-    assert clock.costs(1)["time_per_step"] == pytest.approx(clock.seconds / 29) and clock.costs(1)["excluded_steps"] == 0
+    assert (
+        clock.costs(1)["time_per_step"] == pytest.approx(clock.seconds / 29) and clock.costs(1)["excluded_steps"] == 0
+    )
 
 
 def test_new_features_are_no_stall(now: list[float]) -> None:
@@ -116,13 +129,19 @@ def test_a_clock_goes_on_from_its_state(now: list[float], tmp_path: Path) -> Non
     step(other, now, 1.0)  # the first of its process
     assert other.steps == clock.steps == 11
     step(other, now, 40.0)
-    assert other.costs(5)["time_per_step"] == pytest.approx(1.0) and other.costs(5)["excluded_s"] == pytest.approx(29.0 + 39.0)
+    assert other.costs(5)["time_per_step"] == pytest.approx(1.0) and other.costs(5)["excluded_s"] == pytest.approx(
+        29.0 + 39.0
+    )
 
 
 def test_the_clock_of_an_older_checkpoint_goes_on(now: list[float]) -> None:
     saved = {"seconds": 6.0, "steps": 4, "tokens": 120, "padded_tokens": 160, "set_aside": 2.0}
     costs = StepClock.restored(saved).costs(10)
-    assert (costs["time_per_epoch"], costs["tokens_per_s"], costs["set_aside_s"]) == (pytest.approx(15.0), pytest.approx(20.0), 2.0)
+    assert (costs["time_per_epoch"], costs["tokens_per_s"], costs["set_aside_s"]) == (
+        pytest.approx(15.0),
+        pytest.approx(20.0),
+        2.0,
+    )
     assert StepClock.restored({**saved, "seconds": 0.0, "steps": 0}).costs(10)["time_per_epoch"] is None
 
 

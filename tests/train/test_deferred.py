@@ -14,7 +14,7 @@ import torch
 
 from tests.faults.runs import CASES, Case, differences, live, same
 from tests.samples import make_classifier
-from xcls.record import read_record
+from xcls.runs.record import read_record
 from xcls.train.amp import Arriving
 from xcls.train.checkpoint import read_checkpoint
 from xcls.train.faults import BadNumbers
@@ -39,17 +39,20 @@ def told(folder: Path, kind: str = "step") -> list[dict[str, Any]]:
     return [{key: value for key, value in event.items() if key != "time"} for event in events if event["event"] == kind]
 
 
-@pytest.mark.parametrize(("case", "changes"), [
-    (CASES["bad steps left out"], EVERY),
-    (CASES["restarts after NaN"], EVERY),
-    (CASES["micro-batches halved"], EVERY),
-    (CASES["MLM, FAVOR+, accumulation"], EVERY),
-    (Case("finetune", "reformer", fault="bad"), {**BAD, "redraw_every_steps": 2}),
-    (Case("finetune", "sdpa", fault="bad"), {**BAD, "optimizer": "lion"}),
-    (Case("finetune", "sdpa", fault="bad"), {**BAD, "optimizer": "adafactor"}),
-    (Case("finetune", "sdpa", dtype="fp16", fault="bad"), BAD),
-    (Case("finetune", "sdpa", workers=2), {**EVERY, "patience": 1, "lr": 0.05}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("case", "changes"),
+    [
+        (CASES["bad steps left out"], EVERY),
+        (CASES["restarts after NaN"], EVERY),
+        (CASES["micro-batches halved"], EVERY),
+        (CASES["MLM, FAVOR+, accumulation"], EVERY),
+        (Case("finetune", "reformer", fault="bad"), {**BAD, "redraw_every_steps": 2}),
+        (Case("finetune", "sdpa", fault="bad"), {**BAD, "optimizer": "lion"}),
+        (Case("finetune", "sdpa", fault="bad"), {**BAD, "optimizer": "adafactor"}),
+        (Case("finetune", "sdpa", dtype="fp16", fault="bad"), BAD),
+        (Case("finetune", "sdpa", workers=2), {**EVERY, "patience": 1, "lr": 0.05}),
+    ],
+)
 def test_reading_late_changes_nothing(
     case: Case, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,13 +137,22 @@ def test_a_step_is_read_when_the_next_is_on_its_way(tmp_path: Path, monkeypatch:
         return update
 
     monkeypatch.setattr(Updater, "apply", began)
-    monkeypatch.setattr(Updater, "is_bad", lambda self, update: order.append(f"read {update.number}") or is_bad(self, update))
+    monkeypatch.setattr(
+        Updater, "is_bad", lambda self, update: order.append(f"read {update.number}") or is_bad(self, update)
+    )
     monkeypatch.setattr(Arriving, "read", lambda self: order.append("read") or read(self))
     defer(monkeypatch)
     live(tmp_path, Case("finetune", "sdpa"), max_steps=4, eval_every_steps=3, checkpoint_every_steps=None)
     assert [entry for entry in order if entry != "read"] == [
-        "begin 0", "begin 1", "read 0", "begin 2", "read 1", "read 2", "begin 3", "read 3",
-    ]  # fmt: skip
+        "begin 0",
+        "begin 1",
+        "read 0",
+        "begin 2",
+        "read 1",
+        "read 2",
+        "begin 3",
+        "read 3",
+    ]
 
 
 def test_lion_leaves_everything_where_it_is_told_of_an_overflow() -> None:

@@ -14,10 +14,10 @@ from typing import Any, Iterator
 import pytest
 import torch
 
-from tests.faults.runs import CASES, ROW, Case, differences, injected, live, rows, same
+from tests.faults.runs import CASES, ROW, Case, differences, live, rows, same
 from tests.samples import make_classifier
-from xcls.record import read_record
-from xcls.schema import UserError
+from xcls.config.schema import UserError
+from xcls.runs.record import read_record
 from xcls.stages.folder import decide
 from xcls.train.checkpoint import Checkpoints, read_checkpoint, write_checkpoint
 from xcls.train.faults import BadNumbers, OutOfMemory, first_bad_layer
@@ -167,8 +167,10 @@ def test_a_halved_micro_batch_is_as_if_it_had_been_chosen(tmp_path: Path, monkey
     record = read_record(tmp_path / "halved")
     assert record.device["micro_batch"] == 2 and record.status == "completed"
     assert "effective batch 8, micro-batch 8" in record.warnings[0] and "micro-batch 4" in record.warnings[0]
-    assert differences(tmp_path / "chosen", tmp_path / "halved") == ["record: faults", *(
-        f"{name}: progress" for name in ("ckpt_last.pt", "ckpt_best.pt"))]
+    assert differences(tmp_path / "chosen", tmp_path / "halved") == [
+        "record: faults",
+        *(f"{name}: progress" for name in ("ckpt_last.pt", "ckpt_best.pt")),
+    ]
 
 
 def test_the_numbers_stay_within_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +184,9 @@ def test_the_numbers_stay_within_rounding(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_at_one_row_memory_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OutOfMemory, match="micro-batch 1, .* Set hardware.gradient_checkpointing=true, or a smaller seq_len"):
+    with pytest.raises(
+        OutOfMemory, match="micro-batch 1, .* Set hardware.gradient_checkpointing=true, or a smaller seq_len"
+    ):
         halving(tmp_path, monkeypatch, 0)
     assert len(faults(tmp_path)) == 3  # 8 to 4 to 2 to 1
     assert read_record(tmp_path).status == "failed"
@@ -207,7 +211,9 @@ def test_an_evaluation_out_of_memory_names_its_own_setting(tmp_path: Path, monke
         live(tmp_path, PLAIN)
 
 
-def test_an_evaluation_goes_on_in_smaller_parts_where_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_goes_on_in_smaller_parts_where_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def narrow(batch: Any, size: int | None, amp: Any) -> Iterator[Any]:
         for part in on_device(batch, size, amp):
             if len(part["index"]) > 2:
@@ -228,7 +234,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting a file system needs root")
     yield place
@@ -291,7 +299,7 @@ WITH_WORKERS = """
 import os, signal, sys
 from pathlib import Path
 from tests.faults.runs import CASES, live
-from xcls.record import Events
+from xcls.runs.record import Events
 add, told = Events.add, []
 def add_and_signal(self, event, details=None):  # at step 3 the signal comes from within: nobody has to be quick
     add(self, event, details)
@@ -312,8 +320,14 @@ def test_a_signal_to_the_whole_group_finds_workers_at_work(name: str, tmp_path: 
     threads = str(torch.get_num_threads())  # those of the run above and of the one that resumes: sums depend on them
     folder, environment = tmp_path / "parts", {**os.environ, "XCLS_PROGRESS": "0", "OMP_NUM_THREADS": threads}
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen([sys.executable, "-c", WITH_WORKERS, str(folder), name], cwd=ROOT, env=environment,
-                                   stdout=log, stderr=log, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-c", WITH_WORKERS, str(folder), name],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
         process.wait(120)
     end = time.monotonic() + 3
     while time.monotonic() < end and alive(process.pid):
@@ -371,7 +385,10 @@ def test_a_checkpoint_of_the_older_format_goes_on(tmp_path: Path, monkeypatch: p
     ("change", "message"),
     [
         (lambda payload: payload.update(format=0), "format 0; this version of xcls reads 1 to 2. Use the older one"),
-        (lambda payload: payload["model"].pop("head.linear.bias"), "checkpoint of step 7 does not fit .*head.linear.bias"),
+        (
+            lambda payload: payload["model"].pop("head.linear.bias"),
+            "checkpoint of step 7 does not fit .*head.linear.bias",
+        ),
         (lambda payload: payload["optimizer"]["param_groups"].pop(), "checkpoint of step 7 does not fit"),
     ],
 )
@@ -400,7 +417,9 @@ def test_a_damaged_best_checkpoint_that_is_the_last_gives_way_to_the_best_before
     assert newest.newest(pytest.fail)["progress"]["step"] == 14
 
 
-def test_without_its_best_checkpoint_a_run_goes_on_from_the_best_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_best_checkpoint_a_run_goes_on_from_the_best_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = Case("finetune", "sdpa", training={"eval_every_steps": 2, "lr": 0.05, "epochs": 3.0})
     live(tmp_path / "whole", case)
     best = read_record(tmp_path / "whole").best_step

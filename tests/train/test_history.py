@@ -10,11 +10,13 @@ import pytest
 
 from tests.conftest import Project
 from tests.faults.runs import Case, differences, forgotten, history, live, rows, starts
-from xcls.record import Events, read_record, write_record
+from xcls.runs.record import Events, read_record, write_record
 from xcls.train.loop import Loop
 
 
-def test_without_a_checkpoint_a_run_starts_again_and_keeps_its_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_checkpoint_a_run_starts_again_and_keeps_its_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case, never = Case("finetune", "sdpa"), {"checkpoint_every_steps": None}
     live(tmp_path / "whole", case, **never)
     parts = tmp_path / "parts"
@@ -29,7 +31,9 @@ def test_without_a_checkpoint_a_run_starts_again_and_keeps_its_history(tmp_path:
     told = history(parts)
 
     def look(self: Loop, payload: Any) -> None:
-        assert payload is None and not list(parts.glob("predictions.parquet")) and not list(parts.glob("head.safetensors"))
+        assert (
+            payload is None and not list(parts.glob("predictions.parquet")) and not list(parts.glob("head.safetensors"))
+        )
         assert Events(parts).standing() == [] and rows(parts) == []
         raise SystemError("seen enough")
 
@@ -42,9 +46,13 @@ def test_without_a_checkpoint_a_run_starts_again_and_keeps_its_history(tmp_path:
     assert (again.started, again.wandb_id, again.warnings[0]) == (record.started, "kept", "mind the gap")
     assert "There is no checkpoint to go on from; it starts again at step 0." in again.warnings
     lines = [json.loads(line) for line in history(parts).splitlines()]
-    assert [event["step"] for event in lines if event["event"] == "resume"] == [0, 0] and len(starts(history(parts))) == 3
+    assert [event["step"] for event in lines if event["event"] == "resume"] == [0, 0] and len(
+        starts(history(parts))
+    ) == 3
     assert {event["step"] for event in lines if event["event"] == "withdrawn"} == {4, 8, 10}
-    assert (parts / "logs" / "run.log").read_text().startswith("what was logged") and (parts / "wandb" / "offline-run-1").is_dir()
+    assert (parts / "logs" / "run.log").read_text().startswith("what was logged") and (
+        parts / "wandb" / "offline-run-1"
+    ).is_dir()
 
 
 def test_the_harness_sees_a_history_that_was_thrown_away(tmp_path: Path) -> None:
@@ -77,4 +85,7 @@ def test_the_command_keeps_the_history_too(project: Project, mode: str) -> None:
     assert (folder / "logs" / "run.log").read_text().startswith(log) and (folder / "notes.txt").exists()
     assert [json.loads(line)["step"] for line in history(folder).splitlines() if b'"resume"' in line] == [0]
     assert ("it starts again at step 0" in done.stderr) == (mode == "finetune")  # a baseline never has a checkpoint
-    assert read_record(folder).status == "completed" and read_record(folder).costs["wall_seconds"] > record.costs["wall_seconds"]
+    assert (
+        read_record(folder).status == "completed"
+        and read_record(folder).costs["wall_seconds"] > record.costs["wall_seconds"]
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.samples import make_journal
-from xcls.record import Events, read_record, sha256
+from xcls.runs.record import Events, read_record, sha256
 from xcls.train.journal import COLUMNS
 from xcls.train.signals import Interrupted
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from xcls.record import read_record
+from xcls.runs.record import read_record
 from xcls.train.checkpoint import read_checkpoint
 from xcls.train.journal import COLUMNS
 
@@ -24,7 +24,7 @@ CODE = """
 import os, signal, sys
 from pathlib import Path
 from tests.samples import CPU, HARDWARE, TinyTokenizer, make_classifier, make_data, make_journal, make_training
-from xcls.record import Events
+from xcls.runs.record import Events
 from xcls.stages.finetune import finetune
 folder, fatal, add = Path(sys.argv[1]), int(sys.argv[2]), Events.add
 def add_and_die(self, event, details=None):  # the kill comes from within: nobody has to be quick

@@ -14,10 +14,18 @@ import torch
 from torch.testing import assert_close
 
 from tests.samples import (
-    CPU, HARDWARE, TinyTokenizer, make_classifier, make_data, make_journal, make_language_data, make_mlm, make_training,
-)  # fmt: skip
-from xcls.record import carry_over, read_record
-from xcls.schema import Hardware, Masking, UserError, Wandb
+    CPU,
+    HARDWARE,
+    TinyTokenizer,
+    make_classifier,
+    make_data,
+    make_journal,
+    make_language_data,
+    make_mlm,
+    make_training,
+)
+from xcls.config.schema import Hardware, Masking, UserError, Wandb
+from xcls.runs.record import carry_over, read_record
 from xcls.stages.finetune import finetune
 from xcls.stages.pretrain import pretrain
 from xcls.train import checkpoint
@@ -33,27 +41,49 @@ from xcls.train.update import Updater
 TIMED = {"time_per_step", "time_per_epoch", "tokens_per_s", "padded_tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB"}
 
 
-def run_finetune(folder: Path, *, resume: bool = False, hardware: Hardware = HARDWARE, model: Any = None,
-                 precision: Precision = CPU, **changes: Any) -> Any:
+def run_finetune(
+    folder: Path,
+    *,
+    resume: bool = False,
+    hardware: Hardware = HARDWARE,
+    model: Any = None,
+    precision: Precision = CPU,
+    **changes: Any,
+) -> Any:
     journal = make_journal(folder)
     model = model if model is not None else make_classifier("performer", dropout=0.1)
     with journal:
         return finetune(
-            model=model, data=make_data(), tokenizer=TinyTokenizer(), training=make_training(**changes),
-            hardware=hardware, precision=precision, seed=0, journal=journal, resume=resume,
-        )  # fmt: skip
+            model=model,
+            data=make_data(),
+            tokenizer=TinyTokenizer(),
+            training=make_training(**changes),
+            hardware=hardware,
+            precision=precision,
+            seed=0,
+            journal=journal,
+            resume=resume,
+        )
 
 
-def run_pretrain(folder: Path, *, resume: bool = False, hardware: Hardware = HARDWARE, model: Any = None,
-                 **changes: Any) -> Any:
+def run_pretrain(
+    folder: Path, *, resume: bool = False, hardware: Hardware = HARDWARE, model: Any = None, **changes: Any
+) -> Any:
     journal = make_journal(folder, mode="pretrain")
     model = model if model is not None else make_mlm("reformer", dropout=0.1)
     with journal:
         return pretrain(
-            model=model, data=make_language_data(), tokenizer=TinyTokenizer(), masking=Masking(),
-            training=make_training(select_by="val_loss", **changes), hardware=hardware, precision=CPU, seed=0,
-            journal=journal, resume=resume,
-        )  # fmt: skip
+            model=model,
+            data=make_language_data(),
+            tokenizer=TinyTokenizer(),
+            masking=Masking(),
+            training=make_training(select_by="val_loss", **changes),
+            hardware=hardware,
+            precision=CPU,
+            seed=0,
+            journal=journal,
+            resume=resume,
+        )
 
 
 STAGES = {"finetune": run_finetune, "pretrain": run_pretrain}
@@ -205,8 +235,17 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> Non
     journal = make_journal(tmp_path)
     journal.record.hash = "cd" * 32
     with pytest.raises(UserError, match="another configuration"), journal:
-        finetune(model=make_classifier(), data=make_data(), tokenizer=TinyTokenizer(), training=make_training(),
-                 hardware=HARDWARE, precision=CPU, seed=0, journal=journal, resume=True)
+        finetune(
+            model=make_classifier(),
+            data=make_data(),
+            tokenizer=TinyTokenizer(),
+            training=make_training(),
+            hardware=HARDWARE,
+            precision=CPU,
+            seed=0,
+            journal=journal,
+            resume=True,
+        )
 
 
 def test_early_stopping_and_the_best_checkpoint(tmp_path: Path) -> None:
@@ -249,8 +288,10 @@ def test_bad_numbers_name_step_rows_and_layer(where: str, tmp_path: Path) -> Non
         run_finetune(tmp_path, model=model)
     record = read_record(tmp_path)
     assert record.status == "failed"
-    layer = {"weight": "the output of encoder.blocks.1.attention.v_proj",
-             "gradient": "the gradient of encoder.blocks.1.attention.v_proj.weight"}[where]
+    layer = {
+        "weight": "the output of encoder.blocks.1.attention.v_proj",
+        "gradient": "the gradient of encoder.blocks.1.attention.v_proj.weight",
+    }[where]
     assert f"first in {layer}; rows of the batch: train/" in record.cause
     failure = [event for event in events(tmp_path) if event["event"] == "failure"][0]
     assert (failure["step"], failure["layer"], len(failure["rows"])) == (0, layer, 8)
@@ -313,12 +354,16 @@ def test_the_record_tells_how_attention_was_computed(tmp_path: Path, monkeypatch
 
     for layer in layers:
         layer.register_forward_hook(note)
-    first = run_finetune(tmp_path, model=model, hardware=Hardware(device="cpu", dtype="fp32", micro_batch=1), max_steps=3)
+    first = run_finetune(
+        tmp_path, model=model, hardware=Hardware(device="cpu", dtype="fp32", micro_batch=1), max_steps=3
+    )
     assert first.device["attention_path"] == "blocks,whole" == read_record(tmp_path).device["attention_path"]
     later = make_journal(tmp_path).record
     later.device["shared"] = True
     carry_over(later, first)
-    monkeypatch.setitem(globals(), "make_journal", lambda folder: Journal(folder=folder, record=later, wandb=Wandb(mode="disabled")))
+    monkeypatch.setitem(
+        globals(), "make_journal", lambda folder: Journal(folder=folder, record=later, wandb=Wandb(mode="disabled"))
+    )
     again = run_finetune(tmp_path, resume=True, max_steps=3)
     assert again.device["attention_path"] == "blocks,whole" and again.device["shared"] is True
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from tests.samples import make_classifier
-from xcls.schema import Training, UserError
+from xcls.config.schema import Training, UserError
 from xcls.train.optim import OPTIMIZERS, Lion, make_optimizer, parameter_groups, rate
 
 
@@ -69,7 +69,9 @@ def test_adafactor_without_torch_2_5_names_the_version(monkeypatch: pytest.Monke
 def test_decay_spares_norms_biases_embeddings_and_positions(position: str) -> None:
     model = make_classifier("sdpa", position)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, spared = (sorted(names[id(p)] for p in group["params"]) for group in parameter_groups(model, Training(weight_decay=0.3)))
+    decayed, spared = (
+        sorted(names[id(p)] for p in group["params"]) for group in parameter_groups(model, Training(weight_decay=0.3))
+    )
     assert len(decayed) + len(spared) == len(names)
     assert all(name.endswith("weight") and "norm" not in name for name in decayed)
     assert {"encoder.token_embedding.weight", "encoder.position.table", "head.linear.bias"} <= set(spared)

@@ -14,7 +14,7 @@ import torch
 
 from tests.faults.runs import CASES, live
 from tests.samples import make_batch, make_classifier
-from xcls.schema import Hardware, UserError
+from xcls.config.schema import Hardware, UserError
 from xcls.train import cards, precision
 from xcls.train.amp import Amp
 from xcls.train.cards import Card, Cards, runs_on
@@ -22,11 +22,12 @@ from xcls.train.checkpoint import read_checkpoint
 from xcls.train.precision import Precision, check_cards, resolve
 from xcls.train.randomness import random_states, restore_random_states
 
-
 A100, T4, V100 = ("NVIDIA A100", (8, 0)), ("Tesla T4", (7, 5)), ("Tesla V100", (7, 0))
 
 
-def found(*cards: tuple[str, tuple[int, int]], why: str = "torch finds no GPU", warn: bool = False) -> Callable[[], Cards]:
+def found(
+    *cards: tuple[str, tuple[int, int]], why: str = "torch finds no GPU", warn: bool = False
+) -> Callable[[], Cards]:
     """What stands in for the cards of this machine."""
     made = tuple(Card(*card) for card in cards)
     return lambda: Cards("2.13.0+cu130", made, ("sm_75", "sm_80", "sm_90"), "" if cards else why, warn)
@@ -46,7 +47,9 @@ def found(*cards: tuple[str, tuple[int, int]], why: str = "torch finds no GPU", 
         (Hardware(device="cuda", dtype="bf16"), (), set(), ("cuda", "bf16")),
     ],
 )
-def test_auto(hardware: Hardware, cards: tuple, flags: set[str], expected: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto(
+    hardware: Hardware, cards: tuple, flags: set[str], expected: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(precision.PLANNED, raising=False)
     monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
     assert resolve(hardware, found(*cards)) == Precision(device=expected[0], dtype=expected[1])
@@ -58,7 +61,10 @@ def test_the_choice_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     assert resolve(Hardware(), found(A100)).why == "hardware=auto: cuda (NVIDIA A100, capability 8.0, bf16)"
     quiet = resolve(Hardware(), found())
     assert (quiet.why, quiet.warn) == ("hardware=auto: cpu (fp32): torch finds no GPU", False)
-    assert resolve(Hardware(), found(warn=True)).warn and not resolve(Hardware(name="cpu", device="cpu"), found(warn=True)).warn
+    assert (
+        resolve(Hardware(), found(warn=True)).warn
+        and not resolve(Hardware(name="cpu", device="cpu"), found(warn=True)).warn
+    )
     assert resolve(Hardware(device="cuda", dtype="bf16"), found()).why == ""
 
 
@@ -79,7 +85,11 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ("dtype", "cards", "words"),
     [
         ("bf16", (), "hardware.device=cuda: torch finds no GPU"),
-        ("fp16", (V100,), "Tesla V100, capability 7.0: .* no code for it, only for sm_75, .*--index-url https://download.pytorch.org/whl/cu126"),
+        (
+            "fp16",
+            (V100,),
+            "Tesla V100, capability 7.0: .* no code for it, only for sm_75, .*--index-url https://download.pytorch.org/whl/cu126",
+        ),
         ("bf16", (T4,), "hardware.dtype=bf16: Tesla T4, capability 7.5 has no bf16"),
         ("fp16", (("GeForce RTX 5090", (12, 0)),), "capability 12.0: .* the newest torch with CUDA"),
         ("fp16", (A100, V100), "Tesla V100"),
@@ -91,14 +101,22 @@ def test_a_card_that_cannot_do_it_is_refused(dtype: str, cards: tuple, words: st
 
 
 def test_a_card_that_can_do_it_is_not_refused() -> None:
-    assert check_cards(Precision("cuda", "bf16"), found(A100)()) == check_cards(Precision("cuda", "fp16"), found(T4)()) == ""
+    assert (
+        check_cards(Precision("cuda", "bf16"), found(A100)())
+        == check_cards(Precision("cuda", "fp16"), found(T4)())
+        == ""
+    )
     assert check_cards(Precision("cpu", "bf16"), found()()) == ""
     assert "emulates it" in check_cards(Precision("cuda", "bf16"), found(T4)(), emulate=True)
 
 
 def test_what_code_runs_on_which_card() -> None:
     pypi = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
-    assert [runs_on(capability, pypi) for capability in ((7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (12, 1), (6, 1))] == [False, *[True] * 5, False]
+    assert [runs_on(capability, pypi) for capability in ((7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (12, 1), (6, 1))] == [
+        False,
+        *[True] * 5,
+        False,
+    ]
     assert runs_on((9, 0), ("sm_90a",)) and not runs_on((9, 1), ("sm_90a",))
     assert runs_on((12, 0), ("sm_80", "compute_90")) and not runs_on((8, 0), ("compute_90",))
     assert runs_on((7, 0), ())
@@ -107,16 +125,25 @@ def test_what_code_runs_on_which_card() -> None:
 class FakeCuda:
     """Stands in for torch.cuda: `cards` as (name, capability)."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *given: tuple[str, tuple[int, int]], version: str = "2.13.0+cu130", fails: str = "") -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *given: tuple[str, tuple[int, int]],
+        version: str = "2.13.0+cu130",
+        fails: str = "",
+    ) -> None:
         def init() -> None:
             raise RuntimeError(fails)
 
         cuda = None if version.endswith("+cpu") else "13.0"
         fakes = {
-            "is_available": lambda: bool(given), "device_count": lambda: len(given), "init": init,
-            "get_device_name": lambda place: given[place][0], "get_device_capability": lambda place: given[place][1],
+            "is_available": lambda: bool(given),
+            "device_count": lambda: len(given),
+            "init": init,
+            "get_device_name": lambda place: given[place][0],
+            "get_device_capability": lambda place: given[place][1],
             "get_arch_list": lambda: ["sm_75", "sm_80"],
-        }  # fmt: skip
+        }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(torch, "__version__", version)
@@ -139,15 +166,29 @@ SEEN = "nvidia-smi sees NVIDIA A100, capability 8.0"
     ("version", "visible", "seen", "words", "warns"),
     [
         ("2.13.0+cpu", None, (), "this torch (2.13.0+cpu) was built without CUDA", False),
-        ("2.13.0+cpu", None, (A100,), f"but a GPU is here ({SEEN}). Install the newest torch with CUDA: pip install", True),
+        (
+            "2.13.0+cpu",
+            None,
+            (A100,),
+            f"but a GPU is here ({SEEN}). Install the newest torch with CUDA: pip install",
+            True,
+        ),
         ("2.13.0+cpu", None, (V100,), "--index-url https://download.pytorch.org/whl/cu126", True),
         ("2.13.0+cpu", "", (A100,), "CUDA_VISIBLE_DEVICES='' hides every GPU", False),
         ("2.13.0+cu130", "-1", (A100,), "CUDA_VISIBLE_DEVICES='-1' hides every GPU", False),
         ("2.13.0+cu130", None, (), "torch finds no GPU", False),
-        ("2.13.0+cu130", None, (A100,), f"cannot use the GPU that is here ({SEEN}): The NVIDIA driver is too old. Update", True),
+        (
+            "2.13.0+cu130",
+            None,
+            (A100,),
+            f"cannot use the GPU that is here ({SEEN}): The NVIDIA driver is too old. Update",
+            True,
+        ),
     ],
 )
-def test_why_there_is_no_card(version: str, visible: Any, seen: tuple, words: str, warns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_why_there_is_no_card(
+    version: str, visible: Any, seen: tuple, words: str, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     FakeCuda(monkeypatch, version=version, fails="The NVIDIA driver is too old. More.\nAnd more.")
     monkeypatch.setattr(cards, "_nvidia_smi", lambda: tuple(Card(*card) for card in seen))
     if visible is not None:
@@ -165,10 +206,13 @@ def test_a_gpu_shows_itself_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ("NVIDIA A100-SXM4-40GB, 8.0\nTesla T4, 7.5\n", ["NVIDIA A100-SXM4-40GB, capability 8.0", "Tesla T4, capability 7.5"]),
+        (
+            "NVIDIA A100-SXM4-40GB, 8.0\nTesla T4, 7.5\n",
+            ["NVIDIA A100-SXM4-40GB, capability 8.0", "Tesla T4, capability 7.5"],
+        ),
         ("", []),
         ("No devices were found", []),
-        ("Field \"compute_cap\" is not a valid field to query.", []),
+        ('Field "compute_cap" is not a valid field to query.', []),
     ],
 )
 def test_nvidia_smi(answer: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +242,7 @@ def test_the_other_process_tells_what_it_finds() -> None:
 
 def test_resolving_imports_no_torch() -> None:
     code = (
-        "import sys; from xcls.schema import Hardware; from xcls.train.precision import resolve; "
+        "import sys; from xcls.config.schema import Hardware; from xcls.train.precision import resolve; "
         "resolve(Hardware(device='cpu')); print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
@@ -249,17 +293,32 @@ def test_products_on_cuda_keep_what_the_dtype_promises(dtype: str, monkeypatch: 
             setattr(products, name, value)
 
 
-def test_a_run_on_the_cpu_of_a_gpu_machine_leaves_the_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_the_cpu_of_a_gpu_machine_leaves_the_gpu_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No call that makes or needs a CUDA context, with memory that runs out, bad steps and a resume on the way."""
 
     def refuse(*given: Any) -> Any:
         raise AssertionError("CUDA was touched")
 
-    live(tmp_path / "before", CASES["bad steps left out"], max_steps=1)  # torch lists its functions when it first trains
+    live(
+        tmp_path / "before", CASES["bad steps left out"], max_steps=1
+    )  # torch lists its functions when it first trains
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name in ("_lazy_init", "get_rng_state_all", "get_rng_state", "set_rng_state", "set_rng_state_all", "synchronize",
-                 "empty_cache", "device_count", "current_device", "get_device_properties", "max_memory_allocated",
-                 "reset_peak_memory_stats"):  # fmt: skip
+    for name in (
+        "_lazy_init",
+        "get_rng_state_all",
+        "get_rng_state",
+        "set_rng_state",
+        "set_rng_state_all",
+        "synchronize",
+        "empty_cache",
+        "device_count",
+        "current_device",
+        "get_device_properties",
+        "max_memory_allocated",
+        "reset_peak_memory_stats",
+    ):
         monkeypatch.setattr(torch.cuda, name, refuse)
     live(tmp_path / "memory", CASES["micro-batches halved"], max_steps=3)
     live(tmp_path / "bad", CASES["bad steps left out"])

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.samples import make_journal
-from xcls.record import read_record
 from xcls.report.reproduce import read_patch, script_for
+from xcls.runs.record import read_record
 from xcls.train import provenance
 from xcls.train.provenance import find_sources, note_sources
 
@@ -25,7 +25,9 @@ TEXTS = {
 
 def git(folder: Path, *words: str) -> str:
     named = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    return subprocess.run(["git", *named, *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", *named, *words], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def write(folder: Path, texts: dict[str, str]) -> None:
@@ -46,7 +48,15 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_a_clean_tree_is_its_commit_and_nothing_else(tree: Path) -> None:
-    write(tree, {"multirun/sweep/record.json": "{}", "README.md": "other words\n", "notes.txt": "mine\n", "scratch.py": "y = 2\n"})
+    write(
+        tree,
+        {
+            "multirun/sweep/record.json": "{}",
+            "README.md": "other words\n",
+            "notes.txt": "mine\n",
+            "scratch.py": "y = 2\n",
+        },
+    )
     found = find_sources((), tree)
     assert (found.name, found.patch, found.lacking) == (git(tree, "rev-parse", "HEAD"), "", {})
 
@@ -78,18 +88,32 @@ def test_a_clone_with_the_patch_has_every_source_that_is_here(tree: Path, tmp_pa
 def test_what_is_not_kept_is_named_with_its_reason(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "correct-horse-battery")
     monkeypatch.setattr(provenance, "MOST_BYTES", 2_000)
-    write(tree, {
-        "xcls/fine.py": "layer(pad_token=mask_token, key=key)\n",
-        "xcls/leak.py": "# correct-horse-battery\n",
-        "conf/leak.yaml": "password: hunter-1234\n",
-        "xcls/old.py": "# caf\xe9\n",
-        "xcls/big.py": "x = 1\n" * 1_000,
-    })  # fmt: skip
+    write(
+        tree,
+        {
+            "xcls/fine.py": "layer(pad_token=mask_token, key=key)\n",
+            "xcls/leak.py": "# correct-horse-battery\n",
+            "conf/leak.yaml": "password: hunter-1234\n",
+            "xcls/old.py": "# caf\xe9\n",
+            "xcls/big.py": "x = 1\n" * 1_000,
+        },
+    )
     write(tmp_path, {"outside.py": "z = 3\n"})
     found = find_sources([tmp_path / "outside.py"], tree)
-    assert set(found.lacking) == {"xcls/leak.py", "conf/leak.yaml", "xcls/old.py", "xcls/big.py", str(tmp_path / "outside.py")}
+    assert set(found.lacking) == {
+        "xcls/leak.py",
+        "conf/leak.yaml",
+        "xcls/old.py",
+        "xcls/big.py",
+        str(tmp_path / "outside.py"),
+    }
     assert "2,000" in found.lacking["xcls/big.py"] and "UTF-8" in found.lacking["xcls/old.py"]
-    assert "xcls/fine.py" in found.patch and "horse" not in found.patch and "hunter" not in found.patch and found.name.endswith("-dirty")
+    assert (
+        "xcls/fine.py" in found.patch
+        and "horse" not in found.patch
+        and "hunter" not in found.patch
+        and found.name.endswith("-dirty")
+    )
 
 
 def test_the_run_keeps_the_patch_and_its_script_applies_it_once(tree: Path, tmp_path: Path) -> None:
@@ -100,7 +124,10 @@ def test_the_run_keeps_the_patch_and_its_script_applies_it_once(tree: Path, tmp_
         note_sources(journal, find_sources((), tree))
     record = read_record(tmp_path / "run")
     patch = (tmp_path / "run" / "code.patch").read_bytes()
-    assert record.files["code.patch"] == hashlib.sha256(patch).hexdigest() and record.commit == git(tree, "rev-parse", "HEAD") + "-dirty"
+    assert (
+        record.files["code.patch"] == hashlib.sha256(patch).hexdigest()
+        and record.commit == git(tree, "rev-parse", "HEAD") + "-dirty"
+    )
     assert [warning.split(":")[0] for warning in record.warnings] == ["xcls/attention/old.py"]
     record.command = []
     patches = read_patch(tmp_path / "run", record)
@@ -109,12 +136,16 @@ def test_the_run_keeps_the_patch_and_its_script_applies_it_once(tree: Path, tmp_
     git(tmp_path, "clone", "-q", "tree", "clone")
     (tmp_path / "again.sh").write_text(text.partition("expected()")[0].replace("make setup", "true"))
     for _ in range(2):
-        done = subprocess.run(["bash", str(tmp_path / "again.sh")], cwd=tmp_path / "clone", capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["bash", str(tmp_path / "again.sh")], cwd=tmp_path / "clone", capture_output=True, text=True, timeout=20
+        )
         assert (done.returncode, done.stderr) == (0, "")
         assert (tmp_path / "clone" / "xcls" / "attention" / "mine.py").read_text() == "x = '$(touch evil)'\n"
     assert not (tmp_path / "clone" / "evil").exists()
     (tmp_path / "clone" / "xcls" / "attention" / "mine.py").write_text("z = 4\n")
-    done = subprocess.run(["bash", str(tmp_path / "again.sh")], cwd=tmp_path / "clone", capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        ["bash", str(tmp_path / "again.sh")], cwd=tmp_path / "clone", capture_output=True, text=True, timeout=20
+    )
     assert done.returncode == 2 and "git checkout" in done.stderr
     (tmp_path / "run" / "code.patch").write_text("edited\n")
     assert read_patch(tmp_path / "run", record) == {} and "not at hand" in script_for(record)

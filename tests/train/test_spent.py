@@ -12,7 +12,7 @@ import torch
 
 from tests.samples import SEQ_LEN, TinyTokenizer, make_amp, make_classifier, make_data, make_journal
 from xcls.data.batching import ClassBatches
-from xcls.record import read_record
+from xcls.runs.record import read_record
 from xcls.stages.texts import _tokenize_ms
 from xcls.train import scoring
 from xcls.train.energy import energy_counter
@@ -133,7 +133,9 @@ def test_one_document_at_a_time_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "time", SimpleNamespace(perf_counter=tick))
     found = latency(model, maker, rows.encoded.lengths, amp=make_amp(), most=10, seconds=1e9)
     assert found == {"latency_ms": 500.0, "latency_p95_ms": 500.0}
-    assert len(seen) == 11 and {shape[0] for shape in seen} == {1} and seen[0][1] == max(rows.encoded.lengths) <= SEQ_LEN
+    assert (
+        len(seen) == 11 and {shape[0] for shape in seen} == {1} and seen[0][1] == max(rows.encoded.lengths) <= SEQ_LEN
+    )
     seen.clear()
     latency(model, maker, rows.encoded.lengths, amp=make_amp(), most=10, seconds=0.0)
     assert len(seen) == 6  # the warm-up and five

@@ -13,7 +13,16 @@ from torch.utils.data import DataLoader
 
 from tests.samples import make_amp, make_encoded
 from xcls.data.batching import ClassBatches
-from xcls.train.stream import MULTIPLE, Stream, ahead, batches_from, on_device, real_and_padded, rows_at_once, width_multiple
+from xcls.train.stream import (
+    MULTIPLE,
+    Stream,
+    ahead,
+    batches_from,
+    on_device,
+    real_and_padded,
+    rows_at_once,
+    width_multiple,
+)
 
 
 def make_stream(rows: int = 21, multiple: int = MULTIPLE) -> Stream:
@@ -57,9 +66,12 @@ def test_rounding_never_passes_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "tokens", "rows"), [((), None, None), ((3, None), None, 3), ((), 64, 4), ((), 5, 1), ((3,), 64, 3), ((8, 2), 64, 2)]
+    ("limits", "tokens", "rows"),
+    [((), None, None), ((3, None), None, 3), ((), 64, 4), ((), 5, 1), ((3,), 64, 3), ((8, 2), 64, 2)],
 )
-def test_rows_and_positions_at_once_are_both_kept(limits: tuple[int | None, ...], tokens: int | None, rows: int | None) -> None:
+def test_rows_and_positions_at_once_are_both_kept(
+    limits: tuple[int | None, ...], tokens: int | None, rows: int | None
+) -> None:
     batch = {"input_ids": torch.zeros(9, 16, dtype=torch.int64)}
     assert rows_at_once(batch, *limits, tokens=tokens) == rows
 
@@ -98,8 +110,14 @@ def test_batches_for_a_gpu_are_the_same_and_pinned(workers: int, monkeypatch: py
     pinned: list[tuple[int, ...]] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *given: pinned.append(self.shape) or self)
     if workers:
-        monkeypatch.setattr("xcls.train.stream.DataLoader", lambda rest, *, pin_memory, **named: (
-            {name: tensor.pin_memory() for name, tensor in batch.items()} for batch in DataLoader(rest, **named) if pin_memory))
+        monkeypatch.setattr(
+            "xcls.train.stream.DataLoader",
+            lambda rest, *, pin_memory, **named: (
+                {name: tensor.pin_memory() for name, tensor in batch.items()}
+                for batch in DataLoader(rest, **named)
+                if pin_memory
+            ),
+        )
     stream, settings = make_stream(), {"step": 2, "total": 8}
     found = list(batches_from(stream, workers=workers, device="cuda", **settings))
     assert len(pinned) == 4 * 6

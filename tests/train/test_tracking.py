@@ -14,10 +14,10 @@ import pytest
 
 from tests.tracked import LONE_RUN, ROOT, children, kept, lone_run, offline, open_journal, sync, wait_for, work, written
 from tests.wandb_server import ENTITY, WandbServer
-from xcls.record import read_record
+from xcls.runs.record import read_record
+from xcls.runs.wandb_file import RECORD, read_segments
 from xcls.train.signals import Interrupted
 from xcls.train.wandb_copy import EXIT_CODES, FILES, patience
-from xcls.wandb_file import RECORD, read_segments
 
 
 @pytest.fixture
@@ -56,7 +56,9 @@ def test_offline_then_sync_sends_each_row_once_in_order(server: WandbServer, tmp
     assert run.state == "finished"
 
 
-def test_a_sweep_of_wandb_s_own_takes_no_rows_away(server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_of_wandb_s_own_takes_no_rows_away(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
     folder = tmp_path / "finetune" / "base"
     with open_journal(folder) as journal:
@@ -180,7 +182,9 @@ def test_the_copy_outlives_a_killed_run_and_loses_no_row(server: WandbServer, tm
 NO_SERVER = slow("no server")  # W&B tries for half a minute
 
 
-@pytest.mark.parametrize("fault", [NO_SERVER, "no key", slow("copy killed"), "wandb-core killed", slow("folder is a file")])
+@pytest.mark.parametrize(
+    "fault", [NO_SERVER, "no key", slow("copy killed"), "wandb-core killed", slow("folder is a file")]
+)
 def test_w_and_b_fails_and_the_run_does_not(
     fault: str, server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,9 +224,12 @@ def test_w_and_b_fails_and_the_run_does_not(
 
 @pytest.mark.parametrize(
     ("module", "reason"),
-    [slow("raise ModuleNotFoundError(\"No module named 'wandb'\")", "No module named 'wandb'"), ("raise SystemExit('bad wheel')", "bad wheel"),
-     slow("1 / 0", "division by zero")],
-)  # fmt: skip
+    [
+        slow("raise ModuleNotFoundError(\"No module named 'wandb'\")", "No module named 'wandb'"),
+        ("raise SystemExit('bad wheel')", "bad wheel"),
+        slow("1 / 0", "division by zero"),
+    ],
+)
 def test_a_package_that_cannot_be_imported(
     module: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from hydra_plugins.xcls_launcher._progress import numbers
 from tests.samples import CPU, HARDWARE, TinyTokenizer, make_classifier, make_data, make_journal, make_training
-from xcls import status
-from xcls.record import Events, read_record
+from xcls.runs import status
+from xcls.runs.record import Events, read_record
+from xcls.runs.run_status import Standing, read_run
+from xcls.runs.sweep_status import Group
 from xcls.stages.finetune import finetune
-from xcls.standing import Standing, read_run
-from xcls.sweeps import Group
 from xcls.train import display
 
 
@@ -26,17 +26,30 @@ def watched(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> li
         add(self, event, details)
         run = read_run(folder, "r", 0.0)
         table = "\n".join(status.table([Group(name="finetune", runs=[run])], 160))
-        seen.append({"event": event, "record": read_record(folder), "run": run, "table": table, "parent": numbers(folder)})
+        seen.append(
+            {"event": event, "record": read_record(folder), "run": run, "table": table, "parent": numbers(folder)}
+        )
 
     monkeypatch.setattr(Events, "add", add_and_look)
     journal = make_journal(folder)
     with journal:
-        finetune(model=make_classifier(), data=make_data(), tokenizer=TinyTokenizer(), training=make_training(eval_every_steps=None, **changes),
-                 hardware=HARDWARE, precision=CPU, seed=0, journal=journal, resume=False)  # fmt: skip
+        finetune(
+            model=make_classifier(),
+            data=make_data(),
+            tokenizer=TinyTokenizer(),
+            training=make_training(eval_every_steps=None, **changes),
+            hardware=HARDWARE,
+            precision=CPU,
+            seed=0,
+            journal=journal,
+            resume=False,
+        )
     return seen
 
 
-def test_step_total_and_time_left_are_there_before_the_first_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_total_and_time_left_are_there_before_the_first_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = watched(tmp_path, monkeypatch, max_steps=10, checkpoint_every_steps=None)
     early = [look for look in seen[: [look["event"] for look in seen].index("eval")] if look["event"] == "step"]
     assert len(early) == 10
@@ -46,13 +59,24 @@ def test_step_total_and_time_left_are_there_before_the_first_evaluation(tmp_path
 
 
 @pytest.mark.parametrize(("quiet", "steps"), [(0.0, 250), (3600.0, 125)])
-def test_slow_steps_are_told_of_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: float, steps: int) -> None:
+def test_slow_steps_are_told_of_by_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: float, steps: int
+) -> None:
     monkeypatch.setattr(display, "QUIET", quiet)
     journal, told = make_journal(tmp_path), []
     monkeypatch.setattr(Events, "add", lambda self, event, details=None: told.append(event))
     with journal:
-        finetune(model=make_classifier(), data=make_data(8), tokenizer=TinyTokenizer(), hardware=HARDWARE, precision=CPU, seed=0,
-                 training=make_training(eval_every_steps=None, max_steps=250, checkpoint_every_steps=None), journal=journal, resume=False)  # fmt: skip
+        finetune(
+            model=make_classifier(),
+            data=make_data(8),
+            tokenizer=TinyTokenizer(),
+            hardware=HARDWARE,
+            precision=CPU,
+            seed=0,
+            training=make_training(eval_every_steps=None, max_steps=250, checkpoint_every_steps=None),
+            journal=journal,
+            resume=False,
+        )
     assert told.count("step") == steps  # of a hundredth: two steps
 
 
@@ -61,7 +85,9 @@ def test_a_step_without_a_total_is_shown_by_itself(tmp_path: Path) -> None:
     with journal:
         journal.event("step", {"step": 7, "step_loss": 0.5})
         run = read_run(tmp_path, "r", 0.0)
-        line = next(line for line in status.table([Group(name="finetune", runs=[run])], 160) if line.startswith("  running"))
+        line = next(
+            line for line in status.table([Group(name="finetune", runs=[run])], 160) if line.startswith("  running")
+        )
         assert line.split()[2:4] == ["7", "0.5000"]
         assert numbers(tmp_path) == "step 7 loss 0.5"
     unknown = "\n".join(status.table([Group(name="finetune", runs=[Standing(name="r", state="running")])], 160))

@@ -182,7 +182,9 @@ def distance_matrix(bias: Tensor, *, rows: int, columns: int, offset: int = 0) -
 
 
 UNKNOWN = 16 * 2**30  # bytes, where a system does not tell its memory
-MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else UNKNOWN  # once: it can't be compiled
+MACHINE = (
+    os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else UNKNOWN
+)  # once: it can't be compiled
 
 
 def memory_of(device: torch.device) -> int:
@@ -193,7 +195,9 @@ def memory_of(device: torch.device) -> int:
 
 
 BLOCK_ROWS = 256  # query rows of a block, where N x N matrices do not fit
-WORKING = 4  # matrices of a layer that exist at once beside those kept for the backward pass: scores, mask, their gradients
+WORKING = (
+    4  # matrices of a layer that exist at once beside those kept for the backward pass: scores, mask, their gradients
+)
 
 
 def fits(matrix: tuple[int, ...], like: Tensor, layers: int = 1) -> bool:

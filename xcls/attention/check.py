@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from xcls.attention.base import Attention, Masks
+from xcls.config.schema import UserError
 from xcls.position.base import Position
-from xcls.schema import UserError
 
 LENGTH, REAL = 70, 50  # tokens, more than a block of 64; real ones of the second example where there are pads
 BLIND = slice(10, 40)  # queries that may not attend to the keys of HIDDEN
@@ -46,9 +46,17 @@ class Trial:
         return torch.randn(*shape, generator=self.generator)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, *, pads: Tensor | None = None, attn_mask: Tensor | None = None,
-        bias: Tensor | None = None, rotate: Callable[[Tensor], Tensor] | None = None, finite: bool = False,
-    ) -> Tensor:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        pads: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        rotate: Callable[[Tensor], Tensor] | None = None,
+        finite: bool = False,
+    ) -> Tensor:
         """The outputs of all layers, [L, B, H, N, D]. `bias`, `rotate`: in place of the position encoding's own. `finite`: as within
         the encoder, where nobody zeroes what is computed for pads. Raises Broken."""
         rotate = rotate or self.position.rotation(q.shape[2], q.device)
@@ -59,18 +67,27 @@ class Trial:
             if rotate is not None and not layer.wants_unrotated:
                 parts = [rotate(part) for part in parts]
             try:
-                given = {"bias": self.position.bias(number) if bias is None else bias, "rotate": rotate if layer.wants_unrotated else None}
+                given = {
+                    "bias": self.position.bias(number) if bias is None else bias,
+                    "rotate": rotate if layer.wants_unrotated else None,
+                }
                 out = layer(*parts, v, masks.with_(**given))
-            except Exception as error:  # noqa: BLE001 - whatever a mechanism raises is its own fault
-                raise Broken(f"it fails on q, k, v {list(v.shape)}{_given(pads, attn_mask)}: {type(error).__name__}: {error}",
-                             "Any length of 1 and more must work, with and without masks.") from error
+            except Exception as error:
+                raise Broken(
+                    f"it fails on q, k, v {list(v.shape)}{_given(pads, attn_mask)}: {type(error).__name__}: {error}",
+                    "Any length of 1 and more must work, with and without masks.",
+                ) from error
             if not isinstance(out, Tensor) or out.shape != v.shape:
                 found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-                raise Broken(f"its output is {found} where q, k, v are {list(v.shape)}{_given(pads, attn_mask)}",
-                             "It must have their shape, [B, H, N, D].")
+                raise Broken(
+                    f"its output is {found} where q, k, v are {list(v.shape)}{_given(pads, attn_mask)}",
+                    "It must have their shape, [B, H, N, D].",
+                )
             if not out.isfinite().all():
-                raise Broken(f"its output has NaN or Inf for finite q, k, v {list(v.shape)}{_given(pads, attn_mask)}",
-                             "A row with nothing to attend to must be zero, and padded tokens must count for nothing.")
+                raise Broken(
+                    f"its output has NaN or Inf for finite q, k, v {list(v.shape)}{_given(pads, attn_mask)}",
+                    "A row with nothing to attend to must be zero, and padded tokens must count for nothing.",
+                )
             outputs.append(out)
         return torch.stack(outputs)
 
@@ -98,7 +115,8 @@ def check_position(position: Position, *, name: str) -> None:
         raise UserError(f"{name}: a subclass of xcls.position.base.Position is needed.")
     generator = torch.Generator().manual_seed(21)
     hooks: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], int]] = {
-        "embed": (position.eval().embed, (2, LENGTH, position.embed_dim), 1)}
+        "embed": (position.eval().embed, (2, LENGTH, position.embed_dim), 1)
+    }
     if position.rotation(LENGTH, torch.device("cpu")) is not None:
         shape = (2, position.num_heads, LENGTH, position.head_dim)
         hooks["rotation"] = (lambda x: position.rotation(x.shape[2], x.device)(x), shape, 2)
@@ -106,14 +124,20 @@ def check_position(position: Position, *, name: str) -> None:
         x = torch.randn(shape, generator=generator)
         out, part = run(x), run(x.narrow(tokens, 0, REAL))
         if out.shape != x.shape or not out.isfinite().all():
-            raise UserError(f"{name}: {hook} makes {list(out.shape)} of {list(shape)}, or numbers that are not finite. "
-                            "The contract: xcls/position/base.py.")
+            raise UserError(
+                f"{name}: {hook} makes {list(out.shape)} of {list(shape)}, or numbers that are not finite. "
+                "The contract: xcls/position/base.py."
+            )
         if not torch.allclose(out.narrow(tokens, 0, REAL), part, **CLOSE) or not torch.equal(out, run(x)):
-            raise UserError(f"{name}: {hook} of a token is not the same each time, or depends on the tokens behind it. "
-                            "The contract: xcls/position/base.py.")
+            raise UserError(
+                f"{name}: {hook} of a token is not the same each time, or depends on the tokens behind it. "
+                "The contract: xcls/position/base.py."
+            )
     bias = position.bias(0)
     if bias is not None and (bias.dim() != 2 or bias.shape[0] != position.num_heads or bias.shape[1] % 2 == 0):
-        raise UserError(f"{name}: bias is {list(bias.shape)}; [{position.num_heads}, 2W+1] is needed. The contract: xcls/position/base.py.")
+        raise UserError(
+            f"{name}: bias is {list(bias.shape)}; [{position.num_heads}, 2W+1] is needed. The contract: xcls/position/base.py."
+        )
 
 
 def _any_length(trial: Trial) -> None:
@@ -123,45 +147,62 @@ def _any_length(trial: Trial) -> None:
 def _repeats(trial: Trial) -> None:
     again = trial.attend(trial.q, trial.k, trial.v)
     if not torch.equal(trial.plain, again):
-        raise Broken(f"in evaluation the same input gave another output, {_most(trial.plain, again)} apart",
-                     "Draw random features once, from a generator of (seed, layer), and drop nothing at evaluation.")
+        raise Broken(
+            f"in evaluation the same input gave another output, {_most(trial.plain, again)} apart",
+            "Draw random features once, from a generator of (seed, layer), and drop nothing at evaluation.",
+        )
 
 
 def _padding(trial: Trial) -> None:
     pads = torch.arange(LENGTH).expand(2, LENGTH) >= torch.tensor([[LENGTH], [REAL]])
-    garbage = [torch.where(pads[:, None, :, None], GARBAGE * trial.random(*x.shape), x) for x in (trial.q, trial.k, trial.v)]
+    garbage = [
+        torch.where(pads[:, None, :, None], GARBAGE * trial.random(*x.shape), x) for x in (trial.q, trial.k, trial.v)
+    ]
     zeros = [x.masked_fill(pads[:, None, :, None], 0.0) for x in garbage]
     cure = "Leave out of every sum the keys that masks.padding marks (zero_padding in xcls/attention/base.py)."
     with_zeros = trial.attend(*zeros, pads=pads, finite=True)[:, 1, :, :REAL]
     with_garbage = trial.attend(*garbage, pads=pads)[:, 1, :, :REAL]
     if not torch.allclose(with_zeros, with_garbage, **CLOSE):
-        raise Broken(f"it sees padding: what is in padded tokens changes the output of real ones by up to {_most(with_zeros, with_garbage)}", cure)
+        raise Broken(
+            f"it sees padding: what is in padded tokens changes the output of real ones by up to {_most(with_zeros, with_garbage)}",
+            cure,
+        )
     alone = trial.attend(*(x[1:, :, :REAL] for x in zeros))[:, 0]
     differ = (~torch.isclose(alone, with_zeros, **CLOSE)).any(-1).float().mean()
     if differ > 0.25:  # of the rows; a hash at a tie may fall to another side where the shape of a product differs
-        raise Broken(f"it sees padding: padded tokens behind a text change its output by up to {_most(alone, with_zeros)}", cure)
+        raise Broken(
+            f"it sees padding: padded tokens behind a text change its output by up to {_most(alone, with_zeros)}", cure
+        )
 
 
 def _batch_mates(trial: Trial) -> None:
     other = [torch.cat((x[:1], 30 * x[1:])) for x in (trial.q, trial.k, trial.v)]
     one, same = trial.plain[:, 0], trial.attend(*other)[:, 0]
     if not torch.allclose(one, same, **CLOSE):
-        raise Broken(f"it sees other examples of the batch: they change the output of one by up to {_most(one, same)}",
-                     "Take sums and statistics for each example by itself.")
+        raise Broken(
+            f"it sees other examples of the batch: they change the output of one by up to {_most(one, same)}",
+            "Take sums and statistics for each example by itself.",
+        )
 
 
 def _masks(trial: Trial) -> None:
     general = torch.zeros(2, 1, LENGTH, LENGTH, dtype=torch.bool)
     general[:, :, BLIND, HIDDEN] = True
     causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
-    for kind, mask, hidden, blind in (("attn_mask", general, HIDDEN, BLIND), ("a causal attn_mask", causal, slice(40, LENGTH), slice(40))):
+    for kind, mask, hidden, blind in (
+        ("attn_mask", general, HIDDEN, BLIND),
+        ("a causal attn_mask", causal, slice(40, LENGTH), slice(40)),
+    ):
         other = trial.v.clone()
         other[:, :, hidden] += 30.0
         before = trial.attend(trial.q, trial.k, trial.v, attn_mask=mask)[..., blind, :]
         after = trial.attend(trial.q, trial.k, other, attn_mask=mask)[..., blind, :]
         if not torch.allclose(before, after, **CLOSE):
-            raise Broken(f"it does not respect {kind}: values of keys that a query may not attend to change its output by up to "
-                         f"{_most(before, after)}", "Where attn_mask is True, query i (row) must leave key j (column) out.")
+            raise Broken(
+                f"it does not respect {kind}: values of keys that a query may not attend to change its output by up to "
+                f"{_most(before, after)}",
+                "Where attn_mask is True, query i (row) must leave key j (column) out.",
+            )
 
 
 def _nothing(trial: Trial) -> None:
@@ -181,13 +222,21 @@ def _positions(trial: Trial) -> None:
     first = trial.layers[0]
     if trial.position.bias(0) is not None:
         bias = trial.random(first.num_heads, trial.position.bias(0).shape[1])
-        with_bias, without = (trial.attend(trial.q, trial.k, trial.v, bias=each) for each in (bias, torch.zeros_like(bias)))
+        with_bias, without = (
+            trial.attend(trial.q, trial.k, trial.v, bias=each) for each in (bias, torch.zeros_like(bias))
+        )
         if torch.equal(with_bias, without):
-            raise Broken("it ignores relative_bias, so that it would train without positions", "Add it to the logits, or take another position=….")
+            raise Broken(
+                "it ignores relative_bias, so that it would train without positions",
+                "Add it to the logits, or take another position=….",
+            )
     rotate = trial.position.rotation(LENGTH, trial.q.device)
     if rotate is not None and first.wants_unrotated and first.reads_qk:
         if torch.equal(trial.plain, trial.attend(trial.q, trial.k, trial.v, rotate=lambda x: x)):
-            raise Broken("it wants q and k unrotated and then ignores `rotate`, so that it would train without positions", "Apply it to q and k.")
+            raise Broken(
+                "it wants q and k unrotated and then ignores `rotate`, so that it would train without positions",
+                "Apply it to q and k.",
+            )
 
 
 def _given(pads: Tensor | None, attn_mask: Tensor | None) -> str:

@@ -20,7 +20,5 @@ class PerformerHyperbolic(Performer):
         """Directions [M, D], the second half minus the first. Raises ValueError on an odd number."""
         if self.num_features % 2:
             raise ValueError(f"num_features={self.num_features} must be even: every direction comes with its opposite")
-        half = draw_projection(
-            self.num_features // 2, self.head_dim, orthogonal=self.orthogonal, generator=generator
-        )
+        half = draw_projection(self.num_features // 2, self.head_dim, orthogonal=self.orthogonal, generator=generator)
         return torch.cat((half, -half))

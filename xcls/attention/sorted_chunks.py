@@ -77,7 +77,9 @@ class Chunks:
             return slot.clamp(max=self.length - 1), slot < count
         tokens, parts = self._sizes
         chunk = slot // self.size
-        first, behind = ((number * tokens + parts - 1) // parts for number in (chunk, chunk + 1))  # of this chunk, of the next
+        first, behind = (
+            (number * tokens + parts - 1) // parts for number in (chunk, chunk + 1)
+        )  # of this chunk, of the next
         rank = first + slot % self.size
         return rank.clamp(max=self.length - 1), (rank < behind) & (rank < count)
 
@@ -152,7 +154,9 @@ def attend_plainly(
     if shun_itself:
         logits = logits.masked_fill(query == key, ITSELF)
     if masks.pairs is not None:
-        example, head = (torch.arange(n, device=q.device).view(-1, *[1] * dims) for n, dims in zip(masks.pairs.shape, (5, 4)))
+        example, head = (
+            torch.arange(n, device=q.device).view(-1, *[1] * dims) for n, dims in zip(masks.pairs.shape, (5, 4))
+        )
         blocked = blocked | masks.pairs[example, head, query, key]
     logits = logits.masked_fill(blocked, BLOCKED)
 
@@ -178,7 +182,10 @@ def times_met(chunks: Chunks, query: Tensor, key: Tensor) -> Tensor:
     times = torch.zeros((), dtype=torch.int64, device=query.device)
     for number in range(query.shape[2]):
         at_query, at_key = (
-            chunk[:, :, number : number + 1].expand(-1, -1, query.shape[2], -1).gather(-1, place.flatten(3)).view_as(place)
+            chunk[:, :, number : number + 1]
+            .expand(-1, -1, query.shape[2], -1)
+            .gather(-1, place.flatten(3))
+            .view_as(place)
             for chunk, place in ((q_chunk, query), (k_chunk, key))
         )
         apart = at_key - at_query

@@ -39,7 +39,9 @@ class Window(Attention):
             scores = scores + distance_matrix(masks.bias, rows=size, columns=3 * size, offset=-size)[:, None]
         blocked = self._blocked(q, masks, size, fill)
         nothing = blocked.all(dim=-1, keepdim=True)  # such rows attend to everything, which is finite
-        wall = torch.zeros(blocked.shape, dtype=scores.dtype, device=q.device).masked_fill_(blocked & ~nothing, -torch.inf)
+        wall = torch.zeros(blocked.shape, dtype=scores.dtype, device=q.device).masked_fill_(
+            blocked & ~nothing, -torch.inf
+        )
         weights = torch.softmax(scores + wall, dim=-1)  # a sum: the mask is small, scores are not
         out = weights.to(v.dtype) @ values
         if masks.pairs is not None:  # without it they are pads

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xcls.bench.make import make
 from xcls.attention.base import Masks
+from xcls.bench.make import make
+from xcls.config.schema import Hardware, Size, Training
 from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, TextClassifier
 from xcls.model.multihead import MultiHeadAttention
-from xcls.schema import Hardware, Size, Training
 from xcls.train.amp import DTYPES, Amp, compile_blocks
 from xcls.train.optim import make_optimizer
 from xcls.train.precision import Precision

@@ -53,28 +53,44 @@ def by_part(rows: list[Row]) -> list[Row]:
 def rivals(rows: list[Row]) -> str:
     """Ours against the quickest other implementation of the same mechanism."""
     chosen = [row for row in by_part(rows) if row.get("training_ms_vs_rival")]
-    columns = [*WHERE, ("against", words("rival")), ("ours, ms", shown("training_ms")),
-               ("time of the module ×", shown("training_ms_vs_rival")), ("without projections ×", shown("core.training_ms_vs_rival")),
-               ("memory ×", shown("training_MiB_vs_rival"))]
+    columns = [
+        *WHERE,
+        ("against", words("rival")),
+        ("ours, ms", shown("training_ms")),
+        ("time of the module ×", shown("training_ms_vs_rival")),
+        ("without projections ×", shown("core.training_ms_vs_rival")),
+        ("memory ×", shown("training_MiB_vs_rival")),
+    ]
     return markdown(columns, chosen)
 
 
 def fused(rows: list[Row]) -> str:
     """Everything against PyTorch's fused softmax attention, and against the explicit one."""
     chosen = [row for row in by_part(rows) if row["origin"] == "xcls" and row.get("training_ms_vs_sdpa_fused")]
-    columns = [*WHERE, ("training, ms", shown("training_ms")), ("× sdpa_fused", shown("training_ms_vs_sdpa_fused")),
-               ("without projections × sdpa_fused", shown("core.training_ms_vs_sdpa_fused")),
-               ("× sdpa", shown("training_ms_vs_sdpa")), ("memory, MiB", shown("training_MiB")),
-               ("memory × sdpa_fused", shown("training_MiB_vs_sdpa_fused")), ("memory × sdpa", shown("training_MiB_vs_sdpa"))]
+    columns = [
+        *WHERE,
+        ("training, ms", shown("training_ms")),
+        ("× sdpa_fused", shown("training_ms_vs_sdpa_fused")),
+        ("without projections × sdpa_fused", shown("core.training_ms_vs_sdpa_fused")),
+        ("× sdpa", shown("training_ms_vs_sdpa")),
+        ("memory, MiB", shown("training_MiB")),
+        ("memory × sdpa_fused", shown("training_MiB_vs_sdpa_fused")),
+        ("memory × sdpa", shown("training_MiB_vs_sdpa")),
+    ]
     return markdown(columns, chosen)
 
 
 def work(rows: list[Row]) -> str:
     """What a mechanism must spend by formula, without projections, and how far the measured time is from it."""
     chosen = [row for row in rows if row["part"] == "core" and row.get("training_bound_ms")]
-    columns = [*WHERE, ("GFLOP", shown("training_flops", 1e-9)), ("MiB moved", shown("training_bytes", 2**-20)),
-               ("bound, ms", shown("training_bound_ms")), ("measured, ms", shown("training_ms")),
-               ("× bound", shown("training_times_bound"))]
+    columns = [
+        *WHERE,
+        ("GFLOP", shown("training_flops", 1e-9)),
+        ("MiB moved", shown("training_bytes", 2**-20)),
+        ("bound, ms", shown("training_bound_ms")),
+        ("measured, ms", shown("training_ms")),
+        ("× bound", shown("training_times_bound")),
+    ]
     return markdown(columns, chosen)
 
 
@@ -87,8 +103,10 @@ def steps(rows: list[Row]) -> str:
     columns += [(f"× {name}", shown(f"training_ms_vs_{name}")) for name in references]
     columns += [("memory, MiB", shown("training_MiB"))]
     columns += [(f"memory × {name}", shown(f"training_MiB_vs_{name}")) for name in references]
-    columns += [("rounds", words("rounds")),
-                ("failed", lambda row: "–" if row["status"] == COMPLETED else str(row["cause"]))]
+    columns += [
+        ("rounds", words("rounds")),
+        ("failed", lambda row: "–" if row["status"] == COMPLETED else str(row["cause"])),
+    ]
     return markdown(columns, chosen)
 
 
@@ -112,17 +130,27 @@ def _memory(row: Row | None) -> str:
 def errors(rows: list[Row]) -> str:
     """Relative error on random queries and keys."""
     chosen = [row for row in rows if row["part"] == "core" and row.get("error_mean") is not None]
-    columns = [*WHERE, ("relative error", _spread), ("of the mean of values", shown("error_of_mean")),
-               ("against", words("error_reference"))]
+    columns = [
+        *WHERE,
+        ("relative error", _spread),
+        ("of the mean of values", shown("error_of_mean")),
+        ("against", words("error_reference")),
+    ]
     return markdown(columns, chosen)
 
 
 def trained(rows: list[Row]) -> str:
     """Relative error on the queries and keys of a trained run, by layer."""
     chosen = [row for row in rows if row["part"] == "trained" and row.get("error_mean") is not None]
-    columns = [WHERE[0], ("relative error", _spread), ("by layer", words("error_by_layer")),
-               ("of the mean of values", shown("error_of_mean")), ("against", words("error_reference")),
-               ("tokens", words("seq_len")), ("run's attention", words("trained_attention"))]
+    columns = [
+        WHERE[0],
+        ("relative error", _spread),
+        ("by layer", words("error_by_layer")),
+        ("of the mean of values", shown("error_of_mean")),
+        ("against", words("error_reference")),
+        ("tokens", words("seq_len")),
+        ("run's attention", words("trained_attention")),
+    ]
     return markdown(columns, chosen)
 
 
@@ -141,8 +169,15 @@ def _spread(row: Row) -> str:
 
 
 TABLES: dict[str, Callable[[list[Row]], str]] = {
-    "rivals": rivals, "fused": fused, "work": work, "steps": steps, "places": places, "errors": errors,
-    "trained": trained, "trainings": trainings, "parts": parts,
+    "rivals": rivals,
+    "fused": fused,
+    "work": work,
+    "steps": steps,
+    "places": places,
+    "errors": errors,
+    "trained": trained,
+    "trainings": trainings,
+    "parts": parts,
     **{axis: partial(growth_results.table, axis=axis) for axis in AXES},
 }
 

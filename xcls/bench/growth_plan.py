@@ -12,9 +12,9 @@ from xcls.bench.cases import FIRST_WORD, NUM_CLASSES, OURS, VOCAB_SIZE
 from xcls.bench.make import choose
 from xcls.bench.plan import refuse_impossible
 from xcls.bench.training_plan import Contender, Recipe, StageText, TextFiles, make_recipe, write_texts
+from xcls.config.schema import Config, UserError, nearest
 from xcls.data.encode import Encoded
 from xcls.data.tokenizer import CLS, SEP
-from xcls.schema import Config, UserError, nearest
 
 STARTUP, LENGTH, WIDTH, DEPTH, ROWS = "startup", "length", "width", "depth", "rows"
 AXES = (STARTUP, LENGTH, WIDTH, DEPTH, ROWS)
@@ -71,9 +71,7 @@ def plan_growth(
     nodes = {entry: choose("attention", entry, attentions) for entry in settings.attentions}
     place = settings.positions[0]
     where = {"position": place, "position_node": choose("position", place, positions)}
-    contenders = [
-        Contender(name=name, origin=OURS, grouped=False, node=node, **where) for name, node in nodes.items()
-    ]
+    contenders = [Contender(name=name, origin=OURS, grouped=False, node=node, **where) for name, node in nodes.items()]
     return GrowthPlan(_cells(config), contenders, nodes)
 
 

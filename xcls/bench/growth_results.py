@@ -11,15 +11,45 @@ from xcls.bench.results import COMPLETED, FAILED, Row
 from xcls.bench.table import Column, markdown, number
 
 COLUMNS = (
-    "axis", "contender", "position", "dtype", "seq_len", "width", "num_heads", "num_layers", "rows", "batch", "status",
-    "cause", "parameters", "rounds", "tokens_per_s", "tokens_per_s_min", "tokens_per_s_max", "step_ms", "memory_MiB",
-    "seconds", "seconds_min", "seconds_max", "file_MiB", "prepare_cold_s", "prepare_warm_s", "first_step_cold_s",
-    "first_step_warm_s", "prepare_MiB", "memory_warm_MiB", "cache_MiB", "bytes_per_row",
-)  # fmt: skip
+    "axis",
+    "contender",
+    "position",
+    "dtype",
+    "seq_len",
+    "width",
+    "num_heads",
+    "num_layers",
+    "rows",
+    "batch",
+    "status",
+    "cause",
+    "parameters",
+    "rounds",
+    "tokens_per_s",
+    "tokens_per_s_min",
+    "tokens_per_s_max",
+    "step_ms",
+    "memory_MiB",
+    "seconds",
+    "seconds_min",
+    "seconds_max",
+    "file_MiB",
+    "prepare_cold_s",
+    "prepare_warm_s",
+    "first_step_cold_s",
+    "first_step_warm_s",
+    "prepare_MiB",
+    "memory_warm_MiB",
+    "cache_MiB",
+    "bytes_per_row",
+)
 TITLES = {
-    STARTUP: "Start-up", LENGTH: "Against the length", WIDTH: "Against the width", DEPTH: "Against the depth",
+    STARTUP: "Start-up",
+    LENGTH: "Against the length",
+    WIDTH: "Against the width",
+    DEPTH: "Against the depth",
     ROWS: "Against the number of documents",
-}  # fmt: skip
+}
 ENOUGH = 50_000  # documents more: with fewer the difference is noise
 SIZES = {LENGTH: "seq_len", WIDTH: "width", DEPTH: "num_layers"}  # what grows -> its column
 
@@ -65,7 +95,12 @@ def _spread(key: str) -> Callable[[Row], str]:
     return show
 
 
-STARTS: list[Column] = [("what", _text("contender")), ("s (min…max)", _spread("seconds")), ("starts", _text("rounds")), ("failed", _text("cause"))]
+STARTS: list[Column] = [
+    ("what", _text("contender")),
+    ("s (min…max)", _spread("seconds")),
+    ("starts", _text("rounds")),
+    ("failed", _text("cause")),
+]
 DOCUMENTS: list[Column] = [
     ("documents", _count("rows")),
     ("file, MiB", _value("file_MiB")),
@@ -85,11 +120,22 @@ DOCUMENTS: list[Column] = [
 def points(rows: Sequence[Row], axis: str) -> str:
     """tokens/s and memory along an axis, a line for each point and mechanism."""
     columns: list[Column] = [
-        ("mechanism", _text("contender")), ("tokens", _count("seq_len")), ("width", _text("width")), ("layers", _text("num_layers")),
-        ("batch", _text("batch")), ("parameters, M", _value("parameters", 1e-6)), ("tokens/s (min…max)", _spread("tokens_per_s")),
-        ("step, ms", _value("step_ms")), ("memory, MiB", _value("memory_MiB")), ("left out", _text("cause")),
-    ]  # fmt: skip
-    constant = [name for name, key in (("tokens", "seq_len"), ("width", "width"), ("layers", "num_layers")) if key != SIZES[axis]]
+        ("mechanism", _text("contender")),
+        ("tokens", _count("seq_len")),
+        ("width", _text("width")),
+        ("layers", _text("num_layers")),
+        ("batch", _text("batch")),
+        ("parameters, M", _value("parameters", 1e-6)),
+        ("tokens/s (min…max)", _spread("tokens_per_s")),
+        ("step, ms", _value("step_ms")),
+        ("memory, MiB", _value("memory_MiB")),
+        ("left out", _text("cause")),
+    ]
+    constant = [
+        name
+        for name, key in (("tokens", "seq_len"), ("width", "width"), ("layers", "num_layers"))
+        if key != SIZES[axis]
+    ]
     kept = [column for column in columns if column[0] not in constant]
     return markdown(kept, [row for row in rows if row["axis"] == axis])
 
@@ -107,4 +153,7 @@ def report(rows: Sequence[Row]) -> str:
     axes: dict[str, Any] = dict.fromkeys(row["axis"] for row in rows)
     blocks = [f"## {TITLES[axis]}\n\n{table(rows, axis)}" for axis in axes]
     lost = sum(row["status"] == FAILED for row in rows)
-    return "\n\n".join([*blocks, *([f"{lost} rows failed or were left out; the last column says why."] if lost else [])]) + "\n"
+    return (
+        "\n\n".join([*blocks, *([f"{lost} rows failed or were left out; the last column says why."] if lost else [])])
+        + "\n"
+    )

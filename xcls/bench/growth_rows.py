@@ -77,11 +77,11 @@ def train_rows(job: dict[str, Any], emit: Emit) -> None:
     from xcls.bench.growth_startup import first_step_time
     from xcls.bench.training_ours import make_classifier, make_encoder
     from xcls.bench.training_plan import Contender, Recipe
+    from xcls.config.schema import Dataset, Tokenizer, Wandb
     from xcls.data.files import Files
     from xcls.data.splits import prepare
     from xcls.data.tokenizer import make_tokenizer
-    from xcls.record import Record
-    from xcls.schema import Dataset, Tokenizer, Wandb
+    from xcls.runs.record import Record
     from xcls.stages.finetune import finetune
     from xcls.stages.texts import classification_data
     from xcls.train.journal import Journal
@@ -95,7 +95,9 @@ def train_rows(job: dict[str, Any], emit: Emit) -> None:
     peak = Peak()
     peak.start()
     share = min(0.2, HELD_OUT / job["rows"])
-    prepared = prepare(Files(path=job["path"], test_share=share), Dataset(name="rows", path=job["path"], validation=share))
+    prepared = prepare(
+        Files(path=job["path"], test_share=share), Dataset(name="rows", path=job["path"], validation=share)
+    )
     tokenizer = make_tokenizer(Tokenizer(**job["tokenizer"]), prepared.mlm_texts)
     recipe, contender = Recipe.from_plain(job["recipe"]), Contender(**job["contender"])
     texts = replace(recipe.texts, vocab_size=tokenizer.vocab_size, num_classes=len(prepared.classes))
@@ -106,18 +108,32 @@ def train_rows(job: dict[str, Any], emit: Emit) -> None:
     with tempfile.TemporaryDirectory() as place:
         with Journal(folder=Path(place), record=record, wandb=Wandb(mode="disabled")) as journal:
             finetune(
-                model=make_classifier(make_encoder(recipe, contender), recipe), data=data, tokenizer=tokenizer,
-                training=recipe.training, hardware=recipe.hardware,
-                precision=Precision(recipe.device, recipe.dtype), seed=recipe.seed, journal=journal, resume=False,
-            )  # fmt: skip
+                model=make_classifier(make_encoder(recipe, contender), recipe),
+                data=data,
+                tokenizer=tokenizer,
+                training=recipe.training,
+                hardware=recipe.hardware,
+                precision=Precision(recipe.device, recipe.dtype),
+                seed=recipe.seed,
+                journal=journal,
+                resume=False,
+            )
         first = first_step_time(Path(place) / "events.jsonl")
     peak.ended.set()
     peak.join()
-    emit("rows", {
-        "load_s": loaded - job["began"], "prepare_s": prepared_at - loaded, "first_step_s": (first or 0.0) - job["began"],
-        "prepare_MiB": prepared_peak, "memory_MiB": peak.growth, "tokens_per_s": record.costs["tokens_per_s"],
-        "train_rows": len(data.train.encoded), "tokens": int(data.train.encoded.offsets[-1]),
-    })  # fmt: skip
+    emit(
+        "rows",
+        {
+            "load_s": loaded - job["began"],
+            "prepare_s": prepared_at - loaded,
+            "first_step_s": (first or 0.0) - job["began"],
+            "prepare_MiB": prepared_peak,
+            "memory_MiB": peak.growth,
+            "tokens_per_s": record.costs["tokens_per_s"],
+            "train_rows": len(data.train.encoded),
+            "tokens": int(data.train.encoded.offsets[-1]),
+        },
+    )
 
 
 def main() -> int:

@@ -22,8 +22,8 @@ from xcls.bench.training_meter import TIME, WARM
 from xcls.bench.training_plan import Recipe, TextFiles, as_job, make_recipe
 from xcls.bench.training_process import TrainingProcess
 from xcls.bench.training_results import add_segments
-from xcls.record import plain, write_atomic
-from xcls.schema import Config
+from xcls.config.schema import Config
+from xcls.runs.record import plain, write_atomic
 from xcls.train.provenance import commit
 from xcls.train.versions import describe_device, versions
 
@@ -101,9 +101,13 @@ class Growth:
         write_rows(place / "rows.csv", count)
         variables = {**self.variables, "XCLS_CACHE": str(place / "cache")}
         job = {
-            "recipe": asdict(self._recipe_of_rows()), "contender": asdict(contender), "path": str(place / "rows.csv"),
-            "rows": count, "tokenizer": asdict(self.config.tokenizer), "threads": self.config.hardware.threads,
-        }  # fmt: skip
+            "recipe": asdict(self._recipe_of_rows()),
+            "contender": asdict(contender),
+            "path": str(place / "rows.csv"),
+            "rows": count,
+            "tokenizer": asdict(self.config.tokenizer),
+            "threads": self.config.hardware.threads,
+        }
         told: dict[str, dict[str, Any]] = {}
         for caches in ("cold", "warm"):
             self.bar.set_postfix_str(f"{count:,} documents, {caches} caches")
@@ -126,10 +130,15 @@ class Growth:
         settings, nothing = self.config.bench, TextFiles("", "", "", 0, 0)
         recipe = make_recipe(self.config, "finetune", device=self.device, dtype=settings.dtypes[0], texts=nothing)
         size = replace(
-            recipe.size, width=settings.width, num_heads=settings.num_heads, num_layers=settings.num_layers,
+            recipe.size,
+            width=settings.width,
+            num_heads=settings.num_heads,
+            num_layers=settings.num_layers,
             feed_forward=4 * settings.width,
-        )  # fmt: skip
-        training = replace(recipe.training, max_steps=STEPS_OF_ROWS * settings.steps_per_segment, eval_every_epochs=None)
+        )
+        training = replace(
+            recipe.training, max_steps=STEPS_OF_ROWS * settings.steps_per_segment, eval_every_epochs=None
+        )
         return replace(recipe, size=size, seq_len=SEQ_LEN_OF_ROWS, training=training)
 
 
@@ -139,10 +148,17 @@ def _write(growth: Growth, folder: Path, about: dict[str, Any]) -> None:
     add_bytes_per_row(growth.rows)
     write_atomic(folder / "results.csv", to_csv(growth.rows))
     whole = {
-        "name": config.bench.name, "settings": asdict(config.bench), "finetuning": asdict(config.finetuning),
-        "hardware": asdict(config.hardware), "attentions": growth.plan.nodes, "versions": versions(), "commit": commit(),
-        "environment": allocator_settings(growth.variables), **about, "rows": growth.rows,
-    }  # fmt: skip
+        "name": config.bench.name,
+        "settings": asdict(config.bench),
+        "finetuning": asdict(config.finetuning),
+        "hardware": asdict(config.hardware),
+        "attentions": growth.plan.nodes,
+        "versions": versions(),
+        "commit": commit(),
+        "environment": allocator_settings(growth.variables),
+        **about,
+        "rows": growth.rows,
+    }
     write_atomic(folder / "bench.json", json.dumps(plain(whole), indent=1, ensure_ascii=False) + "\n")
 
 

@@ -29,7 +29,9 @@ def mirror(root: Path, folder: Path) -> None:
 def help_seconds(folder: Path, variables: dict[str, str]) -> float:
     """Seconds of `run.py --help`, the start of Python included. Raises RuntimeError."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "run.py", "--help"], cwd=folder, env=variables, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "run.py", "--help"], cwd=folder, env=variables, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"run.py --help ended with {done.returncode}: {last_line(done.stderr)}")
     return time.perf_counter() - began

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from xcls.schema import UserError, nearest
-from xcls.signature import check_node
+from xcls.config.schema import UserError, nearest
+from xcls.config.targets import check_node
 
 BUILDER_GIVES = {
     "attention": ("name", "num_heads", "head_dim", "layer", "seed"),

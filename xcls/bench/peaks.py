@@ -12,7 +12,10 @@ TFLOPS = (
     (r"\bV100", 112.0),  # the same, PCIe
     (r"\bA100\b", 312.0),  # A100 data sheet, PCIe and SXM alike
     (r"\bL4\b", 121.0),  # L4 data sheet: 242 with sparsity
-    (r"\bRTX 4090$", 165.2),  # Ada architecture paper, appendix A: FP16 with FP32 accumulate; without, it is twice as quick
+    (
+        r"\bRTX 4090$",
+        165.2,
+    ),  # Ada architecture paper, appendix A: FP16 with FP32 accumulate; without, it is twice as quick
     (r"\bH100 PCIe\b", 756.0),  # H100 data sheet: 1,513 with sparsity
     (r"\bH100 NVL\b", 835.0),  # the same: 1,671
     (r"\bH100\b", 989.0),  # the same, SXM: 1,979

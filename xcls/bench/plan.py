@@ -10,7 +10,7 @@ from xcls.bench.cases import OURS, Case
 from xcls.bench.make import choose
 from xcls.bench.others import others
 from xcls.bench.trained import checkpoint_of
-from xcls.schema import MAX_SEQ_LEN, Bench, UserError, check_name, nearest
+from xcls.config.schema import MAX_SEQ_LEN, Bench, UserError, check_name, nearest
 from xcls.train.amp import DTYPES
 
 PARTS = {"attention": ("module", "core"), "step": ("step",)}

@@ -9,9 +9,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
-from xcls.bench.results import Row  # noqa: E402
+from xcls.bench.results import Row
 
 # Okabe & Ito, darkened
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#000000", "#7A5195")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
-from xcls.allocator import environment_with
+from xcls.runs.allocator import environment_with
 
 
 @dataclass
@@ -35,9 +35,11 @@ def environment(allocator: str) -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {
-        **environment_with(allocator, dict(os.environ)), "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false",
+        **environment_with(allocator, dict(os.environ)),
+        "PYTHONPATH": path,
+        "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": first_gpu(os.environ.get("CUDA_VISIBLE_DEVICES")),
-    }  # fmt: skip
+    }
 
 
 def first_gpu(visible: str | None) -> str:

@@ -35,17 +35,37 @@ def columns(references: Sequence[str]) -> list[str]:
         "error_by_layer",
         "trained_attention",
     ]
-    return [*first, *times, "host_ms", "device_ms", "inference_MiB", "training_MiB", "compile_s", "rival", *ratios, *work, *error]
+    return [
+        *first,
+        *times,
+        "host_ms",
+        "device_ms",
+        "inference_MiB",
+        "training_MiB",
+        "compile_s",
+        "rival",
+        *ratios,
+        *work,
+        *error,
+    ]
 
 
 def row_of(case: Case) -> Row:
     """The row of a case before anything is measured."""
     return {
-        "mechanism": case.mechanism, "origin": case.origin, "position": case.position, "part": case.part,
-        "seq_len": case.seq_len, "dtype": case.dtype, "batch": case.batch, "device": case.device,
-        "compile": case.compile, "gradient_checkpointing": case.gradient_checkpointing,
-        "status": COMPLETED, "cause": None,
-    }  # fmt: skip
+        "mechanism": case.mechanism,
+        "origin": case.origin,
+        "position": case.position,
+        "part": case.part,
+        "seq_len": case.seq_len,
+        "dtype": case.dtype,
+        "batch": case.batch,
+        "device": case.device,
+        "compile": case.compile,
+        "gradient_checkpointing": case.gradient_checkpointing,
+        "status": COMPLETED,
+        "cause": None,
+    }
 
 
 def fail(row: Row, cause: str) -> None:

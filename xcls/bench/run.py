@@ -34,8 +34,8 @@ from xcls.bench.results import (
     to_csv,
 )
 from xcls.bench.table import TITLES, report
-from xcls.record import plain, write_atomic
-from xcls.schema import Bench
+from xcls.config.schema import Bench
+from xcls.runs.record import plain, write_atomic
 from xcls.train.checkpoint import write_bytes
 from xcls.train.provenance import commit
 from xcls.train.versions import describe_device, versions
@@ -94,7 +94,9 @@ class Measuring:
                 count = f", round {event['round']}" if "round" in event else ""
                 self.bar.set_postfix_str(f"{names[event['case']]}: {task}{count}")
 
-        return measure({"task": task, "threads": self.threads, "brief": self.settings.brief, **job}, self.variables, hear)
+        return measure(
+            {"task": task, "threads": self.threads, "brief": self.settings.brief, **job}, self.variables, hear
+        )
 
     def _cases(self, task: str, cases: list[Case], job: dict[str, Any]) -> Outcome:
         names = [f"{case.mechanism}, {case.seq_len} tokens, {case.dtype}" for case in cases]
@@ -105,7 +107,9 @@ class Measuring:
         A mechanism that dies there is not timed at that length.
         """
         pairs = [(case, row) for case, row in zip(cell.cases, rows) if case.part in MEMORY_PARTS]
-        with ThreadPoolExecutor(2 if self.settings.brief and self.device == "cpu" else 1) as pool:  # beside another is as good
+        with ThreadPoolExecutor(
+            2 if self.settings.brief and self.device == "cpu" else 1
+        ) as pool:  # beside another is as good
             for (case, row), outcome in zip(pairs, pool.map(lambda pair: self._cases("memory", [pair[0]], {}), pairs)):
                 for event in outcome.of("memory"):
                     add_memory(row, event)

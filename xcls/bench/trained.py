@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from xcls.attention.base import Masks
 from xcls.bench.make import make
+from xcls.config.renamed import current
+from xcls.config.schema import UserError, unflatten
 from xcls.data.encode import encode
 from xcls.data.tokenizer import from_json
 from xcls.model.encoder import Encoder
-from xcls.moved import current
-from xcls.schema import UserError, unflatten
 from xcls.train.checkpoint import find_checkpoint, load_for_use
 
 DOCUMENTS, CONSIDERED = 4, 512  # the longest of the first so many training texts
@@ -80,11 +80,12 @@ def load_encoder(payload: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
         norm=size["norm"],
         activation=size["activation"],
         dropout=size["dropout"],
-        position=make(config["position"], {
-            **sizes, "embed_dim": width, "num_layers": size["num_layers"], "seq_len": config["seq_len"],
-        }),
+        position=make(
+            config["position"],
+            {**sizes, "embed_dim": width, "num_layers": size["num_layers"], "seq_len": config["seq_len"]},
+        ),
         make_attention=lambda layer: make(config["attention"], {**sizes, "layer": layer, "seed": seed}),
-    )  # fmt: skip
+    )
     encoder.load_state_dict(weights)
     return encoder.eval(), config
 

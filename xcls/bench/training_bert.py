@@ -156,9 +156,7 @@ def make_trainer(recipe: Recipe, contender: Contender, meter: Meter, folder: Pat
 
     arguments = make_arguments(recipe, contender.grouped, folder)
     model = make_model(recipe, contender.attention)
-    return TimedTrainer(
-        model=model, args=arguments, train_dataset=rows, data_collator=timed_collate
-    )
+    return TimedTrainer(model=model, args=arguments, train_dataset=rows, data_collator=timed_collate)
 
 
 def train(recipe: Recipe, contender: Contender, meter: Meter, folder: Path, ready: Callable[[nn.Module], None]) -> None:

@@ -85,11 +85,19 @@ class Meter:
         self.gauge.pause()  # keeps the peak
         self._leave()
         gpu, resident = self.gauge.peaks["max_gpu_mem_MiB"], self.gauge.peaks["rss_growth_MiB"]
-        self.emit("segment", {
-            "word": self.word, "seconds": seconds, "steps": self.steps, "tokens": int(sum(self.real)),
-            "computed": self.computed, "parts": self.parts, "memory_MiB": gpu if self.device == "cuda" else resident,
-            "flops": self.counting.get_total_flops() if self.word == COUNT else None,
-        })  # fmt: skip
+        self.emit(
+            "segment",
+            {
+                "word": self.word,
+                "seconds": seconds,
+                "steps": self.steps,
+                "tokens": int(sum(self.real)),
+                "computed": self.computed,
+                "parts": self.parts,
+                "memory_MiB": gpu if self.device == "cuda" else resident,
+                "flops": self.counting.get_total_flops() if self.word == COUNT else None,
+            },
+        )
         self.begin()
 
     def batch(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:

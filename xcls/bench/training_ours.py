@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from xcls.bench.make import make
 from xcls.bench.training_meter import BACKWARD, DATA, FORWARD, REST, Meter
 from xcls.bench.training_plan import Contender, Recipe
+from xcls.config.schema import Wandb
 from xcls.data.batching import Batches, ClassBatches, MaskedBatches
 from xcls.data.encode import Encoded
 from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClassifier
-from xcls.record import Record
-from xcls.schema import Wandb
+from xcls.runs.record import Record
 from xcls.train.amp import Amp, compile_blocks
 from xcls.train.journal import Journal
 from xcls.train.loop import Loop, Scores
@@ -56,9 +56,7 @@ def make_encoder(recipe: Recipe, contender: Contender) -> Encoder:
 def make_classifier(encoder: Encoder, recipe: Recipe) -> TextClassifier:
     """The classifier on `encoder`."""
     classes, head = recipe.texts.num_classes, recipe.head
-    made = Classifier(
-        embed_dim=recipe.size.width, num_classes=classes, pooling=head.pooling, dropout=head.dropout
-    )
+    made = Classifier(embed_dim=recipe.size.width, num_classes=classes, pooling=head.pooling, dropout=head.dropout)
     return TextClassifier(encoder=encoder, head=made)
 
 
@@ -150,9 +148,14 @@ def train(recipe: Recipe, contender: Contender, meter: Meter, folder: Path, read
         return value
 
     training = replace(
-        recipe.training, max_steps=ENDLESS, eval_every_steps=None, eval_every_epochs=None,
-        checkpoint_every_steps=None, checkpoint_every_epochs=None, checkpoint_every_minutes=None,
-    )  # fmt: skip
+        recipe.training,
+        max_steps=ENDLESS,
+        eval_every_steps=None,
+        eval_every_epochs=None,
+        checkpoint_every_steps=None,
+        checkpoint_every_epochs=None,
+        checkpoint_every_minutes=None,
+    )
     stream = Stream(
         maker=Timed(maker, meter) if in_here else maker,
         lengths=encoded.lengths,
@@ -163,9 +166,17 @@ def train(recipe: Recipe, contender: Contender, meter: Meter, folder: Path, read
     record = Record(run="bench", mode="bench", status="running", hash="", seed=recipe.seed, seq_len=recipe.seq_len)
     with Journal(folder=folder, record=record, wandb=Wandb(mode="disabled")) as journal:
         loop = Loop(
-            model=model, loss=timed_loss, stream=stream, evaluate=no_scores, training=training,
-            seed=recipe.seed, amp=amp, hardware=hardware, journal=journal, extras={},
-        )  # fmt: skip
+            model=model,
+            loss=timed_loss,
+            stream=stream,
+            evaluate=no_scores,
+            training=training,
+            seed=recipe.seed,
+            amp=amp,
+            hardware=hardware,
+            journal=journal,
+            extras={},
+        )
         meter.watch(model, loop.optimizer, recipe.steps)
         ready(model)
         meter.begin()

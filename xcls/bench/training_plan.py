@@ -12,8 +12,8 @@ import numpy as np
 from xcls.bench.cases import OURS
 from xcls.bench.make import choose
 from xcls.bench.plan import INSTALL, refuse_impossible
+from xcls.config.schema import Config, Hardware, Head, Masking, Size, Training, UserError, nearest
 from xcls.data.encode import Encoded, read_encoded
-from xcls.schema import Config, Hardware, Head, Masking, Size, Training, UserError, nearest
 
 TRANSFORMERS = "transformers"
 IMPLEMENTATIONS = ("eager", "sdpa")  # of transformers' attention
@@ -67,9 +67,13 @@ class Recipe:
     def from_plain(cls, values: dict[str, Any]) -> Recipe:
         """The inverse of `asdict`."""
         kinds = {
-            "size": Size, "head": Head, "masking": Masking, "training": Training, "hardware": Hardware,
+            "size": Size,
+            "head": Head,
+            "masking": Masking,
+            "training": Training,
+            "hardware": Hardware,
             "texts": TextFiles,
-        }  # fmt: skip
+        }
         return cls(**{key: kinds[key](**value) if key in kinds else value for key, value in values.items()})
 
 
@@ -109,9 +113,7 @@ def plan_training(
     wrong = []
     for stage in settings.stages:
         if stage not in STAGES:
-            wrong.append(
-                f"bench.stages: {stage}: one of {', '.join(STAGES)} is needed.{nearest(stage, list(STAGES))}"
-            )
+            wrong.append(f"bench.stages: {stage}: one of {', '.join(STAGES)} is needed.{nearest(stage, list(STAGES))}")
         elif getattr(config, STAGES[stage]).optimizer != "adamw":
             wrong.append(f"{STAGES[stage]}.optimizer: bench=training compares trainings with adamw. Leave it so.")
     if not settings.stages or len(set(settings.stages)) < len(settings.stages):
@@ -133,9 +135,7 @@ def plan_training(
     for stage in settings.stages:
         grouped = getattr(config, STAGES[stage]).group_by_length
         ours = [
-            Contender(
-                name=name, origin=OURS, grouped=grouped, node=node, position=place, position_node=places[place]
-            )
+            Contender(name=name, origin=OURS, grouped=grouped, node=node, position=place, position_node=places[place])
             for place in places
             for name, node in nodes.items()
         ]
@@ -147,20 +147,33 @@ def make_recipe(config: Config, stage: str, *, device: str, dtype: str, texts: T
     """What the run's configuration says about a stage. How long it trains is the bench's matter."""
     settings = config.bench
     return Recipe(
-        stage=stage, size=config.size, head=config.head, masking=config.masking,
-        training=getattr(config, STAGES[stage]), hardware=config.hardware, seq_len=config.seq_len, seed=config.seed,
-        device=device, dtype=dtype, steps=settings.steps_per_segment, compile=settings.compile,
-        attention_dropout=settings.attention_dropout, texts=texts,
-    )  # fmt: skip
+        stage=stage,
+        size=config.size,
+        head=config.head,
+        masking=config.masking,
+        training=getattr(config, STAGES[stage]),
+        hardware=config.hardware,
+        seq_len=config.seq_len,
+        seed=config.seed,
+        device=device,
+        dtype=dtype,
+        steps=settings.steps_per_segment,
+        compile=settings.compile,
+        attention_dropout=settings.attention_dropout,
+        texts=texts,
+    )
 
 
 def as_job(recipe: Recipe, contender: Contender, *, count: bool) -> dict[str, Any]:
     """What a process is told, as JSON can hold it. `count`: whether its operations will be counted."""
     cases = [{"compile": recipe.compile, "device": recipe.device}]  # of which worker.prepare_process reads this much
     return {
-        "recipe": asdict(recipe), "contender": asdict(contender), "count": count, "cases": cases,
+        "recipe": asdict(recipe),
+        "contender": asdict(contender),
+        "count": count,
+        "cases": cases,
         "threads": recipe.hardware.threads,
-    }  # fmt: skip
+    }
 
 
 def write_texts(text: StageText, folder: Path, *, vocab_size: int, continues: np.ndarray) -> TextFiles:

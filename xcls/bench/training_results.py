@@ -14,22 +14,56 @@ from xcls.bench.training_plan import TRANSFORMERS, Contender, Recipe
 
 PARTS = (DATA, FORWARD, BACKWARD, OPTIMIZER, REST)
 COLUMNS = (
-    "stage", "contender", "origin", "position", "group_by_length", "dtype", "batch", "seq_len", "device", "compile",
-    "status", "cause", "parameters", "rounds", "tokens_per_s", "tokens_per_s_min", "tokens_per_s_max",
-    "vs_transformers", "vs_transformers_min", "vs_transformers_max", "padding_share", "step_ms",
-    *(f"{part}_ms" for part in PARTS), "memory_MiB", "flops_per_token", "tflops_per_s", "share_of_peak", "mfu",
-)  # fmt: skip
+    "stage",
+    "contender",
+    "origin",
+    "position",
+    "group_by_length",
+    "dtype",
+    "batch",
+    "seq_len",
+    "device",
+    "compile",
+    "status",
+    "cause",
+    "parameters",
+    "rounds",
+    "tokens_per_s",
+    "tokens_per_s_min",
+    "tokens_per_s_max",
+    "vs_transformers",
+    "vs_transformers_min",
+    "vs_transformers_max",
+    "padding_share",
+    "step_ms",
+    *(f"{part}_ms" for part in PARTS),
+    "memory_MiB",
+    "flops_per_token",
+    "tflops_per_s",
+    "share_of_peak",
+    "mfu",
+)
 TITLES = {"finetune": "Fine-tuning", "pretrain": "Pretraining (MLM)"}
 
 
 def row_of(recipe: Recipe, contender: Contender) -> Row:
     """The row of a contender before anything is measured; `speeds` are its tokens/s, round by round."""
     return {
-        "stage": recipe.stage, "contender": contender.name, "origin": contender.origin,
-        "position": contender.position or "learned", "group_by_length": contender.grouped, "dtype": recipe.dtype,
-        "batch": recipe.training.batch_size, "seq_len": recipe.seq_len, "device": recipe.device,
-        "compile": recipe.compile, "gradient_checkpointing": recipe.hardware.gradient_checkpointing, "status": COMPLETED, "cause": None, "speeds": [],
-    }  # fmt: skip
+        "stage": recipe.stage,
+        "contender": contender.name,
+        "origin": contender.origin,
+        "position": contender.position or "learned",
+        "group_by_length": contender.grouped,
+        "dtype": recipe.dtype,
+        "batch": recipe.training.batch_size,
+        "seq_len": recipe.seq_len,
+        "device": recipe.device,
+        "compile": recipe.compile,
+        "gradient_checkpointing": recipe.hardware.gradient_checkpointing,
+        "status": COMPLETED,
+        "cause": None,
+        "speeds": [],
+    }
 
 
 def add_segments(row: Row, segments: Sequence[dict[str, Any]]) -> None:
@@ -151,8 +185,10 @@ def report(rows: Sequence[Row], peaks: dict[str, float]) -> str:
             "matrix products by PyTorch's counter, padding included, for each real token."
         )
     if any(row.get("mfu") for row in done):
-        blocks.append("MFU: operations of the real tokens, padding left out, of what the card can do at most by its data sheet. What a "
-                      "kernel of our own computes is not counted: the true share is higher there.")
+        blocks.append(
+            "MFU: operations of the real tokens, padding left out, of what the card can do at most by its data sheet. What a "
+            "kernel of our own computes is not counted: the true share is higher there."
+        )
     lost = [row for row in rows if row["status"] == FAILED]
     if lost:
         blocks.append("## Failed\n\n" + markdown([*NAMES, ("cause", _text("cause"))], lost))

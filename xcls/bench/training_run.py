@@ -36,8 +36,8 @@ from xcls.bench.training_plan import (
 )
 from xcls.bench.training_process import TrainingProcess
 from xcls.bench.training_results import add_parts, add_segments, add_work, compare, report, row_of, to_csv
-from xcls.record import plain, write_atomic
-from xcls.schema import Config
+from xcls.config.schema import Config
+from xcls.runs.record import plain, write_atomic
 from xcls.train.provenance import commit
 from xcls.train.versions import describe_device, versions
 
@@ -48,7 +48,13 @@ class Contest:
     """The trainings of one stage and dtype, side by side."""
 
     def __init__(
-        self, *, recipe: Recipe, contenders: list[Contender], variables: dict[str, dict[str, str]], bar: tqdm, card: float | None = None
+        self,
+        *,
+        recipe: Recipe,
+        contenders: list[Contender],
+        variables: dict[str, dict[str, str]],
+        bar: tqdm,
+        card: float | None = None,
     ) -> None:
         """variables: the environment of a process, for each origin of a contender. card: operations a second by its data sheet."""
         self.card = card
@@ -138,10 +144,19 @@ def _write(
     known = {name: _version(name) for name in ("transformers", "accelerate")}
     keys = ("size", "dataset", "tokenizer", "masking", "head", "pretraining", "finetuning", "hardware")
     whole = {
-        "name": config.bench.name, "settings": asdict(config.bench), "seq_len": config.seq_len, "seed": config.seed,
-        **{key: asdict(getattr(config, key)) for key in keys}, "attentions": plan.nodes, "machine": peaks,
-        "versions": {**versions(), **known}, "commit": commit(), "notes": plan.notes, **about, "rows": rows,
-    }  # fmt: skip
+        "name": config.bench.name,
+        "settings": asdict(config.bench),
+        "seq_len": config.seq_len,
+        "seed": config.seed,
+        **{key: asdict(getattr(config, key)) for key in keys},
+        "attentions": plan.nodes,
+        "machine": peaks,
+        "versions": {**versions(), **known},
+        "commit": commit(),
+        "notes": plan.notes,
+        **about,
+        "rows": rows,
+    }
     write_atomic(folder / "bench.json", json.dumps(plain(whole), indent=1, ensure_ascii=False) + "\n")
 
 
@@ -178,10 +193,12 @@ def run_training_bench(
     variables = {OURS: environment(settings.allocator), TRANSFORMERS: environment(theirs)}
     threads = {"threads": config.hardware.threads} if config.hardware.threads else {}
     about = {
-        "device": describe_device(torch.device(device)) | threads, "environment": allocator_settings(variables[OURS]),
+        "device": describe_device(torch.device(device)) | threads,
+        "environment": allocator_settings(variables[OURS]),
         "others_environment": allocator_settings(variables[TRANSFORMERS]),
-        "fingerprint": fingerprint, "started": time.time(),
-    }  # fmt: skip
+        "fingerprint": fingerprint,
+        "started": time.time(),
+    }
     total = len(settings.dtypes) * sum(len(plan.contenders[stage]) + settings.rounds for stage in settings.stages)
     status = "interrupted"
     with tempfile.TemporaryDirectory() as scratch, tqdm(total=total, desc="bench", disable=not progress) as bar:

@@ -229,9 +229,11 @@ def measure_trained(job: dict[str, Any], emit: Emit) -> None:
     """
     layers, config = trained_inputs(Path(job["folder"]), job["device"])
     about = {
-        "seq_len": layers[0].q.shape[2], "batch": layers[0].q.shape[0], "position": config["position"]["name"],
+        "seq_len": layers[0].q.shape[2],
+        "batch": layers[0].q.shape[0],
+        "position": config["position"]["name"],
         "trained_attention": config["attention"]["name"],
-    }  # fmt: skip
+    }
     for place, node in enumerate(job["nodes"]):
         emit("begin", {"case": place})
         try:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from xcls.config.schema import UserError
 from xcls.data.hub import coded_labels, hub_fingerprint, load_hub, parquet_files, read_shards
 from xcls.data.readers import Format, Table, as_text_columns, read_table, text_column
 from xcls.data.reading import Reading
 from xcls.data.source import Splits, as_columns, files_digest, make_rows, where
-from xcls.schema import UserError
 
 CLASSES = ["World", "Sports", "Business", "Sci/Tech"]
 TEXTS = ["title", "description"]

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from xcls.config.schema import Masking
 from xcls.data.draws import permutation
 from xcls.data.encode import Encoded
 from xcls.data.masking import IGNORED, mask_tokens
-from xcls.schema import Masking
 
 ROWS = 64  # logits are made for a multiple of so many rows: ever new sizes cost kernels and fragment memory
 POOL = 50  # batches whose examples are sorted by length together

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-from xcls.disk import is_full
-from xcls.schema import UserError
+from xcls.config.schema import UserError
+from xcls.runs.disk import is_full
 
 
 def cache_folder() -> Path:
@@ -23,7 +23,9 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("XCLS_CACHE") or "~/.cache/xcls").expanduser()
     except RuntimeError as error:
-        raise UserError("HOME is not set, and this user has no home folder: set XCLS_CACHE to a folder for what may be made again.") from error
+        raise UserError(
+            "HOME is not set, and this user has no home folder: set XCLS_CACHE to a folder for what may be made again."
+        ) from error
 
 
 def digest(parts: Any) -> str:

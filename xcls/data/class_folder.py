@@ -6,11 +6,20 @@ import unicodedata
 from pathlib import Path
 from typing import Iterable, Iterator, Sequence
 
+from xcls.config.schema import UserError
 from xcls.data.formats import CHARACTERS, PIECE
 from xcls.data.text_file import open_text
-from xcls.schema import UserError
 
-JUNK = ("__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir", "lost+found", "icon\r")
+JUNK = (
+    "__macosx",
+    "thumbs.db",
+    "desktop.ini",
+    "$recycle.bin",
+    "system volume information",
+    "@eadir",
+    "lost+found",
+    "icon\r",
+)
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # beside the data of `datasets`
 
 
@@ -23,7 +32,9 @@ def is_junk(path: Path, root: Path) -> bool:
 
 def by_name(root: Path, paths: Iterable[Path]) -> list[Path]:
     """What is no junk of `paths` below `root`, in an order that does not depend on how a disk writes accents."""
-    return sorted((path for path in paths if not is_junk(path, root)), key=lambda path: name_below(root, path).split("/"))
+    return sorted(
+        (path for path in paths if not is_junk(path, root)), key=lambda path: name_below(root, path).split("/")
+    )
 
 
 def name_below(root: Path, path: Path) -> str:
@@ -40,7 +51,11 @@ def class_files(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
     """(class, file) of every .txt file below `folder/<class>/`, or of those without a suffix, sorted. UserError for an empty class."""
     found = []
     for name in names:
-        below = [file for file in by_name(folder / name, (folder / name).rglob("*")) if file.suffix.lower() in (".txt", "") and file.is_file()]
+        below = [
+            file
+            for file in by_name(folder / name, (folder / name).rglob("*"))
+            if file.suffix.lower() in (".txt", "") and file.is_file()
+        ]
         files = [file for file in below if file.suffix] or below
         if not files:
             raise UserError(f"{folder / name}: no .txt files there; each class folder needs a file per document.")

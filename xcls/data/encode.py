@@ -10,9 +10,9 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from xcls.config.schema import UserError
 from xcls.data.cache import build_once, cache_folder, digest
 from xcls.data.tokenizer import CLS, SEP, UNK, TextTokenizer
-from xcls.schema import UserError
 
 UNK_WARNING = 0.01  # a larger share of unknown tokens is warned about
 CUT_WARNING = 0.2  # so is a larger share of tokens beyond seq_len,
@@ -77,9 +77,15 @@ class Encoded:
                 f"all tokens are left out. {raised}, or choose what is kept: dataset.truncate=head, tail or head_tail."
             )
         if self.unk > UNK_WARNING:
-            remedy = ("Train on text like this." if finished else "Raise tokenizer.vocab_size, train one on this text (tokenizer.path=null) "
-                      "where it was loaded, add subwords (tokenizer.extend=1000), or take tokenizer=bytes: nothing is unknown to it.")
-            found.append(f"{name}: {self.unk:.1%} of the tokens are [UNK], so the vocabulary does not fit this text. {remedy}")
+            remedy = (
+                "Train on text like this."
+                if finished
+                else "Raise tokenizer.vocab_size, train one on this text (tokenizer.path=null) "
+                "where it was loaded, add subwords (tokenizer.extend=1000), or take tokenizer=bytes: nothing is unknown to it."
+            )
+            found.append(
+                f"{name}: {self.unk:.1%} of the tokens are [UNK], so the vocabulary does not fit this text. {remedy}"
+            )
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:

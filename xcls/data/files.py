@@ -12,6 +12,7 @@ from typing import Any, Iterator
 
 import numpy as np
 
+from xcls.config.schema import Labels, UserError
 from xcls.data.cache import build_once, cache_folder, digest
 from xcls.data.class_folder import by_name, class_files, class_names, class_pieces
 from xcls.data.formats import Format, Table, kind_of, sign
@@ -21,7 +22,6 @@ from xcls.data.reading import Reading
 from xcls.data.rows import RowCollector, Rows, RowWriter, read_rows
 from xcls.data.source import Splits, as_columns, files_digest, where, writable
 from xcls.data.stratify import as_keys, carve, first_alike, text_key
-from xcls.schema import Labels, UserError
 
 VERSION = 2  # of the rows in the cache folder; goes up when they are read otherwise
 NAMES = {
@@ -41,7 +41,7 @@ class Files:
     `path` is one file, a folder with train[/validation]/test/unlabelled files (`train.csv`, `train-0.parquet`, …), or a
     folder per class with a .txt file per document, by itself or below `train/` and `test/`. Without a test part one is
     carved out: `test_share` of each class, drawn from `test_seed`. `id` names a column with stable row names. `separator`
-    and `escape` may be words (tab, semicolon, backslash); `header`: see `Format`; `labels`: see `xcls.schema.Labels`.
+    and `escape` may be words (tab, semicolon, backslash); `header`: see `Format`; `labels`: see `xcls.config.schema.Labels`.
     """
 
     def __init__(
@@ -94,8 +94,21 @@ class Files:
     def fingerprint(self) -> str:
         """Of the files' names below `path`, their contents and the options."""
         form = self.form
-        options = [self.text, self.label, self.id, form.separator, form.quotes, form.encoding, self.test_share, self.test_seed]
-        later = {"header": form.header, "escape": form.escape, **asdict(self.labels)}  # as they came: the others keep their digest
+        options = [
+            self.text,
+            self.label,
+            self.id,
+            form.separator,
+            form.quotes,
+            form.encoding,
+            self.test_share,
+            self.test_seed,
+        ]
+        later = {
+            "header": form.header,
+            "escape": form.escape,
+            **asdict(self.labels),
+        }  # as they came: the others keep their digest
         usual = {"header": True, "escape": None, **asdict(Labels())}
         options += [[key, value] for key, value in later.items() if value != usual[key]]
         return files_digest(self._files(), options, root=self.root)
@@ -182,7 +195,9 @@ class Files:
             if split == "train":
                 names.check(rows, where=str(self.root), label=self.label)
             elif split != "unlabelled" and not labelled:
-                notes.append(f"{self.root}: the {split} part has no labels in '{self.label}', so its {rows} rows are left out.")
+                notes.append(
+                    f"{self.root}: the {split} part has no labels in '{self.label}', so its {rows} rows are left out."
+                )
                 del made[split]
         notes += names.notes(str(self.root))
         return made, {"splits": list(made), "classes": names.classes, "notes": notes}

@@ -14,15 +14,23 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
+from xcls.config.schema import UserError, nearest
 from xcls.data.json_rows import json_rows
 from xcls.data.text_file import open_text, raw_lines
-from xcls.schema import UserError, nearest
 
 PIECE = 1000  # rows of a piece, at most
 CHARACTERS = 4_000_000  # of a piece, about
 
 
-SIGNS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "backslash": "\\"}  # words for a sign
+SIGNS = {
+    "tab": "\t",
+    "\\t": "\t",
+    "comma": ",",
+    "semicolon": ";",
+    "pipe": "|",
+    "space": " ",
+    "backslash": "\\",
+}  # words for a sign
 RETURN = "\ue00d"  # for private use; stands for a carriage return within a line
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line
 
@@ -46,7 +54,9 @@ def sign(key: str, value: str | None) -> str | None:
     """One character from the setting `key`, which may be written as a word (tab, semicolon, …). Raises UserError."""
     value = SIGNS.get(value or "", value)
     if value is not None and (len(value) != 1 or value in '"\r\n'):
-        raise UserError(f"{key}={value!r}: one character is needed, no quote and no line break, or one of {', '.join(SIGNS)}.")
+        raise UserError(
+            f"{key}={value!r}: one character is needed, no quote and no line break, or one of {', '.join(SIGNS)}."
+        )
     return value
 
 
@@ -100,7 +110,9 @@ class NoColumn(UserError):
         super().__init__(f"{self.found} {hint or 'Set dataset.text and dataset.label to columns that exist.'}")
 
 
-def _places(file: Path, existing: Sequence[str], wanted: Sequence[str], optional: Sequence[str], hint: Callable[[], str]) -> dict[str, int]:
+def _places(
+    file: Path, existing: Sequence[str], wanted: Sequence[str], optional: Sequence[str], hint: Callable[[], str]
+) -> dict[str, int]:
     """Which of the `existing` columns each of `wanted` is, and each of `optional` that is there. Raises UserError."""
     found = {}
     for name in dict.fromkeys([*wanted, *optional]):
@@ -143,7 +155,12 @@ def _separated(file: Path, form: Format, nul_lines: list[int]) -> Iterator[tuple
             for row in rows:
                 start, line = line + 1, rows.line_num + skipped
                 if row:
-                    yield start, [value.replace(RETURN, "\r") for value in row] if any(RETURN in value for value in row) else row
+                    yield (
+                        start,
+                        [value.replace(RETURN, "\r") for value in row]
+                        if any(RETURN in value for value in row)
+                        else row,
+                    )
         except csv.Error as error:
             raise _BadRow(line + 1, str(error)) from error
 
@@ -175,8 +192,16 @@ def _remedy(file: Path, form: Format, wanted: Sequence[str]) -> str:
             other = replace(form, separator=separator, quotes=quotes, escape=escape)
             if other != form and _readable(file, other, wanted):
                 words = {mark: word for word, mark in SIGNS.items() if word.isalpha()}
-                changed = {"separator": words.get(separator or ""), "quotes": str(quotes).lower(), "escape": words.get(escape or "", "null")}
-                named = [f"dataset.source.{key}={value}" for key, value in changed.items() if getattr(other, key) != getattr(form, key)]
+                changed = {
+                    "separator": words.get(separator or ""),
+                    "quotes": str(quotes).lower(),
+                    "escape": words.get(escape or "", "null"),
+                }
+                named = [
+                    f"dataset.source.{key}={value}"
+                    for key, value in changed.items()
+                    if getattr(other, key) != getattr(form, key)
+                ]
                 return f"set {' '.join(named)}: the whole file can be read so."
     return ""
 
@@ -201,8 +226,10 @@ def _read_separated(
         there = {clean_name(name).casefold() for name in header}
         if form.header is not True or there & {clean_name(name).casefold() for name in (*wanted, *optional)}:
             return ""
-        return ("Set dataset.text and dataset.label to columns that exist; if the first line is a row already, set dataset.source.header=false "
-                "and name them by number (dataset.text=2).")
+        return (
+            "Set dataset.text and dataset.label to columns that exist; if the first line is a row already, set dataset.source.header=false "
+            "and name them by number (dataset.text=2)."
+        )
 
     try:
         header, rows = _rows(file, form, nul_lines)
@@ -215,7 +242,11 @@ def _read_separated(
                 piece = _Piece(list(places))
     except _BadRow as error:
         line, reason = error.args
-        mend = "Put fields that contain the separator into quotes" if "fields where" in reason else "Mend the quotes there (one within a field is doubled)"
+        mend = (
+            "Put fields that contain the separator into quotes"
+            if "fields where" in reason
+            else "Mend the quotes there (one within a field is doubled)"
+        )
         remedy = _remedy(file, form, wanted)
         raise UserError(f"{file}, line {line}: {reason}. {mend}{f', or {remedy}' if remedy else '.'}") from error
     yield piece.table
@@ -236,9 +267,7 @@ def _nul_note(file: Path, lines: list[int]) -> list[str]:
     return [f"{file}: NUL bytes in {len(lines)} lines (the first is line {lines[0]}), read as spaces."]
 
 
-def _read_json(
-    file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]
-) -> Iterator[Table]:
+def _read_json(file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]) -> Iterator[Table]:
     nul_lines: list[int] = []
     existing: dict[str, None] = {}
     names = list(dict.fromkeys([*wanted, *optional]))
@@ -276,15 +305,15 @@ def _read_parquet(
                 row += len(batch)
                 yield Table({name: columns[theirs] for name, theirs in names.items()}, places)
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: a column holds bytes that are no UTF-8 text ({error}). Write the file again from texts.") from error
+        raise UserError(
+            f"{file}: a column holds bytes that are no UTF-8 text ({error}). Write the file again from texts."
+        ) from error
     except (pa.ArrowException, OSError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{file}: the parquet file is damaged or cut off ({first}). Copy it again.") from error
 
 
-def _read_arrow(
-    file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]
-) -> Iterator[Table]:
+def _read_arrow(file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]) -> Iterator[Table]:
     """A stream as `datasets` saves it, or an Arrow (Feather) file."""
     import pyarrow as pa
 
@@ -303,7 +332,9 @@ def _read_arrow(
                     row += len(batch)
                     yield Table({name: batch.column(place).to_pylist() for name, place in names.items()}, places)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: the Arrow file is damaged or cut off ({str(error).splitlines()[0]}). Copy it again.") from error
+        raise UserError(
+            f"{file}: the Arrow file is damaged or cut off ({str(error).splitlines()[0]}). Copy it again."
+        ) from error
 
 
 READERS: dict[str, Callable[[Path, Format, list[str], list[str], list[str]], Iterator[Table]]] = {

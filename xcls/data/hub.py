@@ -8,10 +8,10 @@ import urllib.request
 from pathlib import Path
 from typing import Sequence
 
+from xcls.config.schema import UserError
 from xcls.data.class_folder import by_name
 from xcls.data.readers import Table, read_table
 from xcls.data.source import column
-from xcls.schema import UserError
 
 
 def hub_fingerprint(hub_id: str, revision: str | None) -> str:

@@ -9,12 +9,12 @@ import re
 from functools import cached_property
 from pathlib import Path
 
+from xcls.config.schema import UserError
 from xcls.data.class_folder import by_name, read_class_folder
 from xcls.data.hub import coded_labels, hub_fingerprint, load_hub, parquet_files, read_shards
 from xcls.data.readers import Table, as_text_columns, text_column
 from xcls.data.reading import Reading
 from xcls.data.source import Splits, as_columns, files_digest, make_rows, where
-from xcls.schema import UserError
 
 CLASSES = ["neg", "pos"]
 _BREAK = re.compile(r"<br\s*/?>")

@@ -8,11 +8,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
-from xcls.schema import UserError
+from xcls.config.schema import UserError
 
 Row = tuple[str, dict[str, Any]]  # its place, and its values by column
 BLANK = re.compile(r"\s*")
-RECORDS = 'For each row an object like {"text": "…", "label": "…"} is needed (pandas: to_json(orient="records", lines=True)).'
+RECORDS = (
+    'For each row an object like {"text": "…", "label": "…"} is needed (pandas: to_json(orient="records", lines=True)).'
+)
 
 
 def json_rows(file: Path, lines: Iterator[str], wanted: Sequence[str]) -> Iterator[Row]:
@@ -40,7 +42,9 @@ def _by_line(file: Path, lines: Iterator[str], blank: int) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{file}, line {number}: not JSON ({error.msg}, character {error.pos + 1}). {RECORDS}") from error
+            raise UserError(
+                f"{file}, line {number}: not JSON ({error.msg}, character {error.pos + 1}). {RECORDS}"
+            ) from error
         yield f"line {number}", _object(file, f"line {number}", row)
 
 
@@ -53,7 +57,9 @@ def _whole(file: Path, first: str, rest: Iterator[str], blank: int, wanted: Sequ
             value, place = decoder.raw_decode(text, place)
         except json.JSONDecodeError as error:
             line = blank + error.lineno
-            raise UserError(f"{file}, line {line}: not JSON ({error.msg}, character {error.colno}). {RECORDS}") from error
+            raise UserError(
+                f"{file}, line {line}: not JSON ({error.msg}, character {error.colno}). {RECORDS}"
+            ) from error
         values.append(value)
         place = BLANK.match(text, place).end()
     if len(values) == 1:

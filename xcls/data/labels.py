@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 from decimal import Decimal, InvalidOperation
 from typing import Any, Iterable, Sequence
 
+from xcls.config.schema import Labels, UserError
 from xcls.data.source import is_missing, writable
-from xcls.schema import Labels, UserError
 
 WHOLE_NUMBER = re.compile(r"-?\d{1,300}")  # what int() reads; superscripts and circled digits are none
 LIKE_MISSING = ("na", "n/a", "#n/a", "<na>", "null", "none", "nil", "nat", "?", "-", r"\n")
@@ -92,7 +92,9 @@ class ClassNames:
         self.numbers = {name: place[named[name]] for name in self.numbers}
         return list(self.numbers.values())
 
-    def ids(self, labels: Sequence[Any], *, where: str, row_names: Sequence[str], folder: bool = False) -> list[int | None]:
+    def ids(
+        self, labels: Sequence[Any], *, where: str, row_names: Sequence[str], folder: bool = False
+    ) -> list[int | None]:
         """Labels of another part to positions in `classes`. Raises UserError, naming the row, for a class that train lacks.
 
         A -1 that train lacks is no label: so data sets are published whose labels are kept back.
@@ -106,7 +108,11 @@ class ClassNames:
             elif name is not None and number is None:
                 number = next((its for other, its in self.numbers.items() if fold(other) == fold(name)), None)
                 if number is None or not self.settings.casefold:
-                    alike = "" if number is None else " dataset.labels.casefold=true joins names that differ in capitals or blanks alone."
+                    alike = (
+                        ""
+                        if number is None
+                        else " dataset.labels.casefold=true joins names that differ in capitals or blanks alone."
+                    )
                     raise UserError(
                         f"{where}, {row}: the label {name!r} is in no row of the training data (classes there: "
                         f"{_some(self.classes)}). Take these rows out, or give training rows of this class.{alike}"
@@ -134,21 +140,29 @@ class ClassNames:
         """What a user should know of the names: labels read as missing, classes that look missing, names that look alike."""
         found = []
         for name, count in sorted(self.left_out.items()):
-            remedy = "; if it is a class: 'dataset.labels.missing=[]'" if self.settings.missing == Labels().missing else ""
+            remedy = (
+                "; if it is a class: 'dataset.labels.missing=[]'" if self.settings.missing == Labels().missing else ""
+            )
             remedy = "; the training rows have no such class" if name == "-1" else remedy
             found.append(f"{where}: the label {name!r} of {count} rows is read as no label{remedy}.")
         like = [name for name in self.classes if name.casefold() in LIKE_MISSING and name not in self.certain]
         if like:
             listed = ",".join(map(_typed, [*self.settings.missing, *like]))
             counts = ", ".join(f"{name!r} ({self.counts[name]} rows)" for name in like)
-            found.append(f"{where}: {counts} are read as classes; if they mean no label: 'dataset.labels.missing=[{listed}]'.")
+            found.append(
+                f"{where}: {counts} are read as classes; if they mean no label: 'dataset.labels.missing=[{listed}]'."
+            )
         joined = "joined" if self.settings.casefold else "dataset.labels.casefold=true joins them"
         groups = _groups(self.counts, fold)
         if groups:
-            found.append(f"{where}: class names that differ in capitals or blanks alone: {self._listed(groups)}; {joined}.")
+            found.append(
+                f"{where}: class names that differ in capitals or blanks alone: {self._listed(groups)}; {joined}."
+            )
         equal = [names for names in _groups(self.counts, _value) if names not in groups]
         if equal:
-            found.append(f"{where}: class names that are one number: {self._listed(equal)}; if they are one class, write them alike.")
+            found.append(
+                f"{where}: class names that are one number: {self._listed(equal)}; if they are one class, write them alike."
+            )
         return found
 
     def _listed(self, groups: list[list[str]]) -> str:
@@ -181,7 +195,9 @@ def _groups(names: Iterable[str], key: Any) -> list[list[str]]:
 
 def _typed(text: str | None) -> str:
     """A label as it is typed in a list on the command line."""
-    return "null" if text is None else text if re.fullmatch(r"[A-Za-z]+", text) and text.lower() != "null" else f'"{text}"'
+    return (
+        "null" if text is None else text if re.fullmatch(r"[A-Za-z]+", text) and text.lower() != "null" else f'"{text}"'
+    )
 
 
 def _some(names: Sequence[str], most: int = 12) -> str:

@@ -13,13 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 
+from xcls.config.schema import UserError
 from xcls.data.cache import build_once, cache_folder, digest
 from xcls.data.labels import label_ids
 from xcls.data.listops_trees import Shape, as_text, expressions
 from xcls.data.readers import Table, read_table, text_column
 from xcls.data.reading import Reading
 from xcls.data.source import Splits, as_columns, files_digest, make_rows, where
-from xcls.schema import UserError
 
 if TYPE_CHECKING:
     from xcls.data.rows import Rows
@@ -60,9 +60,13 @@ class ListOps:
         self.seed, self.shape = seed, Shape(max_depth, max_args, min_length, max_length)
         self.sizes = {"test": test_size, "validation": validation_size, "train": train_size}
         for name, value, least in (
-            ("seed", seed, 0), *((f"{split}_size", size, 1) for split, size in self.sizes.items()),
-            ("min_length", min_length, 1), ("max_length", max_length, min_length + 2), ("max_depth", max_depth, 2), ("max_args", max_args, 2),
-        ):  # fmt: skip
+            ("seed", seed, 0),
+            *((f"{split}_size", size, 1) for split, size in self.sizes.items()),
+            ("min_length", min_length, 1),
+            ("max_length", max_length, min_length + 2),
+            ("max_depth", max_depth, 2),
+            ("max_args", max_args, 2),
+        ):
             if value < least:
                 raise UserError(f"dataset.source.{name}={value}: at least {least} is needed.")
 
@@ -88,7 +92,9 @@ class ListOps:
         if self.folder is not None:
             made = {split: self._read(split, file) for split, file in self._files().items()}
         else:
-            folder = build_once(cache_folder() / "listops" / self.fingerprint()[:16], self._build, what="the data set listops")
+            folder = build_once(
+                cache_folder() / "listops" / self.fingerprint()[:16], self._build, what="the data set listops"
+            )
             made = {split: read_rows(folder / split) for split in self.sizes}
         return Splits(train=made["train"], validation=made.get("validation"), test=made["test"], classes=CLASSES)
 

@@ -81,7 +81,9 @@ def _level(tree: np.ndarray, depth: int, shape: Shape, bits: np.ndarray) -> Leve
     inner &= depth < shape.max_depth
 
     def upto(shift: int, choices: int) -> np.ndarray:  # uniform over 0 … choices-1, but for one part in 10**5
-        return (((bits >> np.uint64(shift)) & np.uint64(0xFFFFF)) * np.uint64(choices) >> np.uint64(20)).astype(np.int64)
+        return (((bits >> np.uint64(shift)) & np.uint64(0xFFFFF)) * np.uint64(choices) >> np.uint64(20)).astype(
+            np.int64
+        )
 
     code = np.where(inner, 10 + upto(2, len(OPERATORS)), upto(22, 10))
     return Level(tree, code, np.where(inner, 2 + upto(42, shape.max_args - 1), 0))

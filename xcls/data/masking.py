@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from xcls.config.schema import Masking
 from xcls.data.draws import draw, key, uniform
-from xcls.schema import Masking
 
 SPECIAL = 5  # ids below are [PAD] [UNK] [CLS] [SEP] [MASK]
 MASK_ID = 4

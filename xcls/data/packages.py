@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 import numpy as np
 
+from xcls.config.schema import UserError
 from xcls.data.cache import build_once, cache_folder
 from xcls.data.rows import rows_of
 from xcls.data.source import Splits
-from xcls.schema import UserError
 
 if TYPE_CHECKING:
     import pyarrow

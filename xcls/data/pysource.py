@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
+from xcls.config.schema import UserError
 from xcls.data.cache import digest
 from xcls.data.near_duplicates import keep_first
 from xcls.data.packages import (
@@ -30,12 +31,21 @@ from xcls.data.packages import (
 )
 from xcls.data.reading import Reading
 from xcls.data.source import Splits
-from xcls.schema import UserError
 
 VERSION = 1  # of this extractor; goes up when the rows it makes change
 PACKAGES = (
-    "fontTools", "matplotlib", "networkx", "numpy", "pandas", "python", "scipy", "sklearn", "sympy", "torch", "wandb",
-)  # fmt: skip
+    "fontTools",
+    "matplotlib",
+    "networkx",
+    "numpy",
+    "pandas",
+    "python",
+    "scipy",
+    "sklearn",
+    "sympy",
+    "torch",
+    "wandb",
+)
 ALIASES = "nx"
 _LEADING = re.compile(r"\A(?:[ \t]*(?:#[^\n]*)?\n)+")
 _IMPORT = re.compile(rf"^([ \t>.]*(?:from|import)[ \t]+){MASK}[\w.]*", re.MULTILINE)
@@ -71,7 +81,9 @@ class Pysource:
     def reading(self) -> Reading:
         """Tables and lines, and folders of .txt files with a source file each, masked as in training."""
         mask = name_masker(self.packages, ALIASES)
-        return Reading(["text"], clean=lambda text: masked_source(text, mask), cleaning=f"names {' '.join(self.packages)}")
+        return Reading(
+            ["text"], clean=lambda text: masked_source(text, mask), cleaning=f"names {' '.join(self.packages)}"
+        )
 
     def fingerprint(self) -> str:
         """A hash of the packages' versions, Python's, the options and the extractor's version."""
@@ -89,21 +101,26 @@ class Pysource:
         clean = self.reading().clean
         bar = tqdm(self.packages, desc="pysource: reading source files", unit="package", mininterval=1.0)
         found = [(package, name, text) for package in bar for name, text in self._read(package, clean)]
-        texts = tqdm([text for _, _, text in found], desc="pysource: dropping near-duplicates", unit="file", mininterval=1.0)
+        texts = tqdm(
+            [text for _, _, text in found], desc="pysource: dropping near-duplicates", unit="file", mininterval=1.0
+        )
         kept = [found[i] for i in keep_first(texts)]
         rows = []
         for label, package in enumerate(self.packages):
             own = {name: text for part, name, text in kept if part == package}
             splits = assign_files(dict.fromkeys(own, 1), package)
             rows += [
-                {"split": splits[name], "text": text, "label": label, "id": f"{package}/{name}"} for name, text in own.items()
+                {"split": splits[name], "text": text, "label": label, "id": f"{package}/{name}"}
+                for name, text in own.items()
             ]
         return rows
 
     def _read(self, package: str, clean: Callable[[str], str]) -> Iterator[tuple[str, str]]:
         """(name, masked text) of the files that are chosen."""
         root, read = package_folder(package), 0
-        files = {file.relative_to(root).as_posix(): file for file in package_files(package) if _large(file, self.min_chars)}
+        files = {
+            file.relative_to(root).as_posix(): file for file in package_files(package) if _large(file, self.min_chars)
+        }
         for name in name_order(list(files), package):
             try:
                 text = clean(files[name].read_text("utf-8"))

@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, Sequence
 
+from xcls.config.schema import UserError
 from xcls.data.class_folder import is_junk
 from xcls.data.formats import PIECE, READERS, Format, Table, kind_of
 from xcls.data.source import at, join_text
 from xcls.data.text_file import HEAD, refuse_other_kinds, text_lines
-from xcls.schema import UserError
 
 if TYPE_CHECKING:
     from xcls.data.reading import Reading
@@ -89,7 +89,9 @@ def text_pieces(path: str | Path, reading: Reading) -> Iterator[list[str]]:
             lines = (line.replace("\0", " ").strip() for line in text_lines(file, reading.form.encoding))
             pieces = iter(lambda: list(islice(lines, PIECE)), [])
         else:
-            pieces = (text_column(piece, reading.text) for piece in read_pieces(file, reading.text, reading.form, notes=[]))
+            pieces = (
+                text_column(piece, reading.text) for piece in read_pieces(file, reading.text, reading.form, notes=[])
+            )
         for piece in pieces:
             yield [text for text in (reading.clean(text or "") for text in piece) if text.strip()]
 

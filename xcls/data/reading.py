@@ -14,17 +14,17 @@ import stat
 import sys
 import tempfile
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
+from xcls.config.schema import UserError
 from xcls.data.class_folder import class_pieces
 from xcls.data.formats import Format, NoColumn, Table, kind_of
 from xcls.data.readers import TABLES, read_table, text_column
 from xcls.data.source import Source, as_columns
 from xcls.data.text_file import is_utf8, open_text, text_lines
-from xcls.paths import is_stream
-from xcls.schema import UserError
+from xcls.runs.paths import is_stream
 
 ID_COLUMNS = ("id", "ID", "Id")  # names of rows, where the run's configuration names no such column
 KNOWN = (".txt", *TABLES)
@@ -110,7 +110,14 @@ def _read(file: Path, reading: Reading) -> Documents:
         lines = [line.replace("\0", " ") for line in text_lines(file, encoding)]
         return Documents(lines, [f"line {number}" for number in range(1, len(lines) + 1)], notes=notes)
     found, text = _table(file, reading)
-    ids = next((found.columns[name] for name in (reading.id, *ID_COLUMNS) if any(value is not None for value in found.columns.get(name, ()))), None)
+    ids = next(
+        (
+            found.columns[name]
+            for name in (reading.id, *ID_COLUMNS)
+            if any(value is not None for value in found.columns.get(name, ()))
+        ),
+        None,
+    )
     return Documents([value or "" for value in text_column(found, text)], found.places, ids, [*notes, *found.notes])
 
 
@@ -120,7 +127,11 @@ def _table(file: Path, reading: Reading) -> tuple[Table, list[str]]:
     try:
         return read_table(file, reading.text, reading.form, optional=names), reading.text
     except NoColumn as error:
-        if reading.bare is not None and kind_of(file) in (".csv", ".tsv") and len(error.existing) == len(reading.bare[0].header):
+        if (
+            reading.bare is not None
+            and kind_of(file) in (".csv", ".tsv")
+            and len(error.existing) == len(reading.bare[0].header)
+        ):
             return read_table(file, reading.bare[1], reading.bare[0]), reading.bare[1]
         remedy = error.hint or "If the text is in another column: text=<its name>."
         raise UserError(f"{error.found} It is where the run's training data had the text. {remedy}") from error
@@ -137,7 +148,9 @@ def _doubt(file: Path, encoding: str) -> list[str]:
         return []
     if start.isascii():
         return []
-    return [f"{file}: read as {encoding}, as the run's own data were, but it looks like UTF-8. If it is: dataset.source.encoding=utf-8"]
+    return [
+        f"{file}: read as {encoding}, as the run's own data were, but it looks like UTF-8. If it is: dataset.source.encoding=utf-8"
+    ]
 
 
 @contextmanager
@@ -151,14 +164,22 @@ def _copied(source: str | Path, reading: Reading, table: bool) -> Iterator[tuple
                     shutil.copyfileobj(sys.stdin.buffer, file)
                 else:
                     with open(source, "rb") as stream:
-                        if stat.S_ISBLK(mode := os.fstat(stream.fileno()).st_mode) or (stat.S_ISCHR(mode) and not stream.isatty()):
-                            raise UserError(f"input={source}: this is a device, no file and no pipe.")  # /dev/zero has no end
+                        if stat.S_ISBLK(mode := os.fstat(stream.fileno()).st_mode) or (
+                            stat.S_ISCHR(mode) and not stream.isatty()
+                        ):
+                            raise UserError(
+                                f"input={source}: this is a device, no file and no pipe."
+                            )  # /dev/zero has no end
                         shutil.copyfileobj(stream, file)
         except OSError as error:
             raise UserError(f"input={source}: cannot be read ({error.strerror or error}).") from error
         kind = _kind(raw, reading, table)
         named = raw.with_name(raw.name + kind)
-        yield raw.rename(named), f"input={source}: read as {kind.removesuffix('.gz')}" + (", a document a line." if kind.startswith(".txt") else ".")
+        yield (
+            raw.rename(named),
+            f"input={source}: read as {kind.removesuffix('.gz')}"
+            + (", a document a line." if kind.startswith(".txt") else "."),
+        )
 
 
 def _kind(file: Path, reading: Reading, table: bool) -> str:
@@ -169,7 +190,9 @@ def _kind(file: Path, reading: Reading, table: bool) -> str:
     if start in (b"PAR1", b"ARRO"):
         return ".parquet" if start == b"PAR1" else ".arrow"
     try:
-        with (gzip.open if packed else open)(file, "rt", encoding=reading.form.encoding, errors="replace", newline="") as stream:
+        with (gzip.open if packed else open)(
+            file, "rt", encoding=reading.form.encoding, errors="replace", newline=""
+        ) as stream:
             line = next((line for line in stream if line.strip()), "").lstrip("\ufeff")
     except (LookupError, OSError, EOFError):
         line = ""  # whoever reads it says so

@@ -86,7 +86,12 @@ class Rows:
     column_names = list(NAMES)
 
     def __init__(
-        self, store: Memory | File, labels: np.ndarray, *, picked: np.ndarray | None = None, keys: np.ndarray | None = None
+        self,
+        store: Memory | File,
+        labels: np.ndarray,
+        *,
+        picked: np.ndarray | None = None,
+        keys: np.ndarray | None = None,
     ) -> None:
         """store: all rows; labels: int64 of all, MISSING where there is none; picked: int64 [R], the places in them of
         these rows, None for all; keys: see `keys`, of all."""

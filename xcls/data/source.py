@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Sequence
 
+from xcls.config.schema import UserError
 from xcls.data.cache import digest
-from xcls.paths import at
-from xcls.schema import UserError
+from xcls.runs.paths import at
 
 if TYPE_CHECKING:
     from xcls.data.reading import Reading
@@ -72,8 +72,10 @@ def _absent(path: str, found: Path, name: str) -> str:
     if name != "files" and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         hub = f" If it is a data set of the Hugging Face hub: dataset.source.hub_id={path}, without dataset.path."
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not Path(path).suffix:
-        hub = (f" A data set of the Hugging Face hub is downloaded first: datasets.load_dataset('{path}').save_to_disk('its_folder') "
-               "in Python, then dataset.path=its_folder.")
+        hub = (
+            f" A data set of the Hugging Face hub is downloaded first: datasets.load_dataset('{path}').save_to_disk('its_folder') "
+            "in Python, then dataset.path=its_folder."
+        )
     return f"no such file or folder (looked at {found.absolute()}).{hub}"
 
 
@@ -106,7 +108,9 @@ def data_fingerprint(source: Source, extra: Sequence[str] = ()) -> str:
 def as_columns(names: Any, key: str = "dataset.text") -> list[str]:
     """One column name or a list of them, as a list. Raises UserError for anything else."""
     columns = names if isinstance(names, list) else [names]
-    columns = [str(column) if isinstance(column, int) and not isinstance(column, bool) else column for column in columns]
+    columns = [
+        str(column) if isinstance(column, int) and not isinstance(column, bool) else column for column in columns
+    ]
     if not columns or not all(isinstance(column, str) and column for column in columns):
         raise UserError(f"{key}={names!r}: the name of a column, or a list of names, is needed.")
     return columns

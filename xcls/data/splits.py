@@ -8,15 +8,17 @@ from typing import Any, Sequence
 
 import numpy as np
 
+from xcls.config.schema import Dataset, UserError
 from xcls.data.cache import build_once, cache_folder, digest
 from xcls.data.readers import text_files, text_pieces
 from xcls.data.reading import Reading, reading_of
 from xcls.data.rows import Rows, RowWriter, Texts, read_rows, rows_of
 from xcls.data.source import Source, Splits, files_digest
 from xcls.data.stratify import as_keys, carve, first_alike, sample, stands_in, text_key
-from xcls.schema import Dataset, UserError
 
-FEWEST_HELD_OUT = 1000  # validation rows under a limit: the standard error of a share is 1.6 points at most, of 100 rows 5
+FEWEST_HELD_OUT = (
+    1000  # validation rows under a limit: the standard error of a share is 1.6 points at most, of 100 rows 5
+)
 EXTRA_VERSION = 2  # of extra text in the cache folder; goes up when it is read otherwise
 Keys = dict[str, np.ndarray]  # of each split, uint64 [R, 2]
 
@@ -60,10 +62,7 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
     whole = len(made["train"])
     if splits.validation is None:
         chosen = carve(
-            made["train"].labels,
-            settings.validation,
-            seed=settings.split_seed,
-            alike=first_alike(keys["train"]),
+            made["train"].labels, settings.validation, seed=settings.split_seed, alike=first_alike(keys["train"])
         )
         for name, side in (("validation", chosen), ("train", ~chosen)):  # train last: both are cut from it
             rows = np.flatnonzero(side)
@@ -76,7 +75,9 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
             )
     _limit(made, keys, settings, report)
     _check_classes(made, splits.classes, settings.name, report)
-    texts = _mlm_texts(made, keys, splits, settings, reading_of(source, settings.text), len(made["train"]) / whole, report)
+    texts = _mlm_texts(
+        made, keys, splits, settings, reading_of(source, settings.text), len(made["train"]) / whole, report
+    )
     return Prepared(
         train=made["train"],
         validation=made["validation"],
@@ -156,7 +157,10 @@ def _limit(made: dict[str, Rows], keys: Keys, settings: Dataset, report: dict[st
     if settings.limit is None or settings.limit >= len(made["train"]):
         return
     shrink = settings.limit / len(made["train"])
-    for name, count in (("train", settings.limit), ("validation", max(round(shrink * len(made["validation"])), FEWEST_HELD_OUT))):
+    for name, count in (
+        ("train", settings.limit),
+        ("validation", max(round(shrink * len(made["validation"])), FEWEST_HELD_OUT)),
+    ):
         labels = made[name].labels
         count = min(count, len(labels))
         chosen = sample(labels, max(count, min(len(np.unique(labels)), len(labels))), seed=settings.split_seed)
@@ -177,7 +181,9 @@ def _check_classes(made: dict[str, Rows], classes: list[str], name: str, report:
     for split in ("train", "validation", "test"):
         absent = [label for label, count in report["classes"][split].items() if not count]
         if absent:
-            report["warnings"].append(f"{split} has no row of the classes {', '.join(absent[:12])}{f' and {len(absent) - 12} more' if len(absent) > 12 else ''}.")
+            report["warnings"].append(
+                f"{split} has no row of the classes {', '.join(absent[:12])}{f' and {len(absent) - 12} more' if len(absent) > 12 else ''}."
+            )
 
 
 def _mlm_texts(

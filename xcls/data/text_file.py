@@ -11,22 +11,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Iterator
 
-from xcls.schema import UserError
+from xcls.config.schema import UserError
 
 HEAD = 4096  # bytes that are looked at
 EXPORT = "Save the sheet as CSV (UTF-8)."
 OTHER_KINDS = (  # first bytes, what such a file is, what to do
-    (rb"version https://git-lfs", "a Git LFS pointer, the data are not here", "Run `git lfs pull` in the repository that it came from."),
+    (
+        rb"version https://git-lfs",
+        "a Git LFS pointer, the data are not here",
+        "Run `git lfs pull` in the repository that it came from.",
+    ),
     (rb"PK\x03\x04.{26,60}(\[Content_Types\]|xl/|_rels)", "an Excel workbook", EXPORT),
     (rb"PK\x03\x04", "a zip archive or an Excel workbook", "Unpack it, or save the sheet as CSV (UTF-8)."),
     (rb"\xd0\xcf\x11\xe0", "an old Excel workbook", EXPORT),
-    (rb"\xfd7zXZ|BZh\d1AY|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a packed file", "Unpack it first; of packed files .gz alone is read."),
+    (
+        rb"\xfd7zXZ|BZh\d1AY|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!",
+        "a packed file",
+        "Unpack it first; of packed files .gz alone is read.",
+    ),
     (rb"PAR1", "a parquet file", "Give it a name that ends in .parquet."),
     (rb"ARROW1", "an Arrow file", "Give it a name that ends in .arrow."),
-    (rb"%PDF-|SQLite format 3|\x89HDF|\x93NUMPY|\x89PNG|\xff\xd8\xff", "no text", "Write its texts as csv, jsonl or parquet."),
+    (
+        rb"%PDF-|SQLite format 3|\x89HDF|\x93NUMPY|\x89PNG|\xff\xd8\xff",
+        "no text",
+        "Write its texts as csv, jsonl or parquet.",
+    ),
 )
-WEB_PAGE = (rb"\s*<(!DOCTYPE|!doctype|html|HTML)", "a web page, not the data", "Download the file itself; a page for people came instead of it.")
-BOMS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+WEB_PAGE = (
+    rb"\s*<(!DOCTYPE|!doctype|html|HTML)",
+    "a web page, not the data",
+    "Download the file itself; a page for people came instead of it.",
+)
+BOMS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def is_gzip(file: Path) -> bool:
@@ -71,7 +92,9 @@ def open_text(file: Path, encoding: str, *, newline: str = "") -> Iterator[IO[st
     try:
         "".encode(encoding)
     except LookupError as error:
-        raise UserError(f"dataset.source.encoding={encoding}: no such encoding; utf-8, cp1252 or utf-16, for example.") from error
+        raise UserError(
+            f"dataset.source.encoding={encoding}: no such encoding; utf-8, cp1252 or utf-16, for example."
+        ) from error
     try:
         with (gzip.open if is_gzip(file) else open)(file, "rb") as raw:
             head = raw.peek(HEAD)[:HEAD]

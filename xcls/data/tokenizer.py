@@ -15,10 +15,10 @@ from typing import Any, Iterator, Sequence
 
 import numpy as np
 
+from xcls.config.schema import Tokenizer, UserError
 from xcls.data.cache import build_once, cache_folder, digest
 from xcls.data.rows import Texts
 from xcls.data.source import at, writable
-from xcls.schema import Tokenizer, UserError
 
 # The library warns when a process that has tokenised in parallel forks (dataloader workers do) unless this is set.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -109,7 +109,9 @@ class LibraryTokenizer(TextTokenizer):
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32 [T], offsets int64 [D + 1]). Plain ASCII words are looked up here, ten times as fast as the library."""
-        if self._plain is not None and all(text.isascii() and not any(sign in text for sign in _NO_SPACE) for text in texts):
+        if self._plain is not None and all(
+            text.isascii() and not any(sign in text for sign in _NO_SPACE) for text in texts
+        ):
             return self._look_up(texts)
         pieces = [list(_pieces(text)) for text in texts]
         flat = self.library.encode_batch_fast([piece for part in pieces for piece in part], add_special_tokens=False)
@@ -174,7 +176,9 @@ def check_tokenizer(settings: Tokenizer) -> None:
             "tokenizer.kind=bytes: its vocabulary is the 256 bytes; tokenizer.path and tokenizer.extend do not apply."
         )
     if settings.kind != "wordpiece" and settings.strip_accents:
-        raise UserError(f"tokenizer.strip_accents=true: tokenizer.kind={settings.kind} keeps all signs; it is for wordpiece.")
+        raise UserError(
+            f"tokenizer.strip_accents=true: tokenizer.kind={settings.kind} keeps all signs; it is for wordpiece."
+        )
     if settings.path is not None and not at(settings.path).is_file():
         raise UserError(f"tokenizer.path={settings.path}: no such file; a tokenizer.json or a vocab.txt is needed.")
 
@@ -225,7 +229,11 @@ def _state(settings: Tokenizer, texts: Sequence[str]) -> str:
     from xcls.data import vocabulary
 
     if settings.path is None:
-        how = {"vocab_size": settings.vocab_size, "lowercase": settings.lowercase, "min_frequency": settings.min_frequency}
+        how = {
+            "vocab_size": settings.vocab_size,
+            "lowercase": settings.lowercase,
+            "min_frequency": settings.min_frequency,
+        }
         if settings.kind == "wordpiece":
             state = vocabulary.train_wordpiece(texts, **how, strip_accents=bool(settings.strip_accents))
         else:

@@ -17,10 +17,12 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from xcls.config.schema import UserError
 from xcls.data.tokenizer import SPECIAL_TOKENS
-from xcls.schema import UserError
 
-CHARACTER_SHARE = 0.5  # of the vocabulary, for single characters, before words are merged; words with rarer ones become [UNK]
+CHARACTER_SHARE = (
+    0.5  # of the vocabulary, for single characters, before words are merged; words with rarer ones become [UNK]
+)
 # Thai, Lao, Tibetan, Burmese, Khmer, kana: whole sentences without a blank, and WordPiece reads no word of over 100 characters.
 WITHOUT_BLANKS = "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]"
 LONGEST_RUN = 50  # characters of these that are one word
@@ -41,7 +43,10 @@ def train_wordpiece(
     groups, sources = _characters(texts, blank)
     sizes = accumulate(map(len, groups))
     kept = sum(size - len(group) < vocab_size * CHARACTER_SHARE for size, group in zip(sizes, groups))
-    alphabet, inner = sorted(group[0] for group in groups[:kept]), sorted(token for group in groups[:kept] for token in group[1:])
+    alphabet, inner = (
+        sorted(group[0] for group in groups[:kept]),
+        sorted(token for group in groups[:kept] for token in group[1:]),
+    )
     known = set(alphabet)
     rare = {point: None for point, made in sources.items() if not known.issuperset(made)}
     if re.search(WITHOUT_BLANKS, "".join(alphabet)):
@@ -129,7 +134,9 @@ def load(path: Path, *, kind: str, lowercase: bool, strip_accents: bool | None =
         return _load_json(path, text, kind)
     tokens = list(dict.fromkeys(line.rstrip("\r") for line in text.split("\n") if line.strip()))
     ordered = _specials_first(path, tokens)
-    return wordpiece_state(ordered, lowercase, strip_accents) if kind == "wordpiece" else words_state(ordered, lowercase)
+    return (
+        wordpiece_state(ordered, lowercase, strip_accents) if kind == "wordpiece" else words_state(ordered, lowercase)
+    )
 
 
 def _load_json(path: Path, text: str, kind: str) -> str:
@@ -193,7 +200,9 @@ def _characters(texts: Sequence[str], library: Tokenizer) -> tuple[list[list[str
     for each code point of the texts in NFC the characters that it becomes)."""
     raw = np.zeros(0x110000, np.int64)
     for batch in _joined(texts):
-        counts = np.bincount(np.frombuffer(unicodedata.normalize("NFC", batch).encode("utf-32-le", "replace"), np.uint32))
+        counts = np.bincount(
+            np.frombuffer(unicodedata.normalize("NFC", batch).encode("utf-32-le", "replace"), np.uint32)
+        )
         raw[: len(counts)] += counts
     counts_of: Counter[str] = Counter()
     sources: dict[int, list[str]] = {}

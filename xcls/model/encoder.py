@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xcls.attention.base import Masks
+from xcls.config.schema import UserError
 from xcls.model.block import Block
 from xcls.model.dropout import Dropout
 from xcls.model.linear import cast_weights
 from xcls.model.weights import initialise
-from xcls.schema import UserError
 
 if TYPE_CHECKING:
     from xcls.attention.base import Attention

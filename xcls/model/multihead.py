@@ -47,7 +47,9 @@ class MultiHeadAttention(nn.Module):
         out = self.attention(q, k, v, masks)
         if out.shape != v.shape:
             kind = type(self.attention)
-            raise ValueError(f"{kind.__module__}.{kind.__name__}: its output is {list(out.shape)}, and must be of the shape of v, {list(v.shape)}")
+            raise ValueError(
+                f"{kind.__module__}.{kind.__name__}: its output is {list(out.shape)}, and must be of the shape of v, {list(v.shape)}"
+            )
         out = out.transpose(1, 2).flatten(2)  # [B, H, N, D] -> [B, N, E]
         return self.out_proj(out if rows is None else out.flatten(0, 1).index_select(0, rows))
 

@@ -83,14 +83,7 @@ class Rotary(Position):
     """Rotary embedding of queries and keys; norms stay, and dot products depend on the distance j - i alone."""
 
     def __init__(
-        self,
-        *,
-        embed_dim: int,
-        num_heads: int,
-        head_dim: int,
-        num_layers: int,
-        seq_len: int,
-        base: float = 10000.0,
+        self, *, embed_dim: int, num_heads: int, head_dim: int, num_layers: int, seq_len: int, base: float = 10000.0
     ) -> None:
         """base: longest wavelength / 2 pi. Tables for seq_len positions are made once, in fp32."""
         super().__init__(

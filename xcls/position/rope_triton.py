@@ -55,7 +55,9 @@ class _SplitHeads(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         parts, heads, width = x.shape[2:]
         if not 1 <= parts <= 3 or not 0 <= turned <= parts:
-            raise ValueError(f"x {list(x.shape)}: dimension 2 must be 1 to 3, and turned={turned} lie between 0 and that")
+            raise ValueError(
+                f"x {list(x.shape)}: dimension 2 must be 1 to 3, and turned={turned} lie between 0 and that"
+            )
         angles = [x.shape[1], width // 2]
         if turned and (cos is None or sin is None or list(cos.shape) != angles or list(sin.shape) != angles):
             raise ValueError(f"cos and sin must be {angles} for x {list(x.shape)}")
@@ -114,8 +116,24 @@ def _launch(
     strides = [s for part in [*sources, *[sources[0]] * len(absent)] for s in part.stride()]
     with torch.cuda.device_of(out):
         turn_heads[(batch * blocks * len(sources),)](
-            *sources, *absent, *targets, *absent, cos, sin, *strides, *targets[0].stride(), length, heads, blocks,
-            turned=turned, parts=len(sources), width=width, half=half, rows=rows, backwards=backwards)  # fmt: skip
+            *sources,
+            *absent,
+            *targets,
+            *absent,
+            cos,
+            sin,
+            *strides,
+            *targets[0].stride(),
+            length,
+            heads,
+            blocks,
+            turned=turned,
+            parts=len(sources),
+            width=width,
+            half=half,
+            rows=rows,
+            backwards=backwards,
+        )
     return out
 
 
@@ -123,12 +141,40 @@ if triton is not None:
 
     @triton.jit(do_not_specialize=["length", "heads", "blocks"])  # one kernel for every length
     def turn_heads(
-        a, b, c, to_a, to_b, to_c, cos, sin,
-        a_batch, a_row, a_head, a_channel, b_batch, b_row, b_head, b_channel, c_batch, c_row, c_head, c_channel,
-        to_batch, to_row, to_head, to_channel, length, heads, blocks,
-        turned: tl.constexpr, parts: tl.constexpr, width: tl.constexpr, half: tl.constexpr, rows: tl.constexpr,
+        a,
+        b,
+        c,
+        to_a,
+        to_b,
+        to_c,
+        cos,
+        sin,
+        a_batch,
+        a_row,
+        a_head,
+        a_channel,
+        b_batch,
+        b_row,
+        b_head,
+        b_channel,
+        c_batch,
+        c_row,
+        c_head,
+        c_channel,
+        to_batch,
+        to_row,
+        to_head,
+        to_channel,
+        length,
+        heads,
+        blocks,
+        turned: tl.constexpr,
+        parts: tl.constexpr,
+        width: tl.constexpr,
+        half: tl.constexpr,
+        rows: tl.constexpr,
         backwards: tl.constexpr,
-    ):  # fmt: skip
+    ):
         """One program: one part (of up to three, a, b, c) of one sequence, `rows` tokens, all heads."""
         program = tl.program_id(0)
         part = program % parts
@@ -136,22 +182,88 @@ if triton is not None:
         batch = (program // parts // blocks).to(tl.int64)  # offsets may pass 2**31
         n = block * rows + tl.arange(0, rows)
         if part == 0:
-            turn_part(a + batch * a_batch, to_a + batch * to_batch, cos, sin, a_row, a_head, a_channel, to_row, to_head,
-                      to_channel, n, length, heads, turned > 0, width, half, backwards)  # fmt: skip
+            turn_part(
+                a + batch * a_batch,
+                to_a + batch * to_batch,
+                cos,
+                sin,
+                a_row,
+                a_head,
+                a_channel,
+                to_row,
+                to_head,
+                to_channel,
+                n,
+                length,
+                heads,
+                turned > 0,
+                width,
+                half,
+                backwards,
+            )
         if parts > 1:
             if part == 1:
-                turn_part(b + batch * b_batch, to_b + batch * to_batch, cos, sin, b_row, b_head, b_channel, to_row,
-                          to_head, to_channel, n, length, heads, turned > 1, width, half, backwards)  # fmt: skip
+                turn_part(
+                    b + batch * b_batch,
+                    to_b + batch * to_batch,
+                    cos,
+                    sin,
+                    b_row,
+                    b_head,
+                    b_channel,
+                    to_row,
+                    to_head,
+                    to_channel,
+                    n,
+                    length,
+                    heads,
+                    turned > 1,
+                    width,
+                    half,
+                    backwards,
+                )
         if parts > 2:
             if part == 2:
-                turn_part(c + batch * c_batch, to_c + batch * to_batch, cos, sin, c_row, c_head, c_channel, to_row,
-                          to_head, to_channel, n, length, heads, turned > 2, width, half, backwards)  # fmt: skip
+                turn_part(
+                    c + batch * c_batch,
+                    to_c + batch * to_batch,
+                    cos,
+                    sin,
+                    c_row,
+                    c_head,
+                    c_channel,
+                    to_row,
+                    to_head,
+                    to_channel,
+                    n,
+                    length,
+                    heads,
+                    turned > 2,
+                    width,
+                    half,
+                    backwards,
+                )
 
     @triton.jit
     def turn_part(
-        source, target, cos, sin, row, head, channel, to_row, to_head, to_channel, n, length, heads,
-        turns: tl.constexpr, width: tl.constexpr, half: tl.constexpr, backwards: tl.constexpr,
-    ):  # fmt: skip
+        source,
+        target,
+        cos,
+        sin,
+        row,
+        head,
+        channel,
+        to_row,
+        to_head,
+        to_channel,
+        n,
+        length,
+        heads,
+        turns: tl.constexpr,
+        width: tl.constexpr,
+        half: tl.constexpr,
+        backwards: tl.constexpr,
+    ):
         """The tokens n [rows] of one sequence, one head after another; the angles are read once for all heads."""
         pairs: tl.constexpr = width // 2
         n = n.to(tl.int64)

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Sequence
 
-from xcls.record import Record
 from xcls.report.conditions import WORDS, conditions
 from xcls.report.groups import DatasetResults, Group
 from xcls.report.load import Bench, collect
 from xcls.report.measures import NONE, TextTable, amount, number
+from xcls.runs.record import Record
 
 USUAL = "multirun/bench"
 OF_RUNS = ("micro_batch", "micro_tokens", "gradient_checkpointing", "cores")  # conditions that a bench does not have

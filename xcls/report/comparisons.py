@@ -48,9 +48,12 @@ RANKED = """
     macro_f1 accuracy auroc test_macro_f1 test_accuracy test_auroc time_per_epoch tokens_per_s max_gpu_mem_MiB
     rss_growth_MiB max_rss_MiB params latency_ms inference_examples_per_s
 """.split()
-BILLED = dict(
-    train_hours="train_s", train_money="train_money", document_hours="document_s", document_money="document_money"
-)
+BILLED = {
+    "train_hours": "train_s",
+    "train_money": "train_money",
+    "document_hours": "document_s",
+    "document_money": "document_money",
+}
 
 
 def further_tables(study: Study) -> list[Table]:

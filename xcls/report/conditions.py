@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Iterable
 
-from xcls.record import Record
+from xcls.runs.record import Record
 
 if TYPE_CHECKING:
     from xcls.report.groups import Group

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Sequence
 
-from xcls.record import Record
 from xcls.report.conditions import unlike_groups
 from xcls.report.groups import Group
 from xcls.report.measures import MEASURES, number
 from xcls.report.settings import Cost
+from xcls.runs.record import Record
 
 MILLION = 1_000_000
 HOUR = 3600.0

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from xcls.identity import NOT_SHAPING
-from xcls.record import Record, is_guess
 from xcls.report.conditions import gathered
 from xcls.report.load import Found, Run
 from xcls.report.measures import MEASURES, NONE, class_count, is_cost
+from xcls.runs.identity import NOT_SHAPING
+from xcls.runs.record import Record, is_guess
 
 BROKE_DOWN = re.compile(r"\b(nan|inf|oom)\b|not finite|non-?finite|out[ -]of[ -]memory|OutOfMemory", re.IGNORECASE)
 BASELINE = "TF-IDF + LogReg"
@@ -30,7 +30,13 @@ NOT_COMPARED = """
 """.split()
 NOT_COMPARED_NODES = ("reading.", "wandb.", "claims.", "hardware.", "dataset.source.", "hydra.", "bench.")
 # The nodes that one mode reads.
-OF_MODE = dict(pretraining="pretrain", masking="pretrain", finetuning="finetune", head="finetune", baseline="baseline")
+OF_MODE = {
+    "pretraining": "pretrain",
+    "masking": "pretrain",
+    "finetuning": "finetune",
+    "head": "finetune",
+    "baseline": "baseline",
+}
 ENCODER = ("attention.", "position.", "size.", "tokenizer.", "seq_len")
 MOST_PARTS = 5  # of a label beyond its first words; more are replaced by the group's id
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
-from xcls.paths import at
-from xcls.record import Record, read_record, sha256
+from xcls.config.schema import UserError
 from xcls.report.wandb_runs import fetch, is_wandb
-from xcls.schema import UserError
+from xcls.runs.paths import at
+from xcls.runs.record import Record, read_record, sha256
 
 try:
     import fcntl

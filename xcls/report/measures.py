@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Iterable
 
-from xcls.record import Record
+from xcls.runs.record import Record
 
 NONE = "–"  # what is missing, in a table
 TextTable = tuple[list[str], list[list[str]]]  # header, rows

@@ -13,6 +13,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from xcls.config.schema import flatten
 from xcls.report import bench
 from xcls.report.bench import Crossover
 from xcls.report.claims import FAIL, MISSING, PASS, SPLITS, UNDECIDED
@@ -23,7 +24,6 @@ from xcls.report.measures import NONE
 from xcls.report.summary import headline, matrix
 from xcls.report.tables import OF_CLAIM, Study, Table, claim_rows
 from xcls.report.text import Best, comparison, footnotes, unfinished
-from xcls.schema import flatten
 
 CLASSES = {PASS: PASS, FAIL: FAIL, **dict.fromkeys((MISSING, UNDECIDED, "cannot tell"), MISSING)}  # words with a sign
 SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?"}

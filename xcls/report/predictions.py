@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from xcls.record import Record, sha256
 from xcls.report.load import Run
 from xcls.report.measures import number
+from xcls.runs.record import Record, sha256
 
 FILE = "predictions.parquet"
 COLUMNS = ("split", "id", "label", "prediction")

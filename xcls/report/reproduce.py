@@ -15,9 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Mapping, Sequence
 
-from xcls.quoting import unquoted
-from xcls.record import PATCH, Record, sha256
-from xcls.schema import Labels
+from xcls.config.overrides import unquoted
+from xcls.config.schema import Labels
+from xcls.runs.record import PATCH, Record, sha256
 
 HEAD = r"""#!/usr/bin/env bash
 # {title}

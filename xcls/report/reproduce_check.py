@@ -14,12 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Sequence
 
-from xcls.quoting import unquoted
-from xcls.record import Record
+from xcls.config.overrides import unquoted
+from xcls.config.schema import UserError
 from xcls.report.load import USUAL, collect
 from xcls.report.measures import number
 from xcls.report.reproduce import TOLERANCE
-from xcls.schema import UserError
+from xcls.runs.record import Record
 
 SAME, REFUSED, OTHER = 0, 2, 3
 Expected = Sequence[dict[str, Any]]

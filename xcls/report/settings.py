@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from xcls.paths import at
-from xcls.quoting import quoted
-from xcls.schema import UserError, nearest
+from xcls.config.overrides import quoted
+from xcls.config.schema import UserError, nearest
+from xcls.runs.paths import at
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from xcls.record import MORE_TRAINING
 from xcls.report.claims import (
     FAIL,
     MISSING,
@@ -22,6 +21,7 @@ from xcls.report.claims import (
 from xcls.report.groups import BASELINE, DatasetResults
 from xcls.report.intervals import OPEN
 from xcls.report.measures import NONE, TextTable, memory_measure, signed
+from xcls.runs.record import MORE_TRAINING
 
 SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?", UNDECIDED: "?"}
 CLAIMED = {  # the matrix's columns: the name of the measured number and its heading

@@ -8,13 +8,13 @@ import json
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from xcls.record import Record, is_guess, no_formula
 from xcls.report.claims import SPLITS, ClaimEvaluator, Verdict, difference_pp, strictest
 from xcls.report.groups import CHOICES, ENCODER, DatasetResults, Group
 from xcls.report.intervals import Interval
 from xcls.report.load import Bench, Found, final_status
 from xcls.report.measures import MEASURES, class_count, cut_shares, is_cost, survived
 from xcls.report.settings import Settings
+from xcls.runs.record import Record, is_guess, no_formula
 
 FIRST = """
     run mode status cause dataset attention position size seq_len seed batch_size dtype device params macro_f1

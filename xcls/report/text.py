@@ -8,8 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Sequence
 
-from xcls.quoting import quoted
-from xcls.record import is_guess
+from xcls.config.overrides import quoted
 from xcls.report import bench
 from xcls.report.bench import Crossover
 from xcls.report.claims import ClaimEvaluator, difference_pp, find_reference, ratio, strictest
@@ -20,6 +19,7 @@ from xcls.report.load import Found, Run, final_status
 from xcls.report.measures import MEASURES, NONE, TextTable, amount, class_count, cut_note, memory_measure, signed
 from xcls.report.summary import headline, matrix
 from xcls.report.tables import Study, Table
+from xcls.runs.record import is_guess
 
 MOST_BOARDS = 3  # printed
 MOST_PRINTED, MOST_ROWS = 8, 40  # rows of all tables printed together, two of each at least; of a table in report.md

@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from xcls.paths import at
-from xcls.record import write_atomic
-from xcls.schema import UserError
-from xcls.wandb_file import METRICS, RECORD, read_segment
+from xcls.config.schema import UserError
+from xcls.runs.paths import at
+from xcls.runs.record import write_atomic
+from xcls.runs.wandb_file import METRICS, RECORD, read_segment
 
 PREFIX = "wandb:"
 NAME = r"((?!\.)[^/\\#?%:]+)"  # what W&B allows, and what makes a folder's name

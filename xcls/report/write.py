@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from xcls.record import MORE_TRAINING, write_atomic
+from xcls.config.schema import UserError, flatten, nearest
 from xcls.report.bench import benches_beside, crossovers, sentence
 from xcls.report.claims import ClaimEvaluator
 from xcls.report.comparisons import WORDS, disagreements, further_tables
@@ -22,7 +22,7 @@ from xcls.report.reproduce import read_patch, script
 from xcls.report.settings import Claims, Settings, check_numbers, claims_from, cli_overrides, inside, key_of
 from xcls.report.tables import Study, main_tables
 from xcls.report.text import best_runs, printed, report_md
-from xcls.schema import UserError, flatten, nearest
+from xcls.runs.record import MORE_TRAINING, write_atomic
 
 # What an earlier report may have drawn.
 OWN_PLOTS = "quality_vs_* seeds-* cost_vs_length-* learning-* confusion-* pretraining bench-* step-*".split()

@@ -20,9 +20,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from tqdm import tqdm
 
+from xcls.config.schema import Baseline
 from xcls.data.source import column
 from xcls.data.splits import Prepared
-from xcls.schema import Baseline
 from xcls.stages.predictions import Predicted, write_predictions
 from xcls.stages.texts import Labelled
 from xcls.train.journal import Journal
@@ -69,7 +69,9 @@ def fit_default(texts: list[str], labels: np.ndarray, *, plan: Baseline, analyze
     """Fits scikit-learn's defaults (only max_iter is raised, so that the fit ends converged), or the same on characters."""
     began = time.perf_counter()
     ngrams = NGRAMS[analyzer][0]
-    pipeline = make_pipeline(TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams), LogisticRegression(max_iter=plan.max_iter))
+    pipeline = make_pipeline(
+        TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams), LogisticRegression(max_iter=plan.max_iter)
+    )
     pipeline.fit(texts, labels)
     settings = {"analyzer": analyzer, "ngrams": ngrams[1], "C": 1.0, "min_df": 1, "sublinear_tf": False}
     return Fitted(settings, pipeline, time.perf_counter() - began)
@@ -104,7 +106,13 @@ def fit_tuned(
             classifier = LogisticRegression(C=c, max_iter=plan.max_iter).fit(features, labels)
             value = score(classifier.predict_proba(held_out))
             if value > best_score:
-                settings = {"analyzer": analyzer, "ngrams": ngrams[1], "C": c, "min_df": vectorizer.min_df, "sublinear_tf": True}
+                settings = {
+                    "analyzer": analyzer,
+                    "ngrams": ngrams[1],
+                    "C": c,
+                    "min_df": vectorizer.min_df,
+                    "sublinear_tf": True,
+                }
                 best, best_score = Fitted(settings, make_pipeline(vectorizer, classifier), 0.0), value
             bar.update()
     assert best is not None
@@ -135,17 +143,26 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal, resume: bo
         journal.rewind([], step=0)
     texts = {name: column(getattr(prepared, name), "text") for name in ("train", "validation", "test")}
     labels = {name: np.asarray(column(getattr(prepared, name), "label"), np.int64) for name in texts}
-    analyzer, why = analyzer_of(texts["train"]) if plan.analyzer == "auto" else (plan.analyzer, "baseline.analyzer=char")
+    analyzer, why = (
+        analyzer_of(texts["train"]) if plan.analyzer == "auto" else (plan.analyzer, "baseline.analyzer=char")
+    )
     record.data["baseline_analyzer"] = analyzer
     if analyzer == "char":
         journal.warn(f"{why}: the baseline counts characters and pairs of them, not words.")
     fits = 1 + plan.tuned * len(NGRAMS[analyzer]) * len(TUNED_C)
-    with tqdm(total=fits, desc="baseline", unit="fit", leave=False, disable=os.environ.get("XCLS_PROGRESS") == "0") as bar:
+    with tqdm(
+        total=fits, desc="baseline", unit="fit", leave=False, disable=os.environ.get("XCLS_PROGRESS") == "0"
+    ) as bar:
         fitted = {"": fit_default(texts["train"], labels["train"], plan=plan, analyzer=analyzer)}
         bar.update()
         if plan.tuned:
             fitted["tuned."] = fit_tuned(
-                texts["train"], labels["train"], validation_texts=texts["validation"], plan=plan, bar=bar, analyzer=analyzer,
+                texts["train"],
+                labels["train"],
+                validation_texts=texts["validation"],
+                plan=plan,
+                bar=bar,
+                analyzer=analyzer,
                 score=lambda p: scores(labels["validation"], p)["macro_f1"],
             )
     parts = []
@@ -157,7 +174,9 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal, resume: bo
             record.metrics[prefix + split] = scores(labels[split], probabilities)
             told = guess_told(record.metrics[prefix + split], len(prepared.classes)) if split == "validation" else ""
             if told:
-                journal.warn(f"The {'tuned ' if prefix else ''}baseline learned nothing: {told}. More training rows may help.")
+                journal.warn(
+                    f"The {'tuned ' if prefix else ''}baseline learned nothing: {told}. More training rows may help."
+                )
             if not prefix:
                 rows = Labelled(encoded=None, labels=labels[split], ids=getattr(prepared, split)["id"])
                 parts.append(Predicted(split, rows, probabilities, prepared.classes))

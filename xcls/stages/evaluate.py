@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from xcls.config.schema import Hardware, Wandb
 from xcls.model.heads import TextClassifier
-from xcls.record import Events, read_record, write_record
-from xcls.schema import Hardware, Wandb
+from xcls.runs.record import Events, read_record, write_record
 from xcls.stages.finetune import score_split
 from xcls.stages.texts import Labelled
 from xcls.train.amp import Amp

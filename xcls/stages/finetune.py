@@ -8,11 +8,11 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
+from xcls.config.schema import Hardware, Training
 from xcls.data.batching import ClassBatches
 from xcls.data.tokenizer import TextTokenizer
 from xcls.model.heads import TextClassifier
-from xcls.record import MORE_TRAINING, Record
-from xcls.schema import Hardware, Training
+from xcls.runs.record import MORE_TRAINING, Record
 from xcls.stages.predictions import Predicted, write_predictions
 from xcls.stages.setting import carried, check_classes, interrupted_run, place
 from xcls.stages.texts import ClassificationData, Labelled, note_data
@@ -20,7 +20,7 @@ from xcls.train.amp import Amp
 from xcls.train.checkpoint import fit, load_for_use, write_bytes
 from xcls.train.journal import Journal
 from xcls.train.loop import Loop
-from xcls.train.metrics import Scores, scores, softmax, guess_told
+from xcls.train.metrics import Scores, guess_told, scores, softmax
 from xcls.train.precision import Precision
 from xcls.train.randomness import seed_everything
 from xcls.train.scoring import Inference, classify, latency, no_poll

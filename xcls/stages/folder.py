@@ -7,12 +7,14 @@ import re
 import shutil
 from pathlib import Path
 
-from xcls.record import Record, read_record
-from xcls.schema import UserError
+from xcls.config.schema import UserError
+from xcls.runs.record import Record, read_record
 
 DONE, RESUME, FRESH = "done", "resume", "fresh"
-BEFORE_RECORD = re.compile(  # what may lie there before the first record is written; an editor leaves copies of a config.yaml
-    r"\.lock|\.making|\.room|logs|\..+\.tmp|[.#]*config\.yaml.*"
+BEFORE_RECORD = (
+    re.compile(  # what may lie there before the first record is written; an editor leaves copies of a config.yaml
+        r"\.lock|\.making|\.room|logs|\..+\.tmp|[.#]*config\.yaml.*"
+    )
 )
 
 
@@ -30,7 +32,9 @@ def refuse_twin(folder: Path) -> None:
         names = os.listdir(place.parent) if place.parent.is_dir() else []
         twins = [name for name in names if name != place.name and name.casefold() == place.name.casefold()]
         if twins:
-            raise UserError(f"{place.name}: {place.parent / twins[0]} is there already, and the names differ in case alone. Choose another one.")
+            raise UserError(
+                f"{place.name}: {place.parent / twins[0]} is there already, and the names differ in case alone. Choose another one."
+            )
         if place.parent.name in ("pretrain", "finetune", "multirun"):
             break
 
@@ -75,11 +79,15 @@ def decide(
     if record.status == "completed":
         if resume or sweep:
             return DONE, record
-        raise UserError(f"{folder} has already run (completed). Choose another exp=… or seed=…, or read it: record.json.")
+        raise UserError(
+            f"{folder} has already run (completed). Choose another exp=… or seed=…, or read it: record.json."
+        )
     if record.status == "failed" and sweep and not retry_failed:
         return DONE, record
     if not (resume or sweep):
-        raise UserError(f"{folder} has already begun ({record.status}). Go on with resume=true, or choose another exp=….")
+        raise UserError(
+            f"{folder} has already begun ({record.status}). Go on with resume=true, or choose another exp=…."
+        )
     return (RESUME if any(folder.glob("ckpt_*.pt")) else FRESH), record
 
 

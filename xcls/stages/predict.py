@@ -11,14 +11,14 @@ from typing import Any, Callable
 
 import numpy as np
 
+from xcls.config.schema import Hardware, UserError
 from xcls.data.batching import ClassBatches
 from xcls.data.encode import encode
 from xcls.data.reading import Reading, read_documents
 from xcls.data.tokenizer import from_json
 from xcls.model.heads import TextClassifier
-from xcls.paths import is_stream
-from xcls.record import no_formula
-from xcls.schema import Hardware, UserError
+from xcls.runs.paths import is_stream
+from xcls.runs.record import no_formula
 from xcls.stages.predictions import probability_columns
 from xcls.train.amp import Amp
 from xcls.train.checkpoint import write_bytes
@@ -36,7 +36,9 @@ def check_output(source: str | Path, output: str | Path) -> None:
         return
     path = Path(output)
     if path.suffix.lower() not in WRITERS:
-        raise UserError(f"output={output}: the name of a file is needed that ends in {', '.join(WRITERS)}, or - for standard output.")
+        raise UserError(
+            f"output={output}: the name of a file is needed that ends in {', '.join(WRITERS)}, or - for standard output."
+        )
     if not path.absolute().parent.is_dir():
         raise UserError(f"output={output}: the folder {path.absolute().parent} is not there. Make it first.")
     if path.is_dir() or (path.exists() and Path(source).exists() and path.samefile(source)):
@@ -67,34 +69,64 @@ def predict(
     found = read_documents(source, reading, table=table)
     whole = np.array([bool(text.strip()) for text in found.texts])
     places = [place for place, full in zip(found.places, whole) if full]
-    encoded = encode([text for text, full in zip(found.texts, whole) if full], from_json(checkpoint["tokenizer"]), seq_len=seq_len,
-                     truncate=truncate, what=str(source), places=places)
+    encoded = encode(
+        [text for text, full in zip(found.texts, whole) if full],
+        from_json(checkpoint["tokenizer"]),
+        seq_len=seq_len,
+        truncate=truncate,
+        what=str(source),
+        places=places,
+    )
     notes = found.notes + (encoded.warnings(str(source), seq_len=seq_len, finished=True) if places else [])
     if not whole.all():
-        notes.append(f"{source}: {(~whole).sum()} of {len(whole)} documents are empty (the first is "
-                     f"{found.places[int(np.argmin(whole))]}); they get no class.")
+        notes.append(
+            f"{source}: {(~whole).sum()} of {len(whole)} documents are empty (the first is "
+            f"{found.places[int(np.argmin(whole))]}); they get no class."
+        )
     if found.format:
         print(found.format, file=sys.stderr)
     for message in notes:
         print(f"WARNING: {message}", file=sys.stderr)
     columns: Columns = {"row": found.places, **({} if found.ids is None else {"id": found.ids})}
-    columns.update(_predicted(model, checkpoint, encoded, whole, batch_size=eval_batch_size, multiple=width_multiple(seq_len),
-                              amp=Amp(precision=precision, hardware=hardware)))
+    columns.update(
+        _predicted(
+            model,
+            checkpoint,
+            encoded,
+            whole,
+            batch_size=eval_batch_size,
+            multiple=width_multiple(seq_len),
+            amp=Amp(precision=precision, hardware=hardware),
+        )
+    )
     write_output(output, columns)
     return len(whole)
 
 
-def _predicted(model: TextClassifier, checkpoint: dict[str, Any], encoded: Any, whole: np.ndarray, *, batch_size: int, multiple: int,
-               amp: Amp) -> Columns:
+def _predicted(
+    model: TextClassifier,
+    checkpoint: dict[str, Any],
+    encoded: Any,
+    whole: np.ndarray,
+    *,
+    batch_size: int,
+    multiple: int,
+    amp: Amp,
+) -> Columns:
     """The columns prediction and p_<class> for the rows, bool [R] `whole` of which have the texts in `encoded`."""
     classes = checkpoint["classes"]
     model.to(amp.device)
     model.load_state_dict(checkpoint["model"])
-    columns: Columns = {name: [None] * len(whole) for name in ("prediction", *probability_columns(np.empty((0, len(classes))), classes))}
+    columns: Columns = {
+        name: [None] * len(whole) for name in ("prediction", *probability_columns(np.empty((0, len(classes))), classes))
+    }
     if whole.any():
         maker = ClassBatches(encoded=encoded, labels=np.zeros(len(encoded), np.int64), multiple=multiple)
         probabilities = softmax(classify(model, maker, encoded.lengths, batch_size=batch_size, amp=amp).logits)
-        made = {"prediction": np.asarray(classes, dtype=object)[probabilities.argmax(axis=1)], **probability_columns(probabilities, classes)}
+        made = {
+            "prediction": np.asarray(classes, dtype=object)[probabilities.argmax(axis=1)],
+            **probability_columns(probabilities, classes),
+        }
         for name, values in made.items():
             for row, value in zip(np.flatnonzero(whole).tolist(), values.tolist()):
                 columns[name][row] = value
@@ -121,13 +153,17 @@ def _csv(columns: Columns) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([no_formula(name) for name in columns])
-    writer.writerows([no_formula(value) if isinstance(value, str) else value for value in row] for row in zip(*columns.values()))
+    writer.writerows(
+        [no_formula(value) if isinstance(value, str) else value for value in row] for row in zip(*columns.values())
+    )
     return out.getvalue().encode("utf-8", "replace")
 
 
 def _jsonl(columns: Columns) -> bytes:
     """An object a line."""
-    lines = (json.dumps(dict(zip(columns, row)), ensure_ascii=False, default=str) + "\n" for row in zip(*columns.values()))
+    lines = (
+        json.dumps(dict(zip(columns, row)), ensure_ascii=False, default=str) + "\n" for row in zip(*columns.values())
+    )
     return "".join(lines).encode("utf-8", "replace")
 
 

@@ -7,12 +7,12 @@ from typing import Callable
 
 from torch import Tensor
 
+from xcls.config.schema import Hardware, Masking, Training, UserError
 from xcls.data.batching import MaskedBatches, evaluation_batches
 from xcls.data.masking import IGNORED, SPECIAL
 from xcls.data.tokenizer import TextTokenizer
 from xcls.model.heads import MaskedLanguageModel
-from xcls.record import Record
-from xcls.schema import Hardware, Masking, Training, UserError
+from xcls.runs.record import Record
 from xcls.stages.setting import carried, interrupted_run, place
 from xcls.stages.texts import LanguageData, note_data
 from xcls.train.journal import Journal

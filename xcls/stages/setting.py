@@ -8,7 +8,7 @@ from typing import Any, Sequence
 
 from torch import nn
 
-from xcls.schema import Hardware, UserError
+from xcls.config.schema import Hardware, UserError
 from xcls.train.amp import Amp, compile_blocks
 from xcls.train.checkpoint import Checkpoints
 from xcls.train.cost import count_parameters
@@ -73,10 +73,7 @@ def interrupted_run(journal: Journal, *, resume: bool, keep: int) -> dict[str, A
         journal.warn("There is no checkpoint to go on from; it starts again at step 0.")
         for name in RESULTS:
             (journal.folder / name).unlink(missing_ok=True)
-    journal.begin(
-        rows=payload["rows"] if payload else [],
-        wandb_id=payload["wandb_id"] if payload else None,
-    )
+    journal.begin(rows=payload["rows"] if payload else [], wandb_id=payload["wandb_id"] if payload else None)
     if again:
         journal.rewind([], step=0)
     return payload

@@ -89,7 +89,8 @@ def language_data(prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int,
         train=train,
         validation=validation,
         warnings=[
-            *train.warnings("text for MLM", seq_len=seq_len), *validation.warnings("validation", seq_len=seq_len)
+            *train.warnings("text for MLM", seq_len=seq_len),
+            *validation.warnings("validation", seq_len=seq_len),
         ],
         report={"mlm": train.report(), "validation": validation.report()},
     )

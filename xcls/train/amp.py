@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from xcls.schema import Hardware, UserError
+from xcls.config.schema import Hardware, UserError
 from xcls.train.precision import Precision
 
 GRAPHS = 1024  # of one function, before torch.compile gives up

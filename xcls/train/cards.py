@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from xcls.schema import UserError
+from xcls.config.schema import UserError
 
 BF16_CAPABILITY = (8, 0)  # Ampere; older GPUs emulate bf16 slowly
 OLD_WHEELS = "https://download.pytorch.org/whl/cu126"  # CUDA 12.6: the last with code for Maxwell, Pascal and Volta
@@ -78,7 +78,9 @@ def look() -> Cards:
         why, warn = _why_none(version, torch.version.cuda)
         return Cards(version, why=why, warn=warn)
     places = range(torch.cuda.device_count())
-    found = [Card(torch.cuda.get_device_name(place), tuple(torch.cuda.get_device_capability(place))) for place in places]
+    found = [
+        Card(torch.cuda.get_device_name(place), tuple(torch.cuda.get_device_capability(place))) for place in places
+    ]
     code = torch.cuda.get_arch_list() if torch.version.cuda else []  # of ROCm, the names are others
     return Cards(version, tuple(found), tuple(code))
 
@@ -99,7 +101,9 @@ def of_jobs() -> Cards:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(f"hardware=auto: torch could not be asked which GPUs are here: {last}. Name the hardware: hardware=cpu, a100, ….")
+        raise UserError(
+            f"hardware=auto: torch could not be asked which GPUs are here: {last}. Name the hardware: hardware=cpu, a100, …."
+        )
     told = json.loads(done.stdout.splitlines()[-1])
     cards = tuple(Card(card["name"], tuple(card["capability"])) for card in told["cards"])
     return Cards(**{**told, "cards": cards, "code": tuple(told["code"])})
@@ -111,7 +115,9 @@ def runs_on(capability: tuple[int, int], code: tuple[str, ...]) -> bool:
     Code of a card (sm) runs on later cards of the same major version, with an `a` only on its own; PTX (compute) is translated for
     every later card. Source: CUDA C++ Programming Guide, Binary and PTX Compatibility. Without any `code` nothing is known: True.
     """
-    for kind, digits, special in (found.groups() for name in code if (found := re.fullmatch(r"(sm|compute)_(\d+)([a-z]?)", name))):
+    for kind, digits, special in (
+        found.groups() for name in code if (found := re.fullmatch(r"(sm|compute)_(\d+)([a-z]?)", name))
+    ):
         made_for = divmod(int(digits), 10)
         if special == "a" or (kind == "sm" and made_for[0] != capability[0]):
             if made_for == capability:
@@ -164,7 +170,7 @@ def _torch_says() -> str:
 
     try:
         torch.cuda.init()
-    except Exception as error:  # noqa: BLE001 - AssertionError, RuntimeError and others: each is a reason
+    except Exception as error:
         return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
     return "it finds no device"
 

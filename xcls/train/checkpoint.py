@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, Callable
 
 import torch
 
-from xcls.disk import remedy
-from xcls.paths import at
-from xcls.schema import UserError
+from xcls.config.schema import UserError
+from xcls.runs.disk import remedy
+from xcls.runs.paths import at
 from xcls.train.faults import is_out_of_memory
 
 FORMAT = 2  # what is written
@@ -82,7 +82,9 @@ def write_checkpoint(path: Path, payload: dict[str, Any]) -> None:
     except OSError as error:
         what = remedy(error, place=path.parent)
         after = "resume=true then goes on from the checkpoint before it"
-        raise OSError(error.errno, f"{error.strerror or error}, while {path.name} was written. {what}; {after}") from error
+        raise OSError(
+            error.errno, f"{error.strerror or error}, while {path.name} was written. {what}; {after}"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -23,12 +23,16 @@ class StepDisplay:
     def __enter__(self) -> StepDisplay:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.close()
 
     def show(self, done: int, *, loss: float, norm: float, lr: float, speed: float | None) -> None:
         """`done` steps are done: the last one's mean loss, gradient norm and learning rate; speed in tokens/s."""
-        self.bar.set_postfix_str(f"loss {loss:.3f}" + ("" if speed is None else f", {speed:,.0f} tokens/s"), refresh=False)
+        self.bar.set_postfix_str(
+            f"loss {loss:.3f}" + ("" if speed is None else f", {speed:,.0f} tokens/s"), refresh=False
+        )
         self.bar.update()
         quiet = time.monotonic() - self.told_time >= QUIET
         if math.isfinite(loss) and (quiet or done % max(1, self.total // 100) == 0):

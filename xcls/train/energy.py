@@ -38,9 +38,7 @@ class Meter:
 
 
 def energy_counter(
-    device: torch.device,
-    load: Callable[[str], Any] = ctypes.CDLL,
-    environment: Mapping[str, str] = os.environ,
+    device: torch.device, load: Callable[[str], Any] = ctypes.CDLL, environment: Mapping[str, str] = os.environ
 ) -> Callable[[], int] | None:
     """What reads the energy (mJ) of `device`; None where that is not to be had, and it is reckoned from watts."""
     if device.type != "cuda":

@@ -15,17 +15,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from xcls.disk import remedy
-from xcls.record import PATCH, Events, Record, plain, sha256, without_secrets, write_atomic, write_record
-from xcls.schema import UserError, Wandb
+from xcls.config.schema import UserError, Wandb
+from xcls.runs.disk import remedy
+from xcls.runs.record import PATCH, Events, Record, plain, sha256, without_secrets, write_atomic, write_record
 from xcls.train.signals import Interrupted, StopSignals
 from xcls.train.spent import Spent
 from xcls.train.tracking import Tracker
 
 COLUMNS = (
-    "step", "epoch", "train_loss", "val_loss", "accuracy", "macro_f1", "weighted_f1", "auroc", "lr", "time_per_step",
-    "time_per_epoch", "tokens_per_s", "padded_tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB",
-)  # fmt: skip
+    "step",
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "accuracy",
+    "macro_f1",
+    "weighted_f1",
+    "auroc",
+    "lr",
+    "time_per_step",
+    "time_per_epoch",
+    "tokens_per_s",
+    "padded_tokens_per_s",
+    "max_gpu_mem_MiB",
+    "max_rss_MiB",
+)
 CHECKED = ("metrics.csv", "predictions.parquet", PATCH)
 ROOM, ROOM_BYTES = ".room", 2**18  # given up at the end, so that the record finds a place on a full disk
 PLACE = {"devices": "CUDA_VISIBLE_DEVICES", "slurm_job": "SLURM_JOB_ID", "slurm_restarts": "SLURM_RESTART_COUNT"}
@@ -61,8 +74,10 @@ class Journal:
             self.signals.__exit__(type(error), error, error.__traceback__)
             if isinstance(error, OSError):
                 place = error.filename or self.folder
-                raise UserError(f"{place}: {error.strerror or error}, as the run began. {remedy(error, place=self.folder)}; "
-                                "the same command then begins it.") from error
+                raise UserError(
+                    f"{place}: {error.strerror or error}, as the run began. {remedy(error, place=self.folder)}; "
+                    "the same command then begins it."
+                ) from error
             raise
         try:
             self.signals.at_once = True
@@ -83,7 +98,16 @@ class Journal:
         self.record.started = self.record.started or time.time()
         self.save()
         place = {name: os.environ[variable] for name, variable in PLACE.items() if variable in os.environ}
-        self.event("start", {"run": self.record.run, "hash": self.record.hash, "host": socket.gethostname(), "pid": os.getpid(), **place})
+        self.event(
+            "start",
+            {
+                "run": self.record.run,
+                "hash": self.record.hash,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                **place,
+            },
+        )
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.signals.at_once = False  # what a signal now asks for is under way
@@ -209,7 +233,7 @@ class Discreet(logging.Formatter):
 class _LogFile(logging.FileHandler):
     """A text log that says nothing of its own: a full disk is told by what has to be on it."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+    def handleError(self, record: logging.LogRecord) -> None:
         """Lets the line go."""
 
 

@@ -14,8 +14,8 @@ from typing import Any, Callable, Generator, Iterator
 
 from torch import Tensor, nn
 
-from xcls.recipe import steps_between, total_steps
-from xcls.schema import Hardware, Training
+from xcls.config.rates import steps_between, total_steps
+from xcls.config.schema import Hardware, Training
 from xcls.train.amp import Amp
 from xcls.train.checkpoint import Checkpoints, fit
 from xcls.train.cost import MemoryGauge, StepClock
@@ -75,9 +75,16 @@ class Loop:
         )
         self.optimizer = make_optimizer(model, training)
         self.updater = Updater(
-            model=model, loss=loss, optimizer=self.optimizer, stream=stream, training=training, hardware=hardware,
-            amp=amp, recovery=self.recovery, deferred=deferred,
-        )  # fmt: skip
+            model=model,
+            loss=loss,
+            optimizer=self.optimizer,
+            stream=stream,
+            training=training,
+            hardware=hardware,
+            amp=amp,
+            recovery=self.recovery,
+            deferred=deferred,
+        )
         self.lag = 1 if self.updater.deferred else 0  # steps that may be unread while the next is begun
         self.unread: list[Step] = []
         self.steps_per_epoch = stream.steps_per_epoch

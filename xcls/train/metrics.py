@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
-from xcls.record import is_guess
+from xcls.runs.record import is_guess
 
 Scores = dict[str, "float | None"]
 
@@ -43,7 +43,7 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> Scores:
     """
     names = ("accuracy", "macro_f1", "weighted_f1", "auroc", "loss", "predicted_classes")
     if not len(labels) or not np.isfinite(probabilities).all():
-        return {name: None for name in names}
+        return dict.fromkeys(names)
     classes = list(range(probabilities.shape[1]))
     predicted = probabilities.argmax(axis=1)
     return {

@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from xcls.schema import Training, UserError
+from xcls.config.schema import Training, UserError
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
-from xcls.schema import Hardware, UserError
+from xcls.config.schema import Hardware, UserError
 from xcls.train.cards import Cards, here
 
 CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -48,7 +48,9 @@ def resolve(hardware: Hardware, find: Callable[[], Cards] = here) -> Precision:
         why = f"hardware={hardware.name}: cpu ({dtype})" + (f": {found.why}" if found else "")
         return Precision("cpu", dtype, why, warn=found is not None and found.warn)
     if not found.cards:
-        raise UserError(f"hardware.device=cuda: {found.why}. Set hardware=cpu, or name hardware.dtype to resolve for another machine.")
+        raise UserError(
+            f"hardware.device=cuda: {found.why}. Set hardware=cpu, or name hardware.dtype to resolve for another machine."
+        )
     if dtype == "auto":
         dtype = "bf16" if all(card.bf16 for card in found.cards) else "fp16"
     named = " and ".join(dict.fromkeys(map(str, found.cards)))
@@ -64,14 +66,18 @@ def check_cards(precision: Precision, cards: Cards, *, emulate: bool = False) ->
     if precision.device != "cuda":
         return ""
     if not cards.cards:
-        raise UserError(f"hardware.device=cuda: {cards.why}. Set hardware=cpu, or make the GPU usable: torch.cuda.is_available() must be True.")
+        raise UserError(
+            f"hardware.device=cuda: {cards.why}. Set hardware=cpu, or make the GPU usable: torch.cuda.is_available() must be True."
+        )
     cards.refuse()
     without = next((card for card in cards.cards if not card.bf16), None)
     if precision.dtype != "bf16" or without is None:
         return ""
     told = f"hardware.dtype=bf16: {without} has no bf16 in the silicon and emulates it, slower than fp32"
     if emulate:
-        return f"{told}. The run was trained in it; hardware.dtype=fp16 is quick here, with numbers that differ a little."
+        return (
+            f"{told}. The run was trained in it; hardware.dtype=fp16 is quick here, with numbers that differ a little."
+        )
     raise UserError(f"{told}. Set hardware.dtype=fp16 (or hardware=t4, v100, auto), or fp32.")
 
 

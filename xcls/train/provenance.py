@@ -12,15 +12,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterable
 
-from xcls.record import PATCH, without_secrets, write_atomic
+from xcls.runs.record import PATCH, without_secrets, write_atomic
 from xcls.train.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("conf", "xcls", "hydra_plugins", ":(glob)*.py", "Makefile", "pyproject.toml", ":(glob)*.lock")  # what a run depends on
+SOURCES = (
+    "conf",
+    "xcls",
+    "hydra_plugins",
+    ":(glob)*.py",
+    "Makefile",
+    "pyproject.toml",
+    ":(glob)*.lock",
+)  # what a run depends on
 MOST_BYTES, MOST_FILES = 1_000_000, 200  # of a patch; of new files in it
-DIFF = ("-c", "core.quotepath=false", "diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames",
-        "--src-prefix=a/", "--dst-prefix=b/")
-NAMES = re.compile(r"\w*(token|key|secret|passw\w*)\s?=\s?[A-Za-z_][A-Za-z_.]*(?=[\s,)\]])")  # pad_token=mask_token: no secret in code
+DIFF = (
+    "-c",
+    "core.quotepath=false",
+    "diff",
+    "--binary",
+    "--full-index",
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--no-renames",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)
+NAMES = re.compile(
+    r"\w*(token|key|secret|passw\w*)\s?=\s?[A-Za-z_][A-Za-z_.]*(?=[\s,)\]])"
+)  # pad_token=mask_token: no secret in code
 
 
 @dataclass(frozen=True)
@@ -45,7 +66,9 @@ def note_sources(journal: Journal, sources: Sources) -> None:
     if sources.patch:
         write_atomic(path, sources.patch)
     for file, why in sources.lacking.items():
-        journal.warn(f"{file}: a clone lacks it, and so does {PATCH}: {why}. Commit it, or reproduce.sh cannot make this run again.")
+        journal.warn(
+            f"{file}: a clone lacks it, and so does {PATCH}: {why}. Commit it, or reproduce.sh cannot make this run again."
+        )
 
 
 def commit() -> str | None:
@@ -119,7 +142,9 @@ def _holds_secret(text: str, name: str) -> bool:
 
 def _git(root: Path, *words: str, good: tuple[int, ...] = (0,)) -> bytes:
     """The output of one git command that changes nothing. Raises OSError, subprocess.SubprocessError."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {
+        "GIT_OPTIONAL_LOCKS": "0"
+    }
     done = subprocess.run(["git", *words], cwd=root, capture_output=True, timeout=20, env=environment)
     if done.returncode not in good:
         raise subprocess.SubprocessError(done.stderr.decode(errors="replace"))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xcls.schema import Hardware, Training
+from xcls.config.schema import Hardware, Training
 from xcls.train.faults import BadNumbers, OutOfMemory
 from xcls.train.journal import Journal
 from xcls.train.progress import Progress

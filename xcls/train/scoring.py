@@ -17,7 +17,6 @@ from xcls.train.faults import OutOfMemory, free_memory, memory_errors
 from xcls.train.progress import progress_bar
 from xcls.train.stream import Batch, on_device, real_and_padded, rows_at_once
 
-
 Result = TypeVar("Result")
 
 

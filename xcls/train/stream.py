@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from xcls.config.schema import Hardware
 from xcls.data.batching import Batches, Pass, batches, micro_batches
-from xcls.schema import Hardware
 from xcls.train.amp import Amp, to_device
 from xcls.train.signals import NAMES
 
@@ -63,11 +63,7 @@ class Stream:
     def order(self, epoch: int) -> list[np.ndarray]:
         """The rows of every effective batch of an epoch."""
         return batches(
-            self.lengths,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            epoch=epoch,
-            group_by_length=self.group_by_length,
+            self.lengths, batch_size=self.batch_size, seed=self.seed, epoch=epoch, group_by_length=self.group_by_length
         )
 
     def names(self, rows: Sequence[int]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Callable
 
-from xcls.schema import Wandb
+from xcls.config.schema import Wandb
 from xcls.train.wandb_copy import patience
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,9 +66,14 @@ class Tracker:
         command = [sys.executable, "-m", "xcls.train.wandb_copy", str(self.folder), "--mode", mode, "--follow"]
         try:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
-            )  # fmt: skip
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,
+            )
         except OSError as error:  # no memory, no process left
             self._warn(str(error))
             return

@@ -9,9 +9,9 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
+from xcls.config.schema import Hardware, Training
 from xcls.data.batching import count_terms
 from xcls.model.multihead import MultiHeadAttention
-from xcls.schema import Hardware, Training
 from xcls.train.amp import Amp, Arriving
 from xcls.train.faults import BadNumbers, OutOfMemory, bad_numbers, first_bad_layer, free_memory, memory_errors
 from xcls.train.progress import Progress

@@ -26,8 +26,8 @@ from typing import Any, Iterator
 
 from filelock import FileLock
 
-from xcls.record import PATCH, read_record, write_record
-from xcls.wandb_file import METRICS, RECORD, last_row, mend, read_segments
+from xcls.runs.record import PATCH, read_record, write_record
+from xcls.runs.wandb_file import METRICS, RECORD, last_row, mend, read_segments
 
 INIT_SECONDS = 30  # for a server to answer
 FINISH_SECONDS = {"none": 60, "best": 600, "all": 600}  # to send what is left, by wandb.artifacts
@@ -45,10 +45,15 @@ FILES = {
     "none": (),
     "best": ("ckpt_best.pt",),
     "all": (
-        "ckpt_best.pt", "ckpt_last.pt", "head.safetensors", "resolved_config.yaml", "metrics.csv", "predictions.parquet",
+        "ckpt_best.pt",
+        "ckpt_last.pt",
+        "head.safetensors",
+        "resolved_config.yaml",
+        "metrics.csv",
+        "predictions.parquet",
         PATCH,
     ),
-}  # fmt: skip
+}
 
 
 class Journal:

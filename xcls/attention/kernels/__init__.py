@@ -42,7 +42,7 @@ def starts() -> bool:
     """
     try:
         return triton.runtime.driver.active.utils is not None
-    except Exception as error:  # noqa: BLE001 - whatever it lacks, there is another way
+    except Exception as error:
         warnings.warn(
             f"Triton cannot start kernels here, so attention is computed by PyTorch's operations, which is slower: {error} "
             "It needs a C compiler and Python's headers (on Debian: apt-get install gcc python3-dev).",

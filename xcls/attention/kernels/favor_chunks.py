@@ -17,9 +17,7 @@ class AddBand(torch.autograd.Function):
     """`favor.add_band` in few passes."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, out: Tensor, q: Tensor, k: Tensor, values: Tensor, near: Tensor, step: int
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, out: Tensor, q: Tensor, k: Tensor, values: Tensor, near: Tensor, step: int) -> Tensor:
         """As `favor.add_band`, in whose words the arguments are described."""
         for own in groups(len(q), near):
             for number, factor in enumerate(near):

@@ -78,8 +78,23 @@ def _exponents(high, low, x, TOKENS_FIRST: tl.constexpr):
 
 
 @triton.jit
-def _close(mean, level, floor, row, m, d, peak, total, weighted, values, count, top, num_features, log_epsilon,
-           WIDTH: tl.constexpr):  # fmt: skip
+def _close(
+    mean,
+    level,
+    floor,
+    row,
+    m,
+    d,
+    peak,
+    total,
+    weighted,
+    values,
+    count,
+    top,
+    num_features,
+    log_epsilon,
+    WIDTH: tl.constexpr,
+):
     """Stores level and mean of the features m from the sums over all keys.
 
     total, weighted: the sums of exp(x_jm - peak_m) and of its product with v; values, count: those of v and of 1,
@@ -100,11 +115,37 @@ def _close(mean, level, floor, row, m, d, peak, total, weighted, values, count, 
 
 @triton.jit(do_not_specialize=VARIES)
 def sum_keys(
-    k, v, halves, padding, mean, level, floor, peaks, totals, weighteds, valueses, counts,
-    k_batch, k_head, k_token, v_batch, v_head, v_token, heads, length, num_features, span, splits, log_epsilon,
-    BLOCKS: tl.constexpr, ALONE: tl.constexpr,
-    WIDTH: tl.constexpr, TILE_D: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr,
-):  # fmt: skip
+    k,
+    v,
+    halves,
+    padding,
+    mean,
+    level,
+    floor,
+    peaks,
+    totals,
+    weighteds,
+    valueses,
+    counts,
+    k_batch,
+    k_head,
+    k_token,
+    v_batch,
+    v_head,
+    v_token,
+    heads,
+    length,
+    num_features,
+    span,
+    splits,
+    log_epsilon,
+    BLOCKS: tl.constexpr,
+    ALONE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILE_D: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+):
     """One program: the sums over one split of the keys for one block of features, of one example and head.
 
     As in flash attention, with directions for queries: peak_m is the largest exponent so far, and what was summed
@@ -140,8 +181,23 @@ def sum_keys(
         v_at += TILE_N * v_token
     peak, count = tl.where(m < num_features, peak, NEVER), tl.sum(count, 0)
     if ALONE:
-        _close(mean, level, floor, row, m, d, peak, total, weighted, values, count, tl.max(peak, 0), num_features,
-               log_epsilon, WIDTH)  # fmt: skip
+        _close(
+            mean,
+            level,
+            floor,
+            row,
+            m,
+            d,
+            peak,
+            total,
+            weighted,
+            values,
+            count,
+            tl.max(peak, 0),
+            num_features,
+            log_epsilon,
+            WIDTH,
+        )
     else:
         part = (row * splits + split).to(tl.int64)
         to = part * (BLOCKS * TILE_M) + m
@@ -154,9 +210,23 @@ def sum_keys(
 
 @triton.jit(do_not_specialize=VARIES)
 def merge_sums(
-    peaks, totals, weighteds, valueses, counts, tops, mean, level, floor, num_features, splits, log_epsilon,
-    WIDTH: tl.constexpr, TILE_D: tl.constexpr, TILE_M: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
+    peaks,
+    totals,
+    weighteds,
+    valueses,
+    counts,
+    tops,
+    mean,
+    level,
+    floor,
+    num_features,
+    splits,
+    log_epsilon,
+    WIDTH: tl.constexpr,
+    TILE_D: tl.constexpr,
+    TILE_M: tl.constexpr,
+    PADDED: tl.constexpr,
+):
     """One program: the sums of TILE_M features over all splits, each brought under the common peak: exact."""
     row, block = tl.program_id(0) // (PADDED // TILE_M), tl.program_id(0) % (PADDED // TILE_M)
     m, d = block * TILE_M + tl.arange(0, TILE_M), tl.arange(0, TILE_D)
@@ -173,16 +243,49 @@ def merge_sums(
         values += tl.load(valueses + part * WIDTH + d, mask=d < WIDTH, other=0.0)
         count += tl.load(counts + part)
         peak = above
-    _close(mean, level, floor, row, m, d, peak, total, weighted, values, count, tl.load(tops + row), num_features,
-           log_epsilon, WIDTH)  # fmt: skip
+    _close(
+        mean,
+        level,
+        floor,
+        row,
+        m,
+        d,
+        peak,
+        total,
+        weighted,
+        values,
+        count,
+        tl.load(tops + row),
+        num_features,
+        log_epsilon,
+        WIDTH,
+    )
 
 
 @triton.jit(do_not_specialize=VARIES)
 def answer_queries(
-    q, halves, padding, mean, level, out, normaliser,
-    q_batch, q_head, q_token, out_batch, out_head, out_token, heads, length, num_features,
-    BLOCKS: tl.constexpr, WIDTH: tl.constexpr, TILE_D: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr,
-):  # fmt: skip
+    q,
+    halves,
+    padding,
+    mean,
+    level,
+    out,
+    normaliser,
+    q_batch,
+    q_head,
+    q_token,
+    out_batch,
+    out_head,
+    out_token,
+    heads,
+    length,
+    num_features,
+    BLOCKS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILE_D: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+):
     """One program: out and the log of the softmax's normaliser for one tile of queries, of one example and head.
 
     Rows of pads are zero; their normaliser is so large that all their weights are zero in the backward pass.
@@ -200,8 +303,9 @@ def answer_queries(
         m = block * TILE_M + tl.arange(0, TILE_M)
         high, low = _load_halves(halves, m, d, num_features, WIDTH)
         at = row.to(tl.int64) * num_features + m
-        means = tl.load(mean + at[:, None] * WIDTH + d[None, :],
-                        mask=(m < num_features)[:, None] & (d < WIDTH)[None, :], other=0.0)  # fmt: skip
+        means = tl.load(
+            mean + at[:, None] * WIDTH + d[None, :], mask=(m < num_features)[:, None] & (d < WIDTH)[None, :], other=0.0
+        )
         y = _exponents(high, low, queries, True) + tl.load(level + at, mask=m < num_features, other=NEVER)[None, :]
         above = tl.maximum(peak, tl.max(y, 1))
         weights, shrink = tl.exp(y - above[:, None]), tl.exp(peak - above)
@@ -216,11 +320,37 @@ def answer_queries(
 
 @triton.jit(do_not_specialize=VARIES)
 def backward_queries(
-    q, grad, out, halves, padding, normaliser, mean, level, dq, dmean, dtotal,
-    q_batch, q_head, q_token, g_batch, g_head, g_token, out_batch, out_head, out_token,
-    heads, length, num_features, span, splits,
-    BLOCKS: tl.constexpr, WIDTH: tl.constexpr, TILE_D: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr,
-):  # fmt: skip
+    q,
+    grad,
+    out,
+    halves,
+    padding,
+    normaliser,
+    mean,
+    level,
+    dq,
+    dmean,
+    dtotal,
+    q_batch,
+    q_head,
+    q_token,
+    g_batch,
+    g_head,
+    g_token,
+    out_batch,
+    out_head,
+    out_token,
+    heads,
+    length,
+    num_features,
+    span,
+    splits,
+    BLOCKS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILE_D: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+):
     """One program: dq of one split of the queries, and what they add to the gradients of mean and total.
 
     With g_i the gradient of out_i and delta_i = g_i.out_i: dy_im = p_im (g_i.mean_m - delta_i), dq_i = sum_m dy_im w_m,
@@ -238,8 +368,9 @@ def backward_queries(
         m = block * TILE_M + tl.arange(0, TILE_M)
         high, low = _load_halves(halves, m, d, num_features, WIDTH)
         at = row.to(tl.int64) * num_features + m
-        means = tl.load(mean + at[:, None] * WIDTH + d[None, :],
-                        mask=(m < num_features)[:, None] & (d < WIDTH)[None, :], other=0.0)  # fmt: skip
+        means = tl.load(
+            mean + at[:, None] * WIDTH + d[None, :], mask=(m < num_features)[:, None] & (d < WIDTH)[None, :], other=0.0
+        )
         levels = tl.load(level + at, mask=m < num_features, other=NEVER)
         q_at = _row(q, row, heads, q_batch, q_head) + begin * q_token + d[None, :]
         g_at = _row(grad, row, heads, g_batch, g_head) + begin * g_token + d[None, :]
@@ -277,9 +408,19 @@ def backward_queries(
 
 @triton.jit(do_not_specialize=VARIES)
 def merge_gradients(
-    dmeans, dtotals, level, dmean, dtotal, share, num_features, splits,
-    WIDTH: tl.constexpr, TILE_D: tl.constexpr, TILE_M: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
+    dmeans,
+    dtotals,
+    level,
+    dmean,
+    dtotal,
+    share,
+    num_features,
+    splits,
+    WIDTH: tl.constexpr,
+    TILE_D: tl.constexpr,
+    TILE_M: tl.constexpr,
+    PADDED: tl.constexpr,
+):
     """One program: the gradients of TILE_M features, added up over the splits and divided by the largest of each.
 
     So they fit 16 bits; `share` = level - log(the largest) gives the factor back, in the exponent of exp(x - share).
@@ -294,18 +435,43 @@ def merge_gradients(
     largest = tl.maximum(tl.max(tl.abs(by_mean), 1), tl.abs(by_total))
     largest = tl.where(largest == 0, 1.0, largest)
     here, to = m < num_features, row.to(tl.int64) * num_features + m
-    tl.store(dmean + to[:, None] * WIDTH + d[None, :], by_mean / largest[:, None],
-             mask=here[:, None] & (d < WIDTH)[None, :])  # fmt: skip
+    tl.store(
+        dmean + to[:, None] * WIDTH + d[None, :], by_mean / largest[:, None], mask=here[:, None] & (d < WIDTH)[None, :]
+    )
     tl.store(dtotal + to, by_total / largest, mask=here)
     tl.store(share + to, tl.load(level + to, mask=here, other=0.0) - tl.log(largest), mask=here)
 
 
 @triton.jit(do_not_specialize=VARIES)
 def backward_keys(
-    k, v, halves, padding, share, floor, dmean, dtotal, dk, dv,
-    k_batch, k_head, k_token, v_batch, v_head, v_token, to_batch, to_head, to_token, heads, length, num_features,
-    BLOCKS: tl.constexpr, WIDTH: tl.constexpr, TILE_D: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr,
-):  # fmt: skip
+    k,
+    v,
+    halves,
+    padding,
+    share,
+    floor,
+    dmean,
+    dtotal,
+    dk,
+    dv,
+    k_batch,
+    k_head,
+    k_token,
+    v_batch,
+    v_head,
+    v_token,
+    to_batch,
+    to_head,
+    to_token,
+    heads,
+    length,
+    num_features,
+    BLOCKS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILE_D: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+):
     """One program: dk and dv of one tile of keys, of one example and head.
 
     With a_jm = exp(x_jm - level_m), the share of key j in feature m, and b_m = epsilon exp(stabiliser - level_m):
@@ -329,8 +495,9 @@ def backward_keys(
         high, low = _load_halves(halves, m, d, num_features, WIDTH)
         at = row.to(tl.int64) * num_features + m
         shares = tl.load(share + at, mask=m < num_features, other=-NEVER)
-        dmeans = tl.load(dmean + at[:, None] * WIDTH + d[None, :],
-                         mask=(m < num_features)[:, None] & (d < WIDTH)[None, :], other=0.0)  # fmt: skip
+        dmeans = tl.load(
+            dmean + at[:, None] * WIDTH + d[None, :], mask=(m < num_features)[:, None] & (d < WIDTH)[None, :], other=0.0
+        )
         dtotals = tl.load(dtotal + at, mask=m < num_features, other=0.0)
         x = _exponents(high, low, keys, True) - half_norm[:, None] - shares[None, :]
         least = tl.load(floor + row) - shares

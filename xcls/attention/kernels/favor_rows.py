@@ -65,7 +65,8 @@ def run_softmax(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     tile = max(1, 2048 // block)
     with torch.cuda.device_of(x):
         softmax_kernel[(sequences * triton.cdiv(rows, tile),)](
-            x, out, sums, largest, rows, out.shape[1], columns, ONCE=columns <= block, TILE=tile, BLOCK=block)  # fmt: skip
+            x, out, sums, largest, rows, out.shape[1], columns, ONCE=columns <= block, TILE=tile, BLOCK=block
+        )
     return sums, largest
 
 
@@ -75,8 +76,18 @@ def run_means_grad(mean_grad: Tensor, means: Tensor, share: Tensor, level_grad: 
     sequences, features, width = mean_grad.shape
     with torch.cuda.device_of(means):
         means_grad_kernel[(sequences,)](
-            mean_grad, means, share, level_grad, grad, constant, features, means.shape[1], width,
-            TILE=16, D=triton.next_power_of_2(width))  # fmt: skip
+            mean_grad,
+            means,
+            share,
+            level_grad,
+            grad,
+            constant,
+            features,
+            means.shape[1],
+            width,
+            TILE=16,
+            D=triton.next_power_of_2(width),
+        )
     return grad, constant
 
 
@@ -85,7 +96,7 @@ if triton is not None:
     @triton.jit(do_not_specialize=["rows", "out_rows"])
     def softmax_kernel(
         X, OUT, SUMS, LARGEST, rows, out_rows, columns, ONCE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr
-    ):  # fmt: skip
+    ):
         """TILE rows of one sequence, BLOCK columns at a time: maximum and sum as they go, then the weights."""
         tiles = (rows + TILE - 1) // TILE
         sequence = (tl.program_id(0) // tiles).to(tl.int64)
@@ -101,7 +112,9 @@ if triton is not None:
             top = tl.where(row < rows, tl.max(x, 1), 0.0)
             weights = tl.exp(x - top[:, None])
             total = tl.where(row < rows, tl.sum(weights, 1), 1.0)
-            tl.store(OUT, (weights / total[:, None]).to(OUT.dtype.element_ty), mask=inside & (column < columns)[None, :])
+            tl.store(
+                OUT, (weights / total[:, None]).to(OUT.dtype.element_ty), mask=inside & (column < columns)[None, :]
+            )
         else:
             for start in range(0, columns, BLOCK):
                 x = tl.load(X + start, mask=inside & (start + column < columns)[None, :], other=-float("inf"))
@@ -119,7 +132,7 @@ if triton is not None:
     @triton.jit
     def means_grad_kernel(
         MEAN_GRAD, MEANS, SHARE, LEVEL_GRAD, GRAD, CONSTANT, features, rows, width, TILE: tl.constexpr, D: tl.constexpr
-    ):  # fmt: skip
+    ):
         """One sequence, TILE features at a time; see `gradient_of_means`."""
         sequence = tl.program_id(0).to(tl.int64)
         column = tl.arange(0, D)

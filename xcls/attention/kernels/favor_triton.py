@@ -179,16 +179,45 @@ def _forward(
             sizes = [plan.padded], [plan.padded], [plan.padded, width], [width], []
             parts = [directions.new_empty(plan.rows, plan.splits, *size) for size in sizes]
         favor_kernels.sum_keys[(plan.rows * plan.splits * plan.blocks,)](
-            k, v, halves, padding, mean, level, floor, *parts, *k.stride()[:3], *v.stride()[:3],
-            heads, length, num_features, plan.span, plan.splits, log_epsilon,
-            ALONE=parts[0] is None, **plan.sums)  # fmt: skip
+            k,
+            v,
+            halves,
+            padding,
+            mean,
+            level,
+            floor,
+            *parts,
+            *k.stride()[:3],
+            *v.stride()[:3],
+            heads,
+            length,
+            num_features,
+            plan.span,
+            plan.splits,
+            log_epsilon,
+            ALONE=parts[0] is None,
+            **plan.sums,
+        )
         if parts[0] is not None:
             top = parts[0].amax(dim=(1, 2))
             favor_kernels.merge_sums[(plan.rows * (plan.padded // 16),)](
-                *parts, top, mean, level, floor, num_features, plan.splits, log_epsilon, **plan.merges)  # fmt: skip
+                *parts, top, mean, level, floor, num_features, plan.splits, log_epsilon, **plan.merges
+            )
         favor_kernels.answer_queries[(plan.rows * plan.tiles,)](
-            q, halves, padding, mean, level, out, normaliser, *q.stride()[:3], *out.stride()[:3],
-            heads, length, num_features, **plan.queries)  # fmt: skip
+            q,
+            halves,
+            padding,
+            mean,
+            level,
+            out,
+            normaliser,
+            *q.stride()[:3],
+            *out.stride()[:3],
+            heads,
+            length,
+            num_features,
+            **plan.queries,
+        )
     return made
 
 
@@ -222,14 +251,48 @@ def _backward(
     with torch.cuda.device_of(q):
         halves = _halves(directions, q.dtype)
         favor_kernels.backward_queries[(plan.rows * plan.splits,)](
-            q, grad, out, halves, padding, normaliser, mean, level, dq, *parts,
-            *q.stride()[:3], *grad.stride()[:3], *dq.stride()[:3],
-            heads, length, num_features, plan.span, plan.splits, **plan.sums)  # fmt: skip
+            q,
+            grad,
+            out,
+            halves,
+            padding,
+            normaliser,
+            mean,
+            level,
+            dq,
+            *parts,
+            *q.stride()[:3],
+            *grad.stride()[:3],
+            *dq.stride()[:3],
+            heads,
+            length,
+            num_features,
+            plan.span,
+            plan.splits,
+            **plan.sums,
+        )
         favor_kernels.merge_gradients[(plan.rows * (plan.padded // 16),)](
-            *parts, level, dmean, dtotal, share, num_features, plan.splits, **plan.merges)  # fmt: skip
+            *parts, level, dmean, dtotal, share, num_features, plan.splits, **plan.merges
+        )
         favor_kernels.backward_keys[(plan.rows * plan.tiles,)](
-            k, v, halves, padding, share, floor, dmean, dtotal, dk, dv,
-            *k.stride()[:3], *v.stride()[:3], *dk.stride()[:3], heads, length, num_features, **plan.keys)  # fmt: skip
+            k,
+            v,
+            halves,
+            padding,
+            share,
+            floor,
+            dmean,
+            dtotal,
+            dk,
+            dv,
+            *k.stride()[:3],
+            *v.stride()[:3],
+            *dk.stride()[:3],
+            heads,
+            length,
+            num_features,
+            **plan.keys,
+        )
     return dq, dk, dv
 
 

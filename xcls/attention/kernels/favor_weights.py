@@ -139,17 +139,35 @@ def launch(x: Tensor, w: Tensor, *tensors: Tensor | None, mode: int) -> None:
     batch, heads, length, width = x.shape
     with torch.cuda.device_of(x):
         weights_kernel[(batch * heads * -(-length // tile(len(w))),)](
-            x, w, *tensors, *x.stride()[:3], heads, length,
-            MODE=mode, D=width, M=len(w), TILE=tile(len(w)), WIDER=MORE)  # fmt: skip
+            x, w, *tensors, *x.stride()[:3], heads, length, MODE=mode, D=width, M=len(w), TILE=tile(len(w)), WIDER=MORE
+        )
 
 
 if triton is not None:
 
     @triton.jit(do_not_specialize=["heads", "length"])
     def weights_kernel(
-        X, W, LEVEL, PADDING, COUNT, CONSTANT, GRAD, OUT, SUMS, LARGEST, x_b, x_h, x_n, heads, length,
-        MODE: tl.constexpr, D: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr, WIDER: tl.constexpr,
-    ):  # fmt: skip
+        X,
+        W,
+        LEVEL,
+        PADDING,
+        COUNT,
+        CONSTANT,
+        GRAD,
+        OUT,
+        SUMS,
+        LARGEST,
+        x_b,
+        x_h,
+        x_n,
+        heads,
+        length,
+        MODE: tl.constexpr,
+        D: tl.constexpr,
+        M: tl.constexpr,
+        TILE: tl.constexpr,
+        WIDER: tl.constexpr,
+    ):
         """TILE tokens of one sequence and all features. MODE 0: sums over keys, 1: weights of queries, 2: of keys."""
         tiles = (length + TILE - 1) // TILE
         sequence = (tl.program_id(0) // tiles).to(tl.int64)
@@ -164,7 +182,9 @@ if triton is not None:
         norm = tl.zeros([TILE], tl.float32)
         for start in range(0, D, 16):
             d = start + tl.arange(0, 16)
-            x = tl.load(X + row.to(tl.int64)[:, None] * x_n + d[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
+            x = tl.load(X + row.to(tl.int64)[:, None] * x_n + d[None, :], mask=inside[:, None], other=0.0).to(
+                tl.float32
+            )
             e = tl.dot(x, tl.load(W + d[:, None] + m[None, :] * D), e, input_precision="ieee")
             norm += tl.sum(x * x, 1)
         if MODE != 1:

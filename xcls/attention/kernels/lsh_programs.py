@@ -54,7 +54,7 @@ def unit(x, D: tl.constexpr):
 @triton.jit
 def masked(
     products, query, key, allowed, CHUNKS, length, ROUND: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr
-):  # fmt: skip
+):
     """q.k of pairs -> logits of the softmax in base 2, query and key [TILE, 1] and [1, TILE] (rows) or the reverse.
 
     -inf where the pair is not allowed or has met in an earlier round; -1e30 for a token and itself, which counts only
@@ -69,10 +69,31 @@ def masked(
 
 @triton.jit
 def forward_kernel(
-    QK, V, ORDER, COUNT, CHUNKS, OUT, LSE, qk_b, qk_h, qk_n, v_b, v_h, v_n, heads, length, rounds,
-    ROUND: tl.constexpr, CHUNK: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
-    D: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    QK,
+    V,
+    ORDER,
+    COUNT,
+    CHUNKS,
+    OUT,
+    LSE,
+    qk_b,
+    qk_h,
+    qk_n,
+    v_b,
+    v_h,
+    v_n,
+    heads,
+    length,
+    rounds,
+    ROUND: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """out_i = sum_j p_ij v_j with p_ij = exp(s_ij - lse_i), s_ij = q_i.k_j, k = q / |q|, j in the window of i's chunk.
 
     Online softmax over tiles of keys: with the running maximum t, the sum l of exp(s_ij - t) and the sum a of
@@ -124,9 +145,29 @@ def forward_kernel(
 
 @triton.jit
 def sums_over_queries(
-    QK, GRAD, OUT, LSE, ORDER, CHUNKS, own_k, v, row, mine, start, stop, qk_n, g_n, heads, length, ROUND: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, D: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    QK,
+    GRAD,
+    OUT,
+    LSE,
+    ORDER,
+    CHUNKS,
+    own_k,
+    v,
+    row,
+    mine,
+    start,
+    stop,
+    qk_n,
+    g_n,
+    heads,
+    length,
+    ROUND: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    D: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """dk and dv [TILE, D] of the tokens `row`, over the queries in slots start to stop; see `backward_kernel`."""
     d_k = tl.zeros(own_k.shape, tl.float32)
     d_v = tl.zeros(own_k.shape, tl.float32)
@@ -150,9 +191,29 @@ def sums_over_queries(
 
 @triton.jit
 def sum_over_keys(
-    QK, V, ORDER, CHUNKS, q, g, delta, lse, d_q, row, mine, start, stop, qk_n, v_n, length, ROUND: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, D: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    QK,
+    V,
+    ORDER,
+    CHUNKS,
+    q,
+    g,
+    delta,
+    lse,
+    d_q,
+    row,
+    mine,
+    start,
+    stop,
+    qk_n,
+    v_n,
+    length,
+    ROUND: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    D: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """d_q [TILE, D] with dq of the queries `row` added, over the keys in slots start to stop; see `backward_kernel`."""
     for place in range(start, stop, STEP):
         seen = place + tl.arange(0, STEP) < stop
@@ -172,10 +233,37 @@ def sum_over_keys(
 
 @triton.jit
 def backward_kernel(
-    QK, V, OUT, GRAD, LSE, ORDER, COUNT, CHUNKS, D_QK, D_V, qk_b, qk_h, qk_n, v_b, v_h, v_n, g_b, g_h, g_n,
-    heads, length, rounds, ROUND: tl.constexpr, CHUNK: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
-    D: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    QK,
+    V,
+    OUT,
+    GRAD,
+    LSE,
+    ORDER,
+    COUNT,
+    CHUNKS,
+    D_QK,
+    D_V,
+    qk_b,
+    qk_h,
+    qk_n,
+    v_b,
+    v_h,
+    v_n,
+    g_b,
+    g_h,
+    g_n,
+    heads,
+    length,
+    rounds,
+    ROUND: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Gradients of a tile of tokens, first as keys and values of the queries that see them, then as queries.
 
     With g = dL/dout, delta_i = g_i.out_i and p_ij as in `forward_kernel`, from lse of the union:
@@ -203,9 +291,29 @@ def backward_kernel(
     k = wide.to(x.dtype)
     start, stop = window(first, chunk, real, AFTER, BEFORE, CHUNK)  # the queries that see this chunk
     d_k, d_v = sums_over_queries(
-        QK, GRAD, OUT, LSE, ORDER, CHUNKS, k, gather(V, row, v_n, mine, D), row, mine, start, stop, qk_n, g_n,
-        heads, length, ROUND, BEFORE, AFTER, D, STEP, PRECISION,
-    )  # fmt: skip
+        QK,
+        GRAD,
+        OUT,
+        LSE,
+        ORDER,
+        CHUNKS,
+        k,
+        gather(V, row, v_n, mine, D),
+        row,
+        mine,
+        start,
+        stop,
+        qk_n,
+        g_n,
+        heads,
+        length,
+        ROUND,
+        BEFORE,
+        AFTER,
+        D,
+        STEP,
+        PRECISION,
+    )
     rounded = k.to(tl.float32)  # `wide` would have to be kept in registers
     d_x = (d_k - rounded * tl.sum(d_k * rounded, 1)[:, None]) * factor[:, None]
     g = gather(GRAD, row, g_n, mine, D)
@@ -213,9 +321,29 @@ def backward_kernel(
     lse = tl.load(LSE + row, mask=mine, other=0.0)
     start, stop = window(first, chunk, real, BEFORE, AFTER, CHUNK)  # the keys that this chunk sees
     d_x = sum_over_keys(
-        QK, V, ORDER, CHUNKS, x, g, delta, lse, d_x, row, mine, start, stop, qk_n, v_n,
-        length, ROUND, BEFORE, AFTER, D, STEP, PRECISION,
-    )  # fmt: skip
+        QK,
+        V,
+        ORDER,
+        CHUNKS,
+        x,
+        g,
+        delta,
+        lse,
+        d_x,
+        row,
+        mine,
+        start,
+        stop,
+        qk_n,
+        v_n,
+        length,
+        ROUND,
+        BEFORE,
+        AFTER,
+        D,
+        STEP,
+        PRECISION,
+    )
     places = own + row[:, None].to(tl.int64) * (heads * D) + tl.arange(0, D)[None, :]
     if ROUND > 0:
         d_x += tl.load(D_QK + places, mask=mine[:, None], other=0.0).to(tl.float32)
@@ -238,9 +366,23 @@ def chunks_kernel(ORDER, CHUNKS, length, rounds, CHUNK: tl.constexpr, TILE: tl.c
 
 @triton.jit
 def keys_kernel(
-    X, ROTATIONS, PADDING, COUNT, KEYS, x_b, x_h, x_n, heads, length, rounds, columns, size,
-    D: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    X,
+    ROTATIONS,
+    PADDING,
+    COUNT,
+    KEYS,
+    x_b,
+    x_h,
+    x_n,
+    heads,
+    length,
+    rounds,
+    columns,
+    size,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """key = bucket N + position, with bucket = argmax([xR; -xR]) over the first half_b columns of R, in fp32.
 
     half_b = ceil(real tokens / 2C), at least 1 and at most M: a bucket below half_b is a column with xR > 0, one from

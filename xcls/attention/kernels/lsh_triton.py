@@ -76,7 +76,9 @@ def attend_sorted(
         raise ValueError(f"qk and v must be alike, not {qk.dtype} {tuple(qk.shape)} and {v.dtype} {tuple(v.shape)}")
     if order.dtype != torch.int32 or order.dim() != 4 or (*order.shape[:2], order.shape[3]) != qk.shape[:3]:
         raise ValueError(f"order must be int32 [B, H, R, N], not {order.dtype} {tuple(order.shape)}")
-    return SortedAttention.apply(unit_stride(qk), unit_stride(v), order.contiguous(), whole(count), chunk, before, after)
+    return SortedAttention.apply(
+        unit_stride(qk), unit_stride(v), order.contiguous(), whole(count), chunk, before, after
+    )
 
 
 def operations(
@@ -97,9 +99,7 @@ class SortedAttention(torch.autograd.Function):
     """The gradient of `attend_sorted`, whose arguments it has."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, qk: Tensor, v: Tensor, order: Tensor, count: Tensor | None, *sizes: int
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, qk: Tensor, v: Tensor, order: Tensor, count: Tensor | None, *sizes: int) -> Tensor:
         """-> [B, H, N, D]."""
         out, lse, chunks = torch.ops.xcls.lsh_forward(qk, v, order, count, *sizes)
         ctx.save_for_backward(qk, v, out, lse, order, count, chunks)
@@ -155,16 +155,40 @@ def run_forward(
             programs.chunks_kernel[grid](order, chunks, length, rounds, CHUNK=chunk, TILE=256, num_warps=4)
         for number in range(rounds):
             programs.forward_kernel[tiles(qk, chunk)](
-                qk, v, order, count, chunks, out, lse, *qk.stride()[:3], *v.stride()[:3], heads, length, rounds,
-                CHUNK=chunk, BEFORE=before, AFTER=after, ROUND=number, **options(qk, chunk),
-            )  # fmt: skip
+                qk,
+                v,
+                order,
+                count,
+                chunks,
+                out,
+                lse,
+                *qk.stride()[:3],
+                *v.stride()[:3],
+                heads,
+                length,
+                rounds,
+                CHUNK=chunk,
+                BEFORE=before,
+                AFTER=after,
+                ROUND=number,
+                **options(qk, chunk),
+            )
     return out, lse, chunks
 
 
 def run_backward(
-    grad: Tensor, qk: Tensor, v: Tensor, out: Tensor, lse: Tensor, order: Tensor, count: Tensor | None, chunks: Tensor,
-    chunk: int, before: int, after: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    qk: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    order: Tensor,
+    count: Tensor | None,
+    chunks: Tensor,
+    chunk: int,
+    before: int,
+    after: int,
+) -> tuple[Tensor, Tensor]:
     """`xcls::lsh_backward`: the gradients of qk and v, each [B, H, N, D] in memory [B, N, H, D]."""
     from xcls.attention.kernels import lsh_programs as programs
 
@@ -175,10 +199,28 @@ def run_backward(
     with torch.cuda.device_of(qk):
         for number in range(rounds):
             programs.backward_kernel[tiles(qk, chunk)](
-                qk, v, out, grad, lse, order, count, chunks, d_qk, d_v,
-                *qk.stride()[:3], *v.stride()[:3], *grad.stride()[:3], heads, length, rounds,
-                CHUNK=chunk, BEFORE=before, AFTER=after, ROUND=number, **options(qk, chunk),
-            )  # fmt: skip
+                qk,
+                v,
+                out,
+                grad,
+                lse,
+                order,
+                count,
+                chunks,
+                d_qk,
+                d_v,
+                *qk.stride()[:3],
+                *v.stride()[:3],
+                *grad.stride()[:3],
+                heads,
+                length,
+                rounds,
+                CHUNK=chunk,
+                BEFORE=before,
+                AFTER=after,
+                ROUND=number,
+                **options(qk, chunk),
+            )
     return d_qk, d_v
 
 
@@ -194,9 +236,22 @@ def run_keys(x: Tensor, rotations: Tensor, padding: Tensor | None, count: Tensor
     padding = None if padding is None else padding.contiguous().view(torch.uint8)
     with torch.cuda.device_of(x):
         programs.keys_kernel[(batch * heads * rounds * -(-length // 64),)](
-            x, rotations, padding, count, keys, *x.stride()[:3], heads, length, rounds, columns, bucket_size,
-            D=width, TILE=64, WIDTH=16, num_warps=4,
-        )  # fmt: skip
+            x,
+            rotations,
+            padding,
+            count,
+            keys,
+            *x.stride()[:3],
+            heads,
+            length,
+            rounds,
+            columns,
+            bucket_size,
+            D=width,
+            TILE=64,
+            WIDTH=16,
+            num_warps=4,
+        )
     return keys
 
 

@@ -119,8 +119,20 @@ def run_windows(qk: Tensor, v: Tensor, order: Tensor, chunk: int, before: int, a
     span = (before + 1 + after) * chunk
     with torch.cuda.device_of(qk):
         windows_kernel[(batch * heads * -(-length // chunk) * -(-span // TILE),)](
-            qk, v, order, *made, *qk.stride()[:3], *v.stride()[:3], heads, length, chunk, before * chunk, span,
-            D=width, TILE=TILE)  # fmt: skip
+            qk,
+            v,
+            order,
+            *made,
+            *qk.stride()[:3],
+            *v.stride()[:3],
+            heads,
+            length,
+            chunk,
+            before * chunk,
+            span,
+            D=width,
+            TILE=TILE,
+        )
     return made
 
 
@@ -132,8 +144,22 @@ def run_tokens(
     batch, heads, length, width = qk.shape
     with torch.cuda.device_of(qk):
         tokens_kernel[(batch * heads * -(-length // TILE),)](
-            d_q, d_k, d_v, qk, order, d_x, d_values, *qk.stride()[:3], heads, length, chunk,
-            BEFORE=before, AFTER=after, D=width, TILE=TILE)  # fmt: skip
+            d_q,
+            d_k,
+            d_v,
+            qk,
+            order,
+            d_x,
+            d_values,
+            *qk.stride()[:3],
+            heads,
+            length,
+            chunk,
+            BEFORE=before,
+            AFTER=after,
+            D=width,
+            TILE=TILE,
+        )
     return d_x, d_values
 
 
@@ -141,9 +167,26 @@ if triton is not None:
 
     @triton.jit(do_not_specialize=["heads", "length"])
     def windows_kernel(
-        QK, V, ORDER, Q, KEYS, VALUES, qk_b, qk_h, qk_n, v_b, v_h, v_n, heads, length, chunk, first, span,
-        D: tl.constexpr, TILE: tl.constexpr,
-    ):  # fmt: skip
+        QK,
+        V,
+        ORDER,
+        Q,
+        KEYS,
+        VALUES,
+        qk_b,
+        qk_h,
+        qk_n,
+        v_b,
+        v_h,
+        v_n,
+        heads,
+        length,
+        chunk,
+        first,
+        span,
+        D: tl.constexpr,
+        TILE: tl.constexpr,
+    ):
         """TILE slots of one window of one sequence; `first`: where the window's own chunk begins in it, span: K.
 
         What stands in a slot before or behind the sequence is any token of it: finite, and masked.
@@ -169,9 +212,24 @@ if triton is not None:
 
     @triton.jit(do_not_specialize=["heads", "length"])
     def tokens_kernel(
-        D_Q, D_K, D_V, QK, ORDER, D_X, D_VALUES, qk_b, qk_h, qk_n, heads, length, chunk,
-        BEFORE: tl.constexpr, AFTER: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr,
-    ):  # fmt: skip
+        D_Q,
+        D_K,
+        D_V,
+        QK,
+        ORDER,
+        D_X,
+        D_VALUES,
+        qk_b,
+        qk_h,
+        qk_n,
+        heads,
+        length,
+        chunk,
+        BEFORE: tl.constexpr,
+        AFTER: tl.constexpr,
+        D: tl.constexpr,
+        TILE: tl.constexpr,
+    ):
         """dx = dq + (dk - k (k.dk)) / |x| for TILE tokens of one sequence, dk and dv summed over the windows, in fp32.
 
         Chunk c stands in the windows of the chunks c - AFTER to c + BEFORE.
@@ -189,12 +247,16 @@ if triton is not None:
         for apart in tl.static_range(-AFTER, BEFORE + 1):
             window = slot // chunk + apart
             inside = (used & (window >= 0) & (window < number))[:, None]
-            place = (example * number + window) * ((BEFORE + 1 + AFTER) * chunk) + (BEFORE - apart) * chunk + slot % chunk
+            place = (
+                (example * number + window) * ((BEFORE + 1 + AFTER) * chunk) + (BEFORE - apart) * chunk + slot % chunk
+            )
             places = place[:, None] * (heads * D) + column
             d_k += tl.load(D_K + places, mask=inside, other=0.0).to(tl.float32)
             d_v += tl.load(D_V + places, mask=inside, other=0.0).to(tl.float32)
         key, factor = unit(gather(QK + example * qk_b + head * qk_h, row, qk_n, used, D), D)
-        d_q = tl.load(D_Q + (example * number * chunk + slot)[:, None] * (heads * D) + column, mask=used[:, None], other=0.0)
+        d_q = tl.load(
+            D_Q + (example * number * chunk + slot)[:, None] * (heads * D) + column, mask=used[:, None], other=0.0
+        )
         d_x = d_q.to(tl.float32) + (d_k - key * tl.sum(d_k * key, 1)[:, None]) * factor[:, None]
         places = (example * length + row)[:, None] * (heads * D) + column
         tl.store(D_X + places, d_x.to(D_X.dtype.element_ty), mask=used[:, None])

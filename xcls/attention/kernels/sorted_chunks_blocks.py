@@ -56,7 +56,9 @@ class Plan:
         size, chunks = self.layout.size, self.layout.q_take.shape[1] // self.layout.size
         most = BLOCK if self.layout.filled.device.type == "cpu" else LARGE_BLOCK
         step = max(1, most // (size * self.layout.span))
-        step = -(-chunks // max(1, round(chunks / step)))  # equal blocks: spare chunks would make a small one at the end
+        step = -(
+            -chunks // max(1, round(chunks / step))
+        )  # equal blocks: spare chunks would make a small one at the end
         return [Block(self, start, min(start + step, chunks)) for start in range(0, chunks, step)]
 
 
@@ -292,5 +294,3 @@ def _add_windows(block: Block, slots: Tensor, grads: Tensor) -> None:
         start = block.own.start + first
         part = grads[:, first : first + size]
         slots[start : start + part.shape[0] * size].view_as(part).add_(part)
-
-

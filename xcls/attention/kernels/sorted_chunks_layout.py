@@ -118,6 +118,19 @@ def lay_out(chunks: Chunks, batch: int, heads: int) -> Layout:
     filled = chunks.rank_in_slot[1][:, None].expand(batch, heads, -1).flatten(1)
     filled = F.pad(filled, (0, spare * size)).flatten()
     return Layout(
-        batch, heads, length, size, before, after, real, q_take, k_take, q_give, k_give, q_chunk, k_chunk, filled,
+        batch,
+        heads,
+        length,
+        size,
+        before,
+        after,
+        real,
+        q_take,
+        k_take,
+        q_give,
+        k_give,
+        q_chunk,
+        k_chunk,
+        filled,
         all_filled=chunks.count is None and length % size == 0 and spare == 0,
-    )  # fmt: skip
+    )

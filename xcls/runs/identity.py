@@ -12,13 +12,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from xcls.code_hash import code_hash
+from xcls.runs.code_hash import code_hash
 
 CODED = ("attention", "position")  # the parts of a configuration whose code is part of the hash
 STAGE_OF_MODE = {"pretrain": "pretraining", "finetune": "finetuning"}
 ARCHITECTURE = ("attention", "position", "size", "tokenizer", "seq_len")
 # Of a stage's settings: when something is measured or saved, and how many rows go through at once outside training.
-NOT_SHAPING = ("checkpoint_every_steps", "checkpoint_every_epochs", "checkpoint_every_minutes", "keep", "eval_batch_size")
+NOT_SHAPING = (
+    "checkpoint_every_steps",
+    "checkpoint_every_epochs",
+    "checkpoint_every_minutes",
+    "keep",
+    "eval_batch_size",
+)
 
 
 def code_of(config: dict[str, Any]) -> dict[str, str]:
@@ -37,7 +43,11 @@ def shaping(
     loaded, `parent` the hash of the pretraining run (None where there is none), `code` what `code_of` gives.
     """
     mode = config["mode"]
-    dataset = {key: value for key, value in config["dataset"].items() if key not in ("path", "extra", "source", "labels", "truncate")}
+    dataset = {
+        key: value
+        for key, value in config["dataset"].items()
+        if key not in ("path", "extra", "source", "labels", "truncate")
+    }
     part: dict[str, Any] = {"mode": mode, "seed": config["seed"], "data": data, "dataset": dataset}
     if mode == "baseline":
         return {**part, "baseline": config["baseline"]}
@@ -57,7 +67,13 @@ def shaping(
 
 
 def run_hash(
-    config: dict[str, Any], *, data: str, dtype: str, vocabulary: str | None = None, parent: str | None = None, code: dict[str, str]
+    config: dict[str, Any],
+    *,
+    data: str,
+    dtype: str,
+    vocabulary: str | None = None,
+    parent: str | None = None,
+    code: dict[str, str],
 ) -> str:
     """sha256 in hex of `shaping(…)`."""
     part = shaping(config, data=data, dtype=dtype, vocabulary=vocabulary, parent=parent, code=code)

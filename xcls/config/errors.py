@@ -14,12 +14,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from xcls.quoting import quoted
-from xcls.run_files import read_yaml
-from xcls.schema import Config, UserError, flatten, nearest
+from xcls.config.files import read_yaml
+from xcls.config.overrides import quoted
+from xcls.config.schema import Config, UserError, flatten, nearest
 
-MODES_MEANT = {"train": "finetune", "training": "finetune", "fit": "finetune", "test": "eval", "evaluate": "eval", "validate": "eval",
-               "infer": "predict", "inference": "predict", "prediction": "predict", "benchmark": "bench", "tfidf": "baseline"}  # fmt: skip
+MODES_MEANT = {
+    "train": "finetune",
+    "training": "finetune",
+    "fit": "finetune",
+    "test": "eval",
+    "evaluate": "eval",
+    "validate": "eval",
+    "infer": "predict",
+    "inference": "predict",
+    "prediction": "predict",
+    "benchmark": "bench",
+    "tfidf": "baseline",
+}
 
 
 def known_keys(conf: Path) -> list[str]:
@@ -56,14 +67,22 @@ def word_hydra(text: str, cause: str, words: Sequence[str], conf: Path) -> str:
         return _lacking(key, words, conf) or f"{key}: unknown key.{nearest(key, [*known_keys(conf), 'hydra/launcher'])}"
     if several:
         key = several.group(1).partition("=")[0]
-        value = next((word.partition("=")[2] for word in words if word.partition("=")[0] == key), several.group(1).partition("=")[2])
+        value = next(
+            (word.partition("=")[2] for word in words if word.partition("=")[0] == key),
+            several.group(1).partition("=")[2],
+        )
         whole = f"'{key}=\"{value}\"'" if not re.search(r"[\"'\\]", value) else shlex.quote(f"{key}={quoted(value)}")
-        return (f"{key}={value}: a list of values is a sweep, which needs -m:\n  python run.py -m {shlex.join(words)}\n"
-                f"One value with commas in it is quoted: {whole}")
+        return (
+            f"{key}={value}: a list of values is a sweep, which needs -m:\n  python run.py -m {shlex.join(words)}\n"
+            f"One value with commas in it is quoted: {whole}"
+        )
     if "sweep" in text.lower():
         return text.splitlines()[0] + " A list of values needs -m: python run.py -m …"
     if "mismatched input" in text or "LexerNoViableAlt" in text or "extraneous input" in text or "no viable" in text:
-        return text.splitlines()[0] + "\nA list is written without blanks (seed=0,1,2), a text with blanks as one word ('study=my text')."
+        return (
+            text.splitlines()[0]
+            + "\nA list is written without blanks (seed=0,1,2), a text with blanks as one word ('study=my text')."
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()][:2] + cause.splitlines()[:1]
     return " ".join(dict.fromkeys(line for line in lines if "hydra.cc" not in line))
 
@@ -82,7 +101,9 @@ def _lacking(key: str, words: Sequence[str], conf: Path) -> str:
     text = f"{key}: no such key in {lack}, only in {', '.join(having)}."
     if group == "attention":
         one = next((option for option in chosen if option in having), having[0])
-        text += f" In a sweep over several, for one alone: {shlex.quote(f'+per.{one}.{leaf}={typed.get(key, chr(8230))}')}"
+        text += (
+            f" In a sweep over several, for one alone: {shlex.quote(f'+per.{one}.{leaf}={typed.get(key, chr(8230))}')}"
+        )
     return text
 
 
@@ -101,7 +122,9 @@ def package_worded(words: Sequence[str], conf: Path) -> Iterator[None]:
     except SystemExit as end:
         if end.code == 1 and "not found in config" in said.getvalue():
             keys = known_keys(conf)
-            parts = dict.fromkeys(".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 2))
+            parts = dict.fromkeys(
+                ".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 2)
+            )
             raise UserError(f"-p {asked}: the configuration has no such part.{nearest(asked, list(parts))}") from end
         sys.stderr.write(said.getvalue())
         raise
@@ -110,7 +133,9 @@ def package_worded(words: Sequence[str], conf: Path) -> Iterator[None]:
 
 def with_origins(error: UserError, origins: dict[str, str]) -> UserError:
     """The error with the place that set it behind each line's key."""
-    return UserError("\n".join(line + origin_of(re.split(r"[=: ]", line, maxsplit=1)[0], origins) for line in str(error).split("\n")))
+    return UserError(
+        "\n".join(line + origin_of(re.split(r"[=: ]", line, maxsplit=1)[0], origins) for line in str(error).split("\n"))
+    )
 
 
 def origin_of(key: str, origins: dict[str, str]) -> str:

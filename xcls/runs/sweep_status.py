@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator
 
-from xcls.standing import DONE, FAILED, INTERRUPTED, RUNNING, SILENT, WAITING, Standing, read_run
+from xcls.runs.run_status import DONE, FAILED, INTERRUPTED, RUNNING, SILENT, WAITING, Standing, read_run
 
 DEPTH = 4  # folders below a starting point in which runs are sought
 STAGES = ("pretrain", "finetune")
@@ -89,7 +89,9 @@ def sweep_files(place: Path) -> Iterator[Path]:
 
 def home_of(folder: Path) -> Path:
     """What a run's folder is shown under: its sweep (`multirun/<name>`), pretrain/ or finetune/, else its parent."""
-    return next((place for place in folder.parents if place.parent.name == "multirun" or place.name in STAGES), folder.parent)
+    return next(
+        (place for place in folder.parents if place.parent.name == "multirun" or place.name in STAGES), folder.parent
+    )
 
 
 def shown(folder: Path, root: Path) -> str:
@@ -109,7 +111,9 @@ def read_sweep(folder: Path, root: Path, now: float) -> tuple[Group, set[Path]]:
         group.launcher, group.started = str(content["launcher"]), float(content["started"])
         alive = not (content["host"] == socket.gethostname() and gone(int(content["pid"])))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        group.notes.append(f"sweep.json cannot be read ({type(error).__name__}); these are the runs that have a record.")
+        group.notes.append(
+            f"sweep.json cannot be read ({type(error).__name__}); these are the runs that have a record."
+        )
         return group, set()
     group.runs = [job.standing(folder, now, alive) for job in jobs]
     if not alive and group.count(WAITING):
@@ -132,7 +136,11 @@ class Job:
     """A job as sweep.json has it. Raises KeyError, TypeError or ValueError for one that is not whole."""
 
     def __init__(self, project: Path, entry: dict[str, Any]) -> None:
-        self.state, self.kind, self.words = str(entry["state"]), str(entry["kind"]), [str(word) for word in entry["overrides"]]
+        self.state, self.kind, self.words = (
+            str(entry["state"]),
+            str(entry["kind"]),
+            [str(word) for word in entry["overrides"]],
+        )
         self.folder = project / str(entry["folder"]) if entry["folder"] else None
         self.device, self.cause = str(entry["device"] or ""), str(entry["cause"] or "")
         if self.state not in (WAITING, RUNNING, DONE, "skipped", FAILED):
@@ -145,7 +153,9 @@ class Job:
         if self.folder is None or not (self.folder / "record.json").is_file():
             run = Standing(name=name, state=state, folder=self.folder, note=self.cause)
             if state == RUNNING:
-                run.state, run.note = (RUNNING, "starting") if alive else (SILENT, "no record yet, and its launcher has ended")
+                run.state, run.note = (
+                    (RUNNING, "starting") if alive else (SILENT, "no record yet, and its launcher has ended")
+                )
         else:
             run = read_run(self.folder, name, now)
             if alive and state in (WAITING, RUNNING) and run.state in (FAILED, INTERRUPTED):

@@ -9,7 +9,7 @@ import re
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Callable, Iterable
 
-from xcls.schema import Config
+from xcls.config.schema import Config
 
 PLAIN = re.compile(r"(?!(null|true|false|inf|nan)$)[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE)
 SPECIAL = re.compile(r"([\\()\[\]{}:=,\s])")  # what Hydra reads as its own sign in a key
@@ -62,7 +62,10 @@ def quote_typed(words: Iterable[str], parse: Callable[[str], Any]) -> list[str]:
 def admitted(words: list[str], untyped: Iterable[str]) -> list[str]:
     """The words, with a `++` before those that a file or run decides about: of an untyped node Hydra knows what its typed or
     default group has. What the node really takes is checked once all is laid over it (`to_typed`)."""
-    if not any(word in ("mode=eval", "mode=predict", "mode=pretrain") or word.startswith(("template=", "pretrain=")) for word in words):
+    if not any(
+        word in ("mode=eval", "mode=predict", "mode=pretrain") or word.startswith(("template=", "pretrain="))
+        for word in words
+    ):
         return words
     chosen = {word.partition("=")[0] for word in words}
     nodes = tuple(f"{node}." for node in untyped if node.split(".")[0] not in chosen)
@@ -87,7 +90,7 @@ def _written(value: str, read: Callable[[str], Any], *, is_text: bool) -> str:
     parts = _parts(value)
     try:
         found = read(value)
-    except Exception:  # noqa: BLE001 - Hydra's parser raises its own and ANTLR's
+    except Exception:
         if CALL.match(value):
             return value  # its error names the function
         if len(parts) > 1:
@@ -98,7 +101,7 @@ def _written(value: str, read: Callable[[str], Any], *, is_text: bool) -> str:
             try:
                 read(items)
                 return items
-            except Exception:  # noqa: BLE001 - a text in brackets
+            except Exception:
                 pass
         return quoted(ESCAPED.sub(r"\1", bare))
     if is_text and len(parts) > 1 and not CALL.match(value):

@@ -6,14 +6,21 @@ import shlex
 from pathlib import Path
 from typing import Sequence
 
-from xcls.schema import UserError, nearest
+from xcls.config.schema import UserError, nearest
 
 SWITCHES = ("--help", "--hydra-help", "--version", "--resolve", "--run", "--multirun", "--shell-completion", "--info")
 VALUED = ("--cfg", "--package", "--config-path", "--config-name", "--config-dir", "--experimental-rerun")
 SHORT = {"-c": "--cfg", "-p": "--package", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
 SHORT_SWITCHES = ("-h", "-r", "-m", "-sc", "-i")
 LATER = ("dataset.path",)  # reproduce.sh takes another place of the data behind the one that its run had
-NAMED = ("attention", "position", "size", "dataset", "tokenizer", "hardware")  # groups whose files say what they are called
+NAMED = (
+    "attention",
+    "position",
+    "size",
+    "dataset",
+    "tokenizer",
+    "hardware",
+)  # groups whose files say what they are called
 
 
 def check_slips(words: Sequence[str], conf: Path) -> list[str]:
@@ -37,8 +44,10 @@ def check_slips(words: Sequence[str], conf: Path) -> list[str]:
             raise UserError(f"{word}: without the plus: {key}={value}")
         group = key.removesuffix(".name")
         if group in NAMED and group != key and set(value.split(",")) <= {*_options(conf, group), *_names(conf, group)}:
-            raise UserError(f"{word}: this is only what it is called. To choose it, with all its settings: "
-                            f"{group}={','.join(_option_called(conf, group, name) for name in value.split(','))}")
+            raise UserError(
+                f"{word}: this is only what it is called. To choose it, with all its settings: "
+                f"{group}={','.join(_option_called(conf, group, name) for name in value.split(','))}"
+            )
     return settings
 
 
@@ -55,14 +64,18 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         name, given, value = word.partition("=")
         option = SHORT.get(name, name)
         if option not in (*SWITCHES, *VALUED, *SHORT_SWITCHES):
-            raise UserError(f"{word}: no such option.{nearest(name, SWITCHES + VALUED)} A setting is written without dashes: "
-                            f"{word.lstrip('-') if given else 'key=value'}.")
+            raise UserError(
+                f"{word}: no such option.{nearest(name, SWITCHES + VALUED)} A setting is written without dashes: "
+                f"{word.lstrip('-') if given else 'key=value'}."
+            )
         if option in VALUED and not given and rest:
             value = rest.pop(0)
             flags.append(value)
         if option == "--config-name" and value.removesuffix(".yaml") != "config":
-            raise UserError(f"--config-name={value}: run.py has one configuration, conf/config.yaml. A study is chosen by experiment=<name>, "
-                            "a run's own file by exp=<name>, a file over the defaults by template=<file>.")
+            raise UserError(
+                f"--config-name={value}: run.py has one configuration, conf/config.yaml. A study is chosen by experiment=<name>, "
+                "a run's own file by exp=<name>, a file over the defaults by template=<file>."
+            )
     return flags, settings
 
 
@@ -74,13 +87,21 @@ def _check_twice(settings: list[str]) -> None:
     for key, words in typed.items():
         if len(words) > 1 and key not in LATER:
             values = dict.fromkeys(word.partition("=")[2].strip() for word in words if "=" in word)
-            remedy = f" To run each, in a sweep: -m {shlex.quote(key + '=' + ','.join(values))}" if len(values) > 1 else ""
-            raise UserError(f"{shlex.join(words)}: {key} is typed {len(words)} times, and only one can be meant. Leave one.{remedy}")
+            remedy = (
+                f" To run each, in a sweep: -m {shlex.quote(key + '=' + ','.join(values))}" if len(values) > 1 else ""
+            )
+            raise UserError(
+                f"{shlex.join(words)}: {key} is typed {len(words)} times, and only one can be meant. Leave one.{remedy}"
+            )
 
 
 def _check_blanks(flags: list[str], settings: list[str], conf: Path) -> None:
     """Refuses words that are no settings: pieces of a list or of a setting that was typed with blanks in it."""
-    odd = [word for word in settings if word.startswith(("=", ",")) or word.endswith(",") or "=" not in word and not word.startswith("~")]
+    odd = [
+        word
+        for word in settings
+        if word.startswith(("=", ",")) or word.endswith(",") or "=" not in word and not word.startswith("~")
+    ]
     if not odd:
         return
     meant, hint = _glued(settings, conf), ""
@@ -90,8 +111,10 @@ def _check_blanks(flags: list[str], settings: list[str], conf: Path) -> None:
         hint = f"\nDid you mean this?  python run.py {shlex.join([*flags, *meant])}"
     elif _options(conf, odd[0]):
         hint = f"\nThere is: {', '.join(f'{odd[0]}={option}' for option in _options(conf, odd[0]))}."
-    raise UserError(f"{' '.join(odd)}: a setting is key=value, and a list is written without blanks; a text with blanks needs "
-                    f"quotes ('study=\"my text\"').{hint}")
+    raise UserError(
+        f"{' '.join(odd)}: a setting is key=value, and a list is written without blanks; a text with blanks needs "
+        f"quotes ('study=\"my text\"').{hint}"
+    )
 
 
 def _glued(settings: list[str], conf: Path) -> list[str]:
@@ -106,7 +129,9 @@ def _glued(settings: list[str], conf: Path) -> list[str]:
             whole.append(word)
         else:
             key = before.partition("=")[0]
-            groups = [group for group in (key, "mode", *NAMED, "experiment") if word.rstrip(",") in _options(conf, group)]
+            groups = [
+                group for group in (key, "mode", *NAMED, "experiment") if word.rstrip(",") in _options(conf, group)
+            ]
             if groups and groups[0] != key:
                 whole.append(f"{groups[0]}={word}")  # `run.py pretrain`: the group was left out
             else:

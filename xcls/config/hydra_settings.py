@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from xcls.schema import UserError, nearest
+from xcls.config.schema import UserError, nearest
 
 FREE = re.compile(r"hydra\.(mode|verbose|(launcher|sweeper)(\..+)?)|hydra/launcher")
 
@@ -35,7 +35,9 @@ def check_launcher(words: Sequence[str], conf: Path) -> None:
     for word in words:
         key, _, value = word.strip().lstrip("+").partition("=")
         if key == "hydra/launcher" and value not in known:
-            raise UserError(f"hydra/launcher={value}: no such option.{nearest(value, known)} There is: {', '.join(known)}.")
+            raise UserError(
+                f"hydra/launcher={value}: no such option.{nearest(value, known)} There is: {', '.join(known)}."
+            )
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from xcls.record import without_secrets
+from xcls.runs.record import without_secrets
 
 
 def hide_secrets() -> None:

@@ -9,10 +9,22 @@ from typing import Any
 
 import yaml
 
-from xcls.record import Record, plain, without_secrets, write_atomic
-from xcls.schema import Config, UserError, flatten
+from xcls.config.schema import Config, UserError, flatten
+from xcls.runs.record import Record, plain, without_secrets, write_atomic
 
-PRETRAINING = ("seed", "seq_len", "attention", "position", "size", "dataset", "tokenizer", "masking", "pretraining", "hardware", "wandb")
+PRETRAINING = (
+    "seed",
+    "seq_len",
+    "attention",
+    "position",
+    "size",
+    "dataset",
+    "tokenizer",
+    "masking",
+    "pretraining",
+    "hardware",
+    "wandb",
+)
 BASELINE = ("seed", "study", "dataset", "baseline", "wandb")
 GROUPS = ("attention", "position", "size", "dataset", "tokenizer", "hardware", "wandb")
 MOST_BYTES, DEEPEST = 1_000_000, 20  # of a YAML file that is read
@@ -29,7 +41,9 @@ def check_texts(flat: dict[str, Any]) -> None:
                 shown = repr(f"{key}={text}")[1:-1]
                 raise UserError(f"{shown}: control characters, or bytes that are no UTF-8. Write it without them.")
             if "${" in str(text):
-                raise UserError(f"{key}={text}: '${{' is for conf/ and the command line; a run file holds plain values.")
+                raise UserError(
+                    f"{key}={text}: '${{' is for conf/ and the command line; a run file holds plain values."
+                )
 
 
 def pretraining_values(config: Config, choices: dict[str, str]) -> dict[str, Any]:
@@ -52,8 +66,16 @@ def resolved_values(config: Config, choices: dict[str, str], precision: Any, rec
     """What `resolved_config.yaml` holds: choices, the whole configuration, and under `resolved.` what followed from it."""
     values: dict[str, Any] = {f"choices.{group}": choice for group, choice in choices.items()}
     values.update(flatten(asdict(config)))
-    found = {"device": precision.device, "dtype": precision.dtype, "hash": record.hash, "data_fingerprint": record.data["fingerprint"],
-             "code": record.code, "pretrain": record.pretrain, "versions": record.versions, "commit": record.commit}
+    found = {
+        "device": precision.device,
+        "dtype": precision.dtype,
+        "hash": record.hash,
+        "data_fingerprint": record.data["fingerprint"],
+        "code": record.code,
+        "pretrain": record.pretrain,
+        "versions": record.versions,
+        "commit": record.commit,
+    }
     values.update(flatten({"resolved": plain(found)}))
     return values
 
@@ -87,7 +109,9 @@ class PlainLoader(yaml.SafeLoader):
         """Refuses an alias, and what is nested deeper than any run file."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or self.depth == DEEPEST:
-            raise yaml.MarkedYAMLError(problem="aliases and deep nesting have no place here", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="aliases and deep nesting have no place here", problem_mark=event.start_mark
+            )
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -106,17 +130,23 @@ class PlainLoader(yaml.SafeLoader):
 
 
 KINDS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
-PlainLoader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in KINDS or tag is None}
+PlainLoader.yaml_constructors = {
+    tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in KINDS or tag is None
+}
 PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in known if tag in KINDS]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
 class PlainDumper(yaml.SafeDumper):
     """Writes what PlainLoader reads as the same."""
 
 
 for kind in (PlainLoader, PlainDumper):  # 1e-3, which YAML 1.1 takes for a text and Hydra for a number
-    kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+    kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -127,7 +157,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes are no run file; one has a few thousand.")
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
-    except (OSError, ValueError, KeyError, IndexError, AttributeError, yaml.YAMLError) as error:  # what its constructors raise
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        yaml.YAMLError,
+    ) as error:  # what its constructors raise
         raise UserError(f"{path}: cannot be read as YAML: {error}") from error
     if content is None:
         content = {}

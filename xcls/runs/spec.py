@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xcls.quoting import quoted
-from xcls.record import Record, read_record
-from xcls.run_files import baseline_values, pretraining_values, yaml_text
+from xcls.config.files import baseline_values, pretraining_values, yaml_text
+from xcls.config.overrides import quoted
+from xcls.runs.record import Record, read_record
 from xcls.stages.folder import DONE, FRESH, decide
 
 if TYPE_CHECKING:
@@ -65,8 +65,14 @@ def _outline(plan: Plan, *, resume: bool) -> Outline:
     action, found = decide(plan.folder, plan.digest, **how)
     precision = None if config.mode == "baseline" else plan.precision
     return Outline(
-        kind=config.mode, folder=plan.folder, hash=plan.digest, action=action, found=found, record=plan.record(None),
-        gpu=precision is not None and precision.device == "cuda", precision=precision,
+        kind=config.mode,
+        folder=plan.folder,
+        hash=plan.digest,
+        action=action,
+        found=found,
+        record=plan.record(None),
+        gpu=precision is not None and precision.device == "cuda",
+        precision=precision,
     )
 
 
@@ -75,8 +81,12 @@ def _baseline(plan: Plan) -> Outline:
     other = plan.variant(mode="baseline", seed=0)
     other.config.sweep = plan.config.sweep
     run = _outline(other, resume=True)
-    run.overrides = ["mode=baseline", f"template={quoted(other.folder / 'config.yaml')}", f"sweep={plan.config.sweep}",
-                     f"retry_failed={str(plan.config.retry_failed).lower()}"]
+    run.overrides = [
+        "mode=baseline",
+        f"template={quoted(other.folder / 'config.yaml')}",
+        f"sweep={plan.config.sweep}",
+        f"retry_failed={str(plan.config.retry_failed).lower()}",
+    ]
     run.file = yaml_text(baseline_values(other.config, other.choices), "What this baseline was made of.")
     return run
 
@@ -88,7 +98,9 @@ def _pretraining(plan: Plan) -> Outline:
     if made is not None:
         found = read_record(made)
         overrides = found.command or ["mode=pretrain", f"exp={made.name}"]
-        return Outline(kind="pretrain", folder=made, hash=wanted.digest, overrides=overrides, action="done", found=found)
+        return Outline(
+            kind="pretrain", folder=made, hash=wanted.digest, overrides=overrides, action="done", found=found
+        )
     run = _outline(wanted, resume=True)
     run.overrides = ["mode=pretrain", f"exp={wanted.folder.name}", "resume=true"]
     run.file = yaml_text(pretraining_values(wanted.config, wanted.choices), "Made by pretrain=auto.")

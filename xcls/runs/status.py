@@ -1,6 +1,6 @@
 """`make status`, `make watch`: a table of where runs stand, as their folders tell. Standard library only.
 
-python -m xcls.status [FOLDER …] [--all] [--watch [SECONDS]]
+python -m xcls.runs.status [FOLDER …] [--all] [--watch [SECONDS]]
 Exit code: 0; 1 where a run has failed, is stale (its record says running, but no process holds it) or cannot be read;
 2 for a folder that is not there.
 """
@@ -14,9 +14,9 @@ import textwrap
 import time
 from pathlib import Path
 
-from xcls.identity import runs_root
-from xcls.standing import BAD, DONE, RUNNING, SILENT, STATES, WAITING, Standing, span
-from xcls.sweeps import Group, standings
+from xcls.runs.identity import runs_root
+from xcls.runs.run_status import BAD, DONE, RUNNING, SILENT, STATES, WAITING, Standing, span
+from xcls.runs.sweep_status import Group, standings
 
 USUAL = ("multirun", "pretrain", "finetune")  # may be missing: nothing has run yet
 LISTED = {RUNNING: 100, WAITING: 3, DONE: 0}  # runs of one group in this state that are shown without --all
@@ -28,10 +28,16 @@ TITLES = FIGURES.format(step="step", loss="loss", speed="tokens/s", left="left",
 
 def main(words: list[str] | None = None) -> int:
     """Prints the table once, or again and again until Ctrl-C. Gives the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m xcls.status", description="Where runs stand, as their folders tell.")
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="run folders, sweeps, folders of these (all that there is)")
+    parser = argparse.ArgumentParser(
+        prog="python -m xcls.runs.status", description="Where runs stand, as their folders tell."
+    )
+    parser.add_argument(
+        "folders", nargs="*", metavar="FOLDER", help="run folders, sweeps, folders of these (all that there is)"
+    )
     parser.add_argument("--all", action="store_true", help="list what is done and all that waits, too")
-    parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="look again every SECONDS (5)")
+    parser.add_argument(
+        "--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="look again every SECONDS (5)"
+    )
     args = parser.parse_args(words)
     missing = [name for name in args.folders if not (runs_root(Path.cwd()) / name).is_dir()]
     if missing:
@@ -130,7 +136,9 @@ def _run(run: Standing, named: int, one_line: bool, width: int) -> list[str]:
         figures = f"at step {run.step}/{run.steps}" if run.steps and run.step else ""
     lines = _row(run.state, run.name, figures, named, one_line, width)
     indent = " " * (2 + NAME)
-    return lines + textwrap.wrap(run.note, width, initial_indent=indent, subsequent_indent=indent, max_lines=3, placeholder=" …")
+    return lines + textwrap.wrap(
+        run.note, width, initial_indent=indent, subsequent_indent=indent, max_lines=3, placeholder=" …"
+    )
 
 
 def _row(state: str, name: str, figures: str, named: int, one_line: bool, width: int) -> list[str]:
@@ -139,7 +147,7 @@ def _row(state: str, name: str, figures: str, named: int, one_line: bool, width:
         return [f"  {state:<{NAME}}{name:<{named}}  {figures}".rstrip()]
     room = width - 2 - NAME
     if len(name) > room:
-        name = f"{name[: room // 2]}…{name[len(name) - room + room // 2 + 1:]}"
+        name = f"{name[: room // 2]}…{name[len(name) - room + room // 2 + 1 :]}"
     lines = [f"  {state:<{NAME}}{name}"]
     return lines + ([f"{'':{2 + NAME}}{figures}"[:width].rstrip()] if figures else [])
 

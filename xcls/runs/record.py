@@ -18,7 +18,9 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "completed", "failed", "interrupted")
-MORE_TRAINING = "Train longer (finetuning.max_steps or finetuning.epochs), or with another learning rate (finetuning.lr)."
+MORE_TRAINING = (
+    "Train longer (finetuning.max_steps or finetuning.epochs), or with another learning rate (finetuning.lr)."
+)
 PATCH = "code.patch"  # in a run's folder: what a clone of its commit lacks
 KINDS = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}  # of the fields of a record in JSON
 SECRET_NAME = re.compile(  # of environment variables
@@ -60,7 +62,9 @@ class Record:
     study: str | None = None
     choices: dict[str, str] = field(default_factory=dict)  # group -> chosen file: attention, position, size, dataset…
     config: dict[str, Any] = field(default_factory=dict)  # flat and fully resolved
-    code: dict[str, str] = field(default_factory=dict)  # part -> hash of its code: attention, position; none in older records
+    code: dict[str, str] = field(
+        default_factory=dict
+    )  # part -> hash of its code: attention, position; none in older records
     data: dict[str, Any] = field(default_factory=dict)  # name, fingerprint, rows per split, classes, counts, shares
     pretrain: dict[str, Any] | None = None  # folder, hash, checkpoint, step of the run this one started from
     step: int = 0
@@ -70,13 +74,19 @@ class Record:
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)  # 'validation', 'test', 'eval.<split>'
     costs: dict[str, float | None] = field(default_factory=dict)  # time_per_step, time_per_epoch, tokens_per_s, …
     params: dict[str, int] = field(default_factory=dict)  # total, trainable, embeddings, attention
-    device: dict[str, Any] = field(default_factory=dict)  # kind, name, dtype, compile, micro_batch, threads, shared, attention_path
+    device: dict[str, Any] = field(
+        default_factory=dict
+    )  # kind, name, dtype, compile, micro_batch, threads, shared, attention_path
     versions: dict[str, str | None] = field(default_factory=dict)
     commit: str | None = None
     wandb_id: str | None = None
     warnings: list[str] = field(default_factory=list)
-    faults: list[dict[str, Any]] = field(default_factory=list)  # survived: kind (bad_step, restart, halved), step, cause
-    files: dict[str, str] = field(default_factory=dict)  # name -> sha256, for metrics.csv, predictions.parquet and code.patch
+    faults: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # survived: kind (bad_step, restart, halved), step, cause
+    files: dict[str, str] = field(
+        default_factory=dict
+    )  # name -> sha256, for metrics.csv, predictions.parquet and code.patch
     command: list[str] = field(default_factory=list)  # the overrides that compose this run again
     started: float = 0.0  # seconds since the epoch
     ended: float | None = None
@@ -93,7 +103,9 @@ def is_guess(macro_f1: float | None, classes: int) -> bool:
 def carry_over(record: Record, before: Record) -> None:
     """Puts into the `record` of a run's next life what its earlier lives leave to it: they are one run."""
     record.started, record.wandb_id, record.warnings = before.started, before.wandb_id, list(before.warnings)
-    record.device["shared"] = bool(record.device.get("shared") or before.device.get("shared"))  # its costs add up over its lives
+    record.device["shared"] = bool(
+        record.device.get("shared") or before.device.get("shared")
+    )  # its costs add up over its lives
     if before.device.get("attention_path"):
         record.device["attention_path"] = before.device["attention_path"]
     record.costs = {name: before.costs.get(name) for name in ("wall_seconds", "energy_wh")}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xcls.record import Record, read_record
+from xcls.runs.record import Record, read_record
 
 RUNNING, SILENT, STALE, FAILED, INTERRUPTED = "running", "silent", "stale", "failed", "interrupted"
 UNREADABLE, WAITING, DONE = "unreadable", "waiting", "done"
@@ -54,7 +54,9 @@ def read_run(folder: Path, name: str, now: float) -> Standing:
 
 
 def _standing(record: Record, folder: Path, name: str, now: float) -> Standing:
-    run = Standing(name=name, state=record.status, folder=folder, kind=record.mode, step=record.step, steps=record.steps)
+    run = Standing(
+        name=name, state=record.status, folder=folder, kind=record.mode, step=record.step, steps=record.steps
+    )
     run.note = record.cause or ""
     run.device = str(record.device.get("kind") or "")
     run.tokens_per_s = record.costs.get("tokens_per_s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xcls.schema import Config, Training
+from xcls.config.schema import Config, Training
 
 LR_TIMES_WIDTH = 0.128  # Yang et al. 2022 (arXiv 2203.03466): the best rate falls as 1 / width
 EMBEDDING_LR_FACTOR = 10.0  # of a classifier from scratch: most words occur in few of its few steps
@@ -33,5 +33,7 @@ def steps_between(training: Training, steps_per_epoch: int) -> int:
     """The steps that `eval_every_epochs` and `checkpoint_every_epochs` take for an epoch: those of one, or more where
     `min_steps` has raised the epochs, so that there are no more than MOST_EVALUATIONS of them."""
     total = total_steps(training, steps_per_epoch)
-    raised = training.max_steps is None and training.epochs is None and total > round(training.min_epochs * steps_per_epoch)
+    raised = (
+        training.max_steps is None and training.epochs is None and total > round(training.min_epochs * steps_per_epoch)
+    )
     return max(steps_per_epoch, total // MOST_EVALUATIONS) if raised else steps_per_epoch

@@ -10,8 +10,8 @@ import ast
 from dataclasses import dataclass
 from typing import Any
 
-from xcls.code_hash import module_file
-from xcls.schema import UserError, nearest
+from xcls.config.schema import UserError, nearest
+from xcls.runs.code_hash import module_file
 
 FILES = "xcls.data.files.Files"  # the source whose options say how a table is written
 PLAIN = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": (list, tuple), "dict": dict}
@@ -83,7 +83,11 @@ def parameters(target: str) -> dict[str, Parameter] | None:
 
 def _given_to_base(init: ast.FunctionDef) -> set[str]:
     """The keywords that a constructor itself passes to that of its base, so that nobody else can."""
-    calls = [n for n in ast.walk(init) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "__init__"]
+    calls = [
+        n
+        for n in ast.walk(init)
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "__init__"
+    ]
     return {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
 
 
@@ -124,7 +128,9 @@ def check_node(key: str, node: Any, given: tuple[str, ...] = ("name",), *, home:
     Raises UserError naming the key, what is wrong and the nearest valid one.
     """
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-        raise UserError(f"{key}: a node with a `_target_` is needed (a file of conf/{key.split('.')[0]}/), not {node!r}.")
+        raise UserError(
+            f"{key}: a node with a `_target_` is needed (a file of conf/{key.split('.')[0]}/), not {node!r}."
+        )
     if not node["_target_"].startswith(home):
         raise UserError(f"{key}._target_={node['_target_']}: a class of the package {home.rstrip('.')} is needed.")
     known = parameters(node["_target_"])
@@ -136,7 +142,9 @@ def check_node(key: str, node: Any, given: tuple[str, ...] = ("name",), *, home:
             continue
         if name not in known:
             free = [n for n in known if n not in given]
-            wrong.append(f"{key}.{name}: unknown key.{nearest(name, free)} {node['_target_']} takes: {', '.join(free)}.")
+            wrong.append(
+                f"{key}.{name}: unknown key.{nearest(name, free)} {node['_target_']} takes: {', '.join(free)}."
+            )
         elif isinstance(value, dict) or not fits(value, known[name].annotation):
             wrong.append(f"{key}.{name}={value}: {known[name].type_text} is needed.")
     missing = [n for n, p in known.items() if p.required and n not in node and n not in given]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Sequence
 
-from xcls.schema import UserError, nearest
+from xcls.config.schema import UserError, nearest
 
 CONFIG = "resolved_config.yaml"  # what every run that has begun has in its folder
 MOST_SHOWN = 12
@@ -28,7 +28,11 @@ def in_project(path: str | None, root: Path) -> str | None:
 def is_stream(path: str | Path) -> bool:
     """Whether this is `-` (standard input or output), or a pipe or device such as /dev/stdin and the shell's `<(…)`."""
     file = Path(path)
-    return str(path) == "-" or str(path).startswith(("/dev/", "/proc/self/fd/")) or (file.exists() and not file.is_file() and not file.is_dir())
+    return (
+        str(path) == "-"
+        or str(path).startswith(("/dev/", "/proc/self/fd/"))
+        or (file.exists() and not file.is_file() and not file.is_dir())
+    )
 
 
 def find_run(key: str, name: str, *, root: Path, stages: Sequence[str]) -> Path:
@@ -41,16 +45,26 @@ def find_run(key: str, name: str, *, root: Path, stages: Sequence[str]) -> Path:
         if (place / CONFIG).is_file():
             return place
     known = [folder.name for stage in stages for folder in _runs(root / stage, 1)]
-    known += [f"multirun/{folder.relative_to(root / 'multirun').as_posix()}"
-              for folder in _runs(root / "multirun", 3) if folder.name.startswith(tuple(stages))]
+    known += [
+        f"multirun/{folder.relative_to(root / 'multirun').as_posix()}"
+        for folder in _runs(root / "multirun", 3)
+        if folder.name.startswith(tuple(stages))
+    ]
     own = [place for place in places if place.is_dir() and place.resolve().is_relative_to(root.resolve())]
-    inside = [f"{name.rstrip('/')}/{folder.relative_to(place).as_posix()}" for place in own for depth in (1, 2, 3)
-              for folder in _runs(place, depth) if folder.name.startswith(tuple(stages))]
+    inside = [
+        f"{name.rstrip('/')}/{folder.relative_to(place).as_posix()}"
+        for place in own
+        for depth in (1, 2, 3)
+        for folder in _runs(place, depth)
+        if folder.name.startswith(tuple(stages))
+    ]
     inside = list(dict.fromkeys(inside))
     if inside:
         raise UserError(f"{key}={name}: this is no run but a folder with runs. Name one of them: {_listed(inside)}.")
     said = " or ".join(f"{stage}/" for stage in stages)
-    raise UserError(f"{key}={name}: no such run under {said}, and no run folder at that path.{nearest(name, known)} Runs that exist: {_listed(known)}.")
+    raise UserError(
+        f"{key}={name}: no such run under {said}, and no run folder at that path.{nearest(name, known)} Runs that exist: {_listed(known)}."
+    )
 
 
 def _runs(folder: Path, depth: int) -> list[Path]:

@@ -21,7 +21,10 @@ class UserError(Exception):
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """`' Did you mean 'x'?'` for the closest of `known` but `word` itself, or an empty string when none is close."""
-    return "".join(f" Did you mean '{close}'?" for close in difflib.get_close_matches(word, [w for w in known if w != word], n=1, cutoff=0.5))
+    return "".join(
+        f" Did you mean '{close}'?"
+        for close in difflib.get_close_matches(word, [w for w in known if w != word], n=1, cutoff=0.5)
+    )
 
 
 def one_of(*choices: str, default: Any = MISSING) -> Any:
@@ -292,7 +295,9 @@ def check(config: Config) -> None:
     size = config.size
     if size.num_heads and size.width % size.num_heads:
         fitting = [h for h in range(1, min(size.width, 64) + 1) if size.width % h == 0]
-        wrong.append(f"size.num_heads={size.num_heads}: the heads must divide the width {size.width}; possible: {', '.join(map(str, fitting))}.")
+        wrong.append(
+            f"size.num_heads={size.num_heads}: the heads must divide the width {size.width}; possible: {', '.join(map(str, fitting))}."
+        )
     if config.masking.mask_share + config.masking.random_share > 1.0 + 1e-9:
         wrong.append("masking.mask_share + masking.random_share: at most 1 together (the rest stays unchanged).")
     for stage in ("pretraining", "finetuning"):

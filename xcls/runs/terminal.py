@@ -22,8 +22,11 @@ def stopped(stop: BaseException) -> int:
 def end_early(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """sys.excepthook while a script imports: a Ctrl-C is no fault, and packages are missing where .venv is not in use."""
     if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] not in ("xcls", "hydra_plugins"):
-        print(f"{Path(sys.argv[0]).name}: {sys.executable} has no package '{error.name}'. Type `make setup`, then "
-              "`source .venv/bin/activate` and the same command again.", file=sys.stderr)
+        print(
+            f"{Path(sys.argv[0]).name}: {sys.executable} has no package '{error.name}'. Type `make setup`, then "
+            "`source .venv/bin/activate` and the same command again.",
+            file=sys.stderr,
+        )
         code = 2
     elif issubclass(kind, KeyboardInterrupt):
         code = stopped(error)

@@ -13,10 +13,10 @@ from xcls.bench.run import run_bench
 from xcls.bench.training_plan import StageText, plan_training
 from xcls.bench.training_run import run_training_bench
 from xcls.build import Plan
+from xcls.config.files import read_yaml
+from xcls.config.schema import UserError
 from xcls.data.encode import encode_cached
 from xcls.data.tokenizer import make_tokenizer
-from xcls.run_files import read_yaml
-from xcls.schema import UserError
 from xcls.stages.folder import refuse_twin
 from xcls.train.cards import Card
 
@@ -29,8 +29,10 @@ def bench(plan: Plan) -> int:
     precision = plan.precision
     settings = plan.config.bench = settled(plan.config.bench, precision.dtype)
     check_dtypes(settings.dtypes, plan.find().cards if precision.device == "cuda" else ())
-    nodes = {group: {path.stem: read_yaml(path) for path in sorted((plan.root / "conf" / group).glob("*.yaml"))}
-             for group in ("attention", "position")}
+    nodes = {
+        group: {path.stem: read_yaml(path) for path in sorted((plan.root / "conf" / group).glob("*.yaml"))}
+        for group in ("attention", "position")
+    }
     progress = os.environ.get("XCLS_PROGRESS") != "0"
     if settings.what == "training":
         _trainings(plan, nodes, folder, progress)
@@ -38,8 +40,15 @@ def bench(plan: Plan) -> int:
         growth = plan_growth(plan.config, attentions=nodes["attention"], positions=nodes["position"])
         run_growth_bench(plan.config, growth, device=precision.device, folder=folder, root=plan.root, progress=progress)
     else:
-        run_bench(settings, attentions=nodes["attention"], positions=nodes["position"], device=precision.device,
-                  folder=folder, progress=progress, threads=plan.config.hardware.threads)
+        run_bench(
+            settings,
+            attentions=nodes["attention"],
+            positions=nodes["position"],
+            device=precision.device,
+            folder=folder,
+            progress=progress,
+            threads=plan.config.hardware.threads,
+        )
     return 0
 
 
@@ -48,7 +57,9 @@ def check_dtypes(dtypes: Sequence[str], cards: Sequence[Card]) -> None:
     without = next((card for card in cards if not card.bf16), None)
     if without is not None and "bf16" in dtypes:
         better = ",".join(dict.fromkeys("fp16" if dtype == "bf16" else dtype for dtype in dtypes))
-        raise UserError(f"bench.dtypes: bf16: {without} has no bf16 in the silicon and emulates it. Set 'bench.dtypes=[{better}]'.")
+        raise UserError(
+            f"bench.dtypes: bf16: {without} has no bf16 in the silicon and emulates it. Set 'bench.dtypes=[{better}]'."
+        )
 
 
 def _trainings(plan: Plan, nodes: dict[str, dict[str, Any]], folder: Path, progress: bool) -> None:
@@ -64,6 +75,13 @@ def _trainings(plan: Plan, nodes: dict[str, dict[str, Any]], folder: Path, progr
     if "pretrain" in config.bench.stages:
         texts["pretrain"] = StageText(encode_cached(prepared.mlm_texts, tokenizer, **how, what="text for MLM"))
     run_training_bench(
-        config, contenders, texts=texts, vocab_size=tokenizer.vocab_size, continues=tokenizer.continues,
-        device=plan.precision.device, folder=folder, progress=progress, fingerprint=plan.fingerprint,
+        config,
+        contenders,
+        texts=texts,
+        vocab_size=tokenizer.vocab_size,
+        continues=tokenizer.continues,
+        device=plan.precision.device,
+        folder=folder,
+        progress=progress,
+        fingerprint=plan.fingerprint,
     )

@@ -11,15 +11,15 @@ from typing import Any, Callable, Iterator
 from filelock import FileLock, Timeout
 
 from xcls.build import Plan, check_architecture, check_head, make_classifier, make_language_model
-from xcls.child import run_child
+from xcls.config.files import baseline_values, pretraining_values, resolved_values, write_values
+from xcls.config.overrides import quoted
+from xcls.config.schema import Config, UserError
 from xcls.data.tokenizer import TextTokenizer, from_json, make_tokenizer
-from xcls.identity import run_folder
-from xcls.outline import completed_pretraining
-from xcls.quoting import quoted
-from xcls.record import Record, carry_over, read_record, write_atomic
 from xcls.report.reproduce import read_patch, script_for
-from xcls.run_files import baseline_values, pretraining_values, resolved_values, write_values
-from xcls.schema import Config, UserError
+from xcls.runs.identity import run_folder
+from xcls.runs.record import Record, carry_over, read_record, write_atomic
+from xcls.runs.spec import completed_pretraining
+from xcls.runs.subprocesses import run_child
 from xcls.stages.folder import DONE, changed_code, decide, read_or_refuse, refuse_twin, take_back
 from xcls.train.checkpoint import load_for_use
 from xcls.train.journal import Journal, one_line
@@ -49,8 +49,11 @@ def _init(plan: Plan) -> int:
         raise UserError(f"{path} is there already. Edit it, remove it, or choose another exp=….")
     plan.source.fingerprint()  # a path that is not there shows now
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_values(path, pretraining_values(plan.config, plan.choices),
-                 f"Edit, then: python run.py mode=pretrain exp={plan.config.exp}")
+    write_values(
+        path,
+        pretraining_values(plan.config, plan.choices),
+        f"Edit, then: python run.py mode=pretrain exp={plan.config.exp}",
+    )
     print(f"{path.relative_to(plan.runs)} is ready to edit. Then: python run.py mode=pretrain exp={plan.config.exp}")
     return OK
 
@@ -64,7 +67,9 @@ def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(str(folder / ".lock"))
     try:
-        lock.acquire(timeout=-1 if os.environ.get("XCLS_WAIT") == "1" else 1)  # 1 s: `make status` looks at it for an instant
+        lock.acquire(
+            timeout=-1 if os.environ.get("XCLS_WAIT") == "1" else 1
+        )  # 1 s: `make status` looks at it for an instant
     except Timeout as error:
         raise UserError(f"{folder} is being run by another process. Wait for it, or choose another exp=….") from error
     try:
@@ -80,9 +85,16 @@ def _train(plan: Plan) -> int:
     """
     config = plan.config
     if os.environ.get("XCLS_HASH") not in (None, "", plan.digest):
-        raise UserError("This is not the run that its sweep planned: the code of attention or position, or the data, has changed "
-                        "since the sweep began. Type the sweep again: it plans the run anew.")
-    how = {"resume": config.resume, "sweep": config.sweep is not None, "retry_failed": config.retry_failed, "code": plan.code}
+        raise UserError(
+            "This is not the run that its sweep planned: the code of attention or position, or the data, has changed "
+            "since the sweep began. Type the sweep again: it plans the run anew."
+        )
+    how = {
+        "resume": config.resume,
+        "sweep": config.sweep is not None,
+        "retry_failed": config.retry_failed,
+        "code": plan.code,
+    }
     state, record = decide(plan.folder, plan.digest, **how)
     if state == DONE:
         assert record is not None
@@ -112,7 +124,9 @@ def _train(plan: Plan) -> int:
             raise
         except KeyboardInterrupt as stop:  # before the journal was open, or after it was closed
             if (plan.folder / "record.json").is_file():
-                raise KeyboardInterrupt(f"{_shown(plan)}: interrupted; the same command with resume=true goes on.") from stop
+                raise KeyboardInterrupt(
+                    f"{_shown(plan)}: interrupted; the same command with resume=true goes on."
+                ) from stop
             take_back(plan.folder, kept)
             raise
 
@@ -139,13 +153,18 @@ def _run_stage(plan: Plan, prepared: Any, before: Record | None) -> int:
             STAGES[config.mode](plan, prepared, tokenizer, parent, journal, before is not None)
         code = OK
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"{_shown(plan)}: interrupted at step {record.step} ({one_line(stop)}); the same command with resume=true goes on.",
-              file=sys.stderr)
+        print(
+            f"{_shown(plan)}: interrupted at step {record.step} ({one_line(stop)}); the same command with resume=true goes on.",
+            file=sys.stderr,
+        )
         code = INTERRUPTED
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever ends a run is its cause, in the record, with the traceback in logs/
-        print(f"{_shown(plan)}: failed: {one_line(error)}\n  traceback: {folder / 'logs' / 'traceback.txt'}", file=sys.stderr)
+    except Exception as error:
+        print(
+            f"{_shown(plan)}: failed: {one_line(error)}\n  traceback: {folder / 'logs' / 'traceback.txt'}",
+            file=sys.stderr,
+        )
         code = FAILED
     try:
         write_atomic(folder / "reproduce.sh", script_for(record, _origins(plan), patches=read_patch(folder, record)))
@@ -163,11 +182,18 @@ def _parent(plan: Plan, journal: Journal) -> dict[str, Any] | None:
         return None
     checkpoint = load_for_use(plan.parent, plan.config.checkpoint)
     folder = Path(os.path.relpath(plan.parent, plan.runs)).as_posix()
-    journal.record.pretrain = {"folder": folder, "hash": checkpoint["hash"], "checkpoint": plan.config.checkpoint,
-                               "step": checkpoint["progress"]["step"], "stage": checkpoint["stage"]}
+    journal.record.pretrain = {
+        "folder": folder,
+        "hash": checkpoint["hash"],
+        "checkpoint": plan.config.checkpoint,
+        "step": checkpoint["progress"]["step"],
+        "stage": checkpoint["stage"],
+    }
     changed = changed_code(read_or_refuse(plan.parent), plan.code)
     if changed:
-        journal.warn(f"{folder} was trained with other code of {changed} than there is now; this run goes on with the new code.")
+        journal.warn(
+            f"{folder} was trained with other code of {changed} than there is now; this run goes on with the new code."
+        )
     return checkpoint
 
 
@@ -208,8 +234,15 @@ def _pretrain_stage(plan: Plan, prepared: Any, tokenizer: Any, parent: Any, jour
     data = language_data(prepared, tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
     pretrain(
         model=make_language_model(config, vocab_size=tokenizer.vocab_size),
-        data=data, tokenizer=tokenizer, masking=config.masking, training=config.pretraining, hardware=config.hardware,
-        precision=plan.precision, seed=config.seed, journal=journal, resume=resume,
+        data=data,
+        tokenizer=tokenizer,
+        masking=config.masking,
+        training=config.pretraining,
+        hardware=config.hardware,
+        precision=plan.precision,
+        seed=config.seed,
+        journal=journal,
+        resume=resume,
     )
 
 
@@ -221,8 +254,15 @@ def _finetune_stage(plan: Plan, prepared: Any, tokenizer: Any, parent: Any, jour
     data = classification_data(prepared, tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
     finetune(
         model=make_classifier(config, vocab_size=tokenizer.vocab_size, classes=prepared.classes),
-        data=data, tokenizer=tokenizer, training=config.finetuning, hardware=config.hardware, precision=plan.precision,
-        seed=config.seed, journal=journal, resume=resume, parent=parent,
+        data=data,
+        tokenizer=tokenizer,
+        training=config.finetuning,
+        hardware=config.hardware,
+        precision=plan.precision,
+        seed=config.seed,
+        journal=journal,
+        resume=resume,
+        parent=parent,
     )
 
 
@@ -252,8 +292,12 @@ def _baseline_first(plan: Plan) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / ".making")):
-        write_values(folder / "config.yaml", baseline_values(other.config, other.choices), "What this baseline was made of.")
-        code = _process(["mode=baseline", f"template={quoted(folder / 'config.yaml')}", f"sweep={plan.config.sweep}"], plan.root)
+        write_values(
+            folder / "config.yaml", baseline_values(other.config, other.choices), "What this baseline was made of."
+        )
+        code = _process(
+            ["mode=baseline", f"template={quoted(folder / 'config.yaml')}", f"sweep={plan.config.sweep}"], plan.root
+        )
     if code != OK:
         print(f"WARNING: the baseline of {plan.config.dataset.name} did not complete: {folder}", file=sys.stderr)
 
@@ -272,20 +316,26 @@ def _pretraining_first(plan: Plan) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / ".making")):
         if not (folder / "record.json").is_file() or read_or_refuse(folder).status != "completed":
-            write_values(folder / "config.yaml", pretraining_values(wanted.config, wanted.choices), "Made by pretrain=auto.")
+            write_values(
+                folder / "config.yaml", pretraining_values(wanted.config, wanted.choices), "Made by pretrain=auto."
+            )
             code = _process(["mode=pretrain", f"exp={folder.name}", "resume=true"], plan.root)
             if code == INTERRUPTED:
-                raise KeyboardInterrupt(f"{folder}: the pretraining run that comes first was interrupted; the same command goes on with it.")
+                raise KeyboardInterrupt(
+                    f"{folder}: the pretraining run that comes first was interrupted; the same command goes on with it."
+                )
             if code == REFUSED:
                 take_back(folder, kept)
             if code != OK:
-                raise UserError(f"{folder}: the pretraining run that pretrain=auto needs did not complete (exit code {code}).")
+                raise UserError(
+                    f"{folder}: the pretraining run that pretrain=auto needs did not complete (exit code {code})."
+                )
     return folder
 
 
 def _evaluate(plan: Plan) -> int:
     """mode=eval."""
-    from xcls.start_finished import evaluate_run
+    from xcls.stages.finished import evaluate_run
 
     plan.check_device()
     return evaluate_run(plan)
@@ -293,7 +343,7 @@ def _evaluate(plan: Plan) -> int:
 
 def _predict(plan: Plan) -> int:
     """mode=predict."""
-    from xcls.start_finished import predict_documents
+    from xcls.stages.finished import predict_documents
 
     plan.check_device()
     return predict_documents(plan)
@@ -301,7 +351,7 @@ def _predict(plan: Plan) -> int:
 
 def _bench(plan: Plan) -> int:
     """mode=bench."""
-    from xcls.start_bench import bench  # the measuring code, which no other mode needs
+    from xcls.bench.start import bench  # the measuring code, which no other mode needs
 
     return bench(plan)
 
@@ -316,15 +366,28 @@ def _summary(plan: Plan, record: Record) -> str:
     parts = []
     for split in ("validation", "test"):
         scores = record.metrics.get(split) or {}
-        found = [f"{name} {scores[name]:.4f}" for name in ("macro_f1", "accuracy", "val_loss") if scores.get(name) is not None]
+        found = [
+            f"{name} {scores[name]:.4f}"
+            for name in ("macro_f1", "accuracy", "val_loss")
+            if scores.get(name) is not None
+        ]
         parts += [f"{split} {', '.join(found)}"] if found else []
     speed = record.costs.get("tokens_per_s")
     parts += [f"{speed:,.0f} tokens/s"] if speed else []
     return f"{_shown(plan)}: completed. " + "; ".join(parts)
 
 
-STAGES: dict[str, Callable[..., None]] = {"pretrain": _pretrain_stage, "finetune": _finetune_stage, "baseline": _baseline_stage}
+STAGES: dict[str, Callable[..., None]] = {
+    "pretrain": _pretrain_stage,
+    "finetune": _finetune_stage,
+    "baseline": _baseline_stage,
+}
 MODES: dict[str, Callable[[Plan], int]] = {
-    "init": _init, "pretrain": _train, "finetune": _train, "baseline": _train, "eval": _evaluate, "predict": _predict,
+    "init": _init,
+    "pretrain": _train,
+    "finetune": _train,
+    "baseline": _train,
+    "eval": _evaluate,
+    "predict": _predict,
     "bench": _bench,
 }
