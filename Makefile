@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench setup-triton demo test test-slow test-gpu gpu report status watch clean lock mechanisms long long-memory performance reliability sweeps
+.PHONY: help setup setup-bench setup-triton setup-lint lint demo test test-slow test-gpu gpu report status watch clean lock mechanisms long long-memory performance reliability sweeps
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,14 @@ setup-bench: setup  ## add the other implementations that mode=bench measures be
 
 setup-triton: setup  ## add Triton, whose interpreter tries the kernels for GPUs on a CPU (0.3 GB to load; torch for GPUs brings its own)
 	$(PY) -c 'import triton' 2>/dev/null || $(PY) -m pip install --disable-pip-version-check -q triton==3.9.0
+
+setup-lint: setup
+	$(PY) -c 'import ruff, mypy' 2>/dev/null || $(PY) -m pip install --disable-pip-version-check -q ruff==0.17.6 mypy==2.4.1
+
+lint: setup-lint  ## what CI asks of the code's form: ruff's rules and format, and the types
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
 
 demo: setup  ## a small real sweep on text that is on your disk already, and its report (about ten minutes on two cores)
 	$(PY) run.py -m experiment=quick
