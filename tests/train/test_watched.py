@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from hydra_plugins.xcls_launcher._progress import numbers
 from tests.samples import CPU, HARDWARE, TinyTokenizer, make_classifier, make_data, make_journal, make_training
 from xcls.runs import status
 from xcls.runs.record import Events, read_record
-from xcls.runs.run_status import Standing, read_run
-from xcls.runs.sweep_status import Group
+from xcls.runs.run_status import RunStatus, read_run
 from xcls.stages.finetune import finetune
 from xcls.train import display
 
@@ -25,10 +23,8 @@ def watched(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> li
     def add_and_look(self: Events, event: str, details: dict[str, Any] | None = None) -> None:
         add(self, event, details)
         run = read_run(folder, "r", 0.0)
-        table = "\n".join(status.table([Group(name="finetune", runs=[run])], 160))
-        seen.append(
-            {"event": event, "record": read_record(folder), "run": run, "table": table, "parent": numbers(folder)}
-        )
+        table = "\n".join(status.table([status.SweepStatus(name="finetune", runs=[run])], 160))
+        seen.append({"event": event, "record": read_record(folder), "run": run, "table": table, "parent": run.numbers})
 
     monkeypatch.setattr(Events, "add", add_and_look)
     journal = make_journal(folder)
@@ -86,9 +82,13 @@ def test_a_step_without_a_total_is_shown_by_itself(tmp_path: Path) -> None:
         journal.event("step", {"step": 7, "step_loss": 0.5})
         run = read_run(tmp_path, "r", 0.0)
         line = next(
-            line for line in status.table([Group(name="finetune", runs=[run])], 160) if line.startswith("  running")
+            line
+            for line in status.table([status.SweepStatus(name="finetune", runs=[run])], 160)
+            if line.startswith("  running")
         )
         assert line.split()[2:4] == ["7", "0.5000"]
-        assert numbers(tmp_path) == "step 7 loss 0.5"
-    unknown = "\n".join(status.table([Group(name="finetune", runs=[Standing(name="r", state="running")])], 160))
+        assert run.numbers == "step 7 loss 0.5"
+    unknown = "\n".join(
+        status.table([status.SweepStatus(name="finetune", runs=[RunStatus(name="r", state="running")])], 160)
+    )
     assert unknown.splitlines()[-1].split() == ["running", "r", "-", "-", "-", "-", "-"]

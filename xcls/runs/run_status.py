@@ -1,6 +1,6 @@
-"""Where a run stands, read from its folder alone: record.json, the tail of events.jsonl, the lock.
+"""The status of one run, read from its folder alone: record.json, the end of events.jsonl, the lock.
 
-Standard library only, and nothing is written: it serves from another terminal, over ssh, and while a cluster has the jobs.
+Standard library only, and nothing is written: it works from another terminal, over ssh, and for jobs of a cluster.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from xcls.runs.record import Record, read_record
 
@@ -21,93 +21,130 @@ STATES = (RUNNING, SILENT, STALE, FAILED, INTERRUPTED, UNREADABLE, WAITING, DONE
 BAD = (STALE, FAILED, UNREADABLE)
 TAIL = 262_144  # bytes of events.jsonl that are read at most
 QUIET = 600.0  # seconds without an event that mean nothing yet
+DEPTH = 4  # folders below a starting point in which runs are sought
 
 
 @dataclass
-class Standing:
-    """Where one run stands. Times are seconds; None or 0 where nothing is known."""
+class RunStatus:
+    """The status of one run. Times are seconds; None or 0 where nothing is known."""
 
-    name: str  # its folder below its group's, or what was typed
-    state: str
+    name: str  # its folder below its sweep's, or what was typed
+    state: str  # one of STATES
     folder: Path | None = None
-    kind: str = ""
+    kind: str = ""  # its mode
     step: int = 0
-    steps: int = 0
+    steps: int = 0  # planned
     loss: float | None = None
     tokens_per_s: float | None = None
-    left: float | None = None
+    left: float | None = None  # seconds of training to come
     device: str = ""
     score: float | None = None  # macro-F1 on validation
     note: str = ""  # the cause of a failure, or what else a user should know
-    lasted: float | None = None  # of a completed run
+    lasted: float | None = None  # seconds that a completed run took
+
+    @property
+    def numbers(self) -> str:
+        """Step, loss and macro-F1 as far as they are known: `120/282 loss 0.53 macro_f1 0.71`."""
+        parts = [f"{self.step}/{self.steps}"] if self.steps else [f"step {self.step}"] if self.step else []
+        parts += [f"loss {self.loss:.3g}"] if self.loss is not None else []
+        parts += [f"macro_f1 {self.score:.3g}"] if self.score is not None else []
+        return " ".join(parts)
 
 
-def read_run(folder: Path, name: str, now: float) -> Standing:
-    """Where the run in `folder` stands. A record that cannot be read is a state, not an error."""
+def run_folders(place: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """The folders with a record at or below `place`, sorted. A run's folder is not searched further."""
+    try:
+        with os.scandir(place) as entries:
+            found = list(entries)
+    except OSError:
+        return  # gone meanwhile, or not readable
+    if any(entry.name == "record.json" for entry in found):
+        yield place
+    elif depth:
+        for entry in sorted(found, key=lambda entry: entry.name):
+            if entry.is_dir() and not entry.name.startswith("."):
+                yield from run_folders(Path(entry.path), depth - 1)
+
+
+def read_run(folder: Path, name: str, now: float) -> RunStatus:
+    """The status of the run in `folder` at the time `now`. A record that cannot be read is a state, not an error."""
     try:
         record = read_record(folder)
         if record.status == "running" and not is_held(folder):
             record = read_record(folder)  # it may have ended between the two looks
-        return _standing(record, folder, name, now)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        return Standing(name=name, state=UNREADABLE, folder=folder, note=str(error).replace(f"{folder}/", ""))
+        return _of_record(record, folder, name, now)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        return RunStatus(name=name, state=UNREADABLE, folder=folder, note=str(error).replace(f"{folder}/", ""))
 
 
-def _standing(record: Record, folder: Path, name: str, now: float) -> Standing:
-    run = Standing(
-        name=name, state=record.status, folder=folder, kind=record.mode, step=record.step, steps=record.steps
+def _of_record(record: Record, folder: Path, name: str, now: float) -> RunStatus:
+    """The status that a record tells, with the events of a run that has not ended."""
+    run = RunStatus(
+        name=name,
+        state=record.status,
+        folder=folder,
+        kind=record.mode,
+        step=record.step,
+        steps=record.steps,
+        note=record.cause or "",
+        device=str(record.device.get("kind") or ""),
+        tokens_per_s=record.costs.get("tokens_per_s"),
+        score=(record.metrics.get("validation") or {}).get("macro_f1"),
     )
-    run.note = record.cause or ""
-    run.device = str(record.device.get("kind") or "")
-    run.tokens_per_s = record.costs.get("tokens_per_s")
-    run.score = (record.metrics.get("validation") or {}).get("macro_f1")
     if record.status == "completed":
         run.state, run.note = DONE, ""
         run.lasted = record.ended - record.started if record.ended else None
     elif record.status == "running":
-        _follow(run, record, now)
+        _follow(run, folder, record, now)
     return run
 
 
-def _follow(run: Standing, record: Record, now: float) -> None:
-    """Fills in what the events of the run's last life tell, and whether there is a process behind it."""
-    events = last_life(run.folder)
+def _follow(run: RunStatus, folder: Path, record: Record, now: float) -> None:
+    """Fills in what the events since the run's last start tell, and whether there is a process behind it."""
+    events = last_events(folder)
     steps = [event for event in events if event["event"] == "step" and isinstance(event.get("step"), int)]
     evaluations = [event for event in events if event["event"] == "eval"]
     run.step = max([run.step, *(event["step"] for event in steps)])
-    if steps:
-        run.loss = steps[-1].get("step_loss")
+    run.loss = steps[-1].get("step_loss") if steps else None
     if evaluations:
         run.tokens_per_s = evaluations[-1].get("tokens_per_s") or run.tokens_per_s
-    if run.steps:
+        run.score = evaluations[-1].get("macro_f1", run.score)
+    if run.steps and run.step >= run.steps:
+        run.note = "last evaluation"
+    elif run.steps:
         pace = _pace(steps) or record.costs.get("time_per_step")
-        run.left = pace * max(0, run.steps - run.step) if pace and run.step < run.steps else None
-        run.note = "" if steps or run.step else "preparing"
-        run.note = "last evaluation" if run.step >= run.steps else run.note
+        run.left = pace * (run.steps - run.step) if pace else None
+        run.note = "" if run.step else "preparing"
     host = next((str(event["host"]) for event in events if event.get("host")), None)
-    silent = max(0.0, now - last_sign(run.folder, events))
+    held, here = is_held(folder), host in (None, socket.gethostname())
+    run.device = run.device if here else f"{host}:{run.device}".rstrip(":")
     times = [event["time"] for event in events]
     usual = max((after - before for before, after in zip(times, times[1:])), default=0.0)
-    held, here = is_held(run.folder), host in (None, socket.gethostname())
-    if not here:
-        run.device = f"{host}:{run.device}" if run.device else host
+    silent = now - max([*times[-1:], *_changed(folder)], default=0.0)
     if held is False and here:
-        run.state, run.note = STALE, "no process holds it: killed, or the machine went down; the same command goes on"
+        run.state = STALE
+        run.note = "no process has this run: it was killed, or the machine stopped. The same command goes on."
     elif silent > max(QUIET, 3 * usual):
-        run.note = f"silent for {span(silent)}"
+        run.note = f"silent for {duration(silent)}"
         if not held:
             run.state, run.left = SILENT, None
 
 
 def _pace(steps: list[dict[str, Any]]) -> float | None:
-    """Seconds a step over the steps of this life, evaluations included."""
+    """Seconds a step over these steps, evaluations included."""
     if len(steps) < 2 or steps[-1]["step"] <= steps[0]["step"]:
         return None
     return (steps[-1]["time"] - steps[0]["time"]) / (steps[-1]["step"] - steps[0]["step"])
 
 
-def last_life(folder: Path) -> list[dict[str, Any]]:
-    """The events since the run's last start, as far as the file's tail reaches; lines that are not whole are left out."""
+def _changed(folder: Path) -> list[float]:
+    """When the run last wrote its events and its record, in seconds since the epoch."""
+    paths = (folder / "events.jsonl", folder / "record.json")
+    return [path.stat().st_mtime for path in paths if path.exists()]
+
+
+def last_events(folder: Path) -> list[dict[str, Any]]:
+    """The events since the run's last start, as far as the file's end reaches; incomplete lines are left out."""
     try:
         with open(folder / "events.jsonl", "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -115,7 +152,7 @@ def last_life(folder: Path) -> list[dict[str, Any]]:
             lines = file.read().split(b"\n")
     except OSError:
         return []
-    events = []
+    events: list[dict[str, Any]] = []
     for line in lines[1:] if size > TAIL else lines:
         try:
             event = json.loads(line)
@@ -126,19 +163,8 @@ def last_life(folder: Path) -> list[dict[str, Any]]:
     return events
 
 
-def last_sign(folder: Path, events: list[dict[str, Any]]) -> float:
-    """When the run last wrote something, in seconds since the epoch."""
-    signs = [event["time"] for event in events[-1:]]
-    for name in ("events.jsonl", "record.json"):
-        try:
-            signs.append((folder / name).stat().st_mtime)
-        except OSError:
-            continue
-    return max(signs, default=0.0)
-
-
 def is_held(folder: Path) -> bool | None:
-    """Whether a process holds the run's lock; None where that cannot be told (no lock file, a file system without locks)."""
+    """Whether a process holds the run's lock; None: unknown (no lock file, or no locks on this file system)."""
     try:
         with open(folder / ".lock", "rb") as file:
             try:
@@ -150,7 +176,7 @@ def is_held(folder: Path) -> bool | None:
         return None
 
 
-def span(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
     minutes = round(seconds / 60)
     if seconds < 100:

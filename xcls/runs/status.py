@@ -1,155 +1,247 @@
-"""`make status`, `make watch`: a table of where runs stand, as their folders tell. Standard library only.
+"""`make status`, `make watch`: a table of all runs by sweep, from `sweep.json` and the run folders.
+
+Standard library only.
 
 python -m xcls.runs.status [FOLDER …] [--all] [--watch [SECONDS]]
-Exit code: 0; 1 where a run has failed, is stale (its record says running, but no process holds it) or cannot be read;
-2 for a folder that is not there.
+Exit code: 0; 1 where a run has failed, is stale (its record says running, but no process has it) or cannot be read;
+2 for a folder that does not exist.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shutil
+import socket
+import statistics
 import sys
 import textwrap
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from xcls.runs.identity import runs_root
-from xcls.runs.run_status import BAD, DONE, RUNNING, SILENT, STATES, WAITING, Standing, span
-from xcls.runs.sweep_status import Group, standings
+from xcls.runs.run_status import (
+    BAD,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    SILENT,
+    STATES,
+    WAITING,
+    RunStatus,
+    duration,
+    read_run,
+    run_folders,
+)
 
 USUAL = ("multirun", "pretrain", "finetune")  # may be missing: nothing has run yet
-LISTED = {RUNNING: 100, WAITING: 3, DONE: 0}  # runs of one group in this state that are shown without --all
+LISTED = {RUNNING: 100, WAITING: 3, DONE: 0}  # runs of one sweep in this state that are shown without --all
 OTHERS = 20
-PIPED = 160  # columns where nobody looks at a terminal
-NAME, FIGURES = 12, "{step:>15}  {loss:>7}  {speed:>9}  {left:>11}  {device}"
+PIPED = 160  # columns where the output is no terminal
+FIGURES = "{step:>15}  {loss:>7}  {speed:>9}  {left:>11}  {device}"
 TITLES = FIGURES.format(step="step", loss="loss", speed="tokens/s", left="left", device="device")
+
+
+@dataclass
+class SweepStatus:
+    """A sweep, or the runs beside each other in one folder."""
+
+    name: str
+    runs: list[RunStatus] = field(default_factory=list)
+    started: float | None = None  # seconds since the epoch
+    launcher: str = ""
+    note: str = ""
+
+    def count(self, *states: str) -> int:
+        """How many runs are in one of `states`."""
+        return sum(run.state in states for run in self.runs)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds, estimated: running and waiting runs at the pace of completed ones. None without a basis."""
+        running = [run for run in self.runs if run.state == RUNNING]
+        lasted = [run.lasted for run in self.runs if run.lasted and run.kind == "finetune"]
+        known = [run.left for run in running if run.left is not None]
+        if not running or len(known) < len(running) or self.count(WAITING) and not lasted:
+            return None
+        if not self.count(WAITING):
+            return max(known)
+        return statistics.mean(known) + self.count(WAITING) * statistics.median(lasted) / len(running)
+
+
+def read_all(places: list[Path], root: Path, now: float) -> list[SweepStatus]:
+    """Every run at or below `places` (run folders, sweep folders, folders of these), by sweep, in order of name."""
+    root, places = Path(os.path.abspath(root)), [Path(os.path.abspath(place)) for place in places]
+    patterns = ("sweep.json", "*/sweep.json", "multirun/*/sweep.json")
+    sweeps: dict[str, SweepStatus] = {}
+    taken: set[Path | None] = set()
+    for folder in sorted({file.parent for place in places for pattern in patterns for file in place.glob(pattern)}):
+        sweep = read_sweep(folder, root, now)
+        sweeps[sweep.name] = sweep
+        taken |= {run.folder for run in sweep.runs}
+    for folder in sorted({folder for place in places for folder in run_folders(place)} - taken):
+        home = next((p for p in folder.parents if p.parent.name == "multirun" or p.name in USUAL[1:]), folder.parent)
+        sweep = sweeps.setdefault(_below(home, root), SweepStatus(name=_below(home, root)))
+        sweep.runs.append(read_run(folder, _below(folder, home), now))
+    return [sweeps[name] for name in sorted(sweeps)]
+
+
+def read_sweep(folder: Path, root: Path, now: float) -> SweepStatus:
+    """The jobs of the sweep in `folder` as its sweep.json has them; none where that file is damaged."""
+    sweep = SweepStatus(name=_below(folder, root))
+    try:
+        content = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        sweep.launcher, sweep.started = str(content["launcher"]), float(content["started"])
+        alive = content["host"] != socket.gethostname() or _exists(int(content["pid"]))
+        sweep.runs = [_job_status(entry, folder, now, alive) for entry in content["jobs"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        sweep.note = f"sweep.json cannot be read ({type(error).__name__}); these are the runs that have a record."
+        return sweep
+    if not alive and sweep.count(WAITING):
+        sweep.note = "its launcher has ended. Jobs of a cluster go on; the same command starts the others."
+    return sweep
+
+
+def _job_status(entry: dict[str, Any], sweep: Path, now: float, alive: bool) -> RunStatus:
+    """The status of a job of sweep.json: its record first, then its launcher's word. `alive`: that launcher runs."""
+    state, cause = str(entry["state"]), str(entry["cause"] or "")
+    if state not in (WAITING, RUNNING, DONE, "skipped", FAILED):
+        raise ValueError(f"state {state}")
+    state = DONE if state == "skipped" else state
+    project = sweep.parent.parent
+    folder = project / str(entry["folder"]) if entry["folder"] else None
+    name = _below(folder, sweep if sweep in folder.parents else project) if folder else " ".join(entry["overrides"])
+    if folder is None or not (folder / "record.json").is_file():
+        run = RunStatus(name=name, state=state, folder=folder, note=cause)
+        if state == RUNNING:
+            run.note = "starting" if alive else "no record yet, and its launcher has ended"
+            run.state = RUNNING if alive else SILENT
+    else:
+        run = read_run(folder, name, now)
+        if alive and state in (WAITING, RUNNING) and run.state in (FAILED, INTERRUPTED):
+            run.state, run.note = state, f"again, after: {run.note}"  # its process has not yet opened the record
+        elif run.state == FAILED:
+            run.note = run.note or cause
+    run.kind, run.device = str(entry["kind"]), str(entry["device"] or run.device)
+    return run
+
+
+def _exists(pid: int) -> bool:
+    """Whether this machine has a process with this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _below(folder: Path, root: Path) -> str:
+    """`folder` relative to `root`, or whole where it is elsewhere."""
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
+
+
+def table(sweeps: list[SweepStatus], width: int, *, everything: bool = False) -> list[str]:
+    """The lines of the table, none wider than `width`. A sweep in which all is done is one line."""
+    if not sweeps:
+        return ["Nothing has run yet under multirun/, pretrain/, finetune/."]
+    lines: list[str] = []
+    for sweep in sweeps:
+        rows: list[RunStatus] = []
+        more: list[str] = []
+        for state in STATES:
+            runs = [run for run in sweep.runs if run.state == state]
+            shown = len(runs) if everything else LISTED.get(state, OTHERS)
+            rows += runs[:shown]
+            more += [f"  … and {len(runs) - shown} more {state}"] if len(runs) > shown > 0 else []
+        if lines and (rows or lines[-1].startswith(" ")):
+            lines.append("")
+        lines += textwrap.wrap(_summary(sweep), width, subsequent_indent="  ")
+        lines += textwrap.wrap(sweep.note, width, initial_indent="  ", subsequent_indent="  ")
+        named = max((len(run.name) for run in rows), default=0)
+        if any(run.state in (RUNNING, SILENT) for run in rows):
+            lines += _row("state", "run", TITLES, named, width)
+        for run in rows:
+            lines += _row(run.state, run.name, _figures(run), named, width)
+            indent = " " * 14
+            lines += textwrap.wrap(
+                run.note, width, initial_indent=indent, subsequent_indent=indent, max_lines=3, placeholder=" …"
+            )
+        lines += more
+    return lines
+
+
+def _summary(sweep: SweepStatus) -> str:
+    """`multirun/quick: 12 jobs: 7 done, 2 running, 3 waiting. Started 14:02 (gpu_server). About 25 min left.`"""
+    counts = [f"{sweep.count(state)} {state}" for state in (DONE, *STATES[:-1]) if sweep.count(state)]
+    noun = ("job" if sweep.launcher else "run") + "s" * (len(sweep.runs) != 1)
+    text = f"{sweep.name}: {len(sweep.runs)} {noun}: {', '.join(counts) or 'none'}."
+    if sweep.started:
+        text += f" Started {time.strftime('%Y-%m-%d %H:%M', time.localtime(sweep.started))} ({sweep.launcher})."
+    return text + (f" About {duration(sweep.left)} left." if sweep.left is not None else "")
+
+
+def _figures(run: RunStatus) -> str:
+    """The numbers of a run's line."""
+    if run.state == DONE:
+        return "" if run.score is None else f"macro-F1 {run.score:.4f}"
+    if run.state not in (RUNNING, SILENT):
+        return f"at step {run.step}/{run.steps}" if run.steps and run.step else ""
+    return FIGURES.format(
+        step=f"{run.step}/{run.steps} ({run.step / run.steps:.0%})" if run.steps else str(run.step or "-"),
+        loss="-" if run.loss is None else f"{run.loss:.4f}",
+        speed="-" if run.tokens_per_s is None else f"{run.tokens_per_s:,.0f}",
+        left="-" if run.left is None else duration(run.left),
+        device=run.device or "-",
+    )
+
+
+def _row(state: str, name: str, figures: str, named: int, width: int) -> list[str]:
+    """State, name and figures: on one line where that fits, else the figures on a second one."""
+    line = f"  {state:<12}{name:<{named}}  {figures}".rstrip()
+    if len(line) <= width:
+        return [line]
+    room = width - 14
+    name = name if len(name) <= room else f"{name[: room // 2]}…{name[len(name) - room + room // 2 + 1 :]}"
+    return [f"  {state:<12}{name}", f"{'':14}{figures}"[:width].rstrip()]
 
 
 def main(words: list[str] | None = None) -> int:
     """Prints the table once, or again and again until Ctrl-C. Gives the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m xcls.runs.status", description="Where runs stand, as their folders tell."
-    )
-    parser.add_argument(
-        "folders", nargs="*", metavar="FOLDER", help="run folders, sweeps, folders of these (all that there is)"
-    )
-    parser.add_argument("--all", action="store_true", help="list what is done and all that waits, too")
-    parser.add_argument(
-        "--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="look again every SECONDS (5)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m xcls.runs.status", description="The status of all runs.")
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="run folders, sweeps, folders of these (all)")
+    parser.add_argument("--all", action="store_true", help="list completed and all waiting runs too")
+    parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again every SECONDS (5)")
     args = parser.parse_args(words)
-    missing = [name for name in args.folders if not (runs_root(Path.cwd()) / name).is_dir()]
+    base = runs_root(Path.cwd())
+    missing = [name for name in args.folders if not (base / name).is_dir()]
     if missing:
         print(f"status: no such folder: {', '.join(missing)}", file=sys.stderr)
         return 2
-    base = runs_root(Path.cwd())
-    places = [base / name for name in args.folders or USUAL]
     code = 0
     try:
         while True:
-            groups = standings(places, base)
-            code = int(any(group.count(*BAD) for group in groups))
+            sweeps = read_all([base / name for name in args.folders or USUAL], base, time.time())
+            code = int(any(sweep.count(*BAD) for sweep in sweeps))
             width, height = shutil.get_terminal_size((PIPED, 1_000_000))
-            lines = table(groups, width, everything=args.all)
+            lines = table(sweeps, width, everything=args.all)
             if args.watch is None:
                 print("\n".join(lines))
                 return code
-            draw([f"{time.strftime('%H:%M:%S')}, again every {args.watch:g} s; Ctrl-C ends", "", *lines], height)
+            lines = [f"{time.strftime('%H:%M:%S')}, again every {args.watch:g} s; Ctrl-C ends", "", *lines]
+            if sys.stdout.isatty():
+                print("\x1b[H\x1b[J" + "\n".join(lines[: height - 1]), end="", flush=True)
+            else:
+                print("\n".join(lines) + "\n", flush=True)
             time.sleep(max(0.2, args.watch))
     except KeyboardInterrupt:
         print()
         return code
-
-
-def draw(lines: list[str], height: int) -> None:
-    """One picture of `watch`: over the last one on a terminal, below it elsewhere."""
-    if sys.stdout.isatty():
-        if len(lines) > height - 1:
-            lines = [*lines[: height - 2], f"… {len(lines) - height + 2} more lines"]
-        print("\x1b[H\x1b[J" + "\n".join(lines), end="", flush=True)
-    else:
-        print("\n".join(lines) + "\n", flush=True)
-
-
-def table(groups: list[Group], width: int, *, everything: bool = False) -> list[str]:
-    """The lines of the table, none wider than `width`. Groups in which all is done are one line."""
-    if not groups:
-        return ["Nothing has run yet under multirun/, pretrain/, finetune/."]
-    lines: list[str] = []
-    for group in groups:
-        rows, more = _chosen(group, everything)
-        if lines and (rows or lines[-1].startswith(" ")):
-            lines.append("")
-        lines += textwrap.wrap(_summary(group), width, subsequent_indent="  ")
-        for note in group.notes:
-            lines += textwrap.wrap(note, width, initial_indent="  ", subsequent_indent="  ")
-        named = max((len(run.name) for run in rows), default=0)
-        longer = max((len(run.device) - len("device") for run in rows), default=0)
-        one_line = 2 + NAME + named + 2 + len(TITLES) + max(0, longer) <= width
-        if any(run.state in (RUNNING, SILENT) for run in rows):
-            lines += _row("state", "run", TITLES, named, one_line, width)
-        for run in rows:
-            lines += _run(run, named, one_line, width)
-        lines += [f"  … and {count} more {state}" for state, count in more]
-    return lines
-
-
-def _chosen(group: Group, everything: bool) -> tuple[list[Standing], list[tuple[str, int]]]:
-    """The runs that are listed, in the order of STATES, and how many of which state are not."""
-    rows, more = [], []
-    for state in STATES:
-        runs = [run for run in group.runs if run.state == state]
-        shown = len(runs) if everything else LISTED.get(state, OTHERS)
-        rows += runs[:shown]
-        if len(runs) > shown > 0:
-            more.append((state, len(runs) - shown))
-    return rows, more
-
-
-def _summary(group: Group) -> str:
-    """`multirun/quick: 12 jobs: 7 done, 2 running, 3 waiting. Started 14:02 (local). About 25 min left.`"""
-    counts = [f"{group.count(state)} {state}" for state in (DONE, *STATES[:-1]) if group.count(state)]
-    noun = ("job" if group.launcher else "run") + "s" * (len(group.runs) != 1)
-    text = f"{group.name}: {len(group.runs)} {noun}: {', '.join(counts) or 'none'}."
-    if group.started:
-        text += f" Started {time.strftime('%Y-%m-%d %H:%M', time.localtime(group.started))} ({group.launcher})."
-    if group.left is not None:
-        text += f" About {span(group.left)} left."
-    return text
-
-
-def _run(run: Standing, named: int, one_line: bool, width: int) -> list[str]:
-    """The lines of one run: its figures, and the note below."""
-    if run.state in (RUNNING, SILENT):
-        share = f" ({run.step / run.steps:.0%})" if run.steps else ""
-        figures = FIGURES.format(
-            step=f"{run.step}/{run.steps}{share}" if run.steps else str(run.step or "-"),
-            loss="-" if run.loss is None else f"{run.loss:.4f}",
-            speed="-" if run.tokens_per_s is None else f"{run.tokens_per_s:,.0f}",
-            left="-" if run.left is None else span(run.left),
-            device=run.device or "-",
-        )
-    elif run.state == DONE:
-        figures = "" if run.score is None else f"macro-F1 {run.score:.4f}"
-    else:
-        figures = f"at step {run.step}/{run.steps}" if run.steps and run.step else ""
-    lines = _row(run.state, run.name, figures, named, one_line, width)
-    indent = " " * (2 + NAME)
-    return lines + textwrap.wrap(
-        run.note, width, initial_indent=indent, subsequent_indent=indent, max_lines=3, placeholder=" …"
-    )
-
-
-def _row(state: str, name: str, figures: str, named: int, one_line: bool, width: int) -> list[str]:
-    """State, name and figures: on one line where all rows of the group fit, else the figures on a second one."""
-    if one_line:
-        return [f"  {state:<{NAME}}{name:<{named}}  {figures}".rstrip()]
-    room = width - 2 - NAME
-    if len(name) > room:
-        name = f"{name[: room // 2]}…{name[len(name) - room + room // 2 + 1 :]}"
-    lines = [f"  {state:<{NAME}}{name}"]
-    return lines + ([f"{'':{2 + NAME}}{figures}"[:width].rstrip()] if figures else [])
 
 
 if __name__ == "__main__":
