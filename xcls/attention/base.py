@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from xcls.attention.work import Shape, Work
+
 HEADROOM = 16.0  # fp16 ends at 65,504, and q.k of large activations does not: products are smaller by this factor
 is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 
@@ -129,6 +131,13 @@ class Attention(nn.Module):
         example, NaN and Inf included. Softmax, feature maps, hashes and normalisers are computed in fp32 at least.
         """
         raise NotImplementedError
+
+    def operations(self, shape: Shape) -> tuple[Work, Work] | None:
+        """What inference and training (forward and backward) must compute and move, without masks and projections.
+
+        None where the mechanism gives no formula: `mode=bench` then has PyTorch's count alone.
+        """
+        return None
 
     def redraw(self, generator: torch.Generator) -> None:
         """Draw the random buffers anew from `generator`; nothing to do where there are none."""

@@ -10,8 +10,6 @@ Letters: B batch, H heads, N tokens, D head width, M features, W window of the r
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,6 +28,7 @@ from xcls.attention.base import (
 )
 from xcls.attention.kernels import favor_cpu, favor_products, favor_triton, favor_weights
 from xcls.attention.kernels.favor_chunks import AddBand
+from xcls.attention.work import Shape, Work
 
 DEAD = 1e-30  # a normaliser below this is that of a row with nothing to attend to
 
@@ -187,14 +186,12 @@ class RandomFeatures(KernelAttention):
         """A new projection from `generator` (a CPU one)."""
         self.projection.copy_(self.draw(generator))
 
-    def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Operations and bytes of inference and of training on B, H, N, D of `shape` (of `xcls.bench`), without masks.
-
-        Q W^T and K W^T, phi(K)^T V and phi(Q) of it; backward two products for each of the last two, and one for
+    def operations(self, shape: Shape) -> tuple[Work, Work]:
+        """Q W^T and K W^T, phi(K)^T V and phi(Q) of it; backward two products for each of the last two, and one for
         each of the first, since the directions need no gradient.
         """
-        product, moved = 2.0 * shape.vectors * self.num_features, 4.0 * shape.itemsize * shape.vectors
-        return (4 * product, moved), (10 * product, 3 * moved)
+        product = 2.0 * shape.vectors * self.num_features
+        return Work(4 * product, shape.moved), Work(10 * product, 3 * shape.moved)
 
 
 class Performer(RandomFeatures):

@@ -21,6 +21,7 @@ from torch import Tensor
 from xcls.attention.base import Masks, by_query_blocks, distance_matrix, fits, full_dtype, zero_padding
 from xcls.attention.favor import Performer, far_field, from_chunks, key_features, normalised, query_features, to_chunks
 from xcls.attention.favor_oprf import best_directions
+from xcls.attention.work import Shape, Work
 
 LOWEST = -1e30  # the stabiliser of a row without keys: finite
 
@@ -132,16 +133,14 @@ class PerformerBand(Performer):
         values = zero_padding(F.pad(v, (0, 1), value=1.0), masks.padding)
         return Parts(q * self.head_dim**-0.5, k, phi_q, phi_k, level, values, bias, masks)
 
-    def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Features as in `Performer`; then of whole chunks the far field and the three chunks of the band, the normaliser being
-        a column of the values. Two products backward for each.
+    def operations(self, shape: Shape) -> tuple[Work, Work]:
+        """Features as in `Performer`; then, of whole chunks, the far field and the three chunks of the band. Two
+        products backward for each.
         """
         chunk = min(self.window, shape.length)
-        slots = shape.batch * shape.heads * -(-shape.length // chunk) * chunk
-        features, width = 4.0 * shape.vectors * self.num_features, shape.head_dim
-        band, far = 2.0 * slots * 3 * chunk * (2 * width + 1), 4.0 * slots * self.num_features * (width + 1)
-        moved = 4.0 * shape.itemsize * shape.vectors
-        return (features + band + far, moved), (2 * features + 3 * (band + far), 3 * moved)
+        slots, features = shape.slots(chunk), 4.0 * shape.vectors * self.num_features
+        both = 4.0 * slots * shape.head_dim * (3 * chunk + self.num_features)
+        return Work(features + both, shape.moved), Work(2 * features + 3 * both, 3 * shape.moved)
 
 
 class PerformerBandOprf(PerformerBand):
@@ -151,7 +150,7 @@ class PerformerBandOprf(PerformerBand):
         """Those that are best for these q, k."""
         return best_directions(self.projection, q, k, masks.padding)
 
-    def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
+    def operations(self, shape: Shape) -> tuple[Work, Work]:
         """As in `PerformerBand`, and backward the gradient of the directions, through which A gets its own."""
-        inference, (flops, moved) = super().operations(shape)
-        return inference, (flops + 4.0 * shape.vectors * self.num_features, moved)
+        inference, training = super().operations(shape)
+        return inference, training + Work(4.0 * shape.vectors * self.num_features, 0)

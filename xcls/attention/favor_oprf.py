@@ -8,13 +8,12 @@ Letters: B batch, H heads, N tokens, D head width (d in formulas), M random feat
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from xcls.attention.base import Masks, full_dtype, zero_padding
 from xcls.attention.favor import Performer
+from xcls.attention.work import Shape, Work
 
 
 def real_counts(x: Tensor, padding: Tensor | None) -> Tensor | int:
@@ -65,7 +64,7 @@ class PerformerOprf(Performer):
         """Those that are best for these q, k."""
         return best_directions(self.projection, q, k, masks.padding)
 
-    def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
+    def operations(self, shape: Shape) -> tuple[Work, Work]:
         """As in `Performer`, and backward the gradient of the directions, through which A gets its own."""
-        inference, (flops, moved) = super().operations(shape)
-        return inference, (flops + 4.0 * shape.vectors * self.num_features, moved)
+        inference, training = super().operations(shape)
+        return inference, training + Work(4.0 * shape.vectors * self.num_features, 0)

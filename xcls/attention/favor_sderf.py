@@ -8,14 +8,13 @@ Letters: B batch, H heads, N tokens, D head width, M random features.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from xcls.attention.base import Masks, full_dtype, zero_padding
 from xcls.attention.favor import Performer
 from xcls.attention.favor_oprf import real_counts
+from xcls.attention.work import Shape, Work
 
 
 def moments(q: Tensor, k: Tensor, padding: Tensor | None) -> Tensor:
@@ -84,14 +83,13 @@ class PerformerSderf(Performer):
         """Those that are best for these q, k."""
         return sderf_directions(self.projection, moments(q, k, masks.padding))
 
-    def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
+    def operations(self, shape: Shape) -> tuple[Work, Work]:
         """As in FAVOR++, and Q^T Q and K^T K with their gradients. Of each head A, B and the directions times both, with
         theirs, whatever its length; the eigenvectors of S are not counted.
         """
-        (inference, moved), (training, moved_more) = super().operations(shape)
+        inference, training = super().operations(shape)
         heads, width = shape.batch * shape.heads, shape.head_dim
-        training += 4.0 * shape.vectors * self.num_features
-        squares = 4.0 * shape.vectors * width
-        cubes, turned = 4.0 * heads * width**3, 4.0 * heads * self.num_features * width**2
-        once = inference + squares + cubes + turned
-        return (once, moved), (training + 3 * squares + 4 * cubes + 2 * turned, moved_more)
+        training += Work(4.0 * shape.vectors * self.num_features, 0)
+        squares = Work(4.0 * shape.vectors * width, 0)
+        cubes, turned = Work(4.0 * heads * width**3, 0), Work(4.0 * heads * self.num_features * width**2, 0)
+        return inference + squares + cubes + turned, training + squares * 3 + cubes * 4 + turned * 2

@@ -17,6 +17,7 @@ from torch import Tensor
 from xcls.attention.base import Attention, Masks, full_dtype, is_compiling, mix
 from xcls.attention.kernels import lsh_cpu, lsh_triton, lsh_windows
 from xcls.attention.sorted_chunks import Chunks, attend, real_tokens
+from xcls.attention.work import Shape, Work, sorted_chunks_work
 
 
 def on_cpu(x: Tensor) -> bool:
@@ -124,6 +125,7 @@ class Reformer(Attention):
 
     ties_qk = True
     agreement = 0.0  # what the codes of a modification weigh in the logits
+    unhashed_rounds = 0  # rounds of a modification beside those that hash
 
     def __init__(
         self,
@@ -171,6 +173,23 @@ class Reformer(Attention):
     def codes(self, x: Tensor, masks: Masks) -> Tensor | None:
         """What `lsh_attention` takes as codes: x [B, H, N, D] -> [B, H, N, F], or None. With a gradient."""
         return None
+
+    def operations(self, shape: Shape) -> tuple[Work, Work]:
+        """x R for the hashes, without a gradient, and attention within chunks in each round. Codes widen q and k by the
+        columns of x R, which then has a gradient.
+        """
+        rounds = len(self.rotations)
+        columns = rounds * min(self.rotations.shape[-1], -(-shape.length // (2 * self.bucket_size)))
+        hashes = Work(2.0 * shape.vectors * columns, shape.moved / 4)
+        codes = Work(hashes.flops if self.agreement else 0.0, 0)
+        inference, training = sorted_chunks_work(
+            shape,
+            rounds=rounds + self.unhashed_rounds,
+            size=self.bucket_size,
+            reach=(self.chunks_before, self.chunks_after),
+            key_width=shape.head_dim + (columns if self.agreement else 0),
+        )
+        return hashes + inference + codes, hashes + training + codes * 3
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
         """q (k is the same, and is not read), v [B, H, N, D] -> [B, H, N, D]. Rotates and hashes in the configured order."""

@@ -19,6 +19,8 @@ from xcls.attention.lsh import Reformer, sort_keys
 class ReformerLocal(Reformer):
     """`Reformer` whose last round sorts by position alone: its chunks are consecutive real tokens."""
 
+    unhashed_rounds = 1
+
     def __init__(self, *, num_hashes: int = 2, **shape: Any) -> None:
         """num_hashes: all rounds, the local one included, so at least 2; the others as in `Reformer`."""
         if num_hashes < 2:

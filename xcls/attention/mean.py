@@ -7,12 +7,11 @@ Letters: B batch, H heads, N tokens, D head width.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from xcls.attention.base import Masks
 from xcls.attention.favor import KernelAttention
+from xcls.attention.work import Shape, Work
 
 
 class Mean(KernelAttention):
@@ -25,10 +24,7 @@ class Mean(KernelAttention):
         one = q.new_ones(*q.shape[:3], 1)
         return one, one
 
-    def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Operations and bytes of inference and of training: the sum of the values with the normaliser as a column, and
-        as much to hand it out; each has one product backward. v is read, the output written.
-        """
-        products = 4.0 * shape.vectors * (1 + 1 / shape.head_dim)
-        moved = 2.0 * shape.itemsize * shape.vectors
-        return (products, moved), (2 * products, 2 * moved)
+    def operations(self, shape: Shape) -> tuple[Work, Work]:
+        """The sum of the values, and as much to hand it out, each with one product backward; v and the output move."""
+        once = Work(4.0 * shape.vectors, shape.moved / 2)
+        return once, once * 2

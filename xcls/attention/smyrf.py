@@ -17,6 +17,7 @@ from torch import Tensor
 
 from xcls.attention.base import HEADROOM, Attention, Masks, full_dtype, mix
 from xcls.attention.sorted_chunks import Chunks, attend, real_tokens
+from xcls.attention.work import Shape, Work, sorted_chunks_work
 
 
 @torch.no_grad()
@@ -74,6 +75,14 @@ class Smyrf(Attention):
     def redraw(self, generator: torch.Generator) -> None:
         """New directions from `generator` (a CPU one)."""
         self.directions.copy_(torch.randn(self.directions.shape, generator=generator))
+
+    def operations(self, shape: Shape) -> tuple[Work, Work]:
+        """q and k along each round's direction, and attention within clusters; k is sorted by itself."""
+        rounds = len(self.directions)
+        hashes = Work(4.0 * rounds * shape.vectors, shape.moved / 2)
+        inference, training = sorted_chunks_work(shape, rounds=rounds, size=self.bucket_size)
+        keys = Work(0, rounds * shape.moved / 4)
+        return hashes + inference + keys, hashes + training + keys * 3
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
         """q, k, v [B, H, N, D] -> [B, H, N, D]."""

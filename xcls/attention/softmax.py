@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from xcls.attention.base import HEADROOM, Attention, Masks, distance_matrix, fits, is_compiling
 from xcls.attention.kernels.softmax_blocks import in_blocks
+from xcls.attention.work import Shape, Work
 
 LOWEST_HALF = torch.finfo(torch.float16).min
 
@@ -79,6 +80,13 @@ class Sdpa(Attention):
     rows that are computed again in the backward pass. `path` says which: "whole" or "blocks".
     """
 
+    def operations(self, shape: Shape) -> tuple[Work, Work]:
+        """Q K^T and P V; four more products backward. The scores are written, read, and written and read again as
+        probabilities: that is what explicit means.
+        """
+        once = Work(4.0 * shape.pairs * shape.head_dim, shape.moved + 4.0 * shape.itemsize * shape.pairs)
+        return once, once * 3
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
         """q, k, v [B, H, N, D] -> [B, H, N, D]."""
         batch, heads, length, _ = q.shape
@@ -96,6 +104,11 @@ class SdpaFused(Attention):
     It gets the least mask that will do: none, its own causal one, or a sum. With a relative bias that is N x N, and a
     trained one makes PyTorch leave its fused kernels; where it does not fit, `Sdpa`'s blocks do the work.
     """
+
+    def operations(self, shape: Shape) -> tuple[Work, Work]:
+        """The same products without the scores in memory, which the backward pass computes again: seven products."""
+        product = 2.0 * shape.pairs * shape.head_dim
+        return Work(2 * product, shape.moved), Work(7 * product, 3 * shape.moved)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
         """q, k, v [B, H, N, D] -> [B, H, N, D]."""

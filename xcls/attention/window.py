@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcls.attention.base import HEADROOM, Attention, Masks, distance_matrix
+from xcls.attention.work import Shape, Work
 
 
 class Window(Attention):
@@ -61,15 +62,11 @@ class Window(Attention):
         shape = (*pairs.shape[:2], blocked.shape[2], size, 3 * size)
         return blocked | pairs.as_strided(shape, (batch, heads, size * (row + column), row, column))
 
-    def operations(self, shape: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Operations and bytes of inference and of training: q k^T and p v over three chunks, twice that backward.
-
-        Of whole chunks.
-        """
+    def operations(self, shape: Shape) -> tuple[Work, Work]:
+        """q k^T and p v over three chunks, twice that backward; of whole chunks."""
         chunk = min(self.window, shape.length)
-        slots = shape.batch * shape.heads * -(-shape.length // chunk) * chunk
-        products, moved = 4.0 * slots * 3 * chunk * shape.head_dim, 4.0 * shape.itemsize * shape.vectors
-        return (products, moved), (3 * products, 3 * moved)
+        once = Work(12.0 * shape.slots(chunk) * chunk * shape.head_dim, shape.moved)
+        return once, once * 3
 
 
 def _windows(x: Tensor, dim: int, size: int, fill: int, value: bool = False) -> Tensor:

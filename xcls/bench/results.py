@@ -8,8 +8,8 @@ import math
 from statistics import median
 from typing import Any, Sequence
 
+from xcls.attention.work import Work
 from xcls.bench.cases import MEASURES, OURS, Case
-from xcls.bench.formulas import Work
 from xcls.bench.others import rivals
 
 Row = dict[str, Any]

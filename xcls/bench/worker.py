@@ -19,9 +19,10 @@ from typing import Any, Callable
 import torch
 
 from xcls.attention.base import Masks
+from xcls.attention.work import Shape
 from xcls.bench.cases import MEASURES, OURS, Case, build, make_attention, make_position
 from xcls.bench.error import SHARED, SOFTMAX, attend, draws, errors_of, exact, random_inputs, summary
-from xcls.bench.formulas import Shape, work
+from xcls.bench.formulas import work
 from xcls.bench.limit import limit_memory, refusal
 from xcls.bench.machine import copy_rate, counted, marker, matmul_rate, synchronizer
 from xcls.bench.make import make
@@ -105,9 +106,7 @@ def describe_work(case: Case, attention: torch.nn.Module) -> dict[str, Any]:
     itemsize = torch.empty(0, dtype=DTYPES[case.dtype]).element_size()
     shape = Shape(case.batch, case.num_heads, case.seq_len, case.head_dim, itemsize)
     plain = case.origin == OURS and make_position(case).bias(0) is None
-    by_measure = work(case.part, attention, shape) if plain else None
-    if by_measure is None:
-        return {}
+    by_measure = work(case.part, attention, shape) if plain else {}
     found: dict[str, Any] = {}
     for measure, amount in by_measure.items():
         found[f"{measure}_flops"], found[f"{measure}_bytes"] = amount.flops, amount.bytes
