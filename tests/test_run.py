@@ -222,7 +222,7 @@ REFUSED = [
     ("size.num_heads=3", "must divide the width"),
     ("exp=../../x", "plain name"),
     ("exp=/abs", "plain name"),
-    ("~seed", "cannot be taken away"),
+    ("~seed", "~seed"),
     ("position=null", "run.py: "),
     ("dataset.path=nope.csv", "nope.csv"),
     ("dataset.text=body", "body"),

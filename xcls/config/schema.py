@@ -306,6 +306,8 @@ def check(config: Config) -> None:
             wrong.append(f"{stage}.epochs={training.epochs}: more than 0 is needed, or set {stage}.max_steps.")
     if config.pretraining.select_by != "val_loss":
         wrong.append(f"pretraining.select_by={config.pretraining.select_by}: pretraining selects by val_loss alone.")
+    if config.mode != "predict" and (config.text is not None or config.reading):
+        wrong.append("text: this is about the new documents of mode=predict. To train on a column, set dataset.text.")
     if wrong:
         raise UserError("\n".join(wrong))
     for key in ("sweep",) if config.mode in ("eval", "predict") else ("exp", "sweep"):  # they become folders
