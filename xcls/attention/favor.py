@@ -26,7 +26,7 @@ from xcls.attention.base import (
     mix,
     zero_padding,
 )
-from xcls.attention.kernels import favor_cpu, favor_products, favor_triton, favor_weights
+from xcls.attention.kernels import favor_products, favor_triton
 from xcls.attention.kernels.favor_chunks import AddBand
 from xcls.attention.work import Shape, Work
 
@@ -217,10 +217,7 @@ class Performer(RandomFeatures):
             return favor_triton.favor(q, k, v, directions[0, 0].float(), masks.padding, self.epsilon)
         if is_compiling():  # the compiler fuses the formula by itself
             return super().attend(q, k, v, masks)
-        if shared and favor_weights.available(q, self.num_features):
-            return favor_weights.favor(q, k, v, directions[0, 0], masks.padding, self.epsilon)
-        quick = favor_cpu if q.device.type == "cpu" else favor_products
-        return quick.favor(q, k, v, directions, offset, masks.padding, self.epsilon)
+        return favor_products.favor(q, k, v, directions, offset, masks.padding, self.epsilon)
 
 
 # Masks between tokens, and a relative bias

@@ -5,14 +5,16 @@ Letters: B batch, H heads, N tokens, D head width.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from xcls.attention.kernels import is_compiling
 from xcls.position import rope_triton
 from xcls.position.base import Position
-
-is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 
 
 def rotary_angles(length: int, head_dim: int, base: float) -> Tensor:
@@ -24,59 +26,46 @@ def rotary_angles(length: int, head_dim: int, base: float) -> Tensor:
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn channel i with channel i + D // 2: x [B, H, N, D], cos and sin [N, D // 2] -> [B, H, N, D], dtype kept.
 
-    Computed in fp32 at least. With an odd D the last channel is not turned.
+    x cos + swap(x) sin over whole rows, where swap exchanges their halves. Computed in fp32 at least. With an odd D the
+    last channel is not turned.
     """
-    half = cos.shape[-1]
-    first, second, rest = x.to(torch.promote_types(x.dtype, cos.dtype)).split((half, half, x.shape[-1] - 2 * half), -1)
-    turned = (first * cos - second * sin, second * cos + first * sin, rest)
-    return torch.cat(turned, dim=-1).to(x.dtype)
+    rest = (0, x.shape[-1] - 2 * cos.shape[-1])
+    wide = F.pad(torch.cat((cos, cos), -1), rest, value=1.0), F.pad(torch.cat((-sin, sin), -1), rest)  # [N, D] each
+    return _turned(x, *wide) if is_compiling() else _Turn.apply(x, *wide)
 
 
-class _Turn(torch.autograd.Function):
-    """`rotate_pairs` in few passes over whole rows: x cos + swap(x) sin, where swap exchanges the halves of a row.
-
-    cos, sin [N, D]: for all channels, with the signs of the formula. The gradient is turned back by the same angles.
-    """
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return turn(x, cos, sin)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return turn(grad, cos, -sin), None, None
-
-
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x cos + swap(x) sin: x [B, H, N, D], cos and sin [N, D] -> [B, H, N, D] in the dtype of x."""
-    x = x.contiguous()
-    dtype, half = torch.promote_types(x.dtype, cos.dtype), x.shape[-1] // 2
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    x, half, dtype = x.contiguous(), x.shape[-1] // 2, torch.promote_types(x.dtype, cos.dtype)
     swapped = torch.cat((x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]), dim=-1)
     return (x.to(dtype) * cos).addcmul_(swapped.to(dtype), sin).to(x.dtype)
 
 
+class _Turn(torch.autograd.Function):
+    """The gradient is turned back by the same angles; what autograd makes of the formula takes a tenth more memory."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, -sin), None, None
+
+
+@dataclass(frozen=True, eq=False)
 class Rotation:
-    """The rotation of `rotate_pairs` for one length, by the quickest way there is for a tensor.
+    """The rotation of `rotate_pairs` for one length, by Triton where it runs. cos, sin: [N, D // 2], fp32."""
 
-    cos, sin: [N, D // 2], fp32. rest: the channels that are not turned, 0 or 1.
-    """
-
-    def __init__(self, cos: Tensor, sin: Tensor, rest: int) -> None:
-        self.cos, self.sin = cos, sin
-        if cos.device.type == "cpu":
-            ones = cos.new_ones(len(cos), rest)
-            self.wide = torch.cat((cos, cos, ones), -1), torch.cat((-sin, sin, 1 - ones), -1)
+    cos: Tensor
+    sin: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [B, H, N, D] -> [B, H, N, D] in the dtype of x."""
-        if rope_triton.available(x):
-            return rope_triton.rotate(x, self.cos, self.sin)
-        if is_compiling() or x.device.type != "cpu":
-            return rotate_pairs(x, self.cos, self.sin)
-        return _Turn.apply(x, *self.wide)
+        rotate = rope_triton.rotate if rope_triton.available(x) else rotate_pairs
+        return rotate(x, self.cos, self.sin)
 
 
 class Rotary(Position):
@@ -96,4 +85,4 @@ class Rotary(Position):
     def rotation(self, length: int, device: torch.device) -> Rotation:
         """The map [B, H, N, D] -> [B, H, N, D] for N = length. Raises ValueError where it is above seq_len."""
         self.check_length(length)
-        return Rotation(self.cos[:length].to(device), self.sin[:length].to(device), self.head_dim % 2)
+        return Rotation(self.cos[:length].to(device), self.sin[:length].to(device))

@@ -1,12 +1,11 @@
-"""FAVOR+ without masks between tokens, in few large operations: `favor.Performer` on GPUs without tensor cores for Triton.
+"""FAVOR+ without masks between tokens, in few large operations: `favor.Performer` on CPUs, and on GPUs where `favor_triton` does not run.
 
 Linear attention is softmax attention twice: directions attend to keys, queries to directions. With t_m = sum_j phi_m(k_j),
 
     mean_m = sum_j softmax_j(w_m.k_j - |k_j|^2 / (2 sqrt D)) v_j,    out_i = sum_m softmax_m(w_m.q_i + log t_m) mean_m
 
-What is multiplied in 16 bits is then a weight in [0, 1] or a mean of values, which fp16 holds too; exponents, softmax and
-normalisers are fp32. Summands of exponents are a column of the product that makes them. What lies between the products
-is `favor_rows.py`.
+Factors of 16-bit products are then weights in [0, 1] or means of values, which fp16 holds too; exponents, softmax and
+normalisers are fp32. Summands of exponents are a column of the product that makes them.
 Letters: B batch, H heads, N tokens, D head width, M features, G = B x H.
 """
 
@@ -17,20 +16,35 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from xcls.attention.base import full_dtype
-from xcls.attention.kernels.favor_rows import gradient_of_means, softmax_into
 
 EXCLUDED = 1e30  # the half norm of a pad: its exponent is lower than any other, and finite
+CACHED = 2**20  # features of a group of examples on a CPU: 4 MiB in fp32, which stay in the cache
 
 
 def favor(
     q: Tensor, k: Tensor, v: Tensor, directions: Tensor, offset: Tensor | None, padding: Tensor | None, epsilon: float
 ) -> Tensor:
-    """As `favor_cpu.favor`, in whose words the arguments are described: q, k, v [B, H, N, D] -> [B, H, N, D]."""
-    return _Favor.apply(q, k, v, directions, offset, padding, epsilon)
+    """Linear attention with the features exp(w.x + c - |x|^2 / (2 sqrt D)): q, k, v [B, H, N, D] -> [B, H, N, D].
+
+    directions: w [B|1, H|1, M, D]; offset: c [B|1, H|1, 1, M] or None; padding [B, N]: pads hold finite numbers, and the
+    output in their rows means nothing; epsilon is added to the features of keys, the largest of which is 1.
+    Gradients reach q, k, v, w and c. They hold the stabiliser, the largest exponent of a key, constant: exact at
+    epsilon = 0, where it cancels, and else up to terms of the size of epsilon. Features and normaliser are fp32 (fp64
+    for fp64 input); the products behind them are in the dtype of v. On a CPU some examples at a time.
+    """
+    examples = len(q)
+    if q.device.type == "cpu":
+        examples = max(1, CACHED // max(1, q[0].numel() // q.shape[3] * directions.shape[2]))
+    if examples >= len(q):
+        return _Favor.apply(q, k, v, directions, offset, padding, epsilon)
+    groups = -(-len(q) // examples)
+    given = [(x,) * groups if x is None or len(x) == 1 else x.split(examples) for x in (directions, offset, padding)]
+    parts = zip(*(x.split(examples) for x in (q, k, v)), *given)
+    return torch.cat([_Favor.apply(*part, epsilon) for part in parts])
 
 
 class _Favor(torch.autograd.Function):
-    """Keeps q, k, v, the weights of both softmaxes in the dtype of v, and what is of the size of the directions."""
+    """Keeps q, k, v, the weights of both softmaxes in the dtype of v, and tensors of the size of the directions."""
 
     @staticmethod
     def forward(
@@ -53,22 +67,24 @@ class _Favor(torch.autograd.Function):
         if padding is not None:
             half_norm.masked_fill_(padding[:, None], EXCLUDED)
 
-        exponent = torch.bmm(with_column(w, -1.0), with_column(k, half_norm, full).transpose(1, 2))  # [G, M, N]
+        exponent = torch.bmm(_with_column(w, -1.0), _with_column(k, half_norm, full).transpose(1, 2))  # [G, M, N]
+        largest = exponent.amax(dim=-1, keepdim=True)  # [G, M, 1]
+        weights = torch.softmax(exponent, dim=-1)
+        total = largest - weights.amax(dim=-1, keepdim=True).log()  # log t
         h = v.new_empty(batch * heads, features + 1, length)
-        total, largest = (x + c for x in softmax_into(exponent, h))
+        h[:, :features] = weights
         h[:, features].view(batch, heads, length).copy_((real / count)[:, None])
-        del exponent
+        del exponent, weights
         v = v.reshape(-1, length, width)
         means = torch.bmm(h, v)
-        total = total - largest.amax(dim=1, keepdim=True)  # log t under the largest feature of all
+        total = total - (largest + c).amax(dim=1, keepdim=True) + c  # under the largest feature of all
         extra = (epsilon * count).log().repeat_interleave(heads, dim=0).unsqueeze(-1)  # [G, 1, 1]
         level = torch.logaddexp(total, extra)
         share = (total - level).exp()  # what of a feature's sum is not epsilon, [G, M, 1]
         mean = torch.lerp(means[:, features:], means[:, :features], share.to(v.dtype))
 
-        exponent = torch.bmm(with_column(q, 1.0, full), with_column(w, level + c).transpose(1, 2))  # [G, N, M]
-        p = v.new_empty(batch * heads, length, features)
-        softmax_into(exponent, p)
+        exponent = torch.bmm(_with_column(q, 1.0, full), _with_column(w, level + c).transpose(1, 2))  # [G, N, M]
+        p = torch.softmax(exponent, dim=-1).to(v.dtype)
         ctx.save_for_backward(q, k, v, directions, offset, h, p, mean, means, share)
         return torch.bmm(p, mean).view(q.shape)
 
@@ -85,7 +101,7 @@ class _Favor(torch.autograd.Function):
             q_grad = torch.bmm(change_q, w).view(q.shape)
             mean_grad = torch.bmm(p.transpose(1, 2), grad)
             level_grad = change_q.sum(dim=1, dtype=share.dtype).unsqueeze(-1)  # [G, M, 1]
-            means_grad, constant = gradient_of_means(mean_grad, means, share, level_grad)
+            means_grad, constant = _gradient_of_means(mean_grad, means, share, level_grad)
             change_k = torch.baddbmm(constant.to(v.dtype), means_grad[:, :features], v.transpose(1, 2))
             change_k.mul_(h[:, :features])  # [G, M, N]
             k_grad = torch.bmm(change_k.transpose(1, 2), w).view(k.shape)
@@ -102,7 +118,23 @@ class _Favor(torch.autograd.Function):
         return q_grad, k_grad, v_grad, w_grad, c_grad, None, None
 
 
-def with_column(x: Tensor, column: Tensor | float, dtype: torch.dtype | None = None) -> Tensor:
+def _gradient_of_means(mean_grad: Tensor, means: Tensor, share: Tensor, level_grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of mean = share weighted + (1 - share) alike, with means [G, M+1, D] = (weighted, alike).
+
+    mean_grad [G, M, D]; share [G, M, 1]; level_grad [G, M, 1], that of the level, of which each feature's sum has its
+    share -> the gradient of `means`, like it, and what it takes from the softmax over keys, [G, M, 1]:
+    share (level_grad + (1 - share) mean_grad.(weighted - alike)) - share mean_grad.weighted.
+    """
+    mean_grad, features = mean_grad.to(share.dtype), mean_grad.shape[1]
+    weighted, alike = means.to(share.dtype).split((features, 1), dim=1)
+    tilt = (mean_grad * (weighted - alike)).sum(dim=-1, keepdim=True)
+    weighted_grad = share * mean_grad
+    alike_grad = ((1 - share) * mean_grad).sum(dim=1, keepdim=True)
+    constant = share * (level_grad + (1 - share) * tilt) - (weighted_grad * weighted).sum(dim=-1, keepdim=True)
+    return torch.cat((weighted_grad, alike_grad), dim=1).to(means.dtype), constant
+
+
+def _with_column(x: Tensor, column: Tensor | float, dtype: torch.dtype | None = None) -> Tensor:
     """x [..., n, D] with one column more, [G, n, D+1]; column: a number, or a tensor of as many entries as x has rows."""
     out = x.new_empty(*x.shape[:-1], x.shape[-1] + 1, dtype=dtype)
     out[..., :-1] = x
