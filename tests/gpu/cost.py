@@ -138,10 +138,6 @@ def _lsh(qk: Tensor, order: Tensor, chunk: int, before: int, after: int, backwar
     return Work(products, kernels=rounds + (rounds > 1 and not backward), passes=rounds)
 
 
-def _exponents(x: Tensor, w: Tensor, *_: Any) -> Work:
-    return Work(2.0 * x.numel() * len(w), torch.float32)
-
-
 def _hash(x: Tensor, rotations: Tensor, padding: Tensor | None, count: Tensor | None, bucket_size: int) -> Work:
     columns = min(rotations.shape[-1], -(-x.shape[2] // (2 * bucket_size)))  # what the longest example uses
     return Work(2.0 * x.numel() * len(rotations) * -(-columns // 16) * 16, torch.float32)  # in steps of 16
@@ -153,11 +149,6 @@ WORK: dict[str, Callable[..., Work]] = {
     "merge_heads": lambda *_: Work(),
     "favor_forward": lambda q, k, v, directions, *_: _favor(q, directions, False),
     "favor_backward": lambda grad, q, k, v, directions, *_: _favor(q, directions, True),
-    "favor_softmax": lambda x, out: Work(passes=1 + (x.shape[-1] > 4096)),
-    "favor_means_grad": lambda *_: Work(),
-    "favor_sums": _exponents,
-    "favor_weights": _exponents,
-    "favor_weights_grad": _exponents,
     "lsh_keys": _hash,
     "lsh_windows": lambda *_: Work(),
     "lsh_tokens": lambda *_: Work(),
