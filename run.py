@@ -54,7 +54,7 @@ from xcls.config.overrides import admitted, quote_typed  # noqa: E402
 from xcls.config.schema import UserError  # noqa: E402
 from xcls.runs.identity import runs_root  # noqa: E402
 from xcls.runs.redact import hide_secrets  # noqa: E402
-from xcls.runs.spec import Outline, outlines  # noqa: E402
+from xcls.runs.spec import JobSpec  # noqa: E402
 
 sys.excepthook = HOOK  # `enter` sees to it from here
 
@@ -90,9 +90,11 @@ def main(cfg: DictConfig) -> None:
     try:
         composed = compose_config(cfg)
         config = composed.config
-        from xcls.stages.start import start  # torch and the rest, only now
+        from xcls.build import run_mode, run_spec  # torch and the rest, only now
 
-        code = start(config, composed.choices, composed.parent, command=composed.overrides, root=ROOT)
+        if config.mode == "bench":
+            from xcls.bench.start import bench as run_mode  # the measuring code, which no other mode needs
+        code = run_mode(run_spec(composed))
     except KeyboardInterrupt as stop:
         if not stop.args and config is not None and config.mode in ("eval", "predict", "bench"):
             stop = KeyboardInterrupt(f"mode={config.mode}: interrupted.")  # it may have written something
@@ -115,13 +117,11 @@ def check_grid(words: list[str]) -> None:
         raise UserError(f"This sweep has more than {MOST_JOBS:,} jobs. Take values out of its lists and ranges.")
 
 
-def outline(cfg: DictConfig) -> list[Outline]:
+def outline(cfg: DictConfig) -> list[JobSpec]:
     """For the launcher of a sweep: the run of one job, last, after the runs it needs first. Raises UserError."""
-    run = compose_config(cfg)
-    from xcls.build import Plan  # torch and the rest, only now
-    from xcls.train.cards import of_jobs
+    from xcls.build import job_specs  # torch and the rest, only now
 
-    return outlines(Plan(run.config, run.choices, run.parent, run.overrides, ROOT, find=of_jobs))
+    return job_specs(cfg)
 
 
 def raised_by_hydra(error: Exception) -> bool:

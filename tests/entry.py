@@ -172,11 +172,11 @@ class Entry:
 def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
     """run.py of the project in `folder`: stages, jobs of sweeps and processes do not start, but count."""
     import xcls.bench.start
-    import xcls.stages.start
+    import xcls.stages.training
 
     entry = Entry(folder)
 
-    def stage(plan: Any, prepared: Any, before: Any) -> int:
+    def stage(plan: Any, prepared: Any, before: Any, sources: Any) -> int:
         entry.stages.append(str(plan.folder))
         entry.prepared = prepared
         return 0
@@ -193,8 +193,8 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
         made.launch = launch
         return made
 
-    monkeypatch.setattr(xcls.stages.start, "_run_stage", stage)
-    monkeypatch.setattr(xcls.stages.start, "_process", lambda overrides, root: 0)
+    monkeypatch.setattr(xcls.stages.training, "run_stage", stage)
+    monkeypatch.setattr(xcls.stages.training, "make_first", lambda spec: None)
     monkeypatch.setattr(xcls.bench.start, "run_bench", lambda *_, **__: None)
     monkeypatch.setattr(xcls.bench.start, "run_training_bench", lambda *_, **__: None)
     monkeypatch.setattr(Plugins, "instantiate_launcher", launcher)

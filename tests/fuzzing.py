@@ -212,7 +212,7 @@ TARGETS = [
     "builtins.eval",
     "subprocess.run",
     "shutil.rmtree",
-    "xcls.stages.start.start",
+    "xcls.stages.training.train",
     "xcls.data.cache.build_once",
     "xcls.attention.softmax",
     "xcls.attention.softmax.Nope",

@@ -36,7 +36,7 @@ def struck(project: Project, module: str, *words: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("module", ["hydra", "xcls.config.cli_checks", "xcls.stages.start", "xcls.data.stratify"])
+@pytest.mark.parametrize("module", ["hydra", "xcls.config.cli_checks", "xcls.stages.training", "xcls.data.stratify"])
 def test_before_the_run_it_is_one_line(project: Project, module: str) -> None:
     before = project.files()
     done = struck(project, module, "mode=finetune", "exp=x")
@@ -56,21 +56,21 @@ def test_as_its_folder_is_made_it_is_taken_back_and_a_life_before_it_is_not(
 
     entry = enter(project.folder, monkeypatch)
 
-    def strike(plan: Any, prepared: Any, before: Any) -> int:
+    def strike(plan: Any, prepared: Any, before: Any, sources: Any) -> int:
         (plan.folder / "logs").mkdir(exist_ok=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("xcls.stages.start._run_stage", strike)
+    monkeypatch.setattr("xcls.stages.training.run_stage", strike)
     outcome = entry(*SMALL, "mode=finetune", "exp=x")
     assert (outcome.code, outcome.stderr, outcome.traceback) == (130, LINE, "") and not (
         project.folder / "finetune" / "x"
     ).exists()
     monkeypatch.setattr(
-        "xcls.stages.start._run_stage",
-        lambda plan, prepared, before: write_record(plan.record(prepared), plan.folder) or 0,
+        "xcls.stages.training.run_stage",
+        lambda plan, prepared, before, sources: write_record(plan.record(prepared), plan.folder) or 0,
     )
     assert entry(*SMALL, "mode=finetune", "exp=x").code == 0
-    monkeypatch.setattr("xcls.stages.start._run_stage", strike)
+    monkeypatch.setattr("xcls.stages.training.run_stage", strike)
     outcome = entry(*SMALL, "mode=finetune", "exp=x", "resume=true")
     assert (outcome.code, outcome.stderr) == (
         130,

@@ -10,8 +10,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -47,14 +49,14 @@ def not_in_a_test(self: Any) -> Any:
 @pytest.fixture(scope="module")
 def entry(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
     """run.py in a copy of a project with complete runs."""
-    from xcls.stages import finished as start_finished
+    from xcls.stages import evaluate, predict
 
     place = tmp_path_factory.mktemp("fuzz") / "project"
     shutil.copytree(finished.folder, place, symlinks=True)
     with entered(place) as made, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pydocs, "load", not_in_a_test)
-        patch.setattr(start_finished, "evaluate", lambda **_: {"macro_f1": 0.5})
-        patch.setattr(start_finished, "predict", lambda **_: 1)
+        patch.setattr(evaluate, "score_split", lambda model, rows, **_: SimpleNamespace(logits=np.eye(2)[rows.labels]))
+        patch.setattr(predict, "_predicted", lambda *_, **__: {})
         yield made
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import SMALL, Project
 from tests.entry import Entry, entered
 from xcls.config.schema import UserError
-from xcls.stages.folder import refuse_twin, take_back
+from xcls.runs.folder import check_case_collision, rollback
 
 pytestmark = pytest.mark.slow
 
@@ -78,12 +78,12 @@ def test_twins_are_seen_up_to_the_stage_s_folder(tmp_path: Path) -> None:
     (tmp_path / "multirun" / "a" / "b").mkdir(parents=True)
     (tmp_path / "MULTIRUN").mkdir()
     assert (
-        refuse_twin(tmp_path / "multirun" / "a" / "b") is None
-        and refuse_twin(tmp_path / "multirun" / "c" / "b") is None
+        check_case_collision(tmp_path / "multirun" / "a" / "b") is None
+        and check_case_collision(tmp_path / "multirun" / "c" / "b") is None
     )
     for twin in ("A/b", "a/B"):
         with pytest.raises(UserError, match="differ in case alone"):
-            refuse_twin(tmp_path / "multirun" / twin)
+            check_case_collision(tmp_path / "multirun" / twin)
 
 
 @pytest.mark.parametrize(
@@ -252,12 +252,12 @@ def test_what_a_refused_run_made_is_taken_back(tmp_path: Path) -> None:
     folder = tmp_path / "multirun" / "sw" / "files" / "run"
     (folder / "logs").mkdir(parents=True)
     (folder / "record.json").touch()
-    take_back(folder, set())
+    rollback(folder, set())
     assert not (tmp_path / "multirun" / "sw").exists() and (tmp_path / "multirun").is_dir()
     folder.mkdir(parents=True)
     for name in ("config.yaml", "record.json"):
         (folder / name).touch()
-    take_back(folder, {"config.yaml"})
+    rollback(folder, {"config.yaml"})
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 

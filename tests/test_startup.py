@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDLESS = ("matplotlib", "datasets", "transformers", "wandb", "pyarrow.dataset", "pyarrow.parquet", "huggingface_hub")
 PATH = """
 import json, sys
-import xcls.stages.start, xcls.stages.finetune
+import xcls.stages.training, xcls.stages.finetune
 from xcls.data.files import Files
 from xcls.data.splits import prepare
 from xcls.data.tokenizer import make_tokenizer

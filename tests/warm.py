@@ -172,9 +172,10 @@ def load() -> None:
 
     import xcls.stages.baseline
     import xcls.stages.finetune
-    import xcls.stages.finished
     import xcls.stages.pretrain
-    import xcls.stages.start
+    import xcls.stages.predict
+    import xcls.stages.evaluate
+    import xcls.stages.training
     import xcls.stages.texts  # noqa: F401
 
 

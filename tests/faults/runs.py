@@ -24,7 +24,7 @@ from tests.samples import (
 from xcls.config.schema import Hardware, Masking
 from xcls.runs.record import Events, carry_over, read_record
 from xcls.stages.finetune import finetune
-from xcls.stages.folder import DONE, decide
+from xcls.runs.folder import DONE, decide
 from xcls.stages.pretrain import pretrain
 from xcls.train.checkpoint import Checkpoints, read_checkpoint
 from xcls.train.precision import Precision

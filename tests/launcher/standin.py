@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 
 from xcls.config.schema import UserError
 from xcls.runs.record import Events, Record, read_record, write_record
-from xcls.runs.spec import Outline
-from xcls.stages.folder import decide
+from xcls.runs.spec import JobSpec
+from xcls.runs.folder import decide
 
 ROOT = Path(__file__).resolve().parent
 CONFIG = """
@@ -80,12 +80,12 @@ def place(cfg: DictConfig, record: Record) -> Path:
     )
 
 
-def one(cfg: DictConfig, mode: str, overrides: list[str] | None = None) -> Outline:
+def one(cfg: DictConfig, mode: str, overrides: list[str] | None = None) -> JobSpec:
     """The outline of one run by itself."""
     record = blank(cfg, mode)
     folder = place(cfg, record)
     action, found = decide(folder, record.hash, resume=True, sweep=True, retry_failed=cfg.retry_failed, code={})
-    return Outline(
+    return JobSpec(
         kind=mode,
         folder=folder,
         hash=record.hash,
@@ -98,7 +98,7 @@ def one(cfg: DictConfig, mode: str, overrides: list[str] | None = None) -> Outli
     )
 
 
-def outline(cfg: DictConfig) -> list[Outline]:
+def outline(cfg: DictConfig) -> list[JobSpec]:
     """As in run.py: the run of one job, last, after those it needs."""
     if cfg.how == "refused":
         raise UserError("how=refused: choose another.")

@@ -16,7 +16,7 @@ from hydra_plugins.xcls_launcher._devices import check_leases, lease_name, parse
 from hydra_plugins.xcls_launcher.gpu_server import check_hardware
 from hydra_plugins.xcls_launcher.sweep import Job
 from xcls.config.schema import UserError
-from xcls.runs.spec import Outline
+from xcls.runs.spec import JobSpec
 from xcls.train import cards
 from xcls.train.cards import Card, Cards
 from xcls.train.precision import Precision
@@ -120,7 +120,7 @@ def test_a_folder_of_leases_that_is_none_is_named(tmp_path: Path) -> None:
 def planned(*precisions: tuple[str, str, str, bool], state: str = "waiting") -> Any:
     """A sweep with a job for each (device, dtype, why, whether it is a warning)."""
     outlines = [
-        Outline("finetune", precision=Precision(device, dtype, why, warn)) for device, dtype, why, warn in precisions
+        JobSpec("finetune", precision=Precision(device, dtype, why, warn)) for device, dtype, why, warn in precisions
     ]
     jobs = [
         Job(
@@ -136,7 +136,7 @@ def planned(*precisions: tuple[str, str, str, bool], state: str = "waiting") -> 
         )
         for number, outline in enumerate(outlines)
     ]
-    jobs.append(Job(number=len(jobs), overrides=[], folder="", kind="baseline", needs=[], outline=Outline("baseline")))
+    jobs.append(Job(number=len(jobs), overrides=[], folder="", kind="baseline", needs=[], outline=JobSpec("baseline")))
     return SimpleNamespace(jobs=jobs)
 
 

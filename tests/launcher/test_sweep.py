@@ -12,7 +12,7 @@ import pytest
 from hydra_plugins.xcls_launcher._progress import Screen, newest, numbers
 from hydra_plugins.xcls_launcher.sweep import Job, Sweep, order
 from xcls.runs.record import Events, Record, read_record, write_record
-from xcls.runs.spec import Outline
+from xcls.runs.spec import JobSpec
 
 
 def blank(status: str = "running", cause: str | None = None) -> Record:
@@ -30,7 +30,7 @@ def sweep(tmp_path: Path) -> Sweep:
         kind="finetune",
         needs=[],
         hash="h",
-        outline=Outline("finetune", record=blank()),
+        outline=JobSpec("finetune", record=blank()),
     )
     sweep = Sweep(name="x", root=tmp_path, launcher="gpu_server", jobs=[job])
     sweep.log(job).parent.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,22 +25,20 @@ from tests.samples import (
     make_mlm,
     make_training,
 )
-from xcls.config.schema import Masking, UserError, Wandb
+from xcls.config.schema import Config, Masking, UserError
 from xcls.data.batching import MaskedBatches
 from xcls.data.encode import encode
 from xcls.data.masking import IGNORED
 from xcls.data.reading import Reading
 from xcls.data.tokenizer import ByteTokenizer
 from xcls.runs.record import read_record
-from xcls.stages.evaluate import evaluate
+from xcls.stages import evaluate
 from xcls.stages.finetune import finetune
 from xcls.stages.predict import predict
 from xcls.stages.pretrain import pretrain, with_chosen_tokens
-from xcls.stages.setting import check_classes
+from xcls.stages.setup import check_classes
 from xcls.train.checkpoint import load_for_use, read_checkpoint
 from xcls.train.metrics import scores
-
-VOCAB = ByteTokenizer().vocab_size
 
 
 def run_finetune(
@@ -49,14 +48,14 @@ def run_finetune(
     classes: int = 3,
     attention: str = "performer",
     tokenizer: Any = None,
-    wandb: str = "disabled",
     **changes: Any,
 ) -> Any:
     data = make_data()
     data.classes = ["a", "b", "c", "d"][:classes]
     tokenizer = tokenizer or TinyTokenizer()
     model = make_classifier(attention, classes=classes, dropout=0.1, vocab_size=tokenizer.vocab_size)
-    journal = make_journal(folder, wandb=wandb)
+    journal = make_journal(folder)
+    journal.record.data["fingerprint"] = "f"
     with journal:
         finetune(
             model=model,
@@ -91,18 +90,15 @@ def run_pretrain(folder: Path, **changes: Any) -> Any:
     return journal.record
 
 
-def run_evaluate(folder: Path, *, split: str, wandb: str = "disabled") -> dict[str, Any]:
-    checkpoint = load_for_use(folder, "best")
-    return evaluate(
-        model=make_classifier("performer", seed=9),
-        checkpoint=checkpoint,
-        rows=make_data().split(split),
-        split=split,
-        folder=folder,
-        eval_batch_size=6,
-        hardware=HARDWARE,
-        precision=CPU,
-        wandb=Wandb(mode=wandb),
+def spec_of(folder: Path, **settings: Any) -> Any:
+    """What eval and predict ask of the run in `folder`, whose data are those of `make_data`."""
+    config = Config(mode="eval", seq_len=SEQ_LEN, hardware=HARDWARE, finetuning=make_training(), **settings)
+    build = SimpleNamespace(
+        make_classifier=lambda config, vocab_size, classes: make_classifier("performer", vocab_size=vocab_size, seed=9),
+        make_reading=lambda config: Reading(["text"]),
+    )
+    return SimpleNamespace(
+        config=config, parent=folder, precision=CPU, fingerprint="f", code={}, build=build, data=lambda: None
     )
 
 
@@ -171,53 +167,45 @@ def test_the_final_evaluation_and_its_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_eval_gives_the_same_numbers_and_leaves_the_rest_alone(split: str, tmp_path: Path) -> None:
-    before = run_finetune(tmp_path)
-    found = run_evaluate(tmp_path, split=split)
+def test_eval_gives_the_same_numbers_and_leaves_the_rest_alone(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run_finetune(tmp_path, tokenizer=ByteTokenizer())
+    monkeypatch.setattr(evaluate, "classification_data", lambda *_, **__: make_data())
+    assert evaluate.evaluate(spec_of(tmp_path, split=split)) == 0
     record = read_record(tmp_path)
-    assert found == before.metrics[split] == record.metrics[f"eval.{split}"] == record.metrics[split]
+    assert before.metrics[split] == record.metrics[f"eval.{split}"] == record.metrics[split]
     assert (record.status, record.costs, record.files) == ("completed", before.costs, before.files)
-
-
-def test_eval_logs_to_the_same_wandb_id(tmp_path: Path) -> None:
-    record = run_finetune(tmp_path, max_steps=1, wandb="offline")
-    run_evaluate(tmp_path, split="test", wandb="offline")
-    segments = list((tmp_path / "wandb").glob(f"offline-run-*-{record.wandb_id}"))
-    assert record.wandb_id is not None and len(segments) >= 1
-    assert read_record(tmp_path).wandb_id == record.wandb_id
+    other = spec_of(tmp_path)
+    other.fingerprint = "g"
+    with pytest.raises(UserError, match="dataset.path"):
+        evaluate.evaluate(other)
 
 
 DOCUMENTS = ["first one", "", "a much longer document, cut to the limit", "last"]
 
 
-def run_predict(folder: Path, source: Path, output: Path, text: list[str] | None = None) -> int:
-    tokenizer = ByteTokenizer()
-    if not (folder / "ckpt_best.pt").exists():
-        run_finetune(folder, max_steps=2, tokenizer=tokenizer)
-    model = make_classifier("performer", vocab_size=VOCAB, seed=11)
-    return predict(
-        model=model,
-        checkpoint=load_for_use(folder, "best"),
-        source=source,
-        output=output,
-        reading=Reading(text or ["text"]),
-        seq_len=SEQ_LEN,
-        truncate="head",
-        eval_batch_size=2,
-        hardware=HARDWARE,
-        precision=CPU,
-    )
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fine-tuned run."""
+    folder = tmp_path_factory.mktemp("run")
+    run_finetune(folder, max_steps=2, tokenizer=ByteTokenizer())
+    return folder
 
 
-def test_predict_keeps_the_order_whatever_the_format(tmp_path: Path) -> None:
+def run_predict(folder: Path, source: Path, output: Path) -> None:
+    assert predict(spec_of(folder, input=str(source), output=str(output))) == 0
+
+
+def test_predict_keeps_the_order_whatever_the_format(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("\n".join(DOCUMENTS) + "\n", encoding="utf-8")
     pd.DataFrame({"text": DOCUMENTS, "n": range(4)}).to_csv(tmp_path / "in.csv", index=False)
-    lines = [json.dumps({"text": document}) for document in DOCUMENTS]
-    (tmp_path / "in.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    found = {}
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in DOCUMENTS), encoding="utf-8")
     for kind in ("txt", "csv", "jsonl"):
-        assert run_predict(tmp_path / "run", tmp_path / f"in.{kind}", tmp_path / f"{kind}.csv") == 4
-        found[kind] = pd.read_csv(tmp_path / f"{kind}.csv", float_precision="round_trip")
+        run_predict(trained, tmp_path / f"in.{kind}", tmp_path / f"{kind}.csv")
+    found = {
+        kind: pd.read_csv(tmp_path / f"{kind}.csv", float_precision="round_trip") for kind in ("txt", "csv", "jsonl")
+    }
     assert list(found["txt"]["row"]) == ["line 1", "line 2", "line 3", "line 4"]
     assert list(found["csv"]["row"]) == ["line 2", "line 3", "line 4", "line 5"]
     columns = ["prediction", "p_a", "p_b", "p_c"]
@@ -226,34 +214,35 @@ def test_predict_keeps_the_order_whatever_the_format(tmp_path: Path) -> None:
     empty = found["txt"]["prediction"].isna()
     assert list(empty) == [False, True, False, False] and found["txt"].loc[1, columns].isna().all()
     np.testing.assert_allclose(found["txt"][columns[1:]].sum(axis=1)[~empty], 1.0)
-    assert found["txt"]["p_a"].nunique() == 3
-    one = tmp_path / "one.txt"
-    one.write_text(DOCUMENTS[3] + "\n", encoding="utf-8")
-    run_predict(tmp_path / "run", one, tmp_path / "one.csv")
-    alone = pd.read_csv(tmp_path / "one.csv")
-    np.testing.assert_allclose(alone["p_a"][0], found["txt"]["p_a"][3], rtol=1e-4)
+    for kind in ("jsonl", "parquet"):
+        run_predict(trained, tmp_path / "in.txt", tmp_path / f"out.{kind}")
+    tables = [pd.read_json(tmp_path / "out.jsonl", lines=True), pd.read_parquet(tmp_path / "out.parquet")]
+    for table in tables:
+        np.testing.assert_allclose(table["p_a"], found["txt"]["p_a"], rtol=1e-9)
+    (tmp_path / "one.txt").write_text(DOCUMENTS[3] + "\n", encoding="utf-8")
+    run_predict(trained, tmp_path / "one.txt", tmp_path / "one.csv")
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "one.csv")["p_a"][0], found["txt"]["p_a"][3], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "output", "message"),
+    ("name", "content", "output"),
     [
-        ("none.txt", None, "out.csv", "no such file"),
-        ("empty.txt", b"", "out.csv", "the file is empty"),
-        ("empty.csv", b"", "out.csv", "the file is empty"),
-        ("x.csv", b"review\nfine\n", "out.csv", "no column 'text'"),
-        ("x.jsonl", b"{broken\n", "out.csv", "line 1: not JSON"),
-        ("x.txt", b"caf\xe9\n", "out.csv", "not utf-8"),
-        ("x.pdf", b"%PDF", "out.csv", "not known"),
-        ("x.txt", b"fine\n", "missing/out.csv", "is not there"),
-        ("x.txt", b"fine\n", "out.xlsx", "ends in .csv, .jsonl, .parquet"),
-        ("x.csv", b"text\nfine\n", "x.csv", "the input itself"),
+        ("none.txt", None, "out.csv"),
+        ("empty.csv", b"", "out.csv"),
+        ("x.csv", b"review\nfine\n", "out.csv"),
+        ("x.jsonl", b"{broken\n", "out.csv"),
+        ("x.txt", b"caf\xe9\n", "out.csv"),
+        ("x.pdf", b"%PDF", "out.csv"),
+        ("x.txt", b"fine\n", "missing/out.csv"),
+        ("x.txt", b"fine\n", "out.xlsx"),
+        ("x.csv", b"text\nfine\n", "x.csv"),
     ],
 )
-def test_bad_input_is_one_message(name: str, content: bytes | None, output: str, message: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_message(name: str, content: bytes | None, output: str, trained: Path, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        run_predict(tmp_path / "run", tmp_path / name, tmp_path / output)
+    with pytest.raises(UserError, match=output if output != "out.csv" else name):
+        run_predict(trained, tmp_path / name, tmp_path / output)
     assert not (tmp_path / "out.csv").exists()
     if content is not None:
         assert (tmp_path / name).read_bytes() == content

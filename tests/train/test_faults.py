@@ -18,7 +18,7 @@ from tests.faults.runs import CASES, ROW, Case, differences, live, rows, same
 from tests.samples import make_classifier
 from xcls.config.schema import UserError
 from xcls.runs.record import read_record
-from xcls.stages.folder import decide
+from xcls.runs.folder import decide
 from xcls.train.checkpoint import Checkpoints, read_checkpoint, write_checkpoint
 from xcls.train.faults import BadNumbers, OutOfMemory, first_bad_layer
 from xcls.train.loop import Loop
@@ -438,7 +438,7 @@ def test_without_its_best_checkpoint_a_run_goes_on_from_the_best_before(
 
 def test_checkpoints_without_a_record_are_not_cleared_away(tmp_path: Path) -> None:
     (tmp_path / "ckpt_last.pt").write_bytes(b"hours of work")
-    with pytest.raises(UserError, match="holds checkpoints, but no record.json"):
+    with pytest.raises(UserError, match="ckpt_last.pt, but no record.json"):
         decide(tmp_path, "ab" * 32, resume=True, sweep=False, retry_failed=False, code={})
     assert (tmp_path / "ckpt_last.pt").exists()
 

@@ -12,33 +12,33 @@ from xcls.bench.plan import settled
 from xcls.bench.run import run_bench
 from xcls.bench.training_plan import StageText, plan_training
 from xcls.bench.training_run import run_training_bench
-from xcls.build import Plan
 from xcls.config.files import read_yaml
 from xcls.config.schema import UserError
 from xcls.data.encode import encode_cached
 from xcls.data.tokenizer import make_tokenizer
-from xcls.stages.folder import refuse_twin
+from xcls.runs.folder import check_case_collision
+from xcls.stages.spec import RunSpec
 from xcls.train.cards import Card
 
 
-def bench(plan: Plan) -> int:
+def bench(spec: RunSpec) -> int:
     """mode=bench: time, memory, operations and error of mechanisms; `multirun/bench/<name>/`. Gives the exit code."""
-    folder = plan.runs / "multirun" / "bench" / (plan.config.exp or plan.config.bench.name)
-    refuse_twin(folder)
-    plan.check_device()
-    precision = plan.precision
-    settings = plan.config.bench = settled(plan.config.bench, precision.dtype)
-    check_dtypes(settings.dtypes, plan.find().cards if precision.device == "cuda" else ())
+    folder = spec.runs / "multirun" / "bench" / (spec.config.exp or spec.config.bench.name)
+    check_case_collision(folder)
+    spec.check_device()
+    precision = spec.precision
+    settings = spec.config.bench = settled(spec.config.bench, precision.dtype)
+    check_dtypes(settings.dtypes, spec.find().cards if precision.device == "cuda" else ())
     nodes = {
-        group: {path.stem: read_yaml(path) for path in sorted((plan.root / "conf" / group).glob("*.yaml"))}
+        group: {path.stem: read_yaml(path) for path in sorted((spec.root / "conf" / group).glob("*.yaml"))}
         for group in ("attention", "position")
     }
     progress = os.environ.get("XCLS_PROGRESS") != "0"
     if settings.what == "training":
-        _trainings(plan, nodes, folder, progress)
+        _trainings(spec, nodes, folder, progress)
     elif settings.what == "growth":
-        growth = plan_growth(plan.config, attentions=nodes["attention"], positions=nodes["position"])
-        run_growth_bench(plan.config, growth, device=precision.device, folder=folder, root=plan.root, progress=progress)
+        growth = plan_growth(spec.config, attentions=nodes["attention"], positions=nodes["position"])
+        run_growth_bench(spec.config, growth, device=precision.device, folder=folder, root=spec.root, progress=progress)
     else:
         run_bench(
             settings,
@@ -47,7 +47,7 @@ def bench(plan: Plan) -> int:
             device=precision.device,
             folder=folder,
             progress=progress,
-            threads=plan.config.hardware.threads,
+            threads=spec.config.hardware.threads,
         )
     return 0
 
@@ -62,11 +62,11 @@ def check_dtypes(dtypes: Sequence[str], cards: Sequence[Card]) -> None:
         )
 
 
-def _trainings(plan: Plan, nodes: dict[str, dict[str, Any]], folder: Path, progress: bool) -> None:
+def _trainings(spec: RunSpec, nodes: dict[str, dict[str, Any]], folder: Path, progress: bool) -> None:
     """bench=training: whole trainings on the run's own text, beside transformers'."""
-    config = plan.config
+    config = spec.config
     contenders = plan_training(config, attentions=nodes["attention"], positions=nodes["position"])
-    prepared = plan.data()
+    prepared = spec.data()
     tokenizer = make_tokenizer(config.tokenizer, prepared.mlm_texts)
     how, texts = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}, {}
     if "finetune" in config.bench.stages:
@@ -80,8 +80,8 @@ def _trainings(plan: Plan, nodes: dict[str, dict[str, Any]], folder: Path, progr
         texts=texts,
         vocab_size=tokenizer.vocab_size,
         continues=tokenizer.continues,
-        device=plan.precision.device,
+        device=spec.precision.device,
         folder=folder,
         progress=progress,
-        fingerprint=plan.fingerprint,
+        fingerprint=spec.fingerprint,
     )

@@ -1,8 +1,8 @@
 """mode=baseline: TF-IDF + logistic regression on the same rows as the runs, scikit-learn's defaults and a tuned one.
 
 The defaults are what the claims are measured against: `TfidfVectorizer()` and `LogisticRegression(C=1)`. The tuned one
-(n-grams, sublinear counts, C) is chosen on validation and stands beside it. Where the words of `TfidfVectorizer()` (two letters
-or digits and more, between blanks and punctuation) are none, both count characters instead: see `analyzer_of`.
+(n-grams, sublinear counts, C) is chosen on validation and stands beside it. Texts without words as `TfidfVectorizer()` finds
+them (two letters or digits and more, between blanks and punctuation) are counted by characters: see `analyzer_of`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from xcls.config.schema import Baseline
 from xcls.data.source import column
 from xcls.data.splits import Prepared
-from xcls.stages.predictions import Predicted, write_predictions
+from xcls.stages.predictions import prediction_table, write_predictions
 from xcls.stages.texts import Labelled
 from xcls.train.journal import Journal
 from xcls.train.metrics import guess_told, scores
@@ -41,15 +41,11 @@ SAMPLED, READ = 1000, 2000  # texts that are looked at, and characters of each
 
 @dataclass(frozen=True)
 class Fitted:
-    """One fitted pipeline: what it is, its classifier and the seconds it took."""
+    """One fitted pipeline: what it is, the pipeline and the seconds it took."""
 
     settings: dict[str, Any]
     pipeline: Pipeline
     seconds: float
-
-    def probabilities(self, texts: list[str]) -> np.ndarray:
-        """Class probabilities [rows, C] of `texts`."""
-        return self.pipeline.predict_proba(texts)
 
 
 def analyzer_of(texts: list[str]) -> tuple[str, str]:
@@ -69,10 +65,8 @@ def fit_default(texts: list[str], labels: np.ndarray, *, plan: Baseline, analyze
     """Fits scikit-learn's defaults (only max_iter is raised, so that the fit ends converged), or the same on characters."""
     began = time.perf_counter()
     ngrams = NGRAMS[analyzer][0]
-    pipeline = make_pipeline(
-        TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams), LogisticRegression(max_iter=plan.max_iter)
-    )
-    pipeline.fit(texts, labels)
+    vectorizer = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams)
+    pipeline = make_pipeline(vectorizer, LogisticRegression(max_iter=plan.max_iter)).fit(texts, labels)
     settings = {"analyzer": analyzer, "ngrams": ngrams[1], "C": 1.0, "min_df": 1, "sublinear_tf": False}
     return Fitted(settings, pipeline, time.perf_counter() - began)
 
@@ -93,8 +87,7 @@ def fit_tuned(
     Terms of a single text are left out, unless there are no others.
     """
     began = time.perf_counter()
-    best: Fitted | None = None
-    best_score = -np.inf
+    found: list[tuple[float, dict[str, Any], Pipeline]] = []
     for ngrams in NGRAMS[analyzer]:
         vectorizer = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, min_df=2, sublinear_tf=True)
         try:
@@ -102,36 +95,29 @@ def fit_tuned(
         except ValueError:  # no term is left
             features = vectorizer.set_params(min_df=1).fit_transform(texts)
         held_out = vectorizer.transform(validation_texts)
+        settings = {"analyzer": analyzer, "ngrams": ngrams[1], "min_df": vectorizer.min_df, "sublinear_tf": True}
         for c in TUNED_C:
             classifier = LogisticRegression(C=c, max_iter=plan.max_iter).fit(features, labels)
             value = score(classifier.predict_proba(held_out))
-            if value > best_score:
-                settings = {
-                    "analyzer": analyzer,
-                    "ngrams": ngrams[1],
-                    "C": c,
-                    "min_df": vectorizer.min_df,
-                    "sublinear_tf": True,
-                }
-                best, best_score = Fitted(settings, make_pipeline(vectorizer, classifier), 0.0), value
+            found.append((value, {**settings, "C": c}, make_pipeline(vectorizer, classifier)))
             bar.update()
-    assert best is not None
-    return Fitted(best.settings, best.pipeline, time.perf_counter() - began)
+    _, settings, pipeline = max(found, key=lambda one: one[0])
+    return Fitted(settings, pipeline, time.perf_counter() - began)
 
 
-def document_latency(model: Fitted, texts: list[str], *, most: int = 100) -> dict[str, float]:
+def document_latency(model: Pipeline, texts: list[str], *, most: int = 100) -> dict[str, float]:
     """Time from text to probabilities of one document at a time, ms: median and 95th percentile, warm."""
     times = []
     for text in texts[:1] + texts[:: max(1, len(texts) // most)][:most]:
         began = time.perf_counter()
-        model.probabilities([text])
+        model.predict_proba([text])
         times.append(1000 * (time.perf_counter() - began))
     return {"latency_ms": float(np.median(times[1:])), "latency_p95_ms": float(np.quantile(times[1:], 0.95))}
 
 
 def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal, resume: bool = False) -> None:
     """Fits and evaluates the baselines, once on test. Call it within `with journal:`. It has no checkpoints: on
-    `resume` it fits them anew, after the history of its earlier lives.
+    `resume` it fits them again, after the history of what was interrupted.
 
     The record's metrics: `validation` and `test` of the defaults, `tuned.validation` and `tuned.test` of the tuned one.
     """
@@ -143,16 +129,15 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal, resume: bo
         journal.rewind([], step=0)
     texts = {name: column(getattr(prepared, name), "text") for name in ("train", "validation", "test")}
     labels = {name: np.asarray(column(getattr(prepared, name), "label"), np.int64) for name in texts}
-    analyzer, why = (
-        analyzer_of(texts["train"]) if plan.analyzer == "auto" else (plan.analyzer, "baseline.analyzer=char")
-    )
+    analyzer, why = plan.analyzer, f"baseline.analyzer={plan.analyzer}"
+    if analyzer == "auto":
+        analyzer, why = analyzer_of(texts["train"])
     record.data["baseline_analyzer"] = analyzer
     if analyzer == "char":
         journal.warn(f"{why}: the baseline counts characters and pairs of them, not words.")
     fits = 1 + plan.tuned * len(NGRAMS[analyzer]) * len(TUNED_C)
-    with tqdm(
-        total=fits, desc="baseline", unit="fit", leave=False, disable=os.environ.get("XCLS_PROGRESS") == "0"
-    ) as bar:
+    quiet = os.environ.get("XCLS_PROGRESS") == "0"
+    with tqdm(total=fits, desc="baseline", unit="fit", leave=False, disable=quiet) as bar:
         fitted = {"": fit_default(texts["train"], labels["train"], plan=plan, analyzer=analyzer)}
         bar.update()
         if plan.tuned:
@@ -160,33 +145,42 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal, resume: bo
                 texts["train"],
                 labels["train"],
                 validation_texts=texts["validation"],
+                score=lambda p: scores(labels["validation"], p)["macro_f1"],
                 plan=plan,
                 bar=bar,
                 analyzer=analyzer,
-                score=lambda p: scores(labels["validation"], p)["macro_f1"],
             )
-    parts = []
     for prefix, model in fitted.items():
-        for split in ("validation", "test"):
-            began = time.perf_counter()
-            probabilities = model.probabilities(texts[split])
-            seconds = time.perf_counter() - began
-            record.metrics[prefix + split] = scores(labels[split], probabilities)
-            told = guess_told(record.metrics[prefix + split], len(prepared.classes)) if split == "validation" else ""
-            if told:
-                journal.warn(
-                    f"The {'tuned ' if prefix else ''}baseline learned nothing: {told}. More training rows may help."
-                )
-            if not prefix:
-                rows = Labelled(encoded=None, labels=labels[split], ids=getattr(prepared, split)["id"])
-                parts.append(Predicted(split, rows, probabilities, prepared.classes))
-            if not prefix and split == "test":
-                rate = len(labels[split]) / seconds
-                record.costs.update(inference_examples_per_s=rate, inference_ms_per_example=1000 / rate)
-                record.costs.update(document_latency(model, texts[split]))
-        record.costs[prefix + "train_seconds"] = model.seconds
-        journal.event("fitted", {"name": prefix or "default", **model.settings, **record.metrics[prefix + "test"]})
-    vocabulary = len(fitted[""].pipeline[0].vocabulary_)
-    record.params = {"total": int((vocabulary + 1) * fitted[""].pipeline[1].coef_.shape[0])}
-    write_predictions(journal.folder / "predictions.parquet", parts)
+        _evaluate(prefix, model, prepared, texts, labels, journal)
+    classifier = fitted[""].pipeline[1]
+    record.params = {"total": int(classifier.coef_.size + classifier.intercept_.size)}
     journal.add_row({"step": 0, "epoch": 0.0, **record.metrics["validation"]})
+
+
+def _evaluate(
+    prefix: str,
+    model: Fitted,
+    prepared: Prepared,
+    texts: dict[str, list[str]],
+    labels: dict[str, np.ndarray],
+    journal: Journal,
+) -> None:
+    """Scores of one baseline on validation and test, into the record under `prefix`; of the defaults predictions and speed too."""
+    record, tables = journal.record, []
+    for split in ("validation", "test"):
+        began = time.perf_counter()
+        found = model.pipeline.predict_proba(texts[split])
+        rate = len(labels[split]) / (time.perf_counter() - began)
+        record.metrics[prefix + split] = scores(labels[split], found)
+        rows = Labelled(encoded=None, labels=labels[split], ids=getattr(prepared, split)["id"])
+        tables.append(prediction_table(split, rows, found, prepared.classes))
+    told = guess_told(record.metrics[f"{prefix}validation"], len(prepared.classes))
+    if told:
+        name = "tuned baseline" if prefix else "baseline"
+        journal.warn(f"The {name} learned nothing: {told}. More training rows may help.")
+    if not prefix:
+        write_predictions(journal.folder / "predictions.parquet", tables)
+        record.costs.update(inference_examples_per_s=rate, inference_ms_per_example=1000 / rate)
+        record.costs.update(document_latency(model.pipeline, texts["test"]))
+    record.costs[f"{prefix}train_seconds"] = model.seconds
+    journal.event("fitted", {"name": prefix or "default", **model.settings, **record.metrics[f"{prefix}test"]})

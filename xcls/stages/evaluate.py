@@ -4,45 +4,67 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from xcls.config.schema import Hardware, Wandb
-from xcls.model.heads import TextClassifier
-from xcls.runs.record import Events, read_record, write_record
+from xcls.config.schema import UserError, Wandb
+from xcls.data.tokenizer import from_json
+from xcls.runs.folder import changed_code, read_or_refuse
+from xcls.runs.record import Events, Record, read_record, write_record
 from xcls.stages.finetune import score_split
-from xcls.stages.texts import Labelled
+from xcls.stages.setup import check_classes
+from xcls.stages.spec import RunSpec
+from xcls.stages.texts import classification_data
 from xcls.train.amp import Amp
+from xcls.train.checkpoint import load_for_use
 from xcls.train.metrics import Scores, scores, softmax
-from xcls.train.precision import Precision
 from xcls.train.tracking import Tracker
 
 
-def evaluate(
-    *,
-    model: TextClassifier,
-    checkpoint: dict[str, Any],
-    rows: Labelled,
-    split: str,
-    folder: Path,
-    eval_batch_size: int,
-    hardware: Hardware,
-    precision: Precision,
-    wandb: Wandb,
-) -> Scores:
-    """Scores the checkpoint (`load_for_use`) of the run in `folder` on `rows` and adds `eval.<split>` to its record.
+def evaluate(spec: RunSpec) -> int:
+    """Scores the named checkpoint of the run in `spec.parent` on `split`, adds `eval.<split>` to the run's record and W&B id.
 
-    With the run's own dtype and `eval_batch_size` the numbers equal those of its final evaluation. They are logged
-    under the run's W&B id as well. The run's status stays what it was.
+    With the run's own dtype and `eval_batch_size` the numbers equal those of its final evaluation. The run's status stays
+    what it was. Gives the exit code. Raises UserError where data, classes or code are not those of the run.
     """
-    amp = Amp(precision=precision, hardware=hardware)
+    folder, config = spec.parent, spec.config
+    assert folder is not None
+    _check_same(spec, read_or_refuse(folder), folder)
+    checkpoint = load_for_use(folder, config.checkpoint)
+    tokenizer = from_json(checkpoint["tokenizer"])
+    data = classification_data(spec.data(), tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
+    check_classes(folder, checkpoint["classes"], data.classes)
+    model = spec.build.make_classifier(config, vocab_size=tokenizer.vocab_size, classes=checkpoint["classes"])
+    amp = Amp(precision=spec.precision, hardware=config.hardware)
     model.to(amp.device)
     model.load_state_dict(checkpoint["model"])
-    result = score_split(model, rows, size=eval_batch_size, amp=amp)
+    rows = data.split(config.split)
+    result = score_split(model, rows, size=config.finetuning.eval_batch_size, amp=amp)
     found = scores(rows.labels, softmax(result.logits))
+    _note(folder, found, split=config.split, step=checkpoint["progress"]["step"], wandb=config.wandb)
+    told = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
+    print(f"{folder.name}, {config.checkpoint} checkpoint, {config.split}: {told}")
+    return 0
+
+
+def _check_same(spec: RunSpec, record: Record, folder: Path) -> None:
+    """Refuses data or code that are not those of the run. Raises UserError."""
+    if record.data.get("fingerprint") != spec.fingerprint:
+        own = str(record.data.get("fingerprint"))[:12]
+        raise UserError(
+            f"The data are not those of {folder}: fingerprint {spec.fingerprint[:12]}, its own {own}. "
+            "Set dataset.path to the data it was trained on."
+        )
+    changed = changed_code(record, spec.code)
+    if changed:
+        raise UserError(
+            f"{folder} was trained with other code of {changed} than there is now; its record must not mix the two. "
+            f"Check out its commit ({record.commit}), or train again."
+        )
+
+
+def _note(folder: Path, found: Scores, *, split: str, step: int, wandb: Wandb) -> None:
+    """Writes the scores of the checkpoint of `step` into the run's record, its events and its W&B run."""
     record, events = read_record(folder), Events(folder)
     record.metrics[f"eval.{split}"] = found
-    step = checkpoint["progress"]["step"]
-
     events.add("evaluation", {"split": split, "checkpoint_step": step, **found})
     write_record(record, folder)
 
@@ -50,8 +72,7 @@ def evaluate(
         events.add("warning", {"message": message})
         print(f"WARNING: {message}", file=sys.stderr)
 
-    if record.wandb_id is not None:  # the run was tracked: the same W&B run gets these numbers too
+    if record.wandb_id is not None:
         tracker = Tracker(settings=wandb, folder=folder, warn=warn)
         tracker.start()
         tracker.finish()
-    return found

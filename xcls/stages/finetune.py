@@ -13,8 +13,8 @@ from xcls.data.batching import ClassBatches
 from xcls.data.tokenizer import TextTokenizer
 from xcls.model.heads import TextClassifier
 from xcls.runs.record import MORE_TRAINING, Record
-from xcls.stages.predictions import Predicted, write_predictions
-from xcls.stages.setting import carried, check_classes, interrupted_run, place
+from xcls.stages.predictions import prediction_table, write_predictions
+from xcls.stages.setup import check_classes, checkpoint_metadata, load_resume_checkpoint, setup_device
 from xcls.stages.texts import ClassificationData, Labelled, note_data
 from xcls.train.amp import Amp
 from xcls.train.checkpoint import fit, load_for_use, write_bytes
@@ -38,21 +38,19 @@ def start_from(model: TextClassifier, parent: dict[str, Any], classes: list[str]
 
     A head that stays new is one warning: from MLM there is none, else both shapes are named.
     """
-    weights = parent["model"]
-    what = f"The checkpoint of {parent['run']}"
-    fit(lambda: model.encoder.load_state_dict(_part(weights, "encoder.")), what)
+    weights, name = parent["model"], parent["run"]
+    fit(lambda: model.encoder.load_state_dict(_part(weights, "encoder.")), f"The checkpoint of {name}")
     if parent["stage"] == "pretrain":
-        journal.warn(f"The classification head is new: {parent['run']} was pretrained by MLM and has none.")
+        journal.warn(f"The classification head is new: {name} was pretrained by MLM and has none.")
         return
     head = _part(weights, "head.")
     theirs, ours = tuple(head["linear.weight"].shape), tuple(model.head.linear.weight.shape)
     if theirs != ours:
-        shapes = f"that of {parent['run']} has the shape {theirs}, this one {ours}"
-        journal.warn(f"The classification head is new: {shapes}.")
+        journal.warn(f"The classification head is new: that of {name} has the shape {theirs}, this one {ours}.")
         return
-    fit(lambda: model.head.load_state_dict(head), what)
+    fit(lambda: model.head.load_state_dict(head), f"The checkpoint of {name}")
     if parent["classes"] != classes:
-        journal.warn(f"The head of {parent['run']} is kept, but its classes were {parent['classes']}, now {classes}.")
+        journal.warn(f"The head of {name} is kept, but its classes were {parent['classes']}, now {classes}.")
 
 
 def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -60,37 +58,18 @@ def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-class LearningWatch:
-    """Warns where two evaluations in a row after the warm-up are no better than a guess: one may be early, two are a
-    reason to look, and the rest of a long run may be saved. What the run ends with is said in the end."""
-
-    def __init__(self, *, journal: Journal, classes: int, warmup: float) -> None:
-        self.journal, self.classes, self.warmup = journal, classes, warmup
-        self.guesses = 0
-
-    def look(self, found: Scores) -> None:
-        """Counts one evaluation of the step that the record is at."""
-        record = self.journal.record
-        told = guess_told(found, self.classes) if record.step > self.warmup * record.steps else ""
-        self.guesses = self.guesses + 1 if told else 0
-        if self.guesses == 2:
-            self.journal.warn(f"The model has learned nothing by step {record.step}: {told}. {MORE_TRAINING}")
+def batches(model: TextClassifier, rows: Labelled, *, compiled: bool) -> ClassBatches:
+    """What makes padded batches of `rows` for `model`."""
+    multiple = width_multiple(model.encoder.seq_len, compiled=compiled)
+    return ClassBatches(encoded=rows.encoded, labels=rows.labels, multiple=multiple)
 
 
 def score_split(
     model: TextClassifier, rows: Labelled, *, size: int, amp: Amp, poll: Callable[[], None] = no_poll
 ) -> Inference:
     """Logits of one split, `size` rows at once; `poll` runs between batches and may raise to stop."""
-    multiple = width_multiple(model.encoder.seq_len, compiled=amp.hardware.compile)
-    maker = ClassBatches(encoded=rows.encoded, labels=rows.labels, multiple=multiple)
+    maker = batches(model, rows, compiled=amp.hardware.compile)
     return classify(model, maker, rows.encoded.lengths, batch_size=size, amp=amp, poll=poll)
-
-
-def document_latency(model: TextClassifier, rows: Labelled, *, amp: Amp) -> dict[str, float | None]:
-    """Time of one document at batch size 1, ms: `latency_ms` (median) and `latency_p95_ms`."""
-    multiple = width_multiple(model.encoder.seq_len, compiled=amp.hardware.compile)
-    maker = ClassBatches(encoded=rows.encoded, labels=rows.labels, multiple=multiple)
-    return latency(model, maker, rows.encoded.lengths, amp=amp)
 
 
 def finetune(
@@ -112,32 +91,33 @@ def finetune(
     architecture and `tokenizer` be its tokenizer. Raises Interrupted, BadNumbers, OutOfMemory, UserError.
     """
     seed_everything(seed)
-    amp = place(model, hardware=hardware, precision=precision, journal=journal)
+    amp = setup_device(model, hardware=hardware, precision=precision, journal=journal)
     note_data(journal, data)
-    payload = interrupted_run(journal, resume=resume, keep=training.keep)
+    payload = load_resume_checkpoint(journal, resume=resume, keep=training.keep)
     if payload is not None:
         check_classes(journal.folder, payload["classes"], data.classes)
-    if payload is None and parent is not None:
+    elif parent is not None:
         start_from(model, parent, data.classes, journal)
-    multiple = width_multiple(model.encoder.seq_len, compiled=hardware.compile)
     stream = Stream(
-        maker=ClassBatches(encoded=data.train.encoded, labels=data.train.labels, multiple=multiple),
+        maker=batches(model, data.train, compiled=hardware.compile),
         lengths=data.train.encoded.lengths,
         batch_size=training.batch_size,
         seed=seed,
         group_by_length=training.group_by_length,
         ids=data.train.ids,
     )
-
-    watch = LearningWatch(journal=journal, classes=len(data.classes), warmup=training.warmup)
+    guesses = [0]  # evaluations in a row after the warm-up that are no better than a guess
 
     def evaluate(poll: Callable[[], None]) -> Scores:
         result = score_split(model, data.validation, size=training.eval_batch_size, amp=amp, poll=poll)
-        found = scores(data.validation.labels, softmax(result.logits))
-        watch.look(found)
+        found, record = scores(data.validation.labels, softmax(result.logits)), journal.record
+        told = guess_told(found, len(data.classes)) if record.step > training.warmup * record.steps else ""
+        guesses[0] = guesses[0] + 1 if told else 0
+        if guesses[0] == 2:  # one may be early; two are a reason to stop a long run
+            journal.warn(f"The model has learned nothing by step {record.step}: {told}. {MORE_TRAINING}")
         return {"val_loss": found.pop("loss"), **found}
 
-    loop = Loop(
+    Loop(
         model=model,
         loss=classification_loss,
         stream=stream,
@@ -147,9 +127,8 @@ def finetune(
         amp=amp,
         hardware=hardware,
         journal=journal,
-        extras=carried(journal, stage="finetune", tokenizer=tokenizer.to_json(), classes=data.classes),
-    )
-    loop.run(payload)
+        extras=checkpoint_metadata(journal, stage="finetune", tokenizer=tokenizer.to_json(), classes=data.classes),
+    ).run(payload)
     _final(model, data, size=training.eval_batch_size, amp=amp, journal=journal)
     return journal.record
 
@@ -158,23 +137,21 @@ def _final(model: TextClassifier, data: ClassificationData, *, size: int, amp: A
     """The best checkpoint on validation and, once, on test: scores, predictions, head, speed of inference."""
     best = load_for_use(journal.folder, "best")
     model.load_state_dict(best["model"])
-    parts = []
-    record = journal.record
+    record, tables = journal.record, []
     for name in ("validation", "test"):
         rows = data.split(name)
         result = score_split(model, rows, size=size, amp=amp)
         probabilities = softmax(result.logits)
         record.metrics[name] = scores(rows.labels, probabilities)
-        parts.append(Predicted(name, rows, probabilities, data.classes))
-        if name == "test":
-            record.costs.update(result.costs(), tokenize_ms_per_example=data.tokenize_ms)
-            record.costs.update(document_latency(model, rows, amp=amp))
-    write_predictions(journal.folder / "predictions.parquet", parts)
+        tables.append(prediction_table(name, rows, probabilities, data.classes))
+    maker = batches(model, data.test, compiled=amp.hardware.compile)
+    record.costs.update(result.costs(), tokenize_ms_per_example=data.tokenize_ms)
+    record.costs.update(latency(model, maker, data.test.encoded.lengths, amp=amp))
+    write_predictions(journal.folder / "predictions.parquet", tables)
     told = guess_told(record.metrics["validation"], len(data.classes))
     if told:
         journal.warn(f"This run learned nothing: on validation {told}. {MORE_TRAINING}")
     head = {name: tensor.cpu().contiguous() for name, tensor in model.head.state_dict().items()}
     write_bytes(journal.folder / "head.safetensors", save(head))
-    test = record.metrics["test"]
-    journal.event("test", {"checkpoint_step": best["progress"]["step"], **test})
+    journal.event("test", {"checkpoint_step": best["progress"]["step"], **record.metrics["test"]})
     journal.save()

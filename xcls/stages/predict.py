@@ -11,129 +11,122 @@ from typing import Any, Callable
 
 import numpy as np
 
-from xcls.config.schema import Hardware, UserError
+from xcls.config.schema import UserError
 from xcls.data.batching import ClassBatches
-from xcls.data.encode import encode
-from xcls.data.reading import Reading, read_documents
-from xcls.data.tokenizer import from_json
-from xcls.model.heads import TextClassifier
-from xcls.runs.paths import is_stream
+from xcls.data.encode import Encoded, encode
+from xcls.data.reading import Documents, read_documents
+from xcls.data.tokenizer import TextTokenizer, from_json
+from xcls.runs.folder import changed_code, read_or_refuse
+from xcls.runs.paths import at, is_stream
 from xcls.runs.record import no_formula
 from xcls.stages.predictions import probability_columns
+from xcls.stages.spec import RunSpec
 from xcls.train.amp import Amp
-from xcls.train.checkpoint import write_bytes
+from xcls.train.checkpoint import load_for_use, write_bytes
 from xcls.train.metrics import softmax
-from xcls.train.precision import Precision
 from xcls.train.scoring import classify
 from xcls.train.stream import width_multiple
 
 Columns = dict[str, list[Any]]  # of equal length, None where there is nothing
 
 
-def check_output(source: str | Path, output: str | Path) -> None:
+def predict(spec: RunSpec) -> int:
+    """Writes `output`: row (its place in `input`), id (where the rows have names), prediction, p_<class>. Gives the exit code.
+
+    A document without any text gets neither class nor probabilities, and a warning counts them. Tokenizer and classes
+    come from the checkpoint of the run in `spec.parent`. Raises UserError for bad input.
+    """
+    folder, config = spec.parent, spec.config
+    assert folder is not None
+    if not config.input:
+        raise UserError("input: name the file with the documents: input=reviews.txt (one a line), .csv, .jsonl, or -.")
+    source = at(config.input)
+    default = Path("-") if is_stream(source) else source.with_name(source.stem + ".predictions.csv")
+    output = at(config.output) if config.output else default
+    _check_output(source, output)
+    for message in _doubts(spec, folder):
+        print(f"WARNING: {message}", file=sys.stderr)
+    checkpoint = load_for_use(folder, config.checkpoint)
+    tokenizer = from_json(checkpoint["tokenizer"])
+    documents = read_documents(source, spec.build.make_reading(config), table=config.text is not None)
+    whole = np.array([bool(text.strip()) for text in documents.texts])
+    encoded, notes = _encoded(spec, source, documents, whole, tokenizer)
+    if documents.format:
+        print(documents.format, file=sys.stderr)
+    for message in notes:
+        print(f"WARNING: {message}", file=sys.stderr)
+    columns: Columns = {"row": documents.places, **({} if documents.ids is None else {"id": documents.ids})}
+    columns.update(_predicted(spec, checkpoint, encoded, whole, vocab_size=tokenizer.vocab_size))
+    _write_output(output, columns)
+    print(f"{len(whole)} documents: {output}", file=sys.stderr if is_stream(output) else sys.stdout)
+    return 0
+
+
+def _check_output(source: Path, output: Path) -> None:
     """Refuses an output that cannot be written, or that would replace the input. Raises UserError."""
     if is_stream(output):
         return
-    path = Path(output)
-    if path.suffix.lower() not in WRITERS:
-        raise UserError(
-            f"output={output}: the name of a file is needed that ends in {', '.join(WRITERS)}, or - for standard output."
-        )
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"output={output}: the folder {path.absolute().parent} is not there. Make it first.")
-    if path.is_dir() or (path.exists() and Path(source).exists() and path.samefile(source)):
+    if output.suffix.lower() not in WRITERS:
+        raise UserError(f"output={output}: name a file that ends in {', '.join(WRITERS)}, or - for standard output.")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"output={output}: the folder {output.absolute().parent} is not there. Make it first.")
+    if output.is_dir() or (output.exists() and source.exists() and output.samefile(source)):
         raise UserError(f"output={output}: this is a folder or the input itself. Choose another name.")
 
 
-def predict(
-    *,
-    model: TextClassifier,
-    checkpoint: dict[str, Any],
-    source: str | Path,
-    output: str | Path,
-    reading: Reading,
-    table: bool = False,
-    seq_len: int,
-    truncate: str,
-    eval_batch_size: int,
-    hardware: Hardware,
-    precision: Precision,
-) -> int:
-    """Writes `output`: row (its place in `source`), id (where the rows have names), prediction, p_<class>. Gives the number of
-    documents. One without any text gets neither class nor probabilities, and a warning counts them.
+def _doubts(spec: RunSpec, folder: Path) -> list[str]:
+    """What speaks against the predictions of the run in `folder`."""
+    record, found = read_or_refuse(folder), []
+    if record.status != "completed":
+        found.append(f"{folder} is {record.status} at step {record.step}: its training is not complete.")
+    changed = changed_code(record, spec.code)
+    if changed:
+        found.append(f"{folder} was trained with other code of {changed} than there is now.")
+    return found
 
-    `checkpoint` is that of a fine-tuned run; tokenizer and classes come from it. `table`: see `read_documents`. Raises
-    UserError for bad input.
-    """
-    check_output(source, output)
-    found = read_documents(source, reading, table=table)
-    whole = np.array([bool(text.strip()) for text in found.texts])
-    places = [place for place, full in zip(found.places, whole) if full]
-    encoded = encode(
-        [text for text, full in zip(found.texts, whole) if full],
-        from_json(checkpoint["tokenizer"]),
-        seq_len=seq_len,
-        truncate=truncate,
-        what=str(source),
-        places=places,
-    )
-    notes = found.notes + (encoded.warnings(str(source), seq_len=seq_len, finished=True) if places else [])
+
+def _encoded(
+    spec: RunSpec, source: Path, documents: Documents, whole: np.ndarray, tokenizer: TextTokenizer
+) -> tuple[Encoded, list[str]]:
+    """The token ids of the documents that `whole`, bool [R], marks as having text, and warnings. Raises UserError."""
+    name, seq_len = str(source), spec.config.seq_len
+    places = [place for place, full in zip(documents.places, whole) if full]
+    texts = [text for text, full in zip(documents.texts, whole) if full]
+    truncate = spec.config.dataset.truncate
+    encoded = encode(texts, tokenizer, seq_len=seq_len, truncate=truncate, what=name, places=places)
+    notes = documents.notes + (encoded.warnings(name, seq_len=seq_len, finished=True) if places else [])
     if not whole.all():
-        notes.append(
-            f"{source}: {(~whole).sum()} of {len(whole)} documents are empty (the first is "
-            f"{found.places[int(np.argmin(whole))]}); they get no class."
-        )
-    if found.format:
-        print(found.format, file=sys.stderr)
-    for message in notes:
-        print(f"WARNING: {message}", file=sys.stderr)
-    columns: Columns = {"row": found.places, **({} if found.ids is None else {"id": found.ids})}
-    columns.update(
-        _predicted(
-            model,
-            checkpoint,
-            encoded,
-            whole,
-            batch_size=eval_batch_size,
-            multiple=width_multiple(seq_len),
-            amp=Amp(precision=precision, hardware=hardware),
-        )
-    )
-    write_output(output, columns)
-    return len(whole)
+        first = documents.places[int(np.argmin(whole))]
+        count = f"{(~whole).sum()} of {len(whole)}"
+        notes.append(f"{source}: {count} documents are empty (the first is {first}); they get no class.")
+    return encoded, notes
 
 
 def _predicted(
-    model: TextClassifier,
-    checkpoint: dict[str, Any],
-    encoded: Any,
-    whole: np.ndarray,
-    *,
-    batch_size: int,
-    multiple: int,
-    amp: Amp,
+    spec: RunSpec, checkpoint: dict[str, Any], encoded: Encoded, whole: np.ndarray, *, vocab_size: int
 ) -> Columns:
     """The columns prediction and p_<class> for the rows, bool [R] `whole` of which have the texts in `encoded`."""
-    classes = checkpoint["classes"]
-    model.to(amp.device)
+    config, classes = spec.config, checkpoint["classes"]
+    amp = Amp(precision=spec.precision, hardware=config.hardware)
+    model = spec.build.make_classifier(config, vocab_size=vocab_size, classes=classes).to(amp.device)
     model.load_state_dict(checkpoint["model"])
-    columns: Columns = {
-        name: [None] * len(whole) for name in ("prediction", *probability_columns(np.empty((0, len(classes))), classes))
-    }
+    labels, found = np.zeros(len(encoded), np.int64), np.empty((0, len(classes)))
+    maker = ClassBatches(encoded=encoded, labels=labels, multiple=width_multiple(config.seq_len))
     if whole.any():
-        maker = ClassBatches(encoded=encoded, labels=np.zeros(len(encoded), np.int64), multiple=multiple)
-        probabilities = softmax(classify(model, maker, encoded.lengths, batch_size=batch_size, amp=amp).logits)
-        made = {
-            "prediction": np.asarray(classes, dtype=object)[probabilities.argmax(axis=1)],
-            **probability_columns(probabilities, classes),
-        }
-        for name, values in made.items():
-            for row, value in zip(np.flatnonzero(whole).tolist(), values.tolist()):
-                columns[name][row] = value
+        size = config.finetuning.eval_batch_size
+        found = softmax(classify(model, maker, encoded.lengths, batch_size=size, amp=amp).logits)
+    made = {
+        "prediction": np.asarray(classes, dtype=object)[found.argmax(axis=1)],
+        **probability_columns(found, classes),
+    }
+    columns: Columns = {name: [None] * len(whole) for name in made}
+    for name, values in made.items():
+        for row, value in zip(np.flatnonzero(whole).tolist(), values.tolist()):
+            columns[name][row] = value
     return columns
 
 
-def write_output(output: str | Path, columns: Columns) -> None:
+def _write_output(output: Path, columns: Columns) -> None:
     """Writes the columns in the format that the suffix of `output` names, whole or not at all; to a stream as CSV."""
     if str(output) in ("-", "/dev/stdout"):
         sys.stdout.flush()  # what is in its own buffer comes first
@@ -143,28 +136,24 @@ def write_output(output: str | Path, columns: Columns) -> None:
             sys.stdout.write(_csv(columns).decode())
         sys.stdout.flush()
     elif is_stream(output):
-        Path(output).write_bytes(_csv(columns))
+        output.write_bytes(_csv(columns))
     else:
-        write_bytes(Path(output), WRITERS[Path(output).suffix.lower()](columns))
+        write_bytes(output, WRITERS[output.suffix.lower()](columns))
 
 
 def _csv(columns: Columns) -> bytes:
     """CSV; a text that a spreadsheet would run has an apostrophe before it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([no_formula(name) for name in columns])
-    writer.writerows(
-        [no_formula(value) if isinstance(value, str) else value for value in row] for row in zip(*columns.values())
-    )
+    for row in [columns, *zip(*columns.values())]:
+        writer.writerow([no_formula(value) if isinstance(value, str) else value for value in row])
     return out.getvalue().encode("utf-8", "replace")
 
 
 def _jsonl(columns: Columns) -> bytes:
     """An object a line."""
-    lines = (
-        json.dumps(dict(zip(columns, row)), ensure_ascii=False, default=str) + "\n" for row in zip(*columns.values())
-    )
-    return "".join(lines).encode("utf-8", "replace")
+    rows = (dict(zip(columns, row)) for row in zip(*columns.values()))
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode("utf-8", "replace")
 
 
 def _parquet(columns: Columns) -> bytes:
@@ -172,7 +161,7 @@ def _parquet(columns: Columns) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    ids = columns.get("id", ())
+    ids = columns.get("id", [])
     if len({type(value) for value in ids if value is not None}) > 1:
         columns = {**columns, "id": [None if value is None else str(value) for value in ids]}
     kinds = {"prediction": pa.string(), **{name: pa.float64() for name in columns if name.startswith("p_")}}

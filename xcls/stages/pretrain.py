@@ -13,7 +13,7 @@ from xcls.data.masking import IGNORED, SPECIAL
 from xcls.data.tokenizer import TextTokenizer
 from xcls.model.heads import MaskedLanguageModel
 from xcls.runs.record import Record
-from xcls.stages.setting import carried, interrupted_run, place
+from xcls.stages.setup import checkpoint_metadata, load_resume_checkpoint, setup_device
 from xcls.stages.texts import LanguageData, note_data
 from xcls.train.journal import Journal
 from xcls.train.loop import Loop, Scores
@@ -43,8 +43,8 @@ def with_chosen_tokens(maker: MaskedBatches, *, batch_size: int) -> MaskedBatche
             if any(bool((found.build(rows, 0)["labels"] != IGNORED).any()) for rows in plan):
                 return found
     raise UserError(
-        f"validation: masking.probability={maker.masking.probability} chooses no token of its {len(maker.encoded)} documents, so that "
-        "nothing can be measured. Give more text for validation (dataset.validation), or another tokenizer where all of it is [UNK]."
+        f"masking.probability={maker.masking.probability}: it chooses no token of the {len(maker.encoded)} validation documents. "
+        "Raise dataset.validation, or choose another tokenizer where all of the text is [UNK]."
     )
 
 
@@ -66,7 +66,7 @@ def pretrain(
     Selection is by validation loss. Raises Interrupted, BadNumbers, OutOfMemory, UserError.
     """
     seed_everything(seed)
-    amp = place(model, hardware=hardware, precision=precision, journal=journal)
+    amp = setup_device(model, hardware=hardware, precision=precision, journal=journal)
     note_data(journal, data)
     common = {"vocab_size": tokenizer.vocab_size, "continues": tokenizer.continues}
     common["multiple"] = width_multiple(model.encoder.seq_len, compiled=hardware.compile)
@@ -85,7 +85,7 @@ def pretrain(
         size = training.eval_batch_size
         return {"val_loss": masked_loss(model, held_out, data.validation.lengths, batch_size=size, amp=amp, poll=poll)}
 
-    payload = interrupted_run(journal, resume=resume, keep=training.keep)
+    payload = load_resume_checkpoint(journal, resume=resume, keep=training.keep)
     loop = Loop(
         model=model,
         loss=mlm_loss,
@@ -96,7 +96,7 @@ def pretrain(
         amp=amp,
         hardware=hardware,
         journal=journal,
-        extras=carried(journal, stage="pretrain", tokenizer=tokenizer.to_json(), classes=None),
+        extras=checkpoint_metadata(journal, stage="pretrain", tokenizer=tokenizer.to_json(), classes=None),
     )
     loop.run(payload)
     return journal.record

@@ -40,7 +40,7 @@ class ClassificationData:
 
     def split(self, name: str) -> Labelled:
         """train, validation or test."""
-        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
+        return getattr(self, name)
 
 
 @dataclass
@@ -57,18 +57,16 @@ def classification_data(
     prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int, truncate: str
 ) -> ClassificationData:
     """Encodes the three splits. Raises UserError where a document is too long and `truncate` is `refuse`."""
-    splits, warnings, report, speed = {}, [], {}, None
+    splits, warnings, report = {}, [], {}
     for name in ("train", "validation", "test"):
         rows = getattr(prepared, name)
-        texts = rows["text"]
-        encoded = encode_cached(texts, tokenizer, seq_len=seq_len, truncate=truncate, what=name)
+        encoded = encode_cached(rows["text"], tokenizer, seq_len=seq_len, truncate=truncate, what=name)
         splits[name] = Labelled(encoded=encoded, labels=rows.labels, ids=rows["id"])
         warnings += encoded.warnings(name, seq_len=seq_len)
         report[name] = encoded.report()
-        if name == "test":
-            speed = _tokenize_ms(texts, tokenizer, seq_len=seq_len)
-    common = {"warnings": warnings, "report": report, "tokenize_ms": speed}
-    return ClassificationData(**splits, classes=list(prepared.classes), **common)
+    speed = _tokenize_ms(prepared.test["text"], tokenizer, seq_len=seq_len)
+    known = {"warnings": warnings, "report": report, "tokenize_ms": speed}
+    return ClassificationData(**splits, classes=list(prepared.classes), **known)
 
 
 def _tokenize_ms(texts: Sequence[str], tokenizer: TextTokenizer, *, seq_len: int, most: int = 200) -> float:
@@ -82,18 +80,12 @@ def _tokenize_ms(texts: Sequence[str], tokenizer: TextTokenizer, *, seq_len: int
 
 def language_data(prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int, truncate: str) -> LanguageData:
     """Encodes the text for MLM and the validation split. Raises UserError as `classification_data` does."""
-    validation_texts = prepared.validation["text"]
-    train = encode_cached(prepared.mlm_texts, tokenizer, seq_len=seq_len, truncate=truncate, what="text for MLM")
-    validation = encode_cached(validation_texts, tokenizer, seq_len=seq_len, truncate=truncate, what="validation")
-    return LanguageData(
-        train=train,
-        validation=validation,
-        warnings=[
-            *train.warnings("text for MLM", seq_len=seq_len),
-            *validation.warnings("validation", seq_len=seq_len),
-        ],
-        report={"mlm": train.report(), "validation": validation.report()},
-    )
+    how = {"seq_len": seq_len, "truncate": truncate}
+    train = encode_cached(prepared.mlm_texts, tokenizer, what="text for MLM", **how)
+    validation = encode_cached(prepared.validation["text"], tokenizer, what="validation", **how)
+    warnings = train.warnings("text for MLM", seq_len=seq_len) + validation.warnings("validation", seq_len=seq_len)
+    report = {"mlm": train.report(), "validation": validation.report()}
+    return LanguageData(train=train, validation=validation, warnings=warnings, report=report)
 
 
 def note_data(journal: Journal, data: ClassificationData | LanguageData) -> None:

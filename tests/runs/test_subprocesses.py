@@ -23,13 +23,17 @@ signal.signal(signal.SIGTERM, save)
 pathlib.Path("ready").touch()
 time.sleep(60)
 """
-PARENT = "import os, sys; from xcls.runs.subprocesses import run_child; print(*run_child([sys.executable, 'child.py'], os.environ))"
+PARENT = """
+import os, sys
+from xcls.runs.subprocesses import run_child
+print(*run_child([sys.executable, "child.py"], os.environ))
+"""
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_child_saves_before_it_leaves(tmp_path: Path, name: str) -> None:
     (tmp_path / "child.py").write_text(CHILD)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     )

@@ -16,27 +16,21 @@ from xcls.train.journal import Journal
 from xcls.train.precision import Precision
 from xcls.train.versions import describe_device, versions
 
+SETTINGS = ("compile", "micro_batch", "micro_tokens", "gradient_checkpointing")  # of the hardware, for the record
 RESULTS = ("predictions.parquet", "head.safetensors")  # of a training's end: made again, and not to be found before
 
 
-def place(model: nn.Module, *, hardware: Hardware, precision: Precision, journal: Journal) -> Amp:
+def setup_device(model: nn.Module, *, hardware: Hardware, precision: Precision, journal: Journal) -> Amp:
     """Puts the model on its device and writes into the record what runs where. Raises UserError without that device."""
     amp = Amp(precision=precision, hardware=hardware)
     model.to(amp.device)
     if hardware.compile:
         compile_blocks(model)
     record = journal.record
+    # The launcher knows whether another job has the same device, the record of an interrupted run how attention was computed.
     known = {name: record.device[name] for name in ("shared", "attention_path") if name in record.device}
-    record.device = {
-        **describe_device(amp.device),
-        "dtype": precision.dtype,
-        "compile": hardware.compile,
-        "micro_batch": hardware.micro_batch,
-        "micro_tokens": hardware.micro_tokens,
-        "gradient_checkpointing": hardware.gradient_checkpointing,
-        "shared": None,
-        **known,  # the launcher knows whether another job has the same device, an earlier life of the run how attention was computed
-    }
+    settings = {name: getattr(hardware, name) for name in SETTINGS}
+    record.device = {**describe_device(amp.device), "dtype": precision.dtype, **settings, "shared": None, **known}
     journal.spent.watch(amp.device)
     record.versions = versions()
     record.params = count_parameters(model)
@@ -46,16 +40,15 @@ def place(model: nn.Module, *, hardware: Hardware, precision: Precision, journal
 def check_classes(folder: Path, trained: Sequence[str], read: Sequence[str]) -> None:
     """Refuses data whose classes are not those that a checkpoint in `folder` was trained on: a number would mean another class.
     Raises UserError."""
-    if list(trained) != list(read):
-        pairs = zip_longest(trained, read, fillvalue="none")
-        place, (one, other) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
-        raise UserError(
-            f"{folder}: class {place} of its checkpoint is {one!r}, that of the data as they are read now is {other!r}. An earlier version "
-            "read these labels otherwise; train again, under another exp=…."
-        )
+    for number, (one, other) in enumerate(zip_longest(trained, read, fillvalue="none")):
+        if one != other:
+            raise UserError(
+                f"{folder}: class {number} of its checkpoint is {one!r}, that of the data as they are read now is {other!r}. "
+                "Train again, under another exp=…."
+            )
 
 
-def interrupted_run(journal: Journal, *, resume: bool, keep: int) -> dict[str, Any] | None:
+def load_resume_checkpoint(journal: Journal, *, resume: bool, keep: int) -> dict[str, Any] | None:
     """The checkpoint to go on from, and the journal begun: with its rows on resume, else empty.
 
     Without a checkpoint a resumed run starts again at step 0. Its history stays: the evaluations of its earlier lives
@@ -79,7 +72,7 @@ def interrupted_run(journal: Journal, *, resume: bool, keep: int) -> dict[str, A
     return payload
 
 
-def carried(journal: Journal, *, stage: str, tokenizer: str, classes: list[str] | None) -> dict[str, Any]:
+def checkpoint_metadata(journal: Journal, *, stage: str, tokenizer: str, classes: list[str] | None) -> dict[str, Any]:
     """What every checkpoint carries beside the training state, so that it can be used without its folder."""
     record = journal.record
     return {

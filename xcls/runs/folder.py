@@ -1,4 +1,4 @@
-"""May this run begin in its folder, go on there, or is it done? Decided before anything is written."""
+"""May this run begin in its folder, go on there, or is it done? Decided before anything is written. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from xcls.config.schema import UserError
 from xcls.runs.record import Record, read_record
 
 DONE, RESUME, FRESH = "done", "resume", "fresh"
-BEFORE_RECORD = (
-    re.compile(  # what may lie there before the first record is written; an editor leaves copies of a config.yaml
-        r"\.lock|\.making|\.room|logs|\..+\.tmp|[.#]*config\.yaml.*"
-    )
-)
+STAGES = ("pretrain", "finetune", "multirun")  # the folders of all runs
+# What may lie in a folder before the first record is written. Editors leave copies of a config.yaml.
+BEFORE_RECORD = re.compile(r"\.lock|\.making|\.room|logs|\..+\.tmp|[.#]*config\.yaml.*")
 
 
 def read_or_refuse(folder: Path) -> Record:
@@ -26,26 +24,24 @@ def read_or_refuse(folder: Path) -> Record:
         raise UserError(f"{error}\nMove the folder {folder} away and start again.") from error
 
 
-def refuse_twin(folder: Path) -> None:
+def check_case_collision(folder: Path) -> None:
     """Refuses a name that differs from an existing one in case alone: on many systems both are one folder. Raises UserError."""
     for place in (folder, *folder.parents):
         names = os.listdir(place.parent) if place.parent.is_dir() else []
-        twins = [name for name in names if name != place.name and name.casefold() == place.name.casefold()]
-        if twins:
-            raise UserError(
-                f"{place.name}: {place.parent / twins[0]} is there already, and the names differ in case alone. Choose another one."
-            )
-        if place.parent.name in ("pretrain", "finetune", "multirun"):
+        equal = [name for name in names if name != place.name and name.casefold() == place.name.casefold()]
+        if equal:
+            raise UserError(f"{place}: {equal[0]} exists, and the names differ in case alone. Choose another name.")
+        if place.parent.name in STAGES:
             break
 
 
-def take_back(folder: Path, kept: set[str]) -> None:
-    """Removes what a refused run has put into `folder`, all but `kept`, and the folders that are empty then."""
+def rollback(folder: Path, kept: set[str]) -> None:
+    """Removes what a refused run has put into `folder`, all but the names in `kept`, and the folders that are empty then."""
     for path in folder.iterdir():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for place in (folder, *folder.parents):
-        if any(place.iterdir()) or place.name in ("pretrain", "finetune", "multirun"):
+        if any(place.iterdir()) or place.name in STAGES:
             break
         place.rmdir()
 
@@ -64,7 +60,7 @@ def decide(
     In a sweep resume is implied, and a failed run stays failed unless `retry_failed`. Raises UserError where an `exp`
     has already run, or where the folder holds a run of another configuration, or of another `code` of attention or position.
     """
-    refuse_twin(folder)
+    check_case_collision(folder)
     if not (folder / "record.json").is_file():
         _refuse_foreign(folder)
         return FRESH, None
@@ -76,31 +72,25 @@ def decide(
             f"{folder} holds a run {other} (hash {record.hash[:6]}, this one {digest[:6]}).\n"
             "Choose another exp=…, or move that folder away. Its settings: resolved_config.yaml."
         )
-    if record.status == "completed":
-        if resume or sweep:
-            return DONE, record
-        raise UserError(
-            f"{folder} has already run (completed). Choose another exp=… or seed=…, or read it: record.json."
-        )
-    if record.status == "failed" and sweep and not retry_failed:
+    if sweep and (record.status == "completed" or record.status == "failed" and not retry_failed):
         return DONE, record
+    if record.status == "completed":
+        if resume:
+            return DONE, record
+        raise UserError(f"{folder} has already run (completed). Choose another exp=… or seed=….")
     if not (resume or sweep):
-        raise UserError(
-            f"{folder} has already begun ({record.status}). Go on with resume=true, or choose another exp=…."
-        )
+        raise UserError(f"{folder} has already begun ({record.status}). Set resume=true, or choose another exp=….")
     return (RESUME if any(folder.glob("ckpt_*.pt")) else FRESH), record
 
 
 def _refuse_foreign(folder: Path) -> None:
     """Refuses a folder without a record that holds what no run puts there before its record: a user's own files, or
-    the work of a run that nothing tells of any more. Raises UserError."""
+    checkpoints of an unknown run. Raises UserError."""
     found = sorted(os.listdir(folder)) if folder.is_dir() else []
-    if any(name.startswith("ckpt_") and name.endswith(".pt") for name in found):
-        raise UserError(f"{folder} holds checkpoints, but no record.json says of which run. Move that folder away.")
     foreign = [name for name in found if not BEFORE_RECORD.fullmatch(name)]
     if foreign:
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise UserError(
-            f"{folder} holds {', '.join(foreign[:3])}{more}, but no record.json, so it is not the folder of a run. "
+            f"{folder} holds {shown}, but no record.json, so it is not the folder of a run. "
             "Move what is in it away, or choose another exp=…."
         )

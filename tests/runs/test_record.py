@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,13 @@ def some(status: str = "completed") -> Record:
     return Record(run="pydocs/x", mode="finetune", status=status, hash="ab" * 32, seed=0, seq_len=512)
 
 
-def test_a_record_comes_back(tmp_path: Path) -> None:
+def test_a_record_comes_back_with_null_for_numbers_that_json_lacks(tmp_path: Path) -> None:
     record = some()
-    record.metrics = {"test": {"macro_f1": 0.5}}
+    record.metrics = {"test": {"auroc": float("nan"), "macro_f1": np.float64(0.25)}}
     write_record(record, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]  # no temporary file stays
+    record.metrics = {"test": {"auroc": None, "macro_f1": 0.25}}
     assert read_record(tmp_path) == record
-    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]  # no temporary file stays
-
-
-def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
-    record = some()
-    record.metrics = {"validation": {"auroc": float("nan"), "macro_f1": np.float64(0.25)}}
-    write_record(record, tmp_path)
-    assert read_record(tmp_path).metrics == {"validation": {"auroc": None, "macro_f1": 0.25}}
 
 
 @pytest.mark.parametrize(
@@ -53,15 +48,10 @@ def test_an_unknown_field_of_the_same_version_is_ignored(tmp_path: Path) -> None
 
 def test_a_failed_write_leaves_the_old_record(tmp_path: Path) -> None:
     write_record(some(), tmp_path)
-    broken = some()
-    broken.metrics = {"test": {1: object()}}  # str(object()) is fine, so break the write itself
-    broken.config = {"x": {"nested": {1, 2}}}
-    write_record(broken, tmp_path)  # sets become text, still JSON
     before = (tmp_path / "record.json").read_bytes()
-    broken.status = "failed"
-    (tmp_path / f".record.json.{__import__('os').getpid()}.tmp").mkdir()  # the temporary name is taken: open() fails
+    (tmp_path / f".record.json.{os.getpid()}.tmp").mkdir()  # the temporary name is taken: it cannot be opened
     with pytest.raises(OSError):
-        write_record(broken, tmp_path)
+        write_record(some("failed"), tmp_path)
     assert (tmp_path / "record.json").read_bytes() == before
 
 
@@ -69,8 +59,5 @@ def test_events_are_one_json_object_a_line(tmp_path: Path) -> None:
     events = Events(tmp_path)
     events.add("start", {"seed": 1})
     events.add("eval", {"loss": float("inf"), "text": "a\nb"})
-    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert [(line["event"], line.get("seed"), line.get("loss")) for line in lines] == [
-        ("start", 1, None),
-        ("eval", None, None),
-    ]
+    first, second = (json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines())
+    assert (first["event"], first["seed"], second["event"], second["loss"]) == ("start", 1, "eval", None)

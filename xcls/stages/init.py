@@ -1,0 +1,25 @@
+"""mode=init: writes `pretrain/<exp>/config.yaml`, ready to edit."""
+
+from __future__ import annotations
+
+from xcls.config.files import pretraining_values, write_values
+from xcls.config.schema import UserError
+from xcls.runs.folder import check_case_collision
+from xcls.stages.spec import RunSpec
+
+
+def init(spec: RunSpec) -> int:
+    """Writes the file and gives the exit code. Raises UserError where there is one, or where the data are not there."""
+    exp = spec.config.exp
+    if not exp:
+        raise UserError("exp: mode=init needs the name of the folder to make: exp=<name>.")
+    path = spec.runs / "pretrain" / exp / "config.yaml"
+    check_case_collision(path.parent)
+    if path.exists():
+        raise UserError(f"{path} is there already. Edit it, remove it, or choose another exp=….")
+    spec.source.fingerprint()  # a path that is not there shows now
+    path.parent.mkdir(parents=True, exist_ok=True)
+    then = f"python run.py mode=pretrain exp={exp}"
+    write_values(path, pretraining_values(spec.config, spec.choices), f"Edit, then: {then}")
+    print(f"{path.relative_to(spec.runs)} is ready to edit. Then: {then}")
+    return 0

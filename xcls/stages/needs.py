@@ -1,0 +1,156 @@
+"""What a run needs first: the baseline of its data in a sweep, and the pretraining that `pretrain=auto` stands for.
+
+A launcher makes jobs of it; a single run starts processes, one after another.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from filelock import FileLock
+
+from xcls.config.files import baseline_values, pretraining_values, yaml_text
+from xcls.config.overrides import quoted
+from xcls.config.schema import UserError
+from xcls.data.cache import digest
+from xcls.runs.folder import DONE, read_or_refuse, rollback
+from xcls.runs.record import read_record, without_secrets, write_atomic
+from xcls.runs.spec import PLANNED, JobSpec
+from xcls.runs.subprocesses import run_child
+from xcls.stages.spec import RunSpec
+
+HASHED = ("pretrain", "finetune", "baseline")  # the modes that make a run; the others read one, or measure
+OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
+classes_of: dict[str, list[str]] = {}  # the classes of the data that this process has checked
+
+
+def job_spec(spec: RunSpec, *, resume: bool) -> JobSpec:
+    """The run of `spec` as a job of a sweep, without what it needs first. Raises UserError."""
+    action, found = spec.decide(resume=resume, sweep=True)
+    precision = None if spec.config.mode == "baseline" else spec.precision
+    return JobSpec(
+        kind=spec.config.mode,
+        folder=spec.folder,
+        hash=spec.digest,
+        action=action,
+        found=found,
+        record=spec.record(None),
+        gpu=precision is not None and precision.device == "cuda",
+        precision=precision,
+    )
+
+
+def with_needs(spec: RunSpec) -> list[JobSpec]:
+    """The run of `spec` in its sweep, last, after the jobs that it needs first.
+
+    Raises UserError for all that the run would refuse. Data are read once for all runs of this process that use them alike.
+    """
+    config = spec.config
+    if config.mode not in HASHED:
+        return [JobSpec(kind=config.mode, gpu=spec.precision.device == "cuda", precision=spec.precision)]
+    own = job_spec(spec, resume=config.resume)
+    if own.action != DONE:
+        if config.mode != "baseline":
+            spec.build.check_architecture(config)
+        key = digest([spec.fingerprint, asdict(config.dataset)])
+        if key not in classes_of:
+            classes_of[key] = spec.data().classes
+        if config.mode == "finetune":
+            spec.check_head(classes_of[key])
+    first = needed_first(spec)
+    own.needs = [job.hash for job in first if job.hash is not None]
+    return [*first, own]
+
+
+def needed_first(spec: RunSpec) -> list[JobSpec]:
+    """The jobs that must be done before the run of `spec` begins, in order. Raises UserError."""
+    jobs: list[JobSpec] = []
+    if spec.config.mode == "finetune" and spec.config.sweep is not None:
+        jobs.append(_baseline(spec))
+    if spec.config.mode == "finetune" and spec.config.pretrain == "auto":
+        jobs.append(_pretraining(spec))
+    return jobs
+
+
+def _baseline(spec: RunSpec) -> JobSpec:
+    """The baseline of the data of `spec`, in the same sweep."""
+    other = spec.variant(mode="baseline", seed=0)
+    other.config.sweep = spec.config.sweep
+    job = job_spec(other, resume=True)
+    template = quoted(other.folder / "config.yaml")
+    retry = str(spec.config.retry_failed).lower()
+    job.overrides = ["mode=baseline", f"template={template}", f"sweep={spec.config.sweep}", f"retry_failed={retry}"]
+    values = baseline_values(other.config, other.choices)
+    job.file = without_secrets(yaml_text(values, "What this baseline was made of."))
+    return job
+
+
+def _pretraining(spec: RunSpec) -> JobSpec:
+    """The pretraining run that `pretrain=auto` stands for: the completed one, wherever it lies, or the one to make."""
+    wanted = spec.pretraining
+    made = completed_pretraining(wanted)
+    if made is not None:
+        found = read_record(made)
+        overrides = found.command or ["mode=pretrain", f"exp={made.name}"]
+        return JobSpec("pretrain", folder=made, hash=wanted.digest, overrides=overrides, action=DONE, found=found)
+    job = job_spec(wanted, resume=True)
+    job.overrides = ["mode=pretrain", f"exp={wanted.folder.name}", "resume=true"]
+    values = pretraining_values(wanted.config, wanted.choices)
+    job.file = without_secrets(yaml_text(values, "Made by pretrain=auto."))
+    return job
+
+
+def completed_pretraining(wanted: RunSpec) -> Path | None:
+    """The folder of a completed pretraining run with the hash of `wanted`, alone or in a sweep; None where there is none."""
+    for path in [*wanted.runs.glob("pretrain/*/record.json"), *wanted.runs.glob("multirun/*/*/pretrain-*/record.json")]:
+        try:
+            record = read_record(path.parent)
+        except ValueError:
+            continue
+        if record.hash == wanted.digest and record.status == "completed":
+            return path.parent
+    return None
+
+
+def make_first(spec: RunSpec) -> None:
+    """Runs what the run of `spec` needs first, unless a launcher has done so, and sets `spec.parent` for `pretrain=auto`.
+
+    A baseline that fails is a warning: only the report needs it. Raises UserError where a pretraining did not complete,
+    KeyboardInterrupt where this process was asked to end meanwhile (the other run has saved then).
+    """
+    for job in needed_first(spec):
+        if not job.completed and not os.environ.get(PLANNED):
+            code = _run_job(job, spec.root)
+            if code != OK and job.kind == "baseline":
+                print(
+                    f"WARNING: the baseline of {spec.config.dataset.name} did not complete: {job.folder}",
+                    file=sys.stderr,
+                )
+        if job.kind == "pretrain":
+            spec.parent = completed_pretraining(spec.pretraining)
+            if spec.parent is None:
+                raise UserError(f"{job.folder}: the pretraining run that pretrain=auto needs did not complete.")
+
+
+def _run_job(job: JobSpec, root: Path) -> int:
+    """Makes the run of `job` in a process of its own, so that its memory is not ours; of several processes that want it,
+    one makes it. Gives the exit code."""
+    assert job.folder is not None and job.overrides is not None and job.file is not None
+    kept = {path.name for path in job.folder.iterdir()} if job.folder.is_dir() else set()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(job.folder / ".making")):
+        if (job.folder / "record.json").is_file() and read_or_refuse(job.folder).status == "completed":
+            return OK
+        write_atomic(job.folder / "config.yaml", job.file)
+        command = [sys.executable, str(root / "run.py"), *job.overrides]
+        code, asked = run_child(command, {**os.environ, PLANNED: job.hash or ""})
+        if asked or code == INTERRUPTED:
+            raise KeyboardInterrupt(
+                f"{job.folder}: interrupted, and this run needs it first; the same command goes on."
+            )
+        if code == REFUSED:
+            rollback(job.folder, kept)
+    return code

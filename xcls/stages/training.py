@@ -1,0 +1,226 @@
+"""mode=pretrain, finetune, baseline: from a `RunSpec` to an exit code, and what a run leaves in its folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+from filelock import FileLock, Timeout
+
+from xcls.config.files import pretraining_values, resolved_values, write_values
+from xcls.config.schema import UserError
+from xcls.data.splits import Prepared
+from xcls.data.tokenizer import TextTokenizer, from_json, make_tokenizer
+from xcls.report.reproduce import read_patch, script_for
+from xcls.runs.code_hash import code_files
+from xcls.runs.folder import DONE, changed_code, read_or_refuse, rollback
+from xcls.runs.record import Record, carry_over, read_record, write_atomic
+from xcls.runs.spec import PLANNED
+from xcls.stages.needs import FAILED, INTERRUPTED, OK, make_first
+from xcls.stages.spec import RunSpec
+from xcls.train.checkpoint import load_for_use
+from xcls.train.journal import Journal, one_line
+from xcls.train.provenance import Sources, find_sources, note_sources
+from xcls.train.randomness import seed_everything
+from xcls.train.signals import Interrupted
+
+GO_ON = "the same command with resume=true goes on"
+
+
+def train(spec: RunSpec) -> int:
+    """Decides whether the run begins, checks it and its data, makes what it needs first, runs it. Gives the exit code.
+
+    Raises UserError for bad input, before anything is written.
+    """
+    config = spec.config
+    if os.environ.get(PLANNED) not in (None, "", spec.digest):
+        raise UserError(
+            "This is not the run that its sweep planned: the code of attention or position, or the data, has changed "
+            "since the sweep began. Type the sweep again: it plans the run anew."
+        )
+    how = {"resume": config.resume, "sweep": config.sweep is not None}
+    state, record = spec.decide(**how)
+    if state == DONE:
+        assert record is not None
+        print(f"{spec.shown}: nothing to do, it is {record.status}" + (f" ({record.cause})" if record.cause else ""))
+        return OK if record.status == "completed" else FAILED
+    if config.mode != "baseline":
+        spec.check_device()
+        spec.build.check_architecture(config)
+    sources = find_sources(_files_of_code(spec))  # now: they may change while the data are read
+    prepared = spec.data()
+    if config.mode == "finetune":
+        spec.check_head(prepared.classes)
+    make_first(spec)
+    kept = {path.name for path in spec.folder.iterdir()} if spec.folder.is_dir() else set()
+    with _locked(spec):
+        state, record = spec.decide(**how)  # another process may have been here meanwhile
+        if state == DONE:
+            return OK
+        try:
+            return run_stage(spec, prepared, record, sources)
+        except UserError:  # refused before it began to train: as if it had not been typed
+            if not any(spec.folder.glob("ckpt_*.pt")):
+                rollback(spec.folder, kept)
+            raise
+        except KeyboardInterrupt as stop:  # before the run's log was open, or after it was closed
+            if (spec.folder / "record.json").is_file():
+                raise KeyboardInterrupt(f"{spec.shown}: interrupted; {GO_ON}.") from stop
+            rollback(spec.folder, kept)
+            raise
+
+
+def _files_of_code(spec: RunSpec) -> list[Path]:
+    """The files of the attention mechanism and the position encoding; none of a baseline."""
+    return [file for part in spec.code for file in code_files(getattr(spec.config, part)["_target_"]).values()]
+
+
+@contextmanager
+def _locked(spec: RunSpec) -> Iterator[None]:
+    """Holds the run's folder against a second process; a dead owner holds nothing. Raises UserError.
+
+    A planned pretraining or baseline, which several sweeps may need, waits for the process that makes it.
+    """
+    shared = bool(os.environ.get(PLANNED)) and spec.config.mode != "finetune"
+    spec.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(spec.folder / ".lock"))
+    try:
+        lock.acquire(timeout=-1 if shared else 1)  # 1 s: `make status` looks at it for an instant
+    except Timeout as error:
+        text = f"{spec.folder} is being run by another process. Wait for it, or choose another exp=…."
+        raise UserError(text) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_stage(spec: RunSpec, prepared: Prepared, before: Record | None, sources: Sources) -> int:
+    """Runs the stage in its folder and gives the exit code. `before`: the record of an interrupted run, which goes on from
+    its last checkpoint, or from the beginning where there is none. Raises UserError."""
+    folder, record = spec.folder, spec.record(prepared)
+    if before is not None:
+        carry_over(record, before)
+    journal = Journal(folder=folder, record=record, wandb=spec.config.wandb)
+    code = OK
+    try:
+        with journal:
+            note_sources(journal, sources)
+            if spec.config.mode != "baseline" and spec.precision.warn:
+                journal.warn(spec.precision.why)
+            _stage(spec, prepared, journal, resume=before is not None)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"{spec.shown}: interrupted at step {record.step} ({one_line(stop)}); {GO_ON}.", file=sys.stderr)
+        code = INTERRUPTED
+    except UserError:
+        raise
+    except Exception as error:
+        print(f"{spec.shown}: failed: {one_line(error)}\n  traceback: {folder}/logs/traceback.txt", file=sys.stderr)
+        code = FAILED
+    try:
+        write_atomic(folder / "reproduce.sh", script_for(record, _origins(spec), patches=read_patch(folder, record)))
+        (folder / "reproduce.sh").chmod(0o755)
+    except OSError as error:  # a full disk; how the run ended is told already
+        print(f"WARNING: {folder / 'reproduce.sh'}: {error.strerror}", file=sys.stderr)
+    if code == OK:
+        print(_summary(spec, record))
+    return code
+
+
+def _stage(spec: RunSpec, prepared: Prepared, journal: Journal, *, resume: bool) -> None:
+    """What the mode does, from its tokenizer to its results."""
+    config = spec.config
+    parent = _parent(spec, journal)
+    if config.mode == "pretrain" and not (spec.folder / "config.yaml").exists():
+        values = pretraining_values(config, spec.choices)
+        write_values(spec.folder / "config.yaml", values, "What this run was composed of.")
+    values = resolved_values(config, spec.choices, spec.precision, journal.record)
+    write_values(spec.folder / "resolved_config.yaml", values, "This run, flat and fully resolved.")
+    tokenizer = _tokenizer(spec, prepared, parent)
+    for message in prepared.report["warnings"]:
+        journal.warn(message)
+    seed_everything(config.seed)  # before the model is made: its first weights follow from the seed
+    if tokenizer is None:
+        from xcls.stages.baseline import baseline
+
+        baseline(prepared=prepared, plan=config.baseline, journal=journal, resume=resume)
+        return
+    common: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "hardware": config.hardware,
+        "precision": spec.precision,
+        "seed": config.seed,
+        "journal": journal,
+        "resume": resume,
+    }
+    from xcls.stages.texts import classification_data, language_data
+
+    text = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
+    if config.mode == "pretrain":
+        from xcls.stages.pretrain import pretrain
+
+        model = spec.build.make_language_model(config, vocab_size=tokenizer.vocab_size)
+        data = language_data(prepared, tokenizer, **text)
+        pretrain(model=model, data=data, masking=config.masking, training=config.pretraining, **common)
+    else:
+        from xcls.stages.finetune import finetune
+
+        classifier = spec.build.make_classifier(config, vocab_size=tokenizer.vocab_size, classes=prepared.classes)
+        splits = classification_data(prepared, tokenizer, **text)
+        finetune(model=classifier, data=splits, training=config.finetuning, parent=parent, **common)
+
+
+def _parent(spec: RunSpec, journal: Journal) -> dict[str, Any] | None:
+    """The checkpoint that fine-tuning starts from, noted in the record; None from scratch."""
+    if spec.config.mode != "finetune" or spec.parent is None:
+        return None
+    checkpoint = load_for_use(spec.parent, spec.config.checkpoint)
+    folder = Path(os.path.relpath(spec.parent, spec.runs)).as_posix()
+    journal.record.pretrain = {
+        "folder": folder,
+        "hash": checkpoint["hash"],
+        "checkpoint": spec.config.checkpoint,
+        "step": checkpoint["progress"]["step"],
+        "stage": checkpoint["stage"],
+    }
+    changed = changed_code(read_or_refuse(spec.parent), spec.code)
+    if changed:
+        journal.warn(f"{folder} was trained with other code of {changed}; this run goes on with the code there is now.")
+    return checkpoint
+
+
+def _tokenizer(spec: RunSpec, prepared: Prepared, parent: dict[str, Any] | None) -> TextTokenizer | None:
+    """The parent's tokenizer, else one made for this text; a baseline needs none."""
+    if spec.config.mode == "baseline":
+        return None
+    return from_json(parent["tokenizer"]) if parent else make_tokenizer(spec.config.tokenizer, prepared.mlm_texts)
+
+
+def _origins(spec: RunSpec) -> list[Record]:
+    """The records of the runs this one started from, the first of the chain first."""
+    found: list[Record] = []
+    folder = spec.parent
+    while folder is not None and len(found) < 8:
+        try:
+            found.insert(0, read_record(folder))
+        except ValueError:
+            break
+        pretrain = found[0].pretrain
+        folder = spec.runs / pretrain["folder"] if pretrain else None
+    return found
+
+
+def _summary(spec: RunSpec, record: Record) -> str:
+    """One line about a completed run."""
+    parts = []
+    for split in ("validation", "test"):
+        scores = record.metrics.get(split) or {}
+        found = [(name, scores.get(name)) for name in ("macro_f1", "accuracy", "val_loss")]
+        told = ", ".join(f"{name} {value:.4f}" for name, value in found if value is not None)
+        parts += [f"{split} {told}"] if told else []
+    speed = record.costs.get("tokens_per_s")
+    parts += [f"{speed:,.0f} tokens/s"] if speed else []
+    return f"{spec.shown}: completed. " + "; ".join(parts)
