@@ -170,14 +170,6 @@ def load() -> None:
     import torch._decomp
     import torch._dynamo  # noqa: F401
 
-    import xcls.stages.baseline
-    import xcls.stages.finetune
-    import xcls.stages.pretrain
-    import xcls.stages.predict
-    import xcls.stages.evaluate
-    import xcls.stages.training
-    import xcls.stages.texts  # noqa: F401
-
 
 if __name__ == "__main__":
     load()

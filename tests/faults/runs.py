@@ -22,9 +22,9 @@ from tests.samples import (
     make_training,
 )
 from xcls.config.schema import Hardware, Masking
+from xcls.runs.folder import DONE, decide
 from xcls.runs.record import Events, carry_over, read_record
 from xcls.stages.finetune import finetune
-from xcls.runs.folder import DONE, decide
 from xcls.stages.pretrain import pretrain
 from xcls.train.checkpoint import Checkpoints, read_checkpoint
 from xcls.train.precision import Precision

@@ -18,9 +18,9 @@ import hydra
 from omegaconf import DictConfig
 
 from xcls.config.schema import UserError
+from xcls.runs.folder import decide
 from xcls.runs.record import Events, Record, read_record, write_record
 from xcls.runs.spec import JobSpec
-from xcls.runs.folder import decide
 
 ROOT = Path(__file__).resolve().parent
 CONFIG = """

@@ -17,8 +17,8 @@ import torch
 from tests.faults.runs import CASES, ROW, Case, differences, live, rows, same
 from tests.samples import make_classifier
 from xcls.config.schema import UserError
-from xcls.runs.record import read_record
 from xcls.runs.folder import decide
+from xcls.runs.record import read_record
 from xcls.train.checkpoint import Checkpoints, read_checkpoint, write_checkpoint
 from xcls.train.faults import BadNumbers, OutOfMemory, first_bad_layer
 from xcls.train.loop import Loop
