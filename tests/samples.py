@@ -18,8 +18,8 @@ from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClass
 from xcls.runs.record import Record
 from xcls.stages.texts import ClassificationData, Labelled, LanguageData
 from xcls.train.amp import Amp
-from xcls.train.journal import Journal
 from xcls.train.precision import Precision
+from xcls.train.run_logger import RunLogger
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ATTENTIONS = sorted(path.stem for path in (CONF / "attention").glob("*.yaml"))
@@ -154,11 +154,11 @@ def make_training(**changes: Any) -> Training:
     return Training(**settings)
 
 
-def make_journal(folder: Path, *, mode: str = "finetune", wandb: str = "disabled") -> Journal:
+def make_journal(folder: Path, *, mode: str = "finetune", wandb: str = "disabled") -> RunLogger:
     """A journal in `folder`."""
     what = {"run": "r", "mode": mode, "status": "running", "hash": "ab" * 32, "choices": {"size": "tiny"}}
     record = Record(**what, seed=0, seq_len=SEQ_LEN)
-    return Journal(folder=folder, record=record, wandb=Wandb(mode=wandb))
+    return RunLogger(folder=folder, record=record, wandb=Wandb(mode=wandb))
 
 
 def make_amp() -> Amp:

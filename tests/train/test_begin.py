@@ -15,7 +15,7 @@ from tests.conftest import Project
 from tests.samples import make_journal
 from xcls.config.schema import UserError
 from xcls.runs.record import Events, read_record
-from xcls.train.journal import ROOM
+from xcls.train.run_logger import ROOM
 from xcls.train.signals import Interrupted
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 
 from tests.samples import make_journal
 from xcls.runs.record import Events, read_record, sha256
-from xcls.train.journal import COLUMNS
+from xcls.train.run_logger import COLUMNS
 from xcls.train.signals import Interrupted
 
 ROW = {"step": 4, "epoch": 0.5, "val_loss": 0.1 + 0.2, "accuracy": 1.0, "auroc": None, "unknown": 3}

@@ -15,7 +15,7 @@ import torch
 
 from xcls.runs.record import read_record
 from xcls.train.checkpoint import read_checkpoint
-from xcls.train.journal import COLUMNS
+from xcls.train.run_logger import COLUMNS
 
 pytestmark = pytest.mark.slow
 

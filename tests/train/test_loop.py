@@ -31,10 +31,10 @@ from xcls.stages.pretrain import pretrain
 from xcls.train import checkpoint
 from xcls.train.checkpoint import read_checkpoint
 from xcls.train.faults import BadNumbers, OutOfMemory
-from xcls.train.journal import Journal
 from xcls.train.loop import Loop
 from xcls.train.precision import Precision
 from xcls.train.progress import Progress
+from xcls.train.run_logger import RunLogger
 from xcls.train.signals import Interrupted
 from xcls.train.update import Updater
 
@@ -362,7 +362,7 @@ def test_the_record_tells_how_attention_was_computed(tmp_path: Path, monkeypatch
     later.device["shared"] = True
     carry_over(later, first)
     monkeypatch.setitem(
-        globals(), "make_journal", lambda folder: Journal(folder=folder, record=later, wandb=Wandb(mode="disabled"))
+        globals(), "make_journal", lambda folder: RunLogger(folder=folder, record=later, wandb=Wandb(mode="disabled"))
     )
     again = run_finetune(tmp_path, resume=True, max_steps=3)
     assert again.device["attention_path"] == "blocks,whole" and again.device["shared"] is True

@@ -84,8 +84,8 @@ def train_rows(job: dict[str, Any], emit: Emit) -> None:
     from xcls.runs.record import Record
     from xcls.stages.finetune import finetune
     from xcls.stages.texts import classification_data
-    from xcls.train.journal import Journal
     from xcls.train.precision import Precision
+    from xcls.train.run_logger import RunLogger
 
     if job.get("threads"):
         import torch
@@ -106,7 +106,7 @@ def train_rows(job: dict[str, Any], emit: Emit) -> None:
     prepared_at, prepared_peak = time.time(), peak.growth
     record = Record(run="bench", mode="bench", status="running", hash="", seed=recipe.seed, seq_len=recipe.seq_len)
     with tempfile.TemporaryDirectory() as place:
-        with Journal(folder=Path(place), record=record, wandb=Wandb(mode="disabled")) as journal:
+        with RunLogger(folder=Path(place), record=record, wandb=Wandb(mode="disabled")) as journal:
             finetune(
                 model=make_classifier(make_encoder(recipe, contender), recipe),
                 data=data,

@@ -23,10 +23,10 @@ from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClassifier
 from xcls.runs.record import Record
 from xcls.train.amp import Amp, compile_blocks
-from xcls.train.journal import Journal
 from xcls.train.loop import Loop, Scores
 from xcls.train.precision import Precision
 from xcls.train.randomness import seed_everything
+from xcls.train.run_logger import RunLogger
 from xcls.train.stream import Batch, Stream, width_multiple
 
 ENDLESS = 10**9  # steps: the bench says when it is enough
@@ -164,7 +164,7 @@ def train(recipe: Recipe, contender: Contender, meter: Meter, folder: Path, read
         group_by_length=contender.grouped,
     )
     record = Record(run="bench", mode="bench", status="running", hash="", seed=recipe.seed, seq_len=recipe.seq_len)
-    with Journal(folder=folder, record=record, wandb=Wandb(mode="disabled")) as journal:
+    with RunLogger(folder=folder, record=record, wandb=Wandb(mode="disabled")) as journal:
         loop = Loop(
             model=model,
             loss=timed_loss,

@@ -25,8 +25,8 @@ from xcls.data.source import column
 from xcls.data.splits import Prepared
 from xcls.stages.predictions import prediction_table, write_predictions
 from xcls.stages.texts import Labelled
-from xcls.train.journal import Journal
 from xcls.train.metrics import guess_told, scores
+from xcls.train.run_logger import RunLogger
 from xcls.train.versions import describe_device, versions
 
 NGRAMS = {"word": ((1, 1), (1, 2)), "char": ((1, 2), (1, 3))}  # the first is that of the defaults
@@ -115,7 +115,7 @@ def document_latency(model: Pipeline, texts: list[str], *, most: int = 100) -> d
     return {"latency_ms": float(np.median(times[1:])), "latency_p95_ms": float(np.quantile(times[1:], 0.95))}
 
 
-def baseline(*, prepared: Prepared, plan: Baseline, journal: Journal, resume: bool = False) -> None:
+def baseline(*, prepared: Prepared, plan: Baseline, journal: RunLogger, resume: bool = False) -> None:
     """Fits and evaluates the baselines, once on test. Call it within `with journal:`. It has no checkpoints: on
     `resume` it fits them again, after the history of what was interrupted.
 
@@ -163,7 +163,7 @@ def _evaluate(
     prepared: Prepared,
     texts: dict[str, list[str]],
     labels: dict[str, np.ndarray],
-    journal: Journal,
+    journal: RunLogger,
 ) -> None:
     """Scores of one baseline on validation and test, into the record under `prefix`; of the defaults predictions and speed too."""
     record, tables = journal.record, []

@@ -74,5 +74,6 @@ def _note(folder: Path, found: Scores, *, split: str, step: int, wandb: Wandb) -
 
     if record.wandb_id is not None:
         tracker = Tracker(settings=wandb, folder=folder, warn=warn)
-        tracker.start()
+        tracker.start(record)
+        tracker.log("evaluation", {"split": split, "checkpoint_step": step, **found})
         tracker.finish()

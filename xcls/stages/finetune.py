@@ -18,11 +18,11 @@ from xcls.stages.setup import check_classes, checkpoint_metadata, load_resume_ch
 from xcls.stages.texts import ClassificationData, Labelled, note_data
 from xcls.train.amp import Amp
 from xcls.train.checkpoint import fit, load_for_use, write_bytes
-from xcls.train.journal import Journal
 from xcls.train.loop import Loop
 from xcls.train.metrics import Scores, guess_told, scores, softmax
 from xcls.train.precision import Precision
 from xcls.train.randomness import seed_everything
+from xcls.train.run_logger import RunLogger
 from xcls.train.scoring import Inference, classify, latency, no_poll
 from xcls.train.stream import Batch, Stream, width_multiple
 
@@ -33,7 +33,7 @@ def classification_loss(model: TextClassifier, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
 
 
-def start_from(model: TextClassifier, parent: dict[str, Any], classes: list[str], journal: Journal) -> None:
+def start_from(model: TextClassifier, parent: dict[str, Any], classes: list[str], journal: RunLogger) -> None:
     """Loads the encoder of a parent's checkpoint, and its head where it is a classifier of the same shape.
 
     A head that stays new is one warning: from MLM there is none, else both shapes are named.
@@ -81,7 +81,7 @@ def finetune(
     hardware: Hardware,
     precision: Precision,
     seed: int,
-    journal: Journal,
+    journal: RunLogger,
     resume: bool,
     parent: dict[str, Any] | None = None,
 ) -> Record:
@@ -133,7 +133,7 @@ def finetune(
     return journal.record
 
 
-def _final(model: TextClassifier, data: ClassificationData, *, size: int, amp: Amp, journal: Journal) -> None:
+def _final(model: TextClassifier, data: ClassificationData, *, size: int, amp: Amp, journal: RunLogger) -> None:
     """The best checkpoint on validation and, once, on test: scores, predictions, head, speed of inference."""
     best = load_for_use(journal.folder, "best")
     model.load_state_dict(best["model"])

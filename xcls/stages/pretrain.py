@@ -15,10 +15,10 @@ from xcls.model.heads import MaskedLanguageModel
 from xcls.runs.record import Record
 from xcls.stages.setup import checkpoint_metadata, load_resume_checkpoint, setup_device
 from xcls.stages.texts import LanguageData, note_data
-from xcls.train.journal import Journal
 from xcls.train.loop import Loop, Scores
 from xcls.train.precision import Precision
 from xcls.train.randomness import seed_everything
+from xcls.train.run_logger import RunLogger
 from xcls.train.scoring import masked_loss
 from xcls.train.stream import Batch, Stream, width_multiple
 
@@ -58,7 +58,7 @@ def pretrain(
     hardware: Hardware,
     precision: Precision,
     seed: int,
-    journal: Journal,
+    journal: RunLogger,
     resume: bool,
 ) -> Record:
     """Trains `model` and leaves checkpoints with encoder, head and tokenizer. Call it within `with journal:`.

@@ -12,15 +12,15 @@ from xcls.config.schema import Hardware, UserError
 from xcls.train.amp import Amp, compile_blocks
 from xcls.train.checkpoint import Checkpoints
 from xcls.train.cost import count_parameters
-from xcls.train.journal import Journal
 from xcls.train.precision import Precision
+from xcls.train.run_logger import RunLogger
 from xcls.train.versions import describe_device, versions
 
 SETTINGS = ("compile", "micro_batch", "micro_tokens", "gradient_checkpointing")  # of the hardware, for the record
 RESULTS = ("predictions.parquet", "head.safetensors")  # of a training's end: made again, and not to be found before
 
 
-def setup_device(model: nn.Module, *, hardware: Hardware, precision: Precision, journal: Journal) -> Amp:
+def setup_device(model: nn.Module, *, hardware: Hardware, precision: Precision, journal: RunLogger) -> Amp:
     """Puts the model on its device and writes into the record what runs where. Raises UserError without that device."""
     amp = Amp(precision=precision, hardware=hardware)
     model.to(amp.device)
@@ -31,7 +31,7 @@ def setup_device(model: nn.Module, *, hardware: Hardware, precision: Precision, 
     known = {name: record.device[name] for name in ("shared", "attention_path") if name in record.device}
     settings = {name: getattr(hardware, name) for name in SETTINGS}
     record.device = {**describe_device(amp.device), "dtype": precision.dtype, **settings, "shared": None, **known}
-    journal.spent.watch(amp.device)
+    journal.usage.watch(amp.device)
     record.versions = versions()
     record.params = count_parameters(model)
     return amp
@@ -48,7 +48,7 @@ def check_classes(folder: Path, trained: Sequence[str], read: Sequence[str]) -> 
             )
 
 
-def load_resume_checkpoint(journal: Journal, *, resume: bool, keep: int) -> dict[str, Any] | None:
+def load_resume_checkpoint(journal: RunLogger, *, resume: bool, keep: int) -> dict[str, Any] | None:
     """The checkpoint to go on from, and the journal begun: with its rows on resume, else empty.
 
     Without a checkpoint a resumed run starts again at step 0. Its history stays: the evaluations of its earlier lives
@@ -72,7 +72,7 @@ def load_resume_checkpoint(journal: Journal, *, resume: bool, keep: int) -> dict
     return payload
 
 
-def checkpoint_metadata(journal: Journal, *, stage: str, tokenizer: str, classes: list[str] | None) -> dict[str, Any]:
+def checkpoint_metadata(journal: RunLogger, *, stage: str, tokenizer: str, classes: list[str] | None) -> dict[str, Any]:
     """What every checkpoint carries beside the training state, so that it can be used without its folder."""
     record = journal.record
     return {

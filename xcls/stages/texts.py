@@ -11,7 +11,7 @@ import numpy as np
 from xcls.data.encode import Encoded, encode, encode_cached
 from xcls.data.splits import Prepared
 from xcls.data.tokenizer import TextTokenizer
-from xcls.train.journal import Journal
+from xcls.train.run_logger import RunLogger
 
 
 @dataclass
@@ -88,7 +88,7 @@ def language_data(prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int,
     return LanguageData(train=train, validation=validation, warnings=warnings, report=report)
 
 
-def note_data(journal: Journal, data: ClassificationData | LanguageData) -> None:
+def note_data(journal: RunLogger, data: ClassificationData | LanguageData) -> None:
     """Puts the data's report and warnings into the run's record."""
     journal.record.data["tokens"] = data.report
     for message in data.warnings:

@@ -22,9 +22,9 @@ from xcls.runs.spec import PLANNED
 from xcls.stages.needs import FAILED, INTERRUPTED, OK, make_first
 from xcls.stages.spec import RunSpec
 from xcls.train.checkpoint import load_for_use
-from xcls.train.journal import Journal, one_line
 from xcls.train.provenance import Sources, find_sources, note_sources
 from xcls.train.randomness import seed_everything
+from xcls.train.run_logger import RunLogger, one_line
 from xcls.train.signals import Interrupted
 
 GO_ON = "the same command with resume=true goes on"
@@ -104,7 +104,7 @@ def run_stage(spec: RunSpec, prepared: Prepared, before: Record | None, sources:
     folder, record = spec.folder, spec.record(prepared)
     if before is not None:
         carry_over(record, before)
-    journal = Journal(folder=folder, record=record, wandb=spec.config.wandb)
+    journal = RunLogger(folder=folder, record=record, wandb=spec.config.wandb)
     code = OK
     try:
         with journal:
@@ -130,7 +130,7 @@ def run_stage(spec: RunSpec, prepared: Prepared, before: Record | None, sources:
     return code
 
 
-def _stage(spec: RunSpec, prepared: Prepared, journal: Journal, *, resume: bool) -> None:
+def _stage(spec: RunSpec, prepared: Prepared, journal: RunLogger, *, resume: bool) -> None:
     """What the mode does, from its tokenizer to its results."""
     config = spec.config
     parent = _parent(spec, journal)
@@ -173,7 +173,7 @@ def _stage(spec: RunSpec, prepared: Prepared, journal: Journal, *, resume: bool)
         finetune(model=classifier, data=splits, training=config.finetuning, parent=parent, **common)
 
 
-def _parent(spec: RunSpec, journal: Journal) -> dict[str, Any] | None:
+def _parent(spec: RunSpec, journal: RunLogger) -> dict[str, Any] | None:
     """The checkpoint that fine-tuning starts from, noted in the record; None from scratch."""
     if spec.config.mode != "finetune" or spec.parent is None:
         return None

@@ -6,8 +6,8 @@ import math
 import time
 from types import TracebackType
 
-from xcls.train.journal import Journal
 from xcls.train.progress import progress_bar
+from xcls.train.run_logger import RunLogger
 
 QUIET = 20.0  # seconds after which a step is told of, though it is no hundredth of all: steps may be slow
 
@@ -15,7 +15,7 @@ QUIET = 20.0  # seconds after which a step is told of, though it is no hundredth
 class StepDisplay:
     """The bar of the steps, and an event for each hundredth of them."""
 
-    def __init__(self, journal: Journal, *, total: int, initial: int) -> None:
+    def __init__(self, journal: RunLogger, *, total: int, initial: int) -> None:
         self.journal, self.total = journal, total
         self.bar = progress_bar(total=total, initial=initial, desc=journal.record.mode, unit="step")
         self.told_time = time.monotonic()

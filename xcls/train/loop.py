@@ -21,11 +21,11 @@ from xcls.train.checkpoint import Checkpoints, fit
 from xcls.train.cost import MemoryGauge, StepClock
 from xcls.train.display import StepDisplay
 from xcls.train.faults import BadNumbers
-from xcls.train.journal import Journal
 from xcls.train.optim import make_optimizer, rate
 from xcls.train.progress import Progress, Scores, passes
 from xcls.train.randomness import derived_generator, random_states, restore_random_states
 from xcls.train.recovery import Recovery
+from xcls.train.run_logger import RunLogger
 from xcls.train.signals import Interrupted, StopSignals
 from xcls.train.stream import Batch, Stream, batches_from, real_and_padded, trimming
 from xcls.train.update import Update, Updater
@@ -62,7 +62,7 @@ class Loop:
         seed: int,
         amp: Amp,
         hardware: Hardware,
-        journal: Journal,
+        journal: RunLogger,
         extras: dict[str, Any],
         deferred: bool | None = None,
     ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Iterable
 
 from xcls.runs.record import PATCH, without_secrets, write_atomic
-from xcls.train.journal import Journal
+from xcls.train.run_logger import RunLogger
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
@@ -58,7 +58,7 @@ class Sources:
         return self.commit and self.commit + ("-dirty" if self.patch or self.lacking else "")
 
 
-def note_sources(journal: Journal, sources: Sources) -> None:
+def note_sources(journal: RunLogger, sources: Sources) -> None:
     """Writes into the record which commit runs here, and beside it `code.patch` where that is not all of the code."""
     journal.record.commit = sources.name
     path = journal.folder / PATCH

@@ -8,8 +8,8 @@ from typing import Any
 
 from xcls.config.schema import Hardware, Training
 from xcls.train.faults import BadNumbers, OutOfMemory
-from xcls.train.journal import Journal
 from xcls.train.progress import Progress
+from xcls.train.run_logger import RunLogger
 
 BAD_STEP, RESTART, HALVED = "bad_step", "restart", "halved"  # kinds of faults
 RESTART_RATE = 0.5  # the learning rate after a restart, as a share of the one before
@@ -19,7 +19,7 @@ RESTARTS_PER_EPOCH = 2
 class Recovery:
     """Decides what may be survived, and writes it down."""
 
-    def __init__(self, *, training: Training, hardware: Hardware, journal: Journal, steps_per_epoch: int) -> None:
+    def __init__(self, *, training: Training, hardware: Hardware, journal: RunLogger, steps_per_epoch: int) -> None:
         self.training, self.hardware, self.journal = training, hardware, journal
         self.steps_per_epoch = steps_per_epoch
 

@@ -1,112 +1,169 @@
-"""Weights & Biases, never in the way: a process beside the run copies what the run writes down (wandb_copy.py)."""
+"""Weights & Biases: a thread of this process sends what the run logs. Nothing that happens there holds or ends the run.
+
+The run's own folder is the source of truth. W&B gets the numbers of every `step`, `eval`, `test` and `evaluation` event,
+the files that `report.py` reads (record.json, metrics.csv, …), and the artifacts that `wandb.artifacts` names.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
-import sys
+import logging
+import queue
 import threading
 from pathlib import Path
 from shlex import quote
-from typing import Callable
+from typing import Any, Callable
 
 from xcls.config.schema import Wandb
-from xcls.train.wandb_copy import patience
+from xcls.runs.record import PATCH, Record
 
-ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 10  # for W&B to begin before the first step, whose time is measured
-GRACE_SECONDS = 10  # for a copying process to notice by itself that its time is up
+INIT_SECONDS = 30  # for a server to answer
+FINISH_SECONDS = {"none": 60, "best": 600, "all": 600}  # to send what is left, by wandb.artifacts
+GRACE_SECONDS = 10  # beyond W&B's own time limits
+EXIT_CODES = {"completed": 0, "running": 0, "failed": 1, "interrupted": 130}
+TAGS = ("mode", "dataset", "attention", "position", "size")
+FILES = ("record.json", "metrics.csv", "predictions.parquet", PATCH)  # for `report.py runs=[wandb:…]`
+BEST = ("ckpt_best.pt",)
+ARTIFACTS = {"none": (), "best": BEST, "all": (*BEST, "ckpt_last.pt", "head.safetensors", "resolved_config.yaml")}
+ABOUT = ("time", "step", "split", "checkpoint_step")  # of an event: no metric
+
+
+def metrics_of(event: str, details: dict[str, Any]) -> dict[str, Any] | None:
+    """The row of W&B's history that an event makes: `step` and its numbers; None for an event without numbers."""
+    prefix = {"step": "", "eval": "", "test": "test/", "evaluation": f"eval.{details.get('split')}/"}.get(event)
+    if prefix is None:
+        return None
+    numbers = {prefix + key: value for key, value in details.items() if key not in ABOUT and _is_number(value)}
+    return {"step": details.get("step", details.get("checkpoint_step")), **numbers}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
 
 
 class Tracker:
-    """The copying process of one run. Whatever goes wrong with it is one warning.
+    """The W&B run of one run folder. Whatever goes wrong with it is one warning.
 
-    Where it fails (no key, no network, a server that does not answer, killed), a second one takes over offline and
-    writes down what W&B lacks; where that fails too, everything is still in the run's folder.
+    `warn` is called in the thread that calls the methods, never in W&B's.
     """
 
     def __init__(self, *, settings: Wandb, folder: Path, warn: Callable[[str], None]) -> None:
-        self.settings = settings
-        self.folder = Path(folder)
-        self.warn = warn
-        self.process: subprocess.Popen[str] | None = None
-        self.failed = False
+        self.settings, self.folder, self.warn = settings, Path(folder).resolve(), warn
+        self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._ready = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._warned = False
 
-    def start(self) -> None:
-        """Begins to copy the run in `folder`, whose record.json names its W&B id."""
-        if self.settings.mode != "disabled":
-            self._spawn(self.settings.mode)
-            self.check()
+    def start(self, record: Record) -> None:
+        """Begins or resumes the W&B run `record.wandb_id`; waits at most START_SECONDS for it."""
+        if self.settings.mode == "disabled":
+            return
+        self.record = record
+        self._thread = threading.Thread(target=self._work, name="xcls-wandb", daemon=True)
+        self._thread.start()
+        self._ready.wait(START_SECONDS)
+        self._check()
 
-    def check(self) -> None:
-        """Notices a copying process that has ended before the run."""
-        if self.process is not None and self.process.poll() is not None:
-            self._take_over()
+    def log(self, event: str, details: dict[str, Any]) -> None:
+        """Queues the numbers of an event of events.jsonl."""
+        row = metrics_of(event, details) if self._thread is not None else None
+        if row is not None:
+            self._queue.put(row)
+            self._check()
 
     def finish(self) -> None:
-        """The run has ended: waits, not without limit, until W&B has taken the rest."""
-        while self.process is not None:
-            with contextlib.suppress(OSError):  # it is gone already
-                self.process.stdin.write("end\n")
-                self.process.stdin.close()
-            try:
-                self.process.wait(patience(self.settings.artifacts) + GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-            if self.process.returncode == 0:
-                self.process = None
-            else:
-                self._take_over()
-
-    def _spawn(self, mode: str) -> None:
-        """Starts a copying process in a session of its own: it is to outlive what ends this one, and send the rest."""
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", "xcls.train.wandb_copy", str(self.folder), "--mode", mode, "--follow"]
-        try:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env={**os.environ, "PYTHONPATH": path},
-                start_new_session=True,
-            )
-        except OSError as error:  # no memory, no process left
-            self._warn(str(error))
+        """The run has ended, and its files are written: waits, not without limit, until W&B has taken the rest."""
+        if self._thread is None:
             return
-        self._heard, self._words = threading.Event(), []
-        self._listener = threading.Thread(target=self._listen, args=(self.process,), daemon=True)
-        self._listener.start()
-        self._heard.wait(START_SECONDS)
+        self._queue.put(None)
+        limit = INIT_SECONDS + FINISH_SECONDS[self.settings.artifacts] + GRACE_SECONDS
+        self._thread.join(limit)
+        if self._thread.is_alive():
+            self._error = self._error or TimeoutError(f"W&B has not taken everything within {limit} s")
+        self._thread = None
+        self._check()
 
-    def _listen(self, process: subprocess.Popen[str]) -> None:
-        """Takes down what the process says: `ready`, or why it failed."""
-        with process.stdout:
-            for line in process.stdout:
-                self._words.append(line.strip())
-                self._heard.set()
-        self._heard.set()
-
-    def _take_over(self) -> None:
-        """The process has failed: one warning, and a second one goes on offline, once."""
-        self._listener.join(GRACE_SECONDS)
-        spoken = [word for word in self._words if word != "ready"]
-        reason = spoken[-1] if spoken else f"its process ended (exit code {self.process.returncode})"
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        self.process = None
-        if not self.failed:
-            self._warn(reason)
-            self._spawn("offline")
-
-    def _warn(self, reason: str) -> None:
-        """The one warning."""
-        if not self.failed:
-            self.failed = True
+    def _check(self) -> None:
+        """Warns of an error, once."""
+        if self._error is not None and not self._warned:
+            self._warned = True
+            reason = f"{type(self._error).__name__}: {' '.join(str(self._error).split())[:300].rstrip('.')}"
             self.warn(
-                f"W&B: {reason}. The run goes on, and all its numbers are in its folder. Later, to send them: "
-                f"python -m xcls.train.wandb_copy {quote(str(self.folder))} && wandb sync {quote(str(self.folder / 'wandb'))}"
+                f"W&B: {reason}. The run goes on, and its folder has all results. "
+                f"To send what W&B has kept: wandb sync {quote(str(self.folder / 'wandb'))}"
             )
+
+    def _work(self) -> None:
+        """The thread: begins the W&B run, online or else offline, sends what is queued, and ends it."""
+        try:
+            run = self._begin()
+            self._ready.set()
+            for row in iter(self._queue.get, None):
+                run.log(row)
+            self._end(run)
+        except (Exception, SystemExit) as error:  # wandb may be missing or broken, and raises many kinds
+            self._error = self._error or error
+        finally:
+            self._ready.set()
+
+    def _begin(self) -> Any:
+        """W&B's run; offline where it cannot be had online, which is an error that the run goes on with."""
+        import wandb
+
+        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # what goes wrong is our own warning
+        wandb.setup(settings=wandb.Settings(silent=True))
+        if self.settings.mode == "online":
+            try:
+                return self._init(wandb, "online")
+            except Exception as error:
+                self._error = error
+        return self._init(wandb, "offline")
+
+    def _init(self, wandb: Any, mode: str) -> Any:
+        record = self.record
+        (self.folder / "wandb").mkdir(exist_ok=True)
+        limits = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS[self.settings.artifacts]}
+        quiet = {"silent": True, "console": "off", "disable_git": True, "disable_code": True}
+        wanted = {**quiet, **limits, "finish_timeout_raises": True, "reinit": "create_new"}
+        known = wandb.Settings.model_fields  # older releases have no finish_timeout
+        run = wandb.init(
+            project=self.settings.project,
+            entity=self.settings.entity,
+            dir=str(self.folder),
+            mode=mode,
+            id=record.wandb_id,
+            resume="allow" if mode == "online" else None,
+            name=record.run if str(self.folder).endswith(record.run) else self.folder.name,
+            group=record.exp,
+            job_type=record.mode,
+            tags=[f"{group}={record.choices[group]}"[:64] for group in TAGS if group in record.choices],
+            config={**record.config, "hash": record.hash},
+            settings=wandb.Settings(**{key: value for key, value in wanted.items() if key in known}),
+        )
+        run.define_metric("*", step_metric="step")  # a resumed run may log steps again that W&B has already
+        self._upload(run)  # record.json, also of a run that is killed
+        return run
+
+    def _upload(self, run: Any) -> None:
+        """Names the files that W&B sends when the run ends."""
+        for name in FILES:
+            if (self.folder / name).is_file():
+                run.save(str(self.folder / name), base_path=str(self.folder), policy="end")
+
+    def _end(self, run: Any) -> None:
+        record = self.record
+        scores = {f"{split}/{name}": value for split, found in record.metrics.items() for name, value in found.items()}
+        run.summary.update({**scores, "status": record.status, "cause": record.cause, "best_step": record.best_step})
+        self._upload(run)
+        names = [name for name in ARTIFACTS[self.settings.artifacts] if (self.folder / name).is_file()]
+        if names and record.status == "completed":
+            import wandb
+
+            artifact = wandb.Artifact(f"run-{record.wandb_id}", type="model", metadata={"hash": record.hash})
+            for name in names:
+                artifact.add_file(str(self.folder / name), name=name)
+            run.log_artifact(artifact)
+        if record.status == "interrupted":
+            run.mark_preempting()
+        run.finish(exit_code=EXIT_CODES[record.status])

@@ -19,33 +19,19 @@ from xcls.config.schema import UserError, Wandb
 from xcls.runs.disk import remedy
 from xcls.runs.record import PATCH, Events, Record, plain, sha256, without_secrets, write_atomic, write_record
 from xcls.train.signals import Interrupted, StopSignals
-from xcls.train.spent import Spent
 from xcls.train.tracking import Tracker
+from xcls.train.usage import ResourceUsage
 
-COLUMNS = (
-    "step",
-    "epoch",
-    "train_loss",
-    "val_loss",
-    "accuracy",
-    "macro_f1",
-    "weighted_f1",
-    "auroc",
-    "lr",
-    "time_per_step",
-    "time_per_epoch",
-    "tokens_per_s",
-    "padded_tokens_per_s",
-    "max_gpu_mem_MiB",
-    "max_rss_MiB",
-)
+SCORES = ("accuracy", "macro_f1", "weighted_f1", "auroc")
+COSTS = ("time_per_step", "time_per_epoch", "tokens_per_s", "padded_tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB")
+COLUMNS = ("step", "epoch", "train_loss", "val_loss", *SCORES, "lr", *COSTS)  # of metrics.csv
 CHECKED = ("metrics.csv", "predictions.parquet", PATCH)
 ROOM, ROOM_BYTES = ".room", 2**18  # given up at the end, so that the record finds a place on a full disk
 PLACE = {"devices": "CUDA_VISIBLE_DEVICES", "slurm_job": "SLURM_JOB_ID", "slurm_restarts": "SLURM_RESTART_COUNT"}
 Row = dict[str, Any]
 
 
-class Journal:
+class RunLogger:
     """Writes down one run. As a context manager it also settles how the run ended: completed, failed or interrupted.
     Entering it raises UserError where its folder cannot be written, on a full disk say.
 
@@ -60,10 +46,10 @@ class Journal:
         self.events = Events(self.folder)
         self.log = logging.getLogger(f"xcls.run.{id(self)}")
         self.tracker = Tracker(settings=wandb, folder=self.folder, warn=self.warn)
-        self.spent = Spent(record.costs)
+        self.usage = ResourceUsage(record.costs)
         self.signals = StopSignals(at_once=True)  # the training loop puts its own in place, which finish the step
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunLogger:
         self.signals.at_once = False  # one that comes now is obeyed when the folder is in order
         self.signals.__enter__()
         try:
@@ -98,16 +84,8 @@ class Journal:
         self.record.started = self.record.started or time.time()
         self.save()
         place = {name: os.environ[variable] for name, variable in PLACE.items() if variable in os.environ}
-        self.event(
-            "start",
-            {
-                "run": self.record.run,
-                "hash": self.record.hash,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                **place,
-            },
-        )
+        process = {"host": socket.gethostname(), "pid": os.getpid(), **place}
+        self.event("start", {"run": self.record.run, "hash": self.record.hash, **process})
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.signals.at_once = False  # what a signal now asks for is under way
@@ -132,16 +110,16 @@ class Journal:
 
     def save(self) -> None:
         """Writes record.json, with what was spent so far and the checksums of the files it names."""
-        self.record.costs.update(self.spent.costs())
+        self.record.costs.update(self.usage.costs())
         present = [name for name in CHECKED if (self.folder / name).is_file()]
         self.record.files = {name: sha256(self.folder / name) for name in present}
         write_record(self.record, self.folder)
 
     def event(self, name: str, details: dict[str, Any] | None = None) -> None:
-        """Appends one event to events.jsonl, whence W&B has its rows, and a line to the log."""
+        """Appends one event to events.jsonl and a line to the log; its numbers go to W&B."""
         self.events.add(name, details)
         self.log.info("%s %s", name, " ".join(f"{key}={_short(value)}" for key, value in (details or {}).items()))
-        self.tracker.check()
+        self.tracker.log(name, details or {})
 
     def warn(self, message: str) -> None:
         """A warning: to stderr, the log, the events and the record, the same text once."""
@@ -158,7 +136,7 @@ class Journal:
         if record.wandb_id is None and self.tracker.settings.mode != "disabled":
             record.wandb_id = secrets.token_hex(4)
         self.save()
-        self.tracker.start()
+        self.tracker.start(self.record)
 
     def rewind(self, rows: list[Row], *, step: int) -> None:
         """Back to the checkpoint of `step`, which has these rows: on resume, or where a run restarts by itself."""
