@@ -1,6 +1,7 @@
 """The code behind a `_target_`: its files, found without importing anything, and a hash of what they do.
 
-Comments, docstrings and layout do not change the hash, and every version of Python gives the same one. Standard library only.
+Comments, docstrings and layout do not change the hash, and every version of Python gives the same one.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def module_file(module: str) -> Path | None:
 
 
 def code_files(target: str) -> dict[str, Path]:
-    """Module name -> file: the module of `target` (`package.module.Class`) and all of the project that it imports, in turn.
+    """Module name -> file: the module of `target` (`package.module.Class`) and what it imports of the project, in turn.
 
     Of this package that is what `OURS` names; of other packages, what is neither installed nor Python's own. Raises
     SyntaxError where a file cannot be read as Python. An import by a computed name is not seen.
@@ -104,14 +105,14 @@ def _parsed(path: Path, changed: int, size: int) -> tuple[str, tuple[tuple[int, 
 def _spell(value: object, words: list[str]) -> None:
     """Appends a text to `words` that is the same for the same code. `ast.dump` differs between versions of Python.
 
-    Empty fields are left out, since a newer Python has more of them, and so are statements that are a mere constant: docstrings.
+    Empty fields are left out, since a newer Python has more of them, and so are docstrings (statements of one constant).
     """
     if isinstance(value, ast.AST):
         words.append(type(value).__name__)
         for name in value._fields:
             item = getattr(value, name, None)
             if isinstance(value, ast.JoinedStr):  # Python 3.12 puts empty texts into some f-strings
-                item = [part for part in item if getattr(part, "value", None) != ""]
+                item = [part for part in value.values if getattr(part, "value", None) != ""]
             if item == [] or name in SKIPPED or item is None and not isinstance(value, ast.Constant):
                 continue
             words.append(name)

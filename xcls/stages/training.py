@@ -99,8 +99,10 @@ def _locked(spec: RunSpec) -> Iterator[None]:
 
 
 def run_stage(spec: RunSpec, prepared: Prepared, before: Record | None, sources: Sources) -> int:
-    """Runs the stage in its folder and gives the exit code. `before`: the record of an interrupted run, which goes on from
-    its last checkpoint, or from the beginning where there is none. Raises UserError."""
+    """Runs the stage in its folder and gives the exit code. Raises UserError.
+
+    `before`: the record of an interrupted run, which goes on from its last checkpoint, or from the beginning without one.
+    """
     folder, record = spec.folder, spec.record(prepared)
     if before is not None:
         carry_over(record, before)
@@ -158,7 +160,7 @@ def _stage(spec: RunSpec, prepared: Prepared, journal: RunLogger, *, resume: boo
     }
     from xcls.stages.texts import classification_data, language_data
 
-    text = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
+    text: dict[str, Any] = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
     if config.mode == "pretrain":
         from xcls.stages.pretrain import pretrain
 
