@@ -50,17 +50,12 @@ class Fitted:
 def analyzer_of(texts: list[str]) -> tuple[str, str]:
     """("word", "") or ("char", why) for the texts of train, of which some are looked at.
 
-    Characters where over half of the letters are of scripts without blanks between words, or over half of the texts have
-    no word at all.
+    Characters where over half of the texts have no word, or more letters of scripts without blanks than others.
     """
-    some = [text[:READ] for text in texts[:: max(1, len(texts) // SAMPLED)]]
-    letters, unspaced = (sum(len(sign.findall(text)) for text in some) for sign in (LETTER, UNSPACED))
-    if 2 * unspaced > letters:
-        return "char", f"{unspaced / max(1, letters):.0%} of the letters are of scripts without blanks between words"
-    without = sum(not WORD.search(text.lower()) for text in some)
-    if 2 * without > len(some):
-        return "char", f"{without / len(some):.0%} of the texts have no word of two letters or digits"
-    return "word", ""
+    some = [text[:READ].lower() for text in texts[:: max(1, len(texts) // SAMPLED)]]
+    without = [not WORD.search(text) or 2 * len(UNSPACED.findall(text)) > len(LETTER.findall(text)) for text in some]
+    share = sum(without) / len(some)
+    return ("char", f"{share:.0%} of the texts have no words between blanks") if share > 0.5 else ("word", "")
 
 
 def fit_default(texts: list[str], labels: np.ndarray, *, plan: Baseline, analyzer: str = "word") -> Fitted:
