@@ -1,4 +1,4 @@
-"""Two processes at once: one run in a folder, one pretraining for all that need it, and no lock that a dead owner keeps."""
+"""Two processes at once: one run in a folder, one pretraining for all, and no lock that a dead owner keeps."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def check_case_collision(folder: Path) -> None:
 
 
 def rollback(folder: Path, kept: set[str]) -> None:
-    """Removes what a refused run has put into `folder`, all but the names in `kept`, and folders that are empty then."""
+    """Removes what a refused run has put into `folder`, all but the names in `kept`, and then empty folders."""
     for path in folder.iterdir():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -53,7 +53,7 @@ def rollback(folder: Path, kept: set[str]) -> None:
 
 
 def changed_code(record: Record, code: dict[str, str]) -> str:
-    """The parts, `attention` and `position`, whose code is no longer that of `record`; '' where none is or none is known."""
+    """The parts (attention, position) whose code is no longer that of `record`, as text; '' where there are none."""
     return " and ".join(part for part, digest in code.items() if record.code.get(part, digest) != digest)
 
 

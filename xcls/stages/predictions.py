@@ -20,7 +20,7 @@ def probability_columns(probabilities: np.ndarray, classes: list[str]) -> dict[s
 def prediction_table(
     split: str, ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, classes: list[str]
 ) -> pd.DataFrame:
-    """Columns split, id, label, prediction (names of classes) and p_<class>, of labels [rows], probabilities [rows, C]."""
+    """Columns split, id, label, prediction (names of classes) and p_<class>, of labels [R], probabilities [R, C]."""
     names = np.asarray(classes, dtype=object)
     said = {"label": names[labels], "prediction": names[probabilities.argmax(axis=1)]}
     columns = {"split": split, "id": list(ids), **said, **probability_columns(probabilities, classes)}
