@@ -38,7 +38,7 @@ SIZES = {  # kills; runs cut before every so-manieth file operation; damages of 
     "full": {"kills": 1000, "stride": 101, "damages": 15, "disks": 20, "tests": True, "fuzz": 10_000},
 }
 PORTION = 200  # kills in a part of their own
-CUT = ("LSH, redrawn rotations", "restarts after NaN")
+CUT = ("LSH, redrawn rotations", "bad steps left out")
 
 
 def warm_up(folder: Path) -> None:

@@ -36,8 +36,7 @@ ROW = 7  # the row of the data that brings the faults of a run with `fault`
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of training. `fault`: bad (NaN with ROW), restart (NaN with ROW until the rate is lower), memory (with ROW
-    no more than 4 rows fit)."""
+    """One kind of training. `fault`: bad (NaN with ROW), memory (with ROW no more than 4 rows fit)."""
 
     stage: str
     attention: str
@@ -59,7 +58,6 @@ CASES = {
     "early stopping": Case("finetune", "sdpa", training={"patience": 1, "eval_every_steps": 2, "lr": 0.05}),
     "dataloader workers": Case("finetune", "sdpa", workers=2),
     "bad steps left out": Case("finetune", "sdpa", fault="bad", training={"max_bad_steps": 100}),
-    "restarts after NaN": Case("finetune", "sdpa", fault="restart", training={"on_nan": "restart"}),
     "micro-batches halved": Case("finetune", "performer", fault="memory"),
 }
 
@@ -71,8 +69,7 @@ def injected(fault: str | None) -> Iterator[None]:
 
     def bad(self: Updater, batch: Any, progress: Any) -> Any:
         loss, terms = fitting(self, batch, progress)
-        wrong = ROW in batch["index"] and (fault == "bad" or progress.rate_factor == 1.0)
-        return (loss * float("nan") if wrong else loss), terms
+        return (loss * float("nan") if ROW in batch["index"] else loss), terms
 
     def narrow(self: Updater, batch: Any, size: int | None) -> Any:
         found = gradients(self, batch, size)
@@ -81,7 +78,7 @@ def injected(fault: str | None) -> Iterator[None]:
         return found
 
     with ExitStack() as stack:
-        if fault in ("bad", "restart"):
+        if fault == "bad":
             stack.enter_context(mock.patch.object(Updater, "_gradients_that_fit", bad))
         elif fault == "memory":
             stack.enter_context(mock.patch.object(Updater, "_gradients", narrow))

@@ -43,11 +43,8 @@ def told(folder: Path, kind: str = "step") -> list[dict[str, Any]]:
     ("case", "changes"),
     [
         (CASES["bad steps left out"], EVERY),
-        (CASES["restarts after NaN"], EVERY),
         (CASES["micro-batches halved"], EVERY),
-        (CASES["MLM, FAVOR+, accumulation"], EVERY),
         (Case("finetune", "reformer", fault="bad"), {**BAD, "redraw_every_steps": 2}),
-        (Case("finetune", "sdpa", fault="bad"), {**BAD, "optimizer": "lion"}),
         (Case("finetune", "sdpa", fault="bad"), {**BAD, "optimizer": "adafactor"}),
         (Case("finetune", "sdpa", dtype="fp16", fault="bad"), BAD),
         (Case("finetune", "sdpa", workers=2), {**EVERY, "patience": 1, "lr": 0.05}),

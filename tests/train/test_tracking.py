@@ -104,7 +104,7 @@ def test_artifacts(artifacts: str, server: WandbServer, tmp_path: Path) -> None:
     found = {name: content for stored in server.only().artifacts.values() for name, content in stored.items()}
     found.pop("wandb_manifest.json", None)
     assert found == {name: name.encode() for name in ARTIFACTS[artifacts]}
-    assert len(found) == {"none": 0, "best": 1, "all": 4}[artifacts]
+    assert len(found) == {"none": 0, "best": 2, "all": 5}[artifacts]
 
 
 @pytest.mark.parametrize("fault", ["no key", "no package", pytest.param("silent", marks=pytest.mark.slow)])

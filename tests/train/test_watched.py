@@ -12,7 +12,7 @@ from xcls.runs import status
 from xcls.runs.record import Events, read_record
 from xcls.runs.run_status import RunStatus, read_run
 from xcls.stages.finetune import finetune
-from xcls.train import display
+from xcls.train import progress
 
 
 def watched(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def test_step_total_and_time_left_are_there_before_the_first_evaluation(
 def test_slow_steps_are_told_of_by_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: float, steps: int
 ) -> None:
-    monkeypatch.setattr(display, "QUIET", quiet)
+    monkeypatch.setattr(progress, "QUIET", quiet)
     journal, told = make_journal(tmp_path), []
     monkeypatch.setattr(Events, "add", lambda self, event, details=None: told.append(event))
     with journal:

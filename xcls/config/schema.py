@@ -143,7 +143,6 @@ class Training:
     patience: Optional[int] = between(None, 1)
     redraw_every_steps: Optional[int] = between(None, 1)
     max_bad_steps: int = between(0, 0)
-    on_nan: str = one_of("stop", "restart")
 
 
 @dataclass

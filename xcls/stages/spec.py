@@ -96,14 +96,8 @@ class RunSpec:
         """The run's hash."""
         check_tokenizer(self.config.tokenizer)
         given = given_vocabulary(self.config.tokenizer) if self.parent is None else None
-        return run_hash(
-            self.tree,
-            data=self.fingerprint,
-            dtype=self.precision.dtype,
-            vocabulary=given,
-            parent=self.parent_hash,
-            code=self.code,
-        )
+        known = {"vocabulary": given, "parent": self.parent_hash, "code": self.code}
+        return run_hash(self.tree, data=self.fingerprint, dtype=self.precision.dtype, **known)
 
     @property
     def tree(self) -> dict[str, Any]:

@@ -1,36 +1,35 @@
 """Checkpoints: whole or absent, with a checksum, and safe to load from a stranger.
 
-A file is an ordinary `torch.save` archive whose zip comment holds the sha256 of the rest, so that file and checksum can
-never disagree by a crash between two writes. It is written beside its place, synced and renamed. It holds tensors and
-plain types only and is read with `weights_only=True`, which runs no code.
+A file is what torch.save writes. It is written beside its place, synced and renamed; before that its sha256 is added to
+`ckpt.sha256` in the same folder, so that a crash between the two harms nothing. A file holds tensors and plain types
+only and is read with `weights_only=True`, which runs no code.
 """
 
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import hashlib
 import os
 import re
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import Any, BinaryIO, Callable, Iterator
 
 import torch
 
 from xcls.config.schema import UserError
 from xcls.runs.disk import remedy
 from xcls.runs.paths import at
+from xcls.runs.record import sha256
 from xcls.train.faults import is_out_of_memory
 
-FORMAT = 2  # what is written
-OLDEST = 1  # what can still be read; 1 knew no faults that a run survives (progress.py)
-MARK = b"sha256:"
-COMMENT = len(MARK) + 64
+FORMAT = 3  # what is written and can be read
+SUMS = "ckpt.sha256"  # lines of checksums and names, as sha256sum has them
 STEP_FILE = re.compile(r"ckpt_step(\d{8,})\.pt")
 LAST, BEST = "ckpt_last.pt", "ckpt_best.pt"
 BEFORE = "ckpt_best_before.pt"  # the best one before the best: what an older checkpoint means by it
-ANCHOR = "ckpt_restart.pt"  # on_nan=restart: where bad numbers lead back to
 
 
 class DamagedCheckpoint(Exception):
@@ -61,37 +60,68 @@ class _Summed:
         """Asked for by torch.save; the file is flushed once, at its end."""
 
 
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary path that takes the place of `path` at the end of the context, or is removed on an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file beside its place, syncs and renames it: whole or absent."""
+    with _replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        _sync(file)
+
+
 def write_checkpoint(path: Path, payload: dict[str, Any]) -> None:
     """Writes `payload` (tensors and plain types) to `path`: synced, then renamed, so that it is whole or absent.
 
     Raises OSError, with what to do, where the disk does not take it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            summed = _Summed(file)
-            torch.save({"format": FORMAT, **payload}, summed)
-            if summed.error is not None:
-                raise summed.error
-            file.seek(-2, os.SEEK_END)  # the length of the zip comment, 0 so far
-            file.write(COMMENT.to_bytes(2, "little") + MARK + summed.digest.hexdigest().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        with _replacing(path) as temporary:
+            with open(temporary, "wb") as file:
+                summed = _Summed(file)
+                torch.save({"format": FORMAT, **payload}, summed)
+                if summed.error is not None:
+                    raise summed.error
+                _sync(file)
+            with open(path.with_name(SUMS), "ab") as sums:
+                sums.write(f"\n{summed.digest.hexdigest()}  {path.name}".encode())  # after a line that a crash cut off
+                _sync(sums)
+        with contextlib.suppress(OSError):  # the rename outlives a power cut, where a folder can be synced
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     except OSError as error:
-        what = remedy(error, place=path.parent)
-        after = "resume=true then goes on from the checkpoint before it"
-        raise OSError(
-            error.errno, f"{error.strerror or error}, while {path.name} was written. {what}; {after}"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        what = f"{remedy(error, place=path.parent)}; resume=true then goes on from the checkpoint before it"
+        raise OSError(error.errno, f"{error.strerror or error}, while {path.name} was written. {what}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU. Raises DamagedCheckpoint, or UserError for a format that cannot be read."""
-    if not _sound(path):
+    """Reads a checkpoint onto the CPU. Raises DamagedCheckpoint, or UserError for one of another version."""
+    sums = path.with_name(SUMS)
+    if not sums.is_file():
+        raise UserError(
+            f"{path}: there is no {SUMS} beside it: it is of an older version of xcls, or a copy without its checksum. "
+            "Use the version that wrote it, or copy that file too."
+        )
+    if sha256(path) not in re.findall(
+        r"^[0-9a-f]{64}", sums.read_text(encoding="ascii", errors="replace"), re.MULTILINE
+    ):
         raise DamagedCheckpoint(f"{path} is damaged or cut short: its checksum does not match.")
     try:
         if not _is_archive(path):
@@ -103,12 +133,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         what = " ".join(str(error).split())[:300]
         raise DamagedCheckpoint(f"{path} holds something else than tensors and plain types: {what}") from error
     version = payload.get("format") if isinstance(payload, dict) else None
-    if not isinstance(version, int):
-        raise DamagedCheckpoint(f"{path} is not a checkpoint of xcls: it names no format.")
-    if not OLDEST <= version <= FORMAT:
-        other = "a newer" if version > FORMAT else "the older"
-        known = f"this version of xcls reads {OLDEST} to {FORMAT}"
-        raise UserError(f"{path} has format {version}; {known}. Use {other} one.")
+    if version != FORMAT:
+        raise UserError(
+            f"{path} has format {version}, and this version of xcls reads {FORMAT}. Use the one that wrote it."
+        )
     return payload
 
 
@@ -120,67 +148,15 @@ def _is_archive(path: Path) -> bool:
     return "data.pkl" in names and "constants.pkl" not in names
 
 
-def _seal_of(path: Path) -> bytes:
-    """The checksum that stands at the end of a checkpoint, unchecked: equal for copies of one file."""
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - COMMENT))
-        return file.read()
-
-
-def _sound(path: Path) -> bool:
-    """Does the checksum in the comment fit the rest of the file?"""
-    digest, left = hashlib.sha256(), path.stat().st_size - COMMENT - 2
-    if left < 22:
-        return False
-    with open(path, "rb") as file:
-        while left:
-            block = file.read(min(left, 1 << 20))
-            if not block:
-                return False
-            digest.update(block)
-            left -= len(block)
-        tail = file.read()
-    digest.update(b"\0\0")  # the length of the comment, as it was when the sum was made
-    return tail == COMMENT.to_bytes(2, "little") + MARK + digest.hexdigest().encode()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file beside its place, syncs and renames it: whole or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` outlive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _same_file(source: Path, target: Path) -> None:
     """Makes `target` another name of `source`, at once; a copy where the file system has no hard links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
+    with _replacing(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
             with open(temporary, "r+b") as file:
                 os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Checkpoints:
@@ -194,25 +170,23 @@ class Checkpoints:
         for leftover in self.folder.glob(".ckpt_*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink(missing_ok=True)
 
-    def save(self, step: int, payload: dict[str, Any], *, best: bool, anchor: bool = False) -> Path:
+    def save(self, step: int, payload: dict[str, Any], *, best: bool) -> Path:
         """Writes the checkpoint of `step`, names it, drops the oldest. Returns its path."""
         path = self._file(step)
         write_checkpoint(path, payload)
-        self.name(step, best=best, anchor=anchor)
+        self.name(step, best=best)
         for old in self.steps()[self.keep :]:
             old.unlink(missing_ok=True)
         return path
 
-    def name(self, step: int, *, best: bool, anchor: bool = False) -> None:
-        """Names the checkpoint of `step` the last, and the best and the anchor. Once more on resume: a kill may have
+    def name(self, step: int, *, best: bool) -> None:
+        """Names the checkpoint of `step` the last, and the best. Once more on resume: a kill may have
         come before the names."""
         path, best_path = self._file(step), self.folder / BEST
-        if best and not (best_path.exists() and _seal_of(best_path) == _seal_of(path)):
+        if best and not (best_path.exists() and filecmp.cmp(best_path, path, shallow=False)):
             if best_path.exists():
                 _same_file(best_path, self.folder / BEFORE)
             _same_file(path, best_path)
-        if anchor:
-            _same_file(path, self.folder / ANCHOR)
         _same_file(path, self.folder / LAST)
 
     def steps(self) -> list[Path]:
@@ -239,18 +213,6 @@ class Checkpoints:
                 _same_file(path, self._file(progress["step"]))
             return payload
         return None
-
-    def back_to_anchor(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
-        """The checkpoint that a restart goes back to; newer ones are dropped. None where it is gone or damaged."""
-        payload = self._read(self.folder / ANCHOR, warn)
-        if payload is None:
-            return None
-        step = payload["progress"]["step"]
-        _same_file(self.folder / ANCHOR, self._file(step))  # `keep` may have dropped it
-        for path in self.steps():
-            if _step_of(path) > step:
-                path.unlink(missing_ok=True)
-        return payload
 
     def _file(self, step: int) -> Path:
         return self.folder / f"ckpt_step{step:08d}.pt"

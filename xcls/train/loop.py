@@ -19,12 +19,10 @@ from xcls.config.schema import Hardware, Training
 from xcls.train.amp import Amp
 from xcls.train.checkpoint import Checkpoints, fit
 from xcls.train.cost import MemoryGauge, StepClock
-from xcls.train.display import StepDisplay
 from xcls.train.faults import BadNumbers
 from xcls.train.optim import make_optimizer, rate
-from xcls.train.progress import Progress, Scores, passes
+from xcls.train.progress import Progress, Scores, StepDisplay, passes
 from xcls.train.randomness import derived_generator, random_states, restore_random_states
-from xcls.train.recovery import Recovery
 from xcls.train.run_logger import RunLogger
 from xcls.train.signals import Interrupted, StopSignals
 from xcls.train.stream import Batch, Stream, batches_from, real_and_padded, trimming
@@ -70,9 +68,6 @@ class Loop:
         self.training, self.seed, self.amp, self.hardware = training, seed, amp, hardware
         self.journal, self.extras = journal, extras
         self.checkpoints = Checkpoints(folder=journal.folder, keep=training.keep)
-        self.recovery = Recovery(
-            training=training, hardware=hardware, journal=journal, steps_per_epoch=stream.steps_per_epoch
-        )
         self.optimizer = make_optimizer(model, training)
         self.updater = Updater(
             model=model,
@@ -82,7 +77,7 @@ class Loop:
             training=training,
             hardware=hardware,
             amp=amp,
-            recovery=self.recovery,
+            journal=journal,
             deferred=deferred,
         )
         self.lag = 1 if self.updater.deferred else 0  # steps that may be unread while the next is begun
@@ -93,9 +88,9 @@ class Loop:
         self.progress = Progress()
         self.clock = StepClock()
         self.memory = MemoryGauge(amp.device)
-        self.saved: tuple[int, int, int] | None = None  # what of the progress the last checkpoint knew
+        self.saved: tuple[int, int] | None = None  # what of the progress the last checkpoint knew
         self.saved_time = time.monotonic()
-        self.known_faults = 0  # of the progress, when the clock was last read
+        self.known_faults = 0  # of the record, when the clock was last read
 
     def run(self, payload: dict[str, Any] | None) -> Progress:
         """Trains to the end, from the beginning or from the checkpoint `payload`.
@@ -109,31 +104,18 @@ class Loop:
         else:
             self._restore(payload)  # and saves
         with StopSignals() as stop, StepDisplay(self.journal, total=self.total, initial=self.progress.step) as display:
-            if payload is None and self.recovery.restarts:
-                self._save(best=False, scheduled=True)  # bad numbers may come before the first checkpoint is due
             self.model.train()
-            cut_short = self.progress.step > 0  # the last step was done, but perhaps not evaluated
-            while cut_short or not self.finished():
-                try:
-                    self._train(stop, display, cut_short)
-                except BadNumbers as error:
-                    self._go_back(error)
-                    display.go_back(self.progress.step)
-                cut_short = False
+            with closing(self._batches()) as batches:  # ends its workers, whatever ends the training
+                if self.progress.step > 0:  # the last step was done, but perhaps not evaluated
+                    self._after_step(stop, display)
+                while not self.finished():
+                    if self._redraws():
+                        self._read_steps(display, leave=0)  # a bad step is looked into with the features that it had
+                    self._begin_step(batches)
+                    self._read_steps(display, leave=self.lag)
+                    self._after_step(stop, display)
             stop.check()
         return self.progress
-
-    def _train(self, stop: StopSignals, display: StepDisplay, cut_short: bool) -> None:
-        """Steps and what follows each, to the end; if `cut_short`, first what follows the step before."""
-        with closing(self._batches()) as batches:  # in the end its workers are sent home, whatever ends it
-            if cut_short:
-                self._after_step(stop, display)
-            while not self.finished():
-                if self._redraws():
-                    self._read_steps(display, leave=0)  # a bad step is looked into with the features that it had
-                self._begin_step(batches)
-                self._read_steps(display, leave=self.lag)
-                self._after_step(stop, display)
 
     def finished(self) -> bool:
         """All steps are done, or `patience` evaluations brought nothing better."""
@@ -149,7 +131,7 @@ class Loop:
         """Begins the next step, with its batch on the clock."""
         if not self.unread:
             self.clock.start()
-            self.known_faults = len(self.progress.faults)
+            self.known_faults = len(self.journal.record.faults)
         self._begin(next(batches))
 
     def _begin(self, batch: Batch) -> None:
@@ -157,7 +139,7 @@ class Loop:
         step, redraws = self.progress.step, self._redraws()
         if redraws:
             self.model.encoder.redraw(derived_generator(self.seed, step))
-        lr = self._rate(step)
+        lr = rate(step, self.total, self.training)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         self.unread.append(Step(step, self.updater.apply(batch, self.progress), lr, redraws))
@@ -187,14 +169,17 @@ class Loop:
             self.updater.undo(step.update)
         self.updater.go_on()
         self.progress.step = self.journal.record.step = bad.number
-        self.recovery.skip(self.progress, self.updater.fault(bad.update, self.progress))
+        error = self.updater.fault(bad.update, self.progress)
+        if sum(fault["kind"] == "bad_step" for fault in self.journal.record.faults) >= self.training.max_bad_steps:
+            raise error
+        self.journal.fault("bad_step", bad.number, f"{error}; the step is left out", error.details)
         self.progress.step = self.journal.record.step = bad.number + 1
         for step in after:
             self._begin(step.update.batch)
 
     def _stop_clock(self, step: Step) -> None:
         """Gives a step its time: since the one before was read, or since it began where there was none."""
-        faults = len(self.progress.faults)
+        faults = len(self.journal.record.faults)
         if faults == self.known_faults:  # else its time says nothing about the others
             batch = step.update.batch
             size = self.updater.micro_batch(batch, self.progress)
@@ -208,25 +193,6 @@ class Loop:
         step, every = self.progress.step, self.training.redraw_every_steps
         return bool(every and step and step % every == 0)
 
-    def _rate(self, step: int) -> float:
-        """The learning rate of the update number `step`, after the restarts so far."""
-        return rate(step, self.total, self.training) * self.progress.rate_factor
-
-    def _go_back(self, error: BadNumbers) -> None:
-        """on_nan=restart: to the last checkpoint that was due, with a lower rate; else raises `error`.
-
-        Not to one that a signal or the clock has caused: a run that was stopped on the way goes back to the same.
-        """
-        failed = self.progress
-        payload = None
-        if self.recovery.may_restart(failed):
-            payload = self.checkpoints.back_to_anchor(self.journal.warn)
-        if payload is None:
-            raise error
-        self._restore(payload)
-        self.recovery.restarted(failed, self.progress, error)
-        self._save(best=False, scheduled=True, again=True)  # a resume must not try the old rate once more
-
     def _after_step(self, stop: StopSignals, display: StepDisplay) -> None:
         """Evaluates and saves where it is time, and leaves where a signal has come. May be run twice for one step."""
         step, training = self.progress.step, self.training
@@ -239,13 +205,12 @@ class Loop:
         try:
             if evaluates:
                 improved = self.progress.evaluated_at != step and self._evaluate(stop)
-            scheduled = scheduled or improved or self.finished()
-            if scheduled or self._late():
-                self._save(best=improved, scheduled=scheduled)
+            if scheduled or improved or self.finished() or self._late():
+                self._save(best=improved)
                 improved = False  # and saved as such
             stop.check()
         except Interrupted:
-            self._save(best=improved, scheduled=False)
+            self._save(best=improved)
             raise
 
     def _late(self) -> bool:
@@ -287,7 +252,8 @@ class Loop:
         costs = self._note()
         train_loss = progress.loss_sum / progress.loss_terms if progress.loss_terms else None
         position = {"step": progress.step, "epoch": self.journal.record.epoch, "train_loss": train_loss}
-        self.journal.add_row({**position, "lr": self._rate(max(0, progress.step - 1)), **scores, **costs})
+        lr = rate(max(0, progress.step - 1), self.total, self.training)
+        self.journal.add_row({**position, "lr": lr, **scores, **costs})
 
     def _note(self) -> dict[str, float | None]:
         """Puts into the record where the run stands, and gives the costs so far."""
@@ -296,24 +262,20 @@ class Loop:
         record.costs.update(costs)
         record.step, record.best_step = progress.step, progress.best_step
         record.epoch = round(progress.step / self.steps_per_epoch, 4)
-        record.faults = [dict(fault) for fault in progress.faults]
         record.metrics["validation"] = dict(progress.validation or {})
-        self.recovery.show_micro_batch(progress)
+        if progress.micro_batch is not None:  # costs are compared by it
+            record.device["micro_batch"] = progress.micro_batch
         self.updater.show_paths(record.device)
         return costs
 
-    def _save(self, *, best: bool, scheduled: bool, again: bool = False) -> None:
-        """Writes the checkpoint of this step, unless it is there already as it would be now. `scheduled`: it was due by
-        step, so that a restart may go back to it."""
+    def _save(self, *, best: bool) -> None:
+        """Writes the checkpoint of this step, unless it is there already as it would be now."""
         progress = self.progress
-        if scheduled:
-            progress.scheduled_at = progress.step
-        state = (progress.step, progress.evaluated_at, progress.scheduled_at)
-        if self.saved == state and not best and not again:
+        state = (progress.step, progress.evaluated_at)
+        if self.saved == state and not best:
             return
         self.memory.pause()
-        anchor = scheduled and self.recovery.restarts
-        path = self.checkpoints.save(progress.step, self._payload(), best=best, anchor=anchor)
+        path = self.checkpoints.save(progress.step, self._payload(), best=best)
         self.journal.event("checkpoint", {"step": progress.step, "file": path.name, "best": best})
         self.memory.resume()
         self.saved, self.saved_time = state, time.monotonic()
@@ -332,6 +294,7 @@ class Loop:
             "random": random_states(self.amp.device),
             "data": {"epoch": epoch, "step_in_epoch": within, "seed": self.seed},
             "progress": asdict(self.progress),
+            "faults": [dict(fault) for fault in self.journal.record.faults],
             "clock": self.clock.state(),
             "peaks": dict(self.memory.peaks),
             "rows": [dict(row) for row in self.journal.rows],
@@ -345,13 +308,13 @@ class Loop:
         fit(lambda: self.optimizer.load_state_dict(payload["optimizer"]), what)
         if self.amp.scaler is not None and payload["scaler"] is not None:
             self.amp.scaler.load_state_dict(payload["scaler"])
-        self.progress = progress = Progress.restored(payload["progress"])
+        self.progress = progress = Progress(**payload["progress"])
+        self.journal.record.faults = [dict(fault) for fault in payload["faults"]]
         self.clock = StepClock.restored(payload["clock"])
         self.memory.peaks.update(payload["peaks"])
         restore_random_states(payload["random"], self.amp.device)
         self.updater.go_on()
-        self.saved = (progress.step, progress.evaluated_at, progress.scheduled_at)
-        anchor = self.recovery.restarts and progress.scheduled_at == progress.step
-        self.checkpoints.name(progress.step, best=progress.best_step == progress.step, anchor=anchor)
+        self.saved = (progress.step, progress.evaluated_at)
+        self.checkpoints.name(progress.step, best=progress.best_step == progress.step)
         self._note()
         self.journal.rewind(payload["rows"], step=progress.step)

@@ -1,16 +1,20 @@
-"""Where a run stands: plain numbers that every checkpoint carries."""
+"""The progress of a run: the numbers that every checkpoint carries, and what is shown of them while it trains."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
-from dataclasses import dataclass, field, fields
-from typing import Any
+import time
+from dataclasses import dataclass
+from types import TracebackType
 
 from tqdm import tqdm
 
+from xcls.train.run_logger import RunLogger
+
 Scores = dict[str, "float | None"]
+QUIET = 20.0  # seconds after which a step gets an event though it is no hundredth of all: steps may be slow
 
 
 @dataclass
@@ -25,16 +29,7 @@ class Progress:
     best_step: int | None = None
     since_best: int = 0  # evaluations
     validation: Scores | None = None  # the scores of the best step
-    scheduled_at: int = -1  # the last checkpoint that was due by step, not by clock or signal: the same in every resume
-    rate_factor: float = 1.0  # lowered by restarts
     micro_batch: int | None = None  # rows at once, where lack of memory has halved them
-    faults: list[dict[str, Any]] = field(default_factory=list)  # what the run survived: kind, step, cause
-
-    @classmethod
-    def restored(cls, saved: dict[str, Any]) -> Progress:
-        """From a checkpoint, also an older one that does not have all of it."""
-        known = {item.name for item in fields(cls)}
-        return cls(**{name: value for name, value in saved.items() if name in known})
 
 
 def passes(step: int, *, steps: int | None, epochs: float | None, steps_per_epoch: int) -> bool:
@@ -49,12 +44,30 @@ def passes(step: int, *, steps: int | None, epochs: float | None, steps_per_epoc
 
 def progress_bar(*, total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
     """A bar on stderr, seldom drawn where nobody watches; none with XCLS_PROGRESS=0."""
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=desc,
-        unit=unit,
-        disable=os.environ.get("XCLS_PROGRESS") == "0",
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        leave=False,
-    )
+    hidden, interval = os.environ.get("XCLS_PROGRESS") == "0", 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, initial=initial, desc=desc, unit=unit, disable=hidden, mininterval=interval, leave=False)
+
+
+class StepDisplay:
+    """The bar of the steps, and an event for each hundredth of them."""
+
+    def __init__(self, journal: RunLogger, *, total: int, initial: int) -> None:
+        self.journal, self.total = journal, total
+        self.bar = progress_bar(total=total, initial=initial, desc=journal.record.mode, unit="step")
+        self.event_time = time.monotonic()
+
+    def __enter__(self) -> StepDisplay:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.close()
+
+    def show(self, done: int, *, loss: float, norm: float, lr: float, speed: float | None) -> None:
+        """`done` steps are done: the last one's mean loss, gradient norm and learning rate; speed in tokens/s."""
+        pace = "" if speed is None else f", {speed:,.0f} tokens/s"
+        self.bar.set_postfix_str(f"loss {loss:.3f}{pace}", refresh=False)
+        self.bar.update()
+        quiet = time.monotonic() - self.event_time >= QUIET
+        if math.isfinite(loss) and (quiet or done % max(1, self.total // 100) == 0):
+            self.event_time = time.monotonic()
+            self.journal.event("step", {"step": done, "step_loss": loss, "grad_norm": norm, "lr": lr})

@@ -128,6 +128,14 @@ class RunLogger:
             self.events.add("warning", {"message": message})
             self.log.warning(message)
 
+    def fault(self, kind: str, step: int, cause: str, details: dict[str, Any]) -> None:
+        """A fault that the run survives (bad_step, halved): in the record, in the events with all details, a warning."""
+        fault = {"kind": kind, "step": step, "cause": cause}
+        self.record.faults.append(fault)
+        self.event("fault", {**details, **fault})
+        self.warn(f"{cause}.")
+        self.save()
+
     def begin(self, *, rows: list[Row], wandb_id: str | None) -> None:
         """Starts tracking and metrics.csv: empty, or on resume with the checkpoint's rows and W&B id."""
         self._set_rows(rows)

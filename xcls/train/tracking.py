@@ -23,8 +23,10 @@ GRACE_SECONDS = 10  # beyond W&B's own time limits
 EXIT_CODES = {"completed": 0, "running": 0, "failed": 1, "interrupted": 130}
 TAGS = ("mode", "dataset", "attention", "position", "size")
 FILES = ("record.json", "metrics.csv", "predictions.parquet", PATCH)  # for `report.py runs=[wandb:…]`
-BEST = ("ckpt_best.pt",)
-ARTIFACTS = {"none": (), "best": BEST, "all": (*BEST, "ckpt_last.pt", "head.safetensors", "resolved_config.yaml")}
+
+BEST_FILES = ("ckpt_best.pt", "ckpt.sha256")
+MORE_FILES = ("ckpt_last.pt", "head.safetensors", "resolved_config.yaml")
+ARTIFACTS = {"none": (), "best": BEST_FILES, "all": BEST_FILES + MORE_FILES}
 ABOUT = ("time", "step", "split", "checkpoint_step")  # of an event: no metric
 
 

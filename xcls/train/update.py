@@ -16,7 +16,7 @@ from xcls.train.amp import Amp, Arriving
 from xcls.train.faults import BadNumbers, OutOfMemory, bad_numbers, first_bad_layer, free_memory, memory_errors
 from xcls.train.progress import Progress
 from xcls.train.randomness import random_states, restore_random_states
-from xcls.train.recovery import Recovery
+from xcls.train.run_logger import RunLogger
 from xcls.train.stream import Batch, Stream, on_device, rows_at_once
 
 SMALLEST_SCALE = 1.0  # a loss scale below it: the gradient overflows whatever the scale
@@ -52,12 +52,12 @@ class Updater:
         training: Training,
         hardware: Hardware,
         amp: Amp,
-        recovery: Recovery,
+        journal: RunLogger,
         deferred: bool | None = None,
     ) -> None:
         """`deferred=None`: on a GPU, where the optimizer heeds `found_inf` (Adafactor reads numbers back anyway)."""
         self.model, self.loss, self.optimizer, self.stream = model, loss, optimizer, stream
-        self.training, self.hardware, self.amp, self.recovery = training, hardware, amp, recovery
+        self.training, self.hardware, self.amp, self.journal = training, hardware, amp, journal
         able = getattr(optimizer, "_step_supports_amp_scaling", False)
         self.deferred = able and (amp.device.type == "cuda" if deferred is None else deferred)
         self._closed = torch.zeros((), device=amp.device)  # 1 from a bad update on: no other passes
@@ -134,7 +134,7 @@ class Updater:
     def _gradients_that_fit(self, batch: Batch, progress: Progress) -> tuple[Tensor, int]:
         """`_gradients`; with on_oom=halve in ever smaller micro-batches, until they fit into the memory."""
         while True:
-            states = random_states(self.amp.device) if self.recovery.halves else None
+            states = random_states(self.amp.device) if self.hardware.on_oom == "halve" else None
             try:
                 with memory_errors(lambda: self._sizes(batch, progress)):
                     return self._gradients(batch, self.micro_batch(batch, progress))
@@ -142,7 +142,10 @@ class Updater:
                 rows = min(self.micro_batch(batch, progress) or len(batch["labels"]), len(batch["labels"]))
                 if states is None or rows == 1:
                     raise
-                self.recovery.halve(progress, rows, error)
+                progress.micro_batch = (rows + 1) // 2
+                self.journal.record.device["micro_batch"] = progress.micro_batch
+                cause = f"{error} It goes on with micro-batch {progress.micro_batch}"
+                self.journal.fault("halved", progress.step, cause, {"micro_batch": progress.micro_batch})
             self.optimizer.zero_grad(set_to_none=True)  # the attempt is undone: it leaves no gradient and no draws
             restore_random_states(states, self.amp.device)
             free_memory()  # only here, after `except`: the error has kept the attempt's tensors alive
