@@ -1,45 +1,131 @@
-"""Talks to Slurm: submits jobs through submitit, asks what is queued, and how a job that is gone has ended.
+"""Submits the jobs of a sweep to Slurm through submitit, and follows them until they have left its queue.
 
-Only `squeue` is asked whether a job is there. Slurm calls a job COMPLETED whose run failed, and `sacct` needs a database
-that many clusters do not have, so how a run ended is read from its record.
+Only `squeue` is asked whether a job is there. How a run ended is read from its record: Slurm calls a job COMPLETED
+whose run failed, and many clusters have no database for `sacct`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
+import shlex
 import subprocess
-from pathlib import Path
-from typing import Any, Iterator, Sequence
+import time
+from typing import Any, Iterator
 
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
+from hydra_plugins.xcls_launcher._job import RUNNING, WAITING, Job, noted_signals
+from hydra_plugins.xcls_launcher._progress import Progress
+from hydra_plugins.xcls_launcher._slurm_job import SlurmJob, exit_file
+from hydra_plugins.xcls_launcher._sweep import Sweep
 from xcls.config.schema import UserError
 
+MARK = "slurm:"  # before the id of a job, where sweep.json has its device
+OURS = ("gpu_type", "poll_s", "max_num_timeout", "submitit_folder")  # parameters that are no words for sbatch
 MOST_TASKS = 1000  # of one array: Slurm's default limit is 1001
 INHERITED = ("SLURM_", "SRUN_", "SUBMITIT_")  # variables of a job, which must not reach the jobs that it submits
+MOMENT = 0.2  # seconds after which a signal is noticed
 
 
-def submit(jobs: Sequence[Any], parameters: dict[str, Any], folder: Path, *, after: Sequence[str]) -> list[str]:
-    """Submits `jobs` (callables) as an array that starts when the jobs `after` have ended. Gives their ids.
+def submit_sweep(sweep: Sweep, params: dict[str, Any]) -> dict[Job, str]:
+    """Submits what waits and is not queued yet; gives the Slurm ids of all jobs to wait for. Raises UserError.
+
+    Jobs that need a pretraining are an array of their own that depends on all of these, so that no job holds a GPU while
+    it waits. Only the report needs a baseline: no job waits for it.
+    """
+    ids = still_queued(sweep)
+    fresh: list[str] = []
+    waiting = [job for job in sweep.jobs if job.state == WAITING and job not in ids]
+    wanted = {job: [need for need in job.pretrainings if need.state == WAITING] for job in waiting}
+    for jobs in ([job for job in waiting if not wanted[job]], [job for job in waiting if wanted[job]]):
+        for job in jobs:
+            sweep.prepare(job)
+            exit_file(sweep.log(job)).unlink(missing_ok=True)
+        began = time.time()
+        after = dict.fromkeys(ids[need] for job in jobs for need in wanted[job])
+        try:
+            found = _submit([_packed(sweep, job) for job in jobs], sweep, params, list(after))
+        except UserError:
+            _ask("scancel", *fresh)
+            raise
+        fresh += found
+        for job, name in zip(jobs, found):
+            ids[job], job.device, job.began = name, MARK + name, began
+        sweep.write()
+    return ids
+
+
+def still_queued(sweep: Sweep) -> dict[Job, str]:
+    """The Slurm ids of the jobs that an earlier launcher has submitted and that have not ended.
+
+    Raises UserError where Slurm does not say what is in its queue.
+    """
+    try:
+        before = json.loads((sweep.folder / "sweep.json").read_text(encoding="utf-8"))
+        began = float(before["started"])
+        devices = {entry["folder"]: str(entry["device"]) for entry in before["jobs"] if entry["folder"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    named = {folder: name[len(MARK) :] for folder, name in devices.items() if name.startswith(MARK)}
+    there = queued() if named else {}
+    if there is None:
+        raise UserError(
+            "squeue does not answer, so it is unknown which jobs of this sweep are queued already. Try again later."
+        )
+    found = {}
+    for job in sweep.jobs:
+        name = named.get(job.folder, "")
+        if job.state == WAITING and name in there:
+            found[job], job.device, job.began = name, MARK + name, began
+    return found
+
+
+def _packed(sweep: Sweep, job: Job) -> SlurmJob:
+    """What Slurm runs for `job`. A GPU is the job's own; the processors of a node are shared with others."""
+    return SlurmJob(
+        command=job.command(sweep.root),
+        directory=os.getcwd(),
+        log=str(sweep.log(job)),
+        variables={**job.variables(shared=not job.spec.gpu), "XCLS_RUNS": str(sweep.runs)},
+        folder=str(sweep.runs / job.folder),
+        record=job.spec.record,
+        needs=[str(sweep.runs / need.folder) for need in job.pretrainings],
+    )
+
+
+def _submit(jobs: list[SlurmJob], sweep: Sweep, params: dict[str, Any], after: list[str]) -> list[str]:
+    """Submits `jobs` as arrays that start when the jobs `after` have ended. Gives their ids.
 
     Raises UserError with Slurm's own words where it refuses.
     """
     import submitit
 
-    own = {"max_num_timeout", "submitit_folder"}
-    general = set(BaseQueueConf.__dataclass_fields__)
-    named = {key if key in general else f"slurm_{key}": value for key, value in parameters.items() if key not in own}
+    given = {key: value for key, value in params.items() if key not in OURS}
+    given.update(name=f"xcls-{sweep.name}", gpus_per_node=params["gpus_per_node"] or None)
+    if params["gpu_type"]:
+        given.update(gres=f"gpu:{params['gpu_type']}:{params['gpus_per_node']}", gpus_per_node=None)
+    threads = "${SLURM_CPUS_PER_TASK:-1}"
+    given["setup"] = [
+        f"export PYTHONPATH={shlex.quote(str(sweep.root))}${{PYTHONPATH:+:$PYTHONPATH}}",  # of SlurmJob
+        f"export SRUN_CPUS_PER_TASK={threads}",  # since Slurm 22.05 srun does not take it from the job by itself
+        f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}",
+        *(params["setup"] or []),
+    ]
+    general = set(BaseQueueConf.__dataclass_fields__) | {"name"}
+    named = {key if key in general else f"slurm_{key}": value for key, value in given.items()}
     if after:
         named["slurm_dependency"] = ":".join(["afterany", *after])
     handles: list[Any] = []
-    words = io.StringIO()
     try:
-        with _outside_a_job(), contextlib.redirect_stderr(words):  # submitit prints what it raises
+        with _outside_a_job(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
             executor = submitit.AutoExecutor(
-                cluster="slurm", folder=folder, slurm_max_num_timeout=parameters["max_num_timeout"]
+                folder=sweep.folder / params["submitit_folder"],
+                cluster="slurm",
+                slurm_max_num_timeout=params["max_num_timeout"],
             )
             executor.update_parameters(**named)
             for start in range(0, len(jobs), MOST_TASKS):
@@ -47,18 +133,18 @@ def submit(jobs: Sequence[Any], parameters: dict[str, Any], folder: Path, *, aft
                     part = [executor.submit(job) for job in jobs[start : start + MOST_TASKS]]
                 handles += part
     except (RuntimeError, OSError) as error:  # submitit's errors are RuntimeErrors
-        cancel([handle.job_id for handle in handles])
+        _ask("scancel", *[handle.job_id for handle in handles])
         said = " ".join(re.sub(r"\b(sbatch|error):\s*", "", str(error)).split())
         raise UserError(
-            f"Slurm does not take these jobs: {said}. The settings are hydra.launcher.* (conf/hydra/launcher/slurm.yaml); "
-            "sinfo -o '%P %G %l' lists partitions, their GPUs and time limits."
+            f"Slurm does not take these jobs: {said}. The settings are hydra.launcher.* "
+            "(conf/hydra/launcher/slurm.yaml); sinfo -o '%P %G %l' lists partitions, their GPUs and time limits."
         ) from error
     return [handle.job_id for handle in handles]
 
 
 @contextlib.contextmanager
 def _outside_a_job() -> Iterator[None]:
-    """Hides what belongs to the job that we may be in ourselves, and the GPUs of this machine: Slurm gives the jobs theirs."""
+    """Hides the variables of the job that this process may be in, and this machine's GPUs."""
     inside = "SLURM_JOB_ID" in os.environ
     hidden = [name for name in os.environ if inside and name.startswith(INHERITED) and name != "SLURM_CONF"]
     before = {name: os.environ.pop(name) for name in (*hidden, "CUDA_VISIBLE_DEVICES") if name in os.environ}
@@ -69,35 +155,56 @@ def _outside_a_job() -> Iterator[None]:
 
 
 def queued() -> dict[str, str] | None:
-    """State (PENDING, RUNNING, …) of each of our jobs in the queue, by id (`12` or `12_3`); None where Slurm does not answer."""
-    answer = _ask(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T"])
+    """State (PENDING, RUNNING, …) of each of our jobs in the queue, by id (`12` or `12_3`); None without an answer."""
+    answer = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T")
     if answer is None:
         return None
     return dict(line.split(maxsplit=1) for line in answer.splitlines() if len(line.split(maxsplit=1)) == 2)
 
 
-def fate(job_id: str) -> str:
-    """What Slurm says of a job that has left the queue, in words; what it still knows, if anything."""
-    answer = _ask(["scontrol", "--oneliner", "show", "job", job_id]) or ""
-    found = dict(re.findall(r"\b(JobState|Reason|ExitCode)=(\S+)", answer))
-    parts = [found[key] for key in ("JobState", "Reason") if found.get(key) not in (None, "None")]
-    return f"Slurm ended job {job_id}" + (f" ({', '.join(parts)})" if parts else "")
-
-
-def cancel(job_ids: Sequence[str]) -> None:
-    """Takes jobs out of the queue; whether Slurm hears it or not."""
-    if job_ids:
-        _ask(["scancel", *job_ids])
-
-
-def without_places(job_ids: Sequence[str]) -> list[str]:
-    """The ids without the places in their arrays, each once: what a person types."""
-    return list(dict.fromkeys(job_id.partition("_")[0] for job_id in job_ids))
-
-
-def _ask(command: list[str]) -> str | None:
-    """The output of one of Slurm's commands; None where it failed or took too long."""
+def _ask(*command: str) -> str | None:
+    """The output of one of Slurm's commands; None where it failed or took too long, or has nothing to do."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def follow(sweep: Sweep, ids: dict[Job, str], poll_s: float) -> int:
+    """Waits until Slurm has none of these jobs (by their Slurm ids) any more, and looks every `poll_s` seconds.
+
+    Gives 0, or the number of the signal that ended the watch; the jobs go on then.
+    """
+    progress = Progress(sweep)
+    progress.begin()
+    with noted_signals() as signals:
+        while (left := [job for job in ids if job.state in (WAITING, RUNNING)]) and not signals:
+            there = queued()
+            for job in left if there is not None else ():  # without an answer Slurm is busy, or restarts
+                _look(sweep, job, ids[job], there.get(ids[job]), progress)
+            progress.tick()
+            until = time.monotonic() + poll_s
+            while not signals and time.monotonic() < until:
+                time.sleep(min(MOMENT, poll_s))
+    if not signals:
+        progress.end(0)
+        return 0
+    arrays = dict.fromkeys(ids[job].partition("_")[0] for job in left)
+    progress.line(
+        f"\n{len(left)} jobs stay with Slurm and go on: make status, or squeue --me. The same command waits for them "
+        f"again.\nCancel them: scancel {' '.join(arrays)}"
+    )
+    return signals[0]
+
+
+def _look(sweep: Sweep, job: Job, name: str, state: str | None, progress: Progress) -> None:
+    """Takes note of the state in the queue of a job with the id `name`; None: it has left."""
+    if state is None:
+        found = dict(re.findall(r"\b(JobState|Reason)=(\S+)", _ask("scontrol", "-o", "show", "job", name) or ""))
+        job.cause = f"Slurm ended job {name} ({', '.join(value for value in found.values() if value != 'None')})"
+        path = exit_file(sweep.log(job))
+        sweep.end(job, int(path.read_text() or 1) if path.is_file() else None)
+        progress.ended(job)
+    elif (state in ("RUNNING", "COMPLETING")) != (job.state == RUNNING):
+        job.state = WAITING if job.state == RUNNING else RUNNING  # it may go back into the queue
+        sweep.write()

@@ -5,8 +5,8 @@ checked: one file for all sweeps, written by those that are refused too. What a 
 the records.
 """
 
-# No postponed annotations here: Hydra's scan for plugins executes this file outside sys.modules, where dataclasses cannot
-# look them up.
+# No postponed annotations here: Hydra's scan for plugins executes this file outside sys.modules, where dataclasses
+# cannot look them up. Modules with an underscore are left out of that scan.
 
 from dataclasses import dataclass
 from typing import Any, List

@@ -1,10 +1,9 @@
-"""A project whose run.py is the stand-in (standin.py), and what its records and events prove."""
+"""A project whose run.py is the stand-in (standin.py), and what its records, its events and /proc tell."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,56 +21,41 @@ class Server:
     """A folder in which sweeps of stand-in jobs run, with devices and leases of its own."""
 
     folder: Path
-    patience: float = 120  # seconds for a sweep
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The caller's, without GPUs or a share of threads."""
-        kept = {
-            name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-        }
-        return {**kept, "XCLS_LEASES": str(self.folder / "leases"), "XCLS_PROGRESS": "0", "HYDRA_FULL_ERROR": "1"}
 
     def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
-        """Starts a sweep."""
+        """Starts a sweep, without the caller's GPUs and threads."""
+        environment = {**os.environ, "XCLS_LEASES": str(self.folder / "leases"), "HYDRA_FULL_ERROR": "1"}
+        for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+            environment.pop(name, None)
         return subprocess.Popen(
             [sys.executable, str(self.folder / "run.py"), "-m", *words],
             cwd=self.folder,
             text=True,
-            env={**self.environment, **variables},
-            stdout=subprocess.PIPE,
+            env={**environment, **variables},
             stderr=subprocess.PIPE,
         )
 
     def run(self, *words: str, **variables: str) -> tuple[int, str]:
         """Runs a sweep to its end: exit code and what it said."""
         launcher = self.start(*words, **variables)
-        _, said = launcher.communicate(timeout=self.patience)
+        _, said = launcher.communicate(timeout=120)
         return launcher.returncode, said
 
-    def sweep(self, name: str) -> dict[str, Any]:
-        """sweep.json."""
-        return json.loads((self.folder / "multirun" / name / "sweep.json").read_text())
+    def jobs(self, name: str) -> list[dict[str, Any]]:
+        """The jobs in sweep.json."""
+        return json.loads((self.folder / "multirun" / name / "sweep.json").read_text())["jobs"]
 
     def states(self, name: str) -> dict[str, str]:
-        """The state of each job by its run's name without the hash, or by what was typed."""
-        return {
-            Path(job["folder"]).name.rpartition("-")[0] or job["overrides"][0]: job["state"]
-            for job in self.sweep(name)["jobs"]
-        }
+        """The state of each job by its run's name without the hash."""
+        return {Path(job["folder"]).name.rpartition("-")[0]: job["state"] for job in self.jobs(name)}
 
     def records(self) -> list[dict[str, Any]]:
         """Every record, with the events of its run."""
         found = []
-        for path in sorted(self.folder.glob("multirun/*/data/*/record.json")) + sorted(
-            self.folder.glob("pretrain/*/record.json")
-        ):
-            events = (
-                [json.loads(line) for line in (path.parent / "events.jsonl").read_text().splitlines()]
-                if (path.parent / "events.jsonl").exists()
-                else []
-            )
-            found.append({**json.loads(path.read_text()), "events": events})
+        for pattern in ("multirun/*/data/*/record.json", "pretrain/*/record.json"):
+            for path in sorted(self.folder.glob(pattern)):
+                lines = (path.parent / "events.jsonl").read_text().splitlines()
+                found.append({**json.loads(path.read_text()), "events": [json.loads(line) for line in lines]})
         return found
 
     def lives(self) -> list[tuple[str, float, float]]:
@@ -85,15 +69,14 @@ class Server:
         return found
 
     def children(self) -> list[str]:
-        """Command lines of the live processes that work in this folder, other than the launchers."""
+        """Command lines of the live processes that work in this folder, except the launchers."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                words = (process / "cmdline").read_bytes().decode().split("\0")
-                if (process / "cwd").resolve() == self.folder.resolve() and (process / "stat").read_text().rpartition(
-                    ")"
-                )[2].split()[0] != "Z":
-                    found.append(" ".join(words))
+                words = (process / "cmdline").read_bytes().decode().replace("\0", " ")
+                state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+                if (process / "cwd").resolve() == self.folder.resolve() and state != "Z":
+                    found.append(words)
             except OSError:
                 continue  # it ended while we looked
         return [line for line in found if "run.py -m" not in line]
@@ -115,13 +98,8 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
-def at_most(lives: list[tuple[str, float, float]], places: int = 1) -> bool:
-    """Whether no device ever had more than `places` live jobs."""
-    for device in {life[0] for life in lives}:
-        own = [(start, end) for name, start, end in lives if name == device]
-        if any(sum(start <= moment < end for start, end in own) > places for moment, _ in own):
-            return False
-    return True
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+def most_at_once(lives: list[tuple[str, float, float]]) -> int:
+    """The most jobs that any device had at one time."""
+    return max(
+        sum(other == device and begin <= moment < end for other, begin, end in lives) for device, moment, _ in lives
+    )

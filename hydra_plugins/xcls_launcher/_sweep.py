@@ -1,0 +1,312 @@
+"""A sweep, wherever it runs: its jobs, what each needs first, their states, and `sweep.json` with all of them.
+
+Hashes and folders come from `xcls.build.job_specs(cfg)`, called here for each job before the first one starts.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+import sys
+import time
+from abc import abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from hydra_plugins.xcls_launcher._job import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    SKIPPED,
+    WAITING,
+    Job,
+    cause_of,
+    write_end,
+)
+from xcls.config.schema import UserError, check_name, flatten
+from xcls.runs.identity import runs_root
+from xcls.runs.record import Record, plain, read_record, without_secrets, write_atomic
+
+
+@dataclass
+class Sweep:
+    """The jobs of one sweep. Every change of state is in `multirun/<name>/sweep.json` before the method returns."""
+
+    name: str
+    root: Path  # the project
+    launcher: str
+    jobs: list[Job] = field(default_factory=list)
+    equal: int = 0  # cells of the grid that are equal to others, and left out
+    started: float = field(default_factory=time.time)
+
+    @property
+    def runs(self) -> Path:
+        """The folder of pretrain/, finetune/ and multirun/."""
+        return runs_root(self.root)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the sweep's own files."""
+        return self.runs / "multirun" / self.name
+
+    def log(self, job: Job) -> Path:
+        """The file for what `job` prints."""
+        return self.folder / "logs" / f"{job.number:03d}.txt"
+
+    def write(self) -> None:
+        """Writes sweep.json, whole or not at all."""
+        content = {
+            "name": self.name,
+            "started": self.started,
+            "launcher": self.launcher,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "jobs": plain([job.entry for job in self.jobs]),
+        }
+        write_atomic(self.folder / "sweep.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def ready(self) -> list[Job]:
+        """The waiting jobs whose needs have ended, in order. After a failed baseline a run begins all the same."""
+        ended = (DONE, SKIPPED, FAILED)
+        return [job for job in self.jobs if job.state == WAITING and all(need.state in ended for need in job.needs)]
+
+    def fail_blocked(self) -> list[Job]:
+        """Fails the waiting jobs whose pretraining failed, with that as their cause, and gives them."""
+        found = []
+        for job in self.jobs:
+            bad = next((need for need in job.pretrainings if need.state == FAILED), None)
+            if job.state == WAITING and bad is not None:
+                self._fail(job, f"its pretraining {bad.folder} did not complete: {bad.cause}", "interrupted")
+                found.append(job)
+        if found:
+            self.write()
+        return found
+
+    def prepare(self, job: Job) -> None:
+        """Writes what `job` reads in its folder, and empties its log. Call it before its process starts."""
+        if job.spec.file is not None and job.spec.folder is not None:
+            job.spec.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(job.spec.folder / "config.yaml", job.spec.file)
+        self.log(job).parent.mkdir(parents=True, exist_ok=True)
+        self.log(job).write_bytes(b"")
+
+    def start(self, job: Job, device: str) -> None:
+        """`job` runs now, on `device`."""
+        job.state, job.device, job.began = RUNNING, device, time.time()
+        self.write()
+
+    def end(self, job: Job, exit_code: int | None) -> None:
+        """`job` has ended: done, or failed with a cause from its record, its output or its exit code (128 + signal).
+
+        With exit_code None (unknown) the record alone decides. A job that died without a word gets a record of its end.
+        """
+        job.exit_code = exit_code
+        record = self._record(job)
+        status = None if record is None else record.status
+        if exit_code == 0 and job.spec.hash is None or exit_code in (0, None) and status == "completed":
+            job.state, job.cause = DONE, None
+        elif record is not None and status in ("failed", "interrupted") and (record.ended or 0) >= job.began - 1:
+            job.state, job.cause, job.stopped = FAILED, record.cause or status, status == "interrupted"
+        elif exit_code is None:
+            self._fail(job, job.cause or "it ended without a result", "interrupted")
+        else:
+            self._fail(job, cause_of(exit_code, self.log(job)), "interrupted" if exit_code in INTERRUPTED else "failed")
+        self.write()
+
+    def skip(self, job: Job) -> bool:
+        """Whether another sweep has meanwhile completed the run of `job`; it is skipped then."""
+        record = self._record(job)
+        if record is None or record.status != "completed":
+            return False
+        job.state = SKIPPED
+        self.write()
+        return True
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every job is done or was done before."""
+        return int(any(job.state not in (DONE, SKIPPED) for job in self.jobs))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the sweep against a second process that runs the same one. Raises UserError."""
+        from filelock import FileLock, Timeout
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(self.folder / ".sweep.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            text = f"multirun/{self.name}: this sweep is running already. Wait for it, or choose another exp=…."
+            raise UserError(text) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _record(self, job: Job) -> Record | None:
+        """The job's record; None where there is none of this job."""
+        try:
+            record = read_record(self.runs / job.folder) if job.spec.hash else None
+        except ValueError:
+            return None
+        return record if record is not None and record.hash == job.spec.hash else None
+
+    def _fail(self, job: Job, cause: str, status: str) -> None:
+        """`job` is a failure; a run that died before it could say so gets a record, so that it is a row of the report."""
+        job.state, job.cause = FAILED, cause
+        if job.spec.record is not None:
+            write_end(self.runs / job.folder, job.spec.record, status, cause)
+
+
+class SweepLauncher(Launcher):
+    """What both launchers share: plan the sweep, hold it, run it, and end the process with its exit code."""
+
+    def __init__(self, **params: Any) -> None:
+        self.params = {
+            key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for key, value in params.items()
+        }
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
+        """Hydra's hook before `launch`."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuses settings that cannot work. Raises UserError."""
+
+    @abstractmethod
+    def check_jobs(self, sweep: Sweep) -> None:
+        """Refuses jobs that cannot run there, before any begins. Raises UserError."""
+
+    @abstractmethod
+    def run(self, sweep: Sweep) -> int:
+        """Runs every waiting job to its end. Gives 0, or the number of the signal that ended it early."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs every job that is not done. Ends the process with 1 where one did not complete, 128 + signal if stopped.
+
+        Raises UserError or Hydra's errors for a bad configuration, or bad data, of any job; nothing has run then.
+        """
+        if self.config.hydra.sweeper.get("max_batch_size"):
+            raise UserError(
+                "hydra.sweeper.max_batch_size: the launcher has a queue of its own. "
+                "Use hydra.launcher.jobs, jobs_per_gpu or array_parallelism."
+            )
+        self.check()
+        sweep = self.plan(job_overrides)
+        self.check_jobs(sweep)
+        with sweep.held():
+            stopped = self.run(sweep)
+        if stopped or sweep.exit_code:
+            sys.exit(128 + stopped if stopped else sweep.exit_code)
+        return [
+            JobReturn(overrides=list(words), _return_value=0, status=JobStatus.COMPLETED) for words in job_overrides
+        ]
+
+    def plan(self, job_overrides: Sequence[Sequence[str]]) -> Sweep:
+        """The sweep of these jobs: what they need first, equal cells once, what is completed. Writes nothing."""
+        from xcls.build import job_specs
+
+        choices = self.config.hydra.runtime.choices
+        name = str(self.config.exp or choices.get("experiment") or "sweep")  # exp=5 is a number to Hydra
+        check_name("exp", name)
+        refuse_secrets({"hydra.launcher": self.params})
+        root = Path(str(sys.modules[self.task_function.__module__].__file__)).resolve().parent
+        sweep = Sweep(name=name, root=root, launcher=choices.get("hydra/launcher") or type(self).__name__)
+        known: dict[str, Job] = {}
+        for overrides in job_overrides:
+            words = [*overrides, f"sweep={name}"]
+            config = self._compose(words)
+            specs = job_specs(config)
+            for spec in specs:
+                if spec.hash in known:
+                    sweep.equal += spec is specs[-1]  # the cell itself; several may need what comes before it
+                    continue
+                job = Job(
+                    overrides=spec.overrides or words,
+                    folder=os.path.relpath(spec.folder, sweep.runs) if spec.folder else "",
+                    spec=spec,
+                    needs=[known[digest] for digest in spec.needs],
+                    threads=OmegaConf.select(config, "hardware.threads"),
+                )
+                if spec.action == "done" and spec.found is not None:
+                    done = spec.found.status == "completed"
+                    job.state = SKIPPED if done else FAILED
+                    job.cause = None if done else f"{spec.found.cause} (before; retry_failed=true runs it again)"
+                sweep.jobs.append(job)
+                if spec.hash is not None:
+                    known[spec.hash] = job
+        sweep.jobs = in_order(sweep.jobs)
+        return sweep
+
+    def _compose(self, overrides: list[str]) -> DictConfig:
+        """A job's configuration as its process will compose it, without secrets; HydraConfig then has its choices."""
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.num = 0
+        HydraConfig.instance().set_config(config)
+        task = copy.deepcopy(config)
+        with read_write(task), open_dict(task):
+            del task["hydra"]
+        refuse_secrets(OmegaConf.to_container(task, resolve=True))
+        return task
+
+
+def refuse_secrets(tree: Any) -> None:
+    """Refuses a configuration that holds what looks like a secret, or the value of one in the environment.
+
+    The files of a sweep (sweep.json, Slurm's scripts) would hold it. Raises UserError that names the keys.
+    """
+    values = flatten(tree)
+    wrong = [key for key, value in values.items() if without_secrets(f"{key}={value}") != f"{key}={value}"]
+    if wrong:
+        raise UserError(
+            f"{', '.join(wrong)}: an API key, a token or a password, which the files of the sweep would hold. "
+            "Leave it in the environment, which every job has: WANDB_API_KEY, HF_TOKEN."
+        )
+
+
+def in_order(jobs: list[Job]) -> list[Job]:
+    """The jobs in the order of their start, numbered: first what others need, pretraining before baselines, then seed by seed
+    the mechanisms in turn, whatever order was typed: what slows the machine for a while slows all mechanisms."""
+    rank = {"pretrain": 0, "baseline": 1}
+    needed = {need for job in jobs for need in job.needs}
+    seeds = {part: place for place, part in enumerate(dict.fromkeys(_seed(job) for job in jobs))}
+    cells = {part: place for place, part in enumerate(dict.fromkeys(_cell(job) for job in jobs))}
+
+    def turn(job: Job) -> tuple[int, int, int]:
+        if job in needed:
+            return rank.get(job.spec.kind, 2), 0, 0
+        return 3, seeds[_seed(job)], cells[_cell(job)]
+
+    jobs = sorted(jobs, key=turn)
+    for number, job in enumerate(jobs):
+        job.number = number
+    return jobs
+
+
+def _seed(job: Job) -> tuple[str, ...]:
+    """What was typed of the seed for this job."""
+    return tuple(word for word in job.overrides if _key(word) == "seed")
+
+
+def _cell(job: Job) -> tuple[str, ...]:
+    """What was typed for this job, in any order, except its seed and its mechanism."""
+    return tuple(sorted(word for word in job.overrides if _key(word) not in ("seed", "attention")))
+
+
+def _key(word: str) -> str:
+    """`attention` of `attention=sdpa` and of `+attention.dropout=0.1`."""
+    return word.partition("=")[0].lstrip("+~").partition(".")[0]
