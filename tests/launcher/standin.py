@@ -16,6 +16,7 @@ import types
 from pathlib import Path
 
 import hydra
+from filelock import FileLock
 from omegaconf import DictConfig
 
 from xcls.config.schema import UserError
@@ -118,18 +119,34 @@ def misbehave(how: str, folder: Path) -> None:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 
 
+def stop(number: int, frame: object) -> None:
+    """A signal that asks for an end; it may come several times."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """One job: a beat every twentieth of a second until its time is over."""
     record = blank(cfg, cfg.mode)
     folder = place(cfg, record)
     folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # of two sweeps that need one pretraining, the second waits
+        if decide(folder, record.hash, resume=True, sweep=True, retry_failed=True, code={})[0] != "done":
+            run(cfg, record, folder)
+
+
+def run(cfg: DictConfig, record: Record, folder: Path) -> None:
+    """Its work. Ends the process."""
     seen = {"pid": os.getpid(), "device": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": cfg.hardware.threads}
     record.device, record.started = {**seen, "shared": os.environ["XCLS_SHARED"] == "1"}, time.time()
     events = Events(folder)
     events.add("resume" if any(folder.glob("ckpt_*.pt")) else "start", seen)
     write_record(record, folder)
     status, cause, code = "completed", None, 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         for beat in range(record.steps):
             if beat == min(3, record.steps // 2):
@@ -137,8 +154,8 @@ def main(cfg: DictConfig) -> None:
             time.sleep(0.05)
             record.step = beat + 1
             events.add("step", {"step": record.step, "step_loss": 1 / record.step})
-    except KeyboardInterrupt:
-        status, cause, code = "interrupted", "stopped by SIGINT", 130
+    except KeyboardInterrupt as asked:
+        status, cause, code = "interrupted", f"stopped by {asked}", 130
         time.sleep(0.3)  # saving takes its time
         events.add("saved", {"step": record.step})
     except ValueError as error:
