@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench setup-triton setup-lint lint demo test test-slow test-gpu gpu report status watch clean lock mechanisms long long-memory performance reliability sweeps
+.PHONY: help setup setup-bench setup-triton setup-lint lint demo test test-slow test-gpu gpu report status watch clean lock mechanisms long long-memory performance reliability
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,8 +113,6 @@ performance: setup  ## measure the tables of docs/performance.md anew (half an h
 reliability: setup  ## try the faults, a thousand kills and ten thousand inputs among them (an hour), and write docs/reliability.md
 	$(PY) -m tests.faults.reliability full docs/reliability.md
 
-sweeps: setup  ## measure what sweeps cost (a quarter of an hour on two cores that do nothing else), and write docs/sweeps.md
-	$(PY) -m tests.launcher.overhead 20 docs/sweeps.md
 
 COMPILE = $(VENV)/bin/uv pip compile --universal --python-version 3.10 --no-header --no-annotate pyproject.toml --extra test
 PLAIN := grep -Ev '^(nvidia-|cuda-|triton)'

@@ -24,8 +24,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from hydra_plugins.xcls_launcher.sweep import plan_sweep
-
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = (
     "os.mkdir",
@@ -187,7 +185,7 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
         made = make_launcher(plugins, **what)
 
         def launch(job_overrides: Any, initial_job_idx: int) -> list[Any]:
-            entry.jobs += len(plan_sweep(made, job_overrides).jobs)
+            entry.jobs += len(made.plan(job_overrides).jobs)
             return []
 
         made.launch = launch

@@ -14,8 +14,7 @@ import pytest
 import torch
 import yaml
 
-import tests.entry
-from hydra_plugins.xcls_launcher.sweep import plan_sweep
+from hydra_plugins.xcls_launcher._sweep import SweepLauncher
 from tests.conftest import SMALL, Project
 from tests.entry import entered
 
@@ -165,11 +164,12 @@ def test_a_sweep_with_one_job_that_cannot_run_is_refused_as_a_whole(project: Pro
 
 def test_one_sweep_sets_keys_of_one_mechanism(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     sweeps: list[Any] = []
-    monkeypatch.setattr(tests.entry, "plan_sweep", lambda *given: sweeps.append(plan_sweep(*given)) or sweeps[-1])
+    plan = SweepLauncher.plan
+    monkeypatch.setattr(SweepLauncher, "plan", lambda *given: sweeps.append(plan(*given)) or sweeps[-1])
     with entered(project.folder) as enter:
         outcome = enter("-m", "exp=sw", "attention=sdpa,performer", "+per.performer.num_features=16,32", *SMALL)
     assert outcome.code in (0, None), outcome.stderr + outcome.traceback
-    configs = [job.outline.record.config for job in sweeps[0].jobs if job.kind == "finetune"]
+    configs = [job.spec.record.config for job in sweeps[0].jobs if job.spec.kind == "finetune"]
     made = [(config["attention.name"], config.get("attention.num_features")) for config in configs]
     assert sorted(made) == [("performer_favor", 16), ("performer_favor", 32), ("sdpa", None)] and sweeps[0].equal == 1
     assert not any(key.startswith("per") and not key.startswith("pretrain") for config in configs for key in config)

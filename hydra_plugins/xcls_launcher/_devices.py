@@ -1,6 +1,6 @@
 """The devices of this machine, and who holds which: leases that the sweeps of all users on the machine see.
 
-A lease is a `flock` on a file per device. The launcher takes it and hands it on to the job's process, so that it is free
+A lease is a `flock` on a file per device. The launcher takes it and the job's process inherits it, so it is free
 again when both have ended, whoever was killed.
 """
 

@@ -57,12 +57,12 @@ class Job:
         return [sys.executable, str(root / "run.py"), *self.overrides, "hydra.mode=RUN"]
 
     def variables(self, *, shared: bool) -> dict[str, str]:
-        """What the environment of its process says; `shared`: other jobs compute on the same device."""
+        """What the environment of its process says; `shared`: others compute on the same device."""
         return {"XCLS_PROGRESS": "0", "XCLS_SHARED": str(int(shared)), "XCLS_HASH": self.spec.hash or ""}
 
 
 def cause_of(code: int, log: Path) -> str:
-    """Why a job ended that could not write it down: from its exit code (128 + signal) and what it printed into `log`."""
+    """Why a job ended that could not say so itself: from its exit code (128 + signal) and its output in `log`."""
     if code > 128:
         name = next((item.name for item in signal.Signals if item == code - 128), f"signal {code - 128}")
         hint = " (out of memory?)" if name == "SIGKILL" else ""

@@ -34,8 +34,8 @@ MOMENT = 0.2  # seconds after which a signal is noticed
 def submit_sweep(sweep: Sweep, params: dict[str, Any]) -> dict[Job, str]:
     """Submits what waits and is not queued yet; gives the Slurm ids of all jobs to wait for. Raises UserError.
 
-    Jobs that need a pretraining are an array of their own that depends on all of these, so that no job holds a GPU while
-    it waits. Only the report needs a baseline: no job waits for it.
+    Jobs that need a pretraining are an array of their own that depends on all of these, so that no job holds a GPU
+    while it waits. Only the report needs a baseline: no job waits for it.
     """
     ids = still_queued(sweep)
     fresh: list[str] = []
@@ -179,9 +179,9 @@ def follow(sweep: Sweep, ids: dict[Job, str], poll_s: float) -> int:
     progress.begin()
     with noted_signals() as signals:
         while (left := [job for job in ids if job.state in (WAITING, RUNNING)]) and not signals:
-            there = queued()
-            for job in left if there is not None else ():  # without an answer Slurm is busy, or restarts
-                _look(sweep, job, ids[job], there.get(ids[job]), progress)
+            if (there := queued()) is not None:  # else Slurm is busy, or restarts
+                for job in left:
+                    _look(sweep, job, ids[job], there.get(ids[job]), progress)
             progress.tick()
             until = time.monotonic() + poll_s
             while not signals and time.monotonic() < until:

@@ -173,7 +173,7 @@ class SweepLauncher(Launcher):
     """What both launchers share: plan the sweep, hold it, run it, and end the process with its exit code."""
 
     def __init__(self, **params: Any) -> None:
-        self.params = {
+        self.params: dict[str, Any] = {
             key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             for key, value in params.items()
         }
@@ -195,7 +195,8 @@ class SweepLauncher(Launcher):
         """Runs every waiting job to its end. Gives 0, or the number of the signal that ended it early."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs every job that is not done. Ends the process with 1 where one did not complete, 128 + signal if stopped.
+        """Runs every job that is not done. Ends the process with 1 where one did not complete, 128 + signal if
+        it was stopped.
 
         Raises UserError or Hydra's errors for a bad configuration, or bad data, of any job; nothing has run then.
         """
@@ -252,7 +253,7 @@ class SweepLauncher(Launcher):
         return sweep
 
     def _compose(self, overrides: list[str]) -> DictConfig:
-        """A job's configuration as its process will compose it, without secrets; HydraConfig then has its choices."""
+        """A job's configuration as its process will compose it. Raises UserError where it holds a secret."""
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.num = 0
@@ -279,8 +280,8 @@ def refuse_secrets(tree: Any) -> None:
 
 
 def in_order(jobs: list[Job]) -> list[Job]:
-    """The jobs in the order of their start, numbered: first what others need, pretraining before baselines, then seed by seed
-    the mechanisms in turn, whatever order was typed: what slows the machine for a while slows all mechanisms."""
+    """The jobs in the order of their start, numbered: first what others need, pretraining before baselines; then, for
+    each seed, the mechanisms in turn, whatever order was typed: what slows the machine slows all mechanisms."""
     rank = {"pretrain": 0, "baseline": 1}
     needed = {need for job in jobs for need in job.needs}
     seeds = {part: place for place, part in enumerate(dict.fromkeys(_seed(job) for job in jobs))}

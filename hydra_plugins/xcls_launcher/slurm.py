@@ -37,7 +37,7 @@ class SlurmSweepLauncher(SweepLauncher):
         timeout_min, delay_s = self.params["timeout_min"], self.params["signal_delay_s"]
         if not 0 < delay_s < 60 * timeout_min:
             raise UserError(
-                f"hydra.launcher.signal_delay_s={delay_s}: a value above 0 and below timeout_min={timeout_min} is needed."
+                f"hydra.launcher.signal_delay_s={delay_s}: it must be above 0 and below timeout_min={timeout_min}."
             )
         if self.params["poll_s"] <= 0:
             raise UserError(f"hydra.launcher.poll_s={self.params['poll_s']}: a value above 0 is needed.")

@@ -39,7 +39,7 @@ LIST: dict[str, dict[str, str]] = {  # kind of fault -> file -> its tests withou
             w_and_b_fails_and_the_run_does_not a_package_that_cannot_be_imported a_server_that_is_slow_or_never_answers
             the_copy_of_a_killed_run_ends_though_the_server_is_silent a_full_disk_under_w_and_b_is_noticed
             a_secret_in_an_error_or_a_warning_is_written_nowhere""",
-        "tests/launcher/test_secrets.py": "",
+        "tests/launcher/test_real_sweep.py": "",
     },
     "bad data": {
         "tests/data/test_bad_data.py": "",
