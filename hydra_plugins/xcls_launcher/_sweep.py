@@ -163,7 +163,7 @@ class Sweep:
         return record if record is not None and record.hash == job.spec.hash else None
 
     def _fail(self, job: Job, cause: str, status: str) -> None:
-        """`job` is a failure; a run that died before it could say so gets a record, so that it is a row of the report."""
+        """`job` is a failure; a run that died without a word gets a record, so that it is a row of the report."""
         job.state, job.cause = FAILED, cause
         if job.spec.record is not None:
             write_end(self.runs / job.folder, job.spec.record, status, cause)
