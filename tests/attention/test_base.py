@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xcls.attention import base
-from xcls.attention.base import Attention, Masks, by_query_blocks, distance_matrix, fits, is_causal, mix
+from xcls.attention.base import Attention, Masks, distance_matrix, fits, is_causal, mix
 
 
 def test_distance_matrix_by_its_definition() -> None:
@@ -23,13 +23,6 @@ def test_distance_matrix_by_its_definition() -> None:
     torch.testing.assert_close(grad, by_hand)
 
 
-@pytest.mark.parametrize("rows,columns", [(1, 1), (1, 5), (4, 1), (4, 4)])
-def test_distance_matrix_of_any_shape(rows: int, columns: int) -> None:
-    bias = torch.randn(1, 7)
-    expected = torch.tensor([[bias[0, min(max(j - i, -3), 3) + 3] for j in range(columns)] for i in range(rows)])
-    torch.testing.assert_close(distance_matrix(bias, rows=rows, columns=columns)[0], expected)
-
-
 def test_only_the_causal_mask_is_causal() -> None:
     causal = torch.ones(6, 6, dtype=torch.bool).triu(1)
     assert is_causal(causal) and is_causal(causal.expand(2, 3, 6, 6)) and is_causal(torch.zeros(1, 1, dtype=torch.bool))
@@ -38,30 +31,6 @@ def test_only_the_causal_mask_is_causal() -> None:
         other[i, j] ^= True
         assert not is_causal(other)
     assert not is_causal(torch.stack((causal, torch.zeros_like(causal))))
-
-
-def test_both_masks_become_one() -> None:
-    pads = torch.tensor([[False, True]])
-    attn_mask = torch.tensor([[[[False, False], [True, False]]]])
-    assert Masks().blocked() is None
-    masks = Masks.make(key_padding_mask=pads, attn_mask=attn_mask)
-    assert masks.blocked().tolist() == [[[[False, True], [True, True]]]]
-    assert masks.blocked(slice(1, 2)).tolist() == [[[[True, True]]]]
-
-
-def test_blocks_are_joined_in_order_with_their_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "BLOCK_ROWS", 3)
-    q = torch.randn(1, 2, 7, 3, requires_grad=True)
-    starts = []
-
-    def attend(block: torch.Tensor, start: int) -> torch.Tensor:
-        starts.append(start)
-        return block * 2
-
-    out = by_query_blocks(attend, q)
-    torch.testing.assert_close(out, q * 2)
-    assert starts == [0, 3, 6]
-    torch.testing.assert_close(torch.autograd.grad(out.sum(), q)[0], torch.full_like(q, 2.0))
 
 
 def test_seeds_of_layers_and_runs_differ() -> None:
@@ -97,7 +66,7 @@ def test_pads_and_rows_without_keys_are_zero_whatever_a_mechanism_makes_of_them(
 
 
 def test_masks_of_another_kind_are_refused() -> None:
-    with pytest.raises(TypeError, match="key_padding_mask must be bool"):
+    with pytest.raises(TypeError, match="key_padding_mask"):
         Masks.make(key_padding_mask=torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"attn_mask must be \[N, N\] or \[B, 1\|H, N, N\], not \[2, 3, 3\]"):
+    with pytest.raises(ValueError, match=r"attn_mask.*\[2, 3, 3\]"):
         Masks.make(attn_mask=torch.zeros(2, 3, 3, dtype=torch.bool))

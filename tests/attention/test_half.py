@@ -10,14 +10,14 @@ from torch import Tensor
 
 from tests.attention.layers import ATTENTIONS, HEADS, Layer, inputs, masks_of, weight_like
 from tests.attention.oracles import oracle
-from tests.pairwise import pairwise
+from tests.pairwise import pairwise, spread
 from xcls.attention.base import Masks
 
 WIDTH = 16
 # About one and a half times the largest relative error measured over all mechanisms, masks and positions here: an
 # intermediate result that is rounded once too often, or scaled, is beyond it.
 LIMITS = {torch.bfloat16: (0.008, 0.035), torch.float16: (0.0011, 0.006)}  # of the output, of gradients
-half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+PERFORMERS = [name for name in ATTENTIONS if name.startswith("performer")]
 
 
 def rounded_inputs(layer: Layer, dtype: torch.dtype) -> tuple[list[Tensor], object]:
@@ -69,11 +69,10 @@ def test_is_near_the_oracle_in_fp32(attention_file: str, position_file: str, kin
     assert compared and max(compared) < LIMITS[dtype][1]
 
 
-@pytest.mark.parametrize("attention_file", [name for name in ATTENTIONS if name.startswith("performer")])
 @pytest.mark.parametrize(
-    "position_file,kind", [("none", "padding+causal"), ("none", "random"), ("relative", "padding")]
+    ("attention_file", "position_file", "kind", "dtype"),
+    spread(PERFORMERS, ["none", "relative"], ["padding+causal", "random"], list(LIMITS), times=2),
 )
-@half
 def test_features_and_normaliser_are_fp32(
     attention_file: str, position_file: str, kind: str, dtype: torch.dtype
 ) -> None:
@@ -86,26 +85,3 @@ def test_features_and_normaliser_are_fp32(
     exact = oracle(layer.attention, q.float(), k.float(), v.float(), masks)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, exact)
-
-
-@pytest.mark.parametrize("attention_file", [name for name in ATTENTIONS if name.startswith("performer")])
-@pytest.mark.parametrize("kind", ["causal", "bias", "pairs"])
-@half
-def test_features_are_fp32_where_weights_nearly_cancel(attention_file: str, kind: str, dtype: torch.dtype) -> None:
-    """Keys so short that all weights are nearly alike, and values of opposite sign by pairs: the output is what weights
-    differ by, and a rounding of the features is as large as a tenth of it.
-    """
-    layer, pairs = Layer(attention_file, "none", width=WIDTH).float(), 16
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, HEADS, 2 * pairs, WIDTH, generator=generator) for _ in range(3))
-    v[:, :, 1::2] = -v[:, :, ::2]
-    q, k, v = (0.05 * q).to(dtype), (0.05 * k).to(dtype), v.to(dtype)
-    position = torch.arange(2 * pairs)
-    blocked = torch.rand(2 * pairs, pairs, generator=generator) < 0.3
-    masks = {"causal": position > position[:, None], "pairs": blocked.repeat_interleave(2, dim=1), "bias": None}
-    given = Masks.make(attn_mask=masks[kind], relative_bias=torch.zeros(HEADS, 5) if kind == "bias" else None)
-    with torch.autocast("cpu", dtype):
-        out = layer.attention(q, k, v, given)
-    exact = oracle(layer.attention, q.float(), k.float(), v.float(), given)
-    limit = {torch.bfloat16: 0.0021, torch.float16: 0.00027}[dtype]  # what rounding the output alone makes, and a fifth
-    assert relative_error(out[:, :, 1::2], exact[:, :, 1::2]) < limit

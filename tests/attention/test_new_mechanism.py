@@ -68,7 +68,7 @@ def test_it_keeps_the_contract(position: str, kind: str) -> None:
     contract.test_equals_the_dense_kernel(CosFormer, position, kind)
     for garbage in (1e4, float("nan")):
         contract.test_padding_is_invisible(CosFormer, position, garbage)
-    contract.test_batch_mates_are_invisible(CosFormer, position)
+    contract.test_batch_mates_are_invisible_nan_too(CosFormer, position, float("nan"), (0, 0))
     contract.test_rows_with_nothing_to_attend_to_are_zero(CosFormer, position)
     contract.test_half_precision_is_finite_at_a_hundred_times_the_scale(CosFormer, position, torch.bfloat16, 4)
     contract.test_gradients_are_those_of_the_function(CosFormer, position)

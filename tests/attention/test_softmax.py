@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
@@ -54,16 +53,6 @@ def test_equals_pytorch_without_a_mask_and_causal(mechanism: type[Attention]) ->
     masks = Masks.make(attn_mask=torch.ones(9, 9, dtype=torch.bool).triu(1))
     assert masks.causal
     torch.testing.assert_close(make(mechanism)(q, k, v, masks), F.scaled_dot_product_attention(q, k, v, is_causal=True))
-
-
-@every
-def test_nothing_quadratic_is_made_in_blocks(mechanism: type[Attention], largest: Callable) -> None:
-    length = 256
-    q, k, v = qkv(length)
-    bias = torch.randn(2, 9, dtype=torch.float64, requires_grad=True)
-    with in_blocks():
-        assert largest(lambda: make(mechanism)(q, k, v, Masks(bias=bias))) <= 2 * 2 * 2 * 16 * length
-    assert largest(lambda: make(Sdpa)(q, k, v)) >= length * length
 
 
 @pytest.mark.parametrize("blocks", [False, True])

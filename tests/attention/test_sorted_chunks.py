@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tests.pairwise import pairwise
 from xcls.attention.base import Masks
 from xcls.attention.kernels import sorted_chunks_blocks
 from xcls.attention.kernels.sorted_chunks_blocks import attend_in_blocks
@@ -61,21 +62,20 @@ def run(
     return [out, *torch.autograd.grad((out * weights).sum(), tensors)]
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("rounds", [1, 3])
-@pytest.mark.parametrize("length", [1, 5, 16, 23])
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("block", [1, 100, 2**20])
+@pytest.mark.parametrize(
+    ("case", "rounds", "length", "full", "block"),
+    pairwise(list(CASES), [1, 3], [1, 5, 16, 23], [False, True], [1, 100, 2**20]),
+)
 def test_blocks_equal_the_readable_version(monkeypatch, case, rounds, length, full, block) -> None:
     monkeypatch.setattr(sorted_chunks_blocks, "BLOCK", block)
     inputs = arguments(case, rounds, length, full and length > 5)
     torch.testing.assert_close(run(attend_in_blocks, *inputs), run(attend_plainly, *inputs))
 
 
-@pytest.mark.parametrize("function", [attend_in_blocks, attend_plainly])
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("rounds", [1, 3])
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    ("function", "case", "rounds", "full"),
+    pairwise([attend_in_blocks, attend_plainly], list(CASES), [1, 3], [False, True]),
+)
 def test_gradients_are_those_of_the_function(function: Callable, case: str, rounds: int, full: bool) -> None:
     tensors, chunks, masks, settings = arguments(case, rounds, 9, full)
 
@@ -86,22 +86,10 @@ def test_gradients_are_those_of_the_function(function: Callable, case: str, roun
     assert torch.autograd.gradcheck(attend, tensors, fast_mode=True)
 
 
-@pytest.mark.parametrize("rounds", [1, 3])
-@pytest.mark.parametrize("function", [attend_in_blocks, attend_plainly])
-def test_half_precision_keeps_logits_in_fp32_and_is_near(function: Callable, rounds: int) -> None:
-    tensors, chunks, masks, settings = arguments("one chunk back", rounds, 23, True, torch.float32)
-    expected = run(attend_plainly, tensors, chunks, masks, settings)
-    half = [x.detach().bfloat16().requires_grad_() for x in tensors[:3]]
-    found = run(function, [*half, tensors[3]], chunks, masks, settings)
-    for x, exact in zip(found, expected):
-        assert (x - exact).norm() / exact.norm() < 0.02
-    assert all(x.dtype == torch.bfloat16 for x in found[:4])
-
-
-@pytest.mark.parametrize("function", [attend_in_blocks, attend_plainly])
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("rounds", [1, 2])
-@pytest.mark.parametrize("block", [1, 2**20])
+@pytest.mark.parametrize(
+    ("function", "case", "rounds", "block"),
+    pairwise([attend_in_blocks, attend_plainly], list(CASES), [1, 2], [1, 2**20]),
+)
 def test_nan_and_inf_stay_in_their_example(monkeypatch, function: Callable, case: str, rounds: int, block: int) -> None:
     """By the structure alone: nothing looks for them. Everything of an example is broken, its gradient too."""
     monkeypatch.setattr(sorted_chunks_blocks, "BLOCK", block)
@@ -134,10 +122,3 @@ def test_balanced_chunks_differ_by_one_at_the_most(length: int, sizes: list[int]
     assert torch.equal(tokens[..., :length], torch.arange(length).expand(B, H, 1, -1)), (
         "a slot is where its token stands"
     )
-
-
-def test_nothing_of_the_size_of_all_logits_is_made(largest: Callable, monkeypatch) -> None:
-    monkeypatch.setattr(sorted_chunks_blocks, "BLOCK", 8 * C * 2 * C)
-    (*qkv, _), chunks, masks, settings = arguments("one chunk back", 2, 256, False)
-    assert largest(lambda: attend_in_blocks(*qkv, chunks, masks, **settings)) <= B * (H * 256 + 2 * C) * D
-    assert largest(lambda: attend_plainly(*qkv, chunks, masks, **settings)) >= B * H * 256 * 2 * C
