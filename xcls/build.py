@@ -141,8 +141,10 @@ def run_spec(run: RunConfig, *, find: Callable[[], Cards] = here) -> RunSpec:
 
 
 def run_mode(spec: RunSpec) -> int:
-    """Does what `config.mode` says, all but mode=bench, and gives the exit code. Raises UserError for bad input, before anything is
-    written."""
+    """Does what `config.mode` says, all but mode=bench, and gives the exit code.
+
+    Raises UserError for bad input, before anything is written.
+    """
     mode = spec.config.mode
     if mode == "init":
         from xcls.stages.init import init
@@ -163,7 +165,7 @@ def run_mode(spec: RunSpec) -> int:
 
 
 def job_specs(cfg: DictConfig) -> list[JobSpec]:
-    """For a launcher: the run of one job of its sweep, composed by Hydra as `cfg`, last, after those that it needs first.
+    """For a launcher: the run that Hydra has composed as `cfg`, last, after those that it needs first.
 
     Raises UserError for all that the run would refuse, so that a sweep with one such run is refused before any begins.
     """

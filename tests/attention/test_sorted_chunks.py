@@ -47,7 +47,7 @@ def arguments(case: str, rounds: int, length: int, full: bool, dtype: torch.dtyp
     tensors = [torch.randn(B, H, length, D, dtype=dtype, generator=generator).requires_grad_() for _ in range(3)]
     tensors.append(torch.randn(H, 7, dtype=dtype, generator=generator).requires_grad_())
     masks = Masks(pads, pairs)
-    return tensors, chunks_of(case, rounds, length, masks), masks, {"scale": 1.5, "shun_itself": CASES[case][3]}
+    return tensors, chunks_of(case, rounds, length, masks), masks, {"scale": 1.5, "avoid_self": CASES[case][3]}
 
 
 def run(

@@ -70,7 +70,7 @@ LIST: dict[str, dict[str, str]] = {  # kind of fault -> file -> its tests withou
             what_is_no_run_of_ours_is_listed_and_spoils_nothing a_run_id_cannot_lead_out_of_the_folder""",
     },
     "two at once": {
-        "tests/test_locks.py": "",
+        "tests/stages/test_two_at_once.py": "",
         "tests/data/test_cache.py": """four_processes_build_once a_killed_builder_leaves_neither_a_half_file_nor_a_lock
             a_failed_build_leaves_nothing""",
     },

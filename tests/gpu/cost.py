@@ -127,7 +127,7 @@ class Work(NamedTuple):
 def _favor(q: Tensor, directions: Tensor, backward: bool) -> Work:
     from xcls.attention.kernels.favor_triton import operations
 
-    return Work(operations(q.shape, len(directions))[backward], kernels=2)
+    return Work(operations(q.shape, len(directions))[backward], kernels=3 if backward else 4)
 
 
 def _lsh(qk: Tensor, order: Tensor, chunk: int, before: int, after: int, backward: bool) -> Work:
@@ -138,22 +138,16 @@ def _lsh(qk: Tensor, order: Tensor, chunk: int, before: int, after: int, backwar
     return Work(products, kernels=rounds + (rounds > 1 and not backward), passes=rounds)
 
 
-def _hash(x: Tensor, rotations: Tensor, padding: Tensor | None, count: Tensor | None, bucket_size: int) -> Work:
-    columns = min(rotations.shape[-1], -(-x.shape[2] // (2 * bucket_size)))  # what the longest example uses
-    return Work(2.0 * x.numel() * len(rotations) * -(-columns // 16) * 16, torch.float32)  # in steps of 16
-
-
 # The operations of our own, by name in torch.ops.xcls: what they do with the arguments that they are called with.
 WORK: dict[str, Callable[..., Work]] = {
     "split_heads": lambda *_: Work(),
     "merge_heads": lambda *_: Work(),
     "favor_forward": lambda q, k, v, directions, *_: _favor(q, directions, False),
-    "favor_backward": lambda grad, q, k, v, directions, *_: _favor(q, directions, True),
-    "lsh_keys": _hash,
+    "favor_backward": lambda q, k, v, directions, *_: _favor(q, directions, True),
     "lsh_windows": lambda *_: Work(),
     "lsh_tokens": lambda *_: Work(),
     "lsh_forward": lambda qk, v, order, count, *sizes: _lsh(qk, order, *sizes, False),
-    "lsh_backward": lambda grad, qk, v, out, lse, order, count, chunks, *sizes: _lsh(qk, order, *sizes, True),
+    "lsh_backward": lambda qk, v, order, count, chunks, out, lse, grad, *sizes: _lsh(qk, order, *sizes, True),
 }
 
 

@@ -17,7 +17,7 @@ SOFTMAX = {"A100": 21e9, "T4": 22e9}  # bytes that sdpa moves, in bf16 and in fp
 NEW, OLD = ("A100", "H100"), ("T4", "V100")  # OLD: no tensor cores for Triton
 TIME = {
     ("performer", NEW): 0.75,
-    ("reformer", NEW): 0.71,
+    ("reformer", NEW): 0.72,
     ("performer", OLD): 0.97,
     ("reformer", OLD): 0.80,
 }  # of that of sdpa

@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from xcls.attention.work import Shape, Work
 
 HEADROOM = 16.0  # fp16 ends at 65,504, and q.k of large activations does not: products are smaller by this factor
-is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 
 
 @dataclass(frozen=True, eq=False)

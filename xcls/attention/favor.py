@@ -15,18 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from xcls.attention.base import (
-    Attention,
-    Masks,
-    by_query_blocks,
-    distance_matrix,
-    fits,
-    full_dtype,
-    is_compiling,
-    mix,
-    zero_padding,
-)
-from xcls.attention.kernels import favor_products, favor_triton
+from xcls.attention.base import Attention, Masks, by_query_blocks, distance_matrix, fits, full_dtype, mix, zero_padding
+from xcls.attention.kernels import favor_products, favor_triton, is_compiling
 from xcls.attention.kernels.favor_chunks import AddBand
 from xcls.attention.work import Shape, Work
 

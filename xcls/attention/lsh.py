@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xcls.attention.base import Attention, Masks, full_dtype, is_compiling, mix
-from xcls.attention.kernels import lsh_cpu, lsh_triton, lsh_windows
+from xcls.attention.base import Attention, Masks, full_dtype, mix
+from xcls.attention.kernels import is_compiling, lsh_cpu, lsh_triton, lsh_windows
 from xcls.attention.sorted_chunks import Chunks, attend, real_tokens
 from xcls.attention.work import Shape, Work, sorted_chunks_work
+
+CACHED = 2**20  # entries hashed at a time on a CPU
 
 
 def on_cpu(x: Tensor) -> bool:
@@ -53,14 +55,22 @@ def hash_buckets(x: Tensor, rotations: Tensor, *, bucket_size: int, masks: Masks
     """
     width, spare = columns_in_use(x, rotations, bucket_size, masks)
     used = rotations[..., :width].to(full_dtype(x))
-    if on_cpu(x):
-        return lsh_cpu.hash_on_cpu(x, used, spare)
-    both = torch.stack((used, -used), dim=3).permute(1, 2, 0, 3, 4)  # [H, D, R, 2, width]
-    turned = x.to(used.dtype, memory_format=torch.contiguous_format) @ both.flatten(2)
-    turned = turned.unflatten(3, both.shape[2:])  # [B, H, N, R, 2, width]
-    if spare is not None:
-        turned.masked_fill_(spare[..., None, None, :], -torch.inf)
-    return turned.flatten(4).argmax(dim=-1).transpose(2, 3)
+    entries = x.shape[0] * x.shape[1] * max(width, x.shape[3])  # of a token in all sequences
+    step = max(1, CACHED // max(1, entries)) if on_cpu(x) else max(1, x.shape[2])
+    pieces = [hash_tokens(piece.to(used.dtype), used, spare) for piece in x.split(step, dim=2)]
+    return torch.cat(pieces, dim=3)
+
+
+def hash_tokens(x: Tensor, rotations: Tensor, spare: Tensor | None) -> Tensor:
+    """`hash_buckets` with the columns in use: the largest |xR| is looked for, and then its sign, which halves the products."""
+    buckets = []
+    for rotation in rotations:
+        turned = x @ rotation  # [B, H, N, width]
+        size = turned.abs() if spare is None else turned.abs().masked_fill_(spare, -1.0)
+        best = size.argmax(dim=-1)
+        negative = turned.gather(-1, best[..., None]).squeeze(-1) < 0
+        buckets.append(best + negative * turned.shape[-1])
+    return torch.stack(buckets, dim=2)
 
 
 def sort_keys(buckets: Tensor, masks: Masks) -> Tensor:
@@ -117,7 +127,7 @@ def lsh_attention(
     if codes is not None:
         codes = codes.to(qk.dtype)
         queries, keys = torch.cat((queries, agreement * codes), dim=-1), torch.cat((keys, codes), dim=-1)
-    return attend(queries, keys, v, chunks, masks, shun_itself=True)
+    return attend(queries, keys, v, chunks, masks, avoid_self=True)
 
 
 class Reformer(Attention):
@@ -161,9 +171,6 @@ class Reformer(Attention):
 
     def keys(self, x: Tensor, masks: Masks) -> Tensor:
         """Hash x [B, H, N, D] -> what the rounds sort by, [B, H, R, N]; see `sort_keys`."""
-        if lsh_triton.available(x, hashing=True):
-            count = real_tokens(masks)
-            return lsh_triton.hash_keys(x, self.rotations, self.bucket_size, padding=masks.padding, count=count)
         return sort_keys(hash_buckets(x, self.rotations, bucket_size=self.bucket_size, masks=masks), masks)
 
     def order(self, x: Tensor, masks: Masks) -> Tensor:

@@ -30,5 +30,5 @@ class ReformerLocal(Reformer):
     def keys(self, x: Tensor, masks: Masks) -> Tensor:
         """x [B, H, N, D] -> [B, H, R, N]. With one bucket for all, sorting by (bucket, position) is by position."""
         hashed = super().keys(x, masks)
-        local = sort_keys(torch.zeros_like(hashed[:, :, :1], dtype=torch.int64), masks)
-        return torch.cat((hashed.long(), local), dim=2)
+        local = sort_keys(torch.zeros_like(hashed[:, :, :1]), masks)
+        return torch.cat((hashed, local), dim=2)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xcls.attention.base import HEADROOM, Attention, Masks, distance_matrix, fits, is_compiling
+from xcls.attention.base import HEADROOM, Attention, Masks, distance_matrix, fits
+from xcls.attention.kernels import is_compiling
 from xcls.attention.kernels.softmax_blocks import in_blocks
 from xcls.attention.work import Shape, Work
 

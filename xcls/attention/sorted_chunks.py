@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xcls.attention.base import Masks, full_dtype, is_compiling
+from xcls.attention.base import Masks, full_dtype
+from xcls.attention.kernels import is_compiling
 
-ITSELF = -1e30  # a token's logit for itself where it shuns itself: it counts only where every other one is BLOCKED
+SELF = -1e30  # a token's logit for itself where it avoids itself: it counts only where every other one is BLOCKED
 BLOCKED = -1e37  # finite, so that a row of nothing else is no NaN
 
 
@@ -116,21 +117,21 @@ class Chunks:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, chunks: Chunks, masks: Masks, *, scale: float = 1.0, shun_itself: bool = False
+    q: Tensor, k: Tensor, v: Tensor, chunks: Chunks, masks: Masks, *, scale: float = 1.0, avoid_self: bool = False
 ) -> Tensor:
     """Softmax of scale q.k over the union of all rounds' windows: q, k [B, H, N, F], v [B, H, N, D] -> [B, H, N, D].
 
-    A key met in several rounds counts once. shun_itself: a token attends to itself only where nothing else is allowed.
+    A key met in several rounds counts once. avoid_self: a token attends to itself only where nothing else is allowed.
     Products in the dtype of q, k, v, softmax in fp32 at least. Rows with nothing to attend to are zero, pads anything finite.
     """
     from xcls.attention.kernels.sorted_chunks_blocks import attend_in_blocks
 
     run = attend_plainly if is_compiling() else attend_in_blocks
-    return run(q, k, v, chunks, masks, scale=scale, shun_itself=shun_itself)
+    return run(q, k, v, chunks, masks, scale=scale, avoid_self=avoid_self)
 
 
 def attend_plainly(
-    q: Tensor, k: Tensor, v: Tensor, chunks: Chunks, masks: Masks, *, scale: float = 1.0, shun_itself: bool = False
+    q: Tensor, k: Tensor, v: Tensor, chunks: Chunks, masks: Masks, *, scale: float = 1.0, avoid_self: bool = False
 ) -> Tensor:
     """`attend` written out, all chunks at once.
 
@@ -151,8 +152,8 @@ def attend_plainly(
         logits = logits + masks.bias[head, (key - query).clamp(-window, window) + window]
     if query.shape[2] > 1:
         logits = logits - times_met(chunks, query, key).clamp(min=1).to(logits.dtype).log()  # empty slots met nobody
-    if shun_itself:
-        logits = logits.masked_fill(query == key, ITSELF)
+    if avoid_self:
+        logits = logits.masked_fill(query == key, SELF)
     if masks.pairs is not None:
         example, head = (
             torch.arange(n, device=q.device).view(-1, *[1] * dims) for n, dims in zip(masks.pairs.shape, (5, 4))

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
+from xcls.attention.kernels import is_compiling
+
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers by the bytes of an element
 
 

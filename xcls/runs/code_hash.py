@@ -1,15 +1,16 @@
 """The code behind a `_target_`: its files, found without importing anything, and a hash of what they do.
 
-Comments, docstrings and layout do not change the hash, and every version of Python gives the same one. Standard library only.
+Comments, docstrings and layout do not change the hash, and every version of Python gives the same one.
+Standard library only.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import sys
 from functools import lru_cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Iterator
 
@@ -20,27 +21,17 @@ SKIPPED = {"ctx", "kind", "type_comment", "type_ignores"}  # fields that say not
 
 def module_file(module: str) -> Path | None:
     """The source file of `module`; None where there is none. Neither it nor its packages are imported."""
-    head, *rest = module.split(".")
-    if not all(part.isidentifier() for part in (head, *rest)):
-        return None
-    try:
-        spec = importlib.util.find_spec(head)
-    except (ImportError, ValueError):
-        return None
-    if spec is None:
-        return None
-    if not rest:
-        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
-    for place in spec.submodule_search_locations or ():
-        path = Path(place, *rest)
-        for file in (path / "__init__.py", path.with_name(path.name + ".py")):
-            if file.is_file():
-                return file
-    return None
+    parts, spec, places = module.split("."), None, None
+    for number, part in enumerate(parts, start=1):
+        if not part.isidentifier() or number > 1 and places is None:
+            return None
+        spec = PathFinder.find_spec(".".join(parts[:number]), places)
+        places = spec.submodule_search_locations if spec else None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 def code_files(target: str) -> dict[str, Path]:
-    """Module name -> file: the module of `target` (`package.module.Class`) and all of the project that it imports, in turn.
+    """Module name -> file: the module of `target` (`package.module.Class`) and what it imports of the project, in turn.
 
     Of this package that is what `OURS` names; of other packages, what is neither installed nor Python's own. Raises
     SyntaxError where a file cannot be read as Python. An import by a computed name is not seen.
@@ -104,14 +95,14 @@ def _parsed(path: Path, changed: int, size: int) -> tuple[str, tuple[tuple[int, 
 def _spell(value: object, words: list[str]) -> None:
     """Appends a text to `words` that is the same for the same code. `ast.dump` differs between versions of Python.
 
-    Empty fields are left out, since a newer Python has more of them, and so are statements that are a mere constant: docstrings.
+    Empty fields are left out, since a newer Python has more of them, and so are docstrings (lone constants).
     """
     if isinstance(value, ast.AST):
         words.append(type(value).__name__)
         for name in value._fields:
             item = getattr(value, name, None)
             if isinstance(value, ast.JoinedStr):  # Python 3.12 puts empty texts into some f-strings
-                item = [part for part in item if getattr(part, "value", None) != ""]
+                item = [part for part in value.values if getattr(part, "value", None) != ""]
             if item == [] or name in SKIPPED or item is None and not isinstance(value, ast.Constant):
                 continue
             words.append(name)

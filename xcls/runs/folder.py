@@ -1,4 +1,7 @@
-"""May this run begin in its folder, go on there, or is it done? Decided before anything is written. Standard library only."""
+"""May this run begin in its folder, go on there, or is it done? Decided before anything is written.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ def read_or_refuse(folder: Path) -> Record:
 
 
 def check_case_collision(folder: Path) -> None:
-    """Refuses a name that differs from an existing one in case alone: on many systems both are one folder. Raises UserError."""
+    """Refuses a name that differs from an existing one in case alone: on many systems both are one folder.
+
+    Raises UserError.
+    """
     for place in (folder, *folder.parents):
         names = os.listdir(place.parent) if place.parent.is_dir() else []
         equal = [name for name in names if name != place.name and name.casefold() == place.name.casefold()]
@@ -36,7 +42,7 @@ def check_case_collision(folder: Path) -> None:
 
 
 def rollback(folder: Path, kept: set[str]) -> None:
-    """Removes what a refused run has put into `folder`, all but the names in `kept`, and the folders that are empty then."""
+    """Removes what a refused run has put into `folder`, all but the names in `kept`, and then empty folders."""
     for path in folder.iterdir():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -47,7 +53,7 @@ def rollback(folder: Path, kept: set[str]) -> None:
 
 
 def changed_code(record: Record, code: dict[str, str]) -> str:
-    """The parts, `attention` and `position`, whose code is no longer that of `record`; '' where none is, or it is unknown."""
+    """The parts (attention, position) whose code is no longer that of `record`, as text; '' where there are none."""
     return " and ".join(part for part, digest in code.items() if record.code.get(part, digest) != digest)
 
 
@@ -58,7 +64,7 @@ def decide(
 
     FRESH with a record is a run that has begun and has no checkpoint: it starts again, and keeps its history.
     In a sweep resume is implied, and a failed run stays failed unless `retry_failed`. Raises UserError where an `exp`
-    has already run, or where the folder holds a run of another configuration, or of another `code` of attention or position.
+    has already run, or where the folder holds a run of another configuration or of another `code`.
     """
     check_case_collision(folder)
     if not (folder / "record.json").is_file():

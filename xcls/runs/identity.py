@@ -1,7 +1,7 @@
 """Which run is this: its hash, its name, its folder. Plain functions of the configuration, shared by all who need them.
 
-The hash covers what shapes the result and nothing else, so the same command from any folder or machine finds its run. The code
-of the attention mechanism and of the position encoding is part of it: runs of two versions of a mechanism are two runs.
+The hash covers what shapes the result and nothing else, so the same command from any folder or machine finds its run.
+The code of the attention mechanism and of the position encoding is part of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOT_SHAPING = (
 
 
 def code_of(config: dict[str, Any]) -> dict[str, str]:
-    """The hash of the code of each part whose code shapes the result: `attention` and `position`; none of a baseline."""
+    """The hash of the code of each part whose code shapes the result, `attention` and `position`; {} of a baseline."""
     if config["mode"] == "baseline":
         return {}
     return {part: code_hash(config[part]["_target_"]) for part in CODED}

@@ -22,7 +22,8 @@ MORE_TRAINING = (
     "Train longer (finetuning.max_steps or finetuning.epochs), or with another learning rate (finetuning.lr)."
 )
 PATCH = "code.patch"  # in a run's folder: what a clone of its commit lacks
-KINDS = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}  # of the fields of a record in JSON
+# Of the fields of a record in JSON:
+KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
 SECRET_NAME = re.compile(  # of environment variables
     r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$|(^|_)(PASS|PAT)(_|$)", re.IGNORECASE
 )
@@ -94,8 +95,10 @@ class Record:
 
 
 def is_guess(macro_f1: float | None, classes: int) -> bool:
-    """Whether a macro-F1 over so many classes is one that needs no text: labels drawn at random reach at most 1/classes on
-    average, whatever their shares (of 2nt/(n+t), each at most (n+t)/2, the mean over classes), and one class for all rows too.
+    """Whether a macro-F1 (share) over so many classes is no better than a guess.
+
+    Labels drawn at random reach at most 1/classes on average, whatever their shares (the mean over classes of 2nt/(n+t),
+    each at most (n+t)/2), and so does one class for all rows.
     """
     return macro_f1 is not None and macro_f1 <= 1 / max(classes, 1) + 1e-12
 
@@ -158,7 +161,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def no_formula(text: str) -> str:
-    """The text for a CSV file: with an apostrophe before it where a spreadsheet would run it as a formula. A number is none."""
+    """The text for a CSV file: with an apostrophe before it where a spreadsheet would run it as a formula."""
     return f"'{text}" if re.match(r"[=+\-@\t\r](?!\d+(\.\d+)?$)", text) else text
 
 

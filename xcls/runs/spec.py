@@ -1,4 +1,7 @@
-"""What a launcher knows of a run before it begins. Standard library only: who launches runs need not import what trains them."""
+"""What a launcher knows of a run before it begins.
+
+Standard library only: who launches runs need not import what trains them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Any
 from xcls.runs.folder import FRESH
 from xcls.runs.record import Record
 
-PLANNED = "XCLS_HASH"  # in the environment of a job: the hash of the run that was planned, and for which all it needs was made
+# In the environment of a job: the hash of the run that was planned. Whoever sets it has made what the run needs first.
+PLANNED = "XCLS_HASH"
 
 
 @dataclass

@@ -14,9 +14,9 @@ PASSED_ON = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 def run_child(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bool]:
     """Runs a command to its end: its exit code, and whether a signal meanwhile asked this process to end.
 
-    Such a signal is passed on, and the child waited for: it saves before it leaves, where `subprocess.run` would kill it
-    after a quarter of a second. Ctrl-C goes to both by itself, and is passed on as SIGTERM: a second Ctrl-C would be an
-    order to leave at once.
+    Such a signal is passed on, and the child waited for: it saves before it ends, where `subprocess.run` would kill it
+    after a quarter of a second. Ctrl-C reaches both processes and is passed on as SIGTERM, for a second Ctrl-C means
+    "end at once".
     """
     asked: list[int] = []
     child: subprocess.Popen[bytes] | None = None

@@ -1,8 +1,8 @@
 """mode=baseline: TF-IDF + logistic regression on the same rows as the runs, scikit-learn's defaults and a tuned one.
 
-The defaults are what the claims are measured against: `TfidfVectorizer()` and `LogisticRegression(C=1)`. The tuned one
-(n-grams, sublinear counts, C) is chosen on validation and stands beside it. Texts without words as `TfidfVectorizer()` finds
-them (two letters or digits and more, between blanks and punctuation) are counted by characters: see `analyzer_of`.
+The claims are measured against the defaults: `TfidfVectorizer()` and `LogisticRegression(C=1)`. The tuned one (n-grams,
+sublinear counts, C) is chosen on validation and stands beside it. Texts without words as `TfidfVectorizer()` finds them
+(two letters or digits and more, between blanks and punctuation) are counted by characters: see `analyzer_of`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from xcls.config.schema import Baseline
 from xcls.data.source import column
 from xcls.data.splits import Prepared
 from xcls.stages.predictions import prediction_table, write_predictions
-from xcls.stages.texts import Labelled
 from xcls.train.metrics import guess_told, scores
 from xcls.train.run_logger import RunLogger
 from xcls.train.versions import describe_device, versions
@@ -33,7 +32,7 @@ NGRAMS = {"word": ((1, 1), (1, 2)), "char": ((1, 2), (1, 3))}  # the first is th
 TUNED_C = (1.0, 10.0)
 WORD = re.compile(TfidfVectorizer().token_pattern)
 LETTER = re.compile(r"[^\W\d_]")
-UNSPACED = re.compile(  # letters of scripts that put no blanks between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han
+UNSPACED = re.compile(  # letters of scripts without blanks between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han
     r"(?=[^\W\d_])[\u0e01-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
 )
 SAMPLED, READ = 1000, 2000  # texts that are looked at, and characters of each
@@ -49,20 +48,18 @@ class Fitted:
 
 
 def analyzer_of(texts: list[str]) -> tuple[str, str]:
-    """("word", "") or ("char", why): characters where over half of the letters are of scripts without blanks between words, or
-    over half of the texts have no word at all. texts: those of train, of which some are looked at."""
-    some = [text[:READ] for text in texts[:: max(1, len(texts) // SAMPLED)]]
-    letters, unspaced = (sum(len(sign.findall(text)) for text in some) for sign in (LETTER, UNSPACED))
-    if 2 * unspaced > letters:
-        return "char", f"{unspaced / max(1, letters):.0%} of the letters are of scripts without blanks between words"
-    without = sum(not WORD.search(text.lower()) for text in some)
-    if 2 * without > len(some):
-        return "char", f"{without / len(some):.0%} of the texts have no word of two letters or digits"
-    return "word", ""
+    """("word", "") or ("char", why) for the texts of train, of which some are looked at.
+
+    Characters where over half of the texts have no word, or more letters of scripts without blanks than others.
+    """
+    some = [text[:READ].lower() for text in texts[:: max(1, len(texts) // SAMPLED)]]
+    without = [not WORD.search(text) or 2 * len(UNSPACED.findall(text)) > len(LETTER.findall(text)) for text in some]
+    share = sum(without) / len(some)
+    return ("char", f"{share:.0%} of the texts have no words between blanks") if share > 0.5 else ("word", "")
 
 
 def fit_default(texts: list[str], labels: np.ndarray, *, plan: Baseline, analyzer: str = "word") -> Fitted:
-    """Fits scikit-learn's defaults (only max_iter is raised, so that the fit ends converged), or the same on characters."""
+    """Fits scikit-learn's defaults (only max_iter is raised, so that the fit converges), or the same on characters."""
     began = time.perf_counter()
     ngrams = NGRAMS[analyzer][0]
     vectorizer = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams)
@@ -145,7 +142,7 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: RunLogger, resume: 
                 texts["train"],
                 labels["train"],
                 validation_texts=texts["validation"],
-                score=lambda p: scores(labels["validation"], p)["macro_f1"],
+                score=lambda p: scores(labels["validation"], p)["macro_f1"] or 0.0,
                 plan=plan,
                 bar=bar,
                 analyzer=analyzer,
@@ -165,15 +162,17 @@ def _evaluate(
     labels: dict[str, np.ndarray],
     journal: RunLogger,
 ) -> None:
-    """Scores of one baseline on validation and test, into the record under `prefix`; of the defaults predictions and speed too."""
+    """Puts the scores of one baseline on validation and test into the record, under `prefix`.
+
+    Of the defaults it writes predictions and speed too.
+    """
     record, tables = journal.record, []
     for split in ("validation", "test"):
         began = time.perf_counter()
         found = model.pipeline.predict_proba(texts[split])
         rate = len(labels[split]) / (time.perf_counter() - began)
         record.metrics[prefix + split] = scores(labels[split], found)
-        rows = Labelled(encoded=None, labels=labels[split], ids=getattr(prepared, split)["id"])
-        tables.append(prediction_table(split, rows, found, prepared.classes))
+        tables.append(prediction_table(split, getattr(prepared, split)["id"], labels[split], found, prepared.classes))
     told = guess_told(record.metrics[f"{prefix}validation"], len(prepared.classes))
     if told:
         name = "tuned baseline" if prefix else "baseline"

@@ -20,10 +20,11 @@ from xcls.train.tracking import Tracker
 
 
 def evaluate(spec: RunSpec) -> int:
-    """Scores the named checkpoint of the run in `spec.parent` on `split`, adds `eval.<split>` to the run's record and W&B id.
+    """Scores the named checkpoint of the run in `spec.parent` on `split`, and gives the exit code.
 
-    With the run's own dtype and `eval_batch_size` the numbers equal those of its final evaluation. The run's status stays
-    what it was. Gives the exit code. Raises UserError where data, classes or code are not those of the run.
+    `eval.<split>` is added to the run's record and W&B run; its status stays what it was. With the run's own dtype and
+    `eval_batch_size` the numbers equal those of its final evaluation. Raises UserError where data, classes or code are
+    not those of the run.
     """
     folder, config = spec.parent, spec.config
     assert folder is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcls.config.schema import Hardware, Training
@@ -27,7 +27,7 @@ from xcls.train.scoring import Inference, classify, latency, no_poll
 from xcls.train.stream import Batch, Stream, width_multiple
 
 
-def classification_loss(model: TextClassifier, batch: Batch) -> Tensor:
+def classification_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The sum of the cross-entropies of the examples, scalar fp32."""
     logits = model(batch["input_ids"], batch["attention_mask"])
     return F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
@@ -143,7 +143,7 @@ def _final(model: TextClassifier, data: ClassificationData, *, size: int, amp: A
         result = score_split(model, rows, size=size, amp=amp)
         probabilities = softmax(result.logits)
         record.metrics[name] = scores(rows.labels, probabilities)
-        tables.append(prediction_table(name, rows, probabilities, data.classes))
+        tables.append(prediction_table(name, rows.ids, rows.labels, probabilities, data.classes))
     maker = batches(model, data.test, compiled=amp.hardware.compile)
     record.costs.update(result.costs(), tokenize_ms_per_example=data.tokenize_ms)
     record.costs.update(latency(model, maker, data.test.encoded.lengths, amp=amp))

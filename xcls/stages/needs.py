@@ -46,7 +46,7 @@ def job_spec(spec: RunSpec, *, resume: bool) -> JobSpec:
 def with_needs(spec: RunSpec) -> list[JobSpec]:
     """The run of `spec` in its sweep, last, after the jobs that it needs first.
 
-    Raises UserError for all that the run would refuse. Data are read once for all runs of this process that use them alike.
+    Raises UserError for all that the run would refuse. Equal data are read once for all runs of this process.
     """
     config = spec.config
     if config.mode not in HASHED:
@@ -104,7 +104,7 @@ def _pretraining(spec: RunSpec) -> JobSpec:
 
 
 def completed_pretraining(wanted: RunSpec) -> Path | None:
-    """The folder of a completed pretraining run with the hash of `wanted`, alone or in a sweep; None where there is none."""
+    """The folder of a completed pretraining run with the hash of `wanted`, alone or in a sweep; None without one."""
     for path in [*wanted.runs.glob("pretrain/*/record.json"), *wanted.runs.glob("multirun/*/*/pretrain-*/record.json")]:
         try:
             record = read_record(path.parent)
@@ -116,7 +116,7 @@ def completed_pretraining(wanted: RunSpec) -> Path | None:
 
 
 def make_first(spec: RunSpec) -> None:
-    """Runs what the run of `spec` needs first, unless a launcher has done so, and sets `spec.parent` for `pretrain=auto`.
+    """Runs what the run of `spec` needs first, unless a launcher has done so. Sets `spec.parent` for `pretrain=auto`.
 
     A baseline that fails is a warning: only the report needs it. Raises UserError where a pretraining did not complete,
     KeyboardInterrupt where this process was asked to end meanwhile (the other run has saved then).
@@ -136,8 +136,10 @@ def make_first(spec: RunSpec) -> None:
 
 
 def _run_job(job: JobSpec, root: Path) -> int:
-    """Makes the run of `job` in a process of its own, so that its memory is not ours; of several processes that want it,
-    one makes it. Gives the exit code."""
+    """Makes the run of `job` in a process of its own, so that its memory is not ours, and gives its exit code.
+
+    Of several processes that want it, one makes it.
+    """
     assert job.folder is not None and job.overrides is not None and job.file is not None
     kept = {path.name for path in job.folder.iterdir()} if job.folder.is_dir() else set()
     job.folder.mkdir(parents=True, exist_ok=True)

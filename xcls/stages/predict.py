@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
+import pandas as pd
 
 from xcls.config.schema import UserError
 from xcls.data.batching import ClassBatches
@@ -27,14 +26,12 @@ from xcls.train.metrics import softmax
 from xcls.train.scoring import classify
 from xcls.train.stream import width_multiple
 
-Columns = dict[str, list[Any]]  # of equal length, None where there is nothing
-
 
 def predict(spec: RunSpec) -> int:
-    """Writes `output`: row (its place in `input`), id (where the rows have names), prediction, p_<class>. Gives the exit code.
+    """Writes `output`: row (its place in `input`), id (where the rows have names), prediction, p_<class>.
 
-    A document without any text gets neither class nor probabilities, and a warning counts them. Tokenizer and classes
-    come from the checkpoint of the run in `spec.parent`. Raises UserError for bad input.
+    Gives the exit code. A document without any text gets neither class nor probabilities, and a warning counts them.
+    Tokenizer and classes come from the checkpoint of the run in `spec.parent`. Raises UserError for bad input.
     """
     folder, config = spec.parent, spec.config
     assert folder is not None
@@ -55,9 +52,10 @@ def predict(spec: RunSpec) -> int:
         print(documents.format, file=sys.stderr)
     for message in notes:
         print(f"WARNING: {message}", file=sys.stderr)
-    columns: Columns = {"row": documents.places, **({} if documents.ids is None else {"id": documents.ids})}
-    columns.update(_predicted(spec, checkpoint, encoded, whole, vocab_size=tokenizer.vocab_size))
-    _write_output(output, columns)
+    table = pd.DataFrame(
+        {"row": documents.places, **({} if documents.ids is None else {"id": documents.ids})}, dtype=object
+    )
+    _write(output, table.join(_predicted(spec, checkpoint, encoded, whole, vocab_size=tokenizer.vocab_size)))
     print(f"{len(whole)} documents: {output}", file=sys.stderr if is_stream(output) else sys.stdout)
     return 0
 
@@ -104,7 +102,7 @@ def _encoded(
 
 def _predicted(
     spec: RunSpec, checkpoint: dict[str, Any], encoded: Encoded, whole: np.ndarray, *, vocab_size: int
-) -> Columns:
+) -> pd.DataFrame:
     """The columns prediction and p_<class> for the rows, bool [R] `whole` of which have the texts in `encoded`."""
     config, classes = spec.config, checkpoint["classes"]
     amp = Amp(precision=spec.precision, hardware=config.hardware)
@@ -115,59 +113,45 @@ def _predicted(
     if whole.any():
         size = config.finetuning.eval_batch_size
         found = softmax(classify(model, maker, encoded.lengths, batch_size=size, amp=amp).logits)
-    made = {
-        "prediction": np.asarray(classes, dtype=object)[found.argmax(axis=1)],
-        **probability_columns(found, classes),
-    }
-    columns: Columns = {name: [None] * len(whole) for name in made}
-    for name, values in made.items():
-        for row, value in zip(np.flatnonzero(whole).tolist(), values.tolist()):
-            columns[name][row] = value
-    return columns
+    said = pd.array(np.asarray(classes, dtype=object)[found.argmax(axis=1)], dtype="string")
+    return pd.DataFrame({"prediction": said, **probability_columns(found, classes)}, index=np.flatnonzero(whole))
 
 
-def _write_output(output: Path, columns: Columns) -> None:
-    """Writes the columns in the format that the suffix of `output` names, whole or not at all; to a stream as CSV."""
+def _write(output: Path, table: pd.DataFrame) -> None:
+    """Writes the table in the format that the suffix of `output` names, whole or not at all; to a stream as CSV."""
     if str(output) in ("-", "/dev/stdout"):
         sys.stdout.flush()  # what is in its own buffer comes first
         if hasattr(sys.stdout, "buffer"):
-            sys.stdout.buffer.write(_csv(columns))
+            sys.stdout.buffer.write(_csv(table))
         else:  # a notebook
-            sys.stdout.write(_csv(columns).decode())
+            sys.stdout.write(_csv(table).decode())
         sys.stdout.flush()
     elif is_stream(output):
-        output.write_bytes(_csv(columns))
+        output.write_bytes(_csv(table))
     else:
-        write_bytes(output, WRITERS[output.suffix.lower()](columns))
+        write_bytes(output, WRITERS[output.suffix.lower()](table))
 
 
-def _csv(columns: Columns) -> bytes:
+def _csv(table: pd.DataFrame) -> bytes:
     """CSV; a text that a spreadsheet would run has an apostrophe before it."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    for row in [columns, *zip(*columns.values())]:
-        writer.writerow([no_formula(value) if isinstance(value, str) else value for value in row])
-    return out.getvalue().encode("utf-8", "replace")
+    safe = table.map(lambda value: no_formula(value) if isinstance(value, str) else value).rename(columns=no_formula)
+    return safe.to_csv(index=False, lineterminator="\n").encode("utf-8", "replace")
 
 
-def _jsonl(columns: Columns) -> bytes:
+def _jsonl(table: pd.DataFrame) -> bytes:
     """An object a line."""
-    rows = (dict(zip(columns, row)) for row in zip(*columns.values()))
-    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode("utf-8", "replace")
+    return table.to_json(orient="records", lines=True, force_ascii=False, double_precision=15).encode(
+        "utf-8", "replace"
+    )
 
 
-def _parquet(columns: Columns) -> bytes:
+def _parquet(table: pd.DataFrame) -> bytes:
     """Parquet; ids of several types are texts."""
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    ids = columns.get("id", [])
-    if len({type(value) for value in ids if value is not None}) > 1:
-        columns = {**columns, "id": [None if value is None else str(value) for value in ids]}
-    kinds = {"prediction": pa.string(), **{name: pa.float64() for name in columns if name.startswith("p_")}}
-    out = io.BytesIO()
-    parquet.write_table(pa.table({name: pa.array(values, kinds.get(name)) for name, values in columns.items()}), out)
-    return out.getvalue()
+    if "id" in table and table["id"].dropna().map(type).nunique() > 1:
+        table = table.assign(id=table["id"].map(str, na_action="ignore"))
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
 
 
-WRITERS: dict[str, Callable[[Columns], bytes]] = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+WRITERS: dict[str, Callable[[pd.DataFrame], bytes]] = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}

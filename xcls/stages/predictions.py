@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 import pandas as pd
 
-from xcls.stages.texts import Labelled
 from xcls.train.checkpoint import write_bytes
 
 
@@ -17,11 +17,13 @@ def probability_columns(probabilities: np.ndarray, classes: list[str]) -> dict[s
     return {f"p_{name}": probabilities[:, number] for number, name in enumerate(classes)}
 
 
-def prediction_table(split: str, rows: Labelled, probabilities: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    """Columns split, id, label, prediction (names of classes) and p_<class>, of probabilities [rows, C]."""
+def prediction_table(
+    split: str, ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, classes: list[str]
+) -> pd.DataFrame:
+    """Columns split, id, label, prediction (names of classes) and p_<class>, of labels [R], probabilities [R, C]."""
     names = np.asarray(classes, dtype=object)
-    said = {"label": names[rows.labels], "prediction": names[probabilities.argmax(axis=1)]}
-    columns = {"split": split, "id": list(rows.ids), **said, **probability_columns(probabilities, classes)}
+    said = {"label": names[labels], "prediction": names[probabilities.argmax(axis=1)]}
+    columns = {"split": split, "id": list(ids), **said, **probability_columns(probabilities, classes)}
     return pd.DataFrame(columns)
 
 

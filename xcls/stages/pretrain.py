@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Callable
+from typing import Any, Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from xcls.config.schema import Hardware, Masking, Training, UserError
 from xcls.data.batching import MaskedBatches, evaluation_batches
@@ -26,7 +26,7 @@ VALIDATION_SEED = 0  # the validation masks of every run are the same, whatever 
 MOST_SEEDS = 1000  # that are tried for them
 
 
-def mlm_loss(model: MaskedLanguageModel, batch: Batch) -> Tensor:
+def mlm_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The sum of the losses of the chosen tokens, scalar fp32."""
     return model(batch["input_ids"], batch["attention_mask"], batch["rows"], batch["targets"])
 
@@ -43,8 +43,8 @@ def with_chosen_tokens(maker: MaskedBatches, *, batch_size: int) -> MaskedBatche
             if any(bool((found.build(rows, 0)["labels"] != IGNORED).any()) for rows in plan):
                 return found
     raise UserError(
-        f"masking.probability={maker.masking.probability}: it chooses no token of the {len(maker.encoded)} validation documents. "
-        "Raise dataset.validation, or choose another tokenizer where all of the text is [UNK]."
+        f"masking.probability={maker.masking.probability}: no token of the {len(maker.encoded)} validation documents is "
+        "chosen. Raise dataset.validation, or choose another tokenizer where all of the text is [UNK]."
     )
 
 
@@ -68,13 +68,16 @@ def pretrain(
     seed_everything(seed)
     amp = setup_device(model, hardware=hardware, precision=precision, journal=journal)
     note_data(journal, data)
-    common = {"vocab_size": tokenizer.vocab_size, "continues": tokenizer.continues}
-    common["multiple"] = width_multiple(model.encoder.seq_len, compiled=hardware.compile)
-    maker = MaskedBatches(encoded=data.train, masking=masking, seed=seed, **common)
-    held_out = MaskedBatches(encoded=data.validation, masking=masking, seed=VALIDATION_SEED, **common)
+    common: dict[str, Any] = {
+        "masking": masking,
+        "vocab_size": tokenizer.vocab_size,
+        "continues": tokenizer.continues,
+        "multiple": width_multiple(model.encoder.seq_len, compiled=hardware.compile),
+    }
+    held_out = MaskedBatches(encoded=data.validation, seed=VALIDATION_SEED, **common)
     held_out = with_chosen_tokens(held_out, batch_size=training.eval_batch_size)
     stream = Stream(
-        maker=maker,
+        maker=MaskedBatches(encoded=data.train, seed=seed, **common),
         lengths=data.train.lengths,
         batch_size=training.batch_size,
         seed=seed,

@@ -27,8 +27,10 @@ def setup_device(model: nn.Module, *, hardware: Hardware, precision: Precision, 
     if hardware.compile:
         compile_blocks(model)
     record = journal.record
-    # The launcher knows whether another job has the same device, the record of an interrupted run how attention was computed.
-    known = {name: record.device[name] for name in ("shared", "attention_path") if name in record.device}
+    # `shared` is from the launcher, `attention_path` from the record of an interrupted run.
+    known: dict[str, Any] = {
+        name: record.device[name] for name in ("shared", "attention_path") if name in record.device
+    }
     settings = {name: getattr(hardware, name) for name in SETTINGS}
     record.device = {**describe_device(amp.device), "dtype": precision.dtype, **settings, "shared": None, **known}
     journal.usage.watch(amp.device)
@@ -38,12 +40,11 @@ def setup_device(model: nn.Module, *, hardware: Hardware, precision: Precision, 
 
 
 def check_classes(folder: Path, trained: Sequence[str], read: Sequence[str]) -> None:
-    """Refuses data whose classes are not those that a checkpoint in `folder` was trained on: a number would mean another class.
-    Raises UserError."""
+    """Refuses data whose classes are not those that a checkpoint in `folder` was trained on. Raises UserError."""
     for number, (one, other) in enumerate(zip_longest(trained, read, fillvalue="none")):
         if one != other:
             raise UserError(
-                f"{folder}: class {number} of its checkpoint is {one!r}, that of the data as they are read now is {other!r}. "
+                f"{folder}: class {number} of its checkpoint is {one!r}, of the data as they are read now {other!r}. "
                 "Train again, under another exp=…."
             )
 

@@ -96,8 +96,14 @@ class RunSpec:
         """The run's hash."""
         check_tokenizer(self.config.tokenizer)
         given = given_vocabulary(self.config.tokenizer) if self.parent is None else None
-        known = {"vocabulary": given, "parent": self.parent_hash, "code": self.code}
-        return run_hash(self.tree, data=self.fingerprint, dtype=self.precision.dtype, **known)
+        return run_hash(
+            self.tree,
+            data=self.fingerprint,
+            dtype=self.precision.dtype,
+            vocabulary=given,
+            parent=self.parent_hash,
+            code=self.code,
+        )
 
     @property
     def tree(self) -> dict[str, Any]:

@@ -57,16 +57,16 @@ def classification_data(
     prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int, truncate: str
 ) -> ClassificationData:
     """Encodes the three splits. Raises UserError where a document is too long and `truncate` is `refuse`."""
-    splits, warnings, report = {}, [], {}
+    splits: dict[str, Any] = {}
+    noted: dict[str, Any] = {"warnings": [], "report": {}}
     for name in ("train", "validation", "test"):
         rows = getattr(prepared, name)
         encoded = encode_cached(rows["text"], tokenizer, seq_len=seq_len, truncate=truncate, what=name)
         splits[name] = Labelled(encoded=encoded, labels=rows.labels, ids=rows["id"])
-        warnings += encoded.warnings(name, seq_len=seq_len)
-        report[name] = encoded.report()
+        noted["warnings"] += encoded.warnings(name, seq_len=seq_len)
+        noted["report"][name] = encoded.report()
     speed = _tokenize_ms(prepared.test["text"], tokenizer, seq_len=seq_len)
-    known = {"warnings": warnings, "report": report, "tokenize_ms": speed}
-    return ClassificationData(**splits, classes=list(prepared.classes), **known)
+    return ClassificationData(**splits, classes=list(prepared.classes), tokenize_ms=speed, **noted)
 
 
 def _tokenize_ms(texts: Sequence[str], tokenizer: TextTokenizer, *, seq_len: int, most: int = 200) -> float:
@@ -80,7 +80,7 @@ def _tokenize_ms(texts: Sequence[str], tokenizer: TextTokenizer, *, seq_len: int
 
 def language_data(prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int, truncate: str) -> LanguageData:
     """Encodes the text for MLM and the validation split. Raises UserError as `classification_data` does."""
-    how = {"seq_len": seq_len, "truncate": truncate}
+    how: dict[str, Any] = {"seq_len": seq_len, "truncate": truncate}
     train = encode_cached(prepared.mlm_texts, tokenizer, what="text for MLM", **how)
     validation = encode_cached(prepared.validation["text"], tokenizer, what="validation", **how)
     warnings = train.warnings("text for MLM", seq_len=seq_len) + validation.warnings("validation", seq_len=seq_len)

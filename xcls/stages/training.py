@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from xcls.config.files import pretraining_values, resolved_values, write_values
 from xcls.config.schema import UserError
 from xcls.data.splits import Prepared
-from xcls.data.tokenizer import TextTokenizer, from_json, make_tokenizer
+from xcls.data.tokenizer import from_json, make_tokenizer
 from xcls.report.reproduce import read_patch, script_for
 from xcls.runs.code_hash import code_files
 from xcls.runs.folder import DONE, changed_code, read_or_refuse, rollback
 from xcls.runs.record import Record, carry_over, read_record, write_atomic
 from xcls.runs.spec import PLANNED
+from xcls.stages.baseline import baseline
+from xcls.stages.finetune import finetune
 from xcls.stages.needs import FAILED, INTERRUPTED, OK, make_first
+from xcls.stages.pretrain import pretrain
 from xcls.stages.spec import RunSpec
+from xcls.stages.texts import classification_data, language_data
 from xcls.train.checkpoint import load_for_use
 from xcls.train.provenance import Sources, find_sources, note_sources
 from xcls.train.randomness import seed_everything
@@ -50,13 +53,15 @@ def train(spec: RunSpec) -> int:
     if config.mode != "baseline":
         spec.check_device()
         spec.build.check_architecture(config)
-    sources = find_sources(_files_of_code(spec))  # now: they may change while the data are read
+    targets = [getattr(config, part)["_target_"] for part in spec.code]
+    files = [file for target in targets for file in code_files(target).values()]
+    sources = find_sources(files)  # now: they may change while the data are read
     prepared = spec.data()
     if config.mode == "finetune":
         spec.check_head(prepared.classes)
     make_first(spec)
     kept = {path.name for path in spec.folder.iterdir()} if spec.folder.is_dir() else set()
-    with _locked(spec):
+    with _lock(spec):
         state, record = spec.decide(**how)  # another process may have been here meanwhile
         if state == DONE:
             return OK
@@ -73,34 +78,25 @@ def train(spec: RunSpec) -> int:
             raise
 
 
-def _files_of_code(spec: RunSpec) -> list[Path]:
-    """The files of the attention mechanism and the position encoding; none of a baseline."""
-    return [file for part in spec.code for file in code_files(getattr(spec.config, part)["_target_"]).values()]
-
-
-@contextmanager
-def _locked(spec: RunSpec) -> Iterator[None]:
+def _lock(spec: RunSpec) -> AcquireReturnProxy:
     """Holds the run's folder against a second process; a dead owner holds nothing. Raises UserError.
 
     A planned pretraining or baseline, which several sweeps may need, waits for the process that makes it.
     """
     shared = bool(os.environ.get(PLANNED)) and spec.config.mode != "finetune"
     spec.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(spec.folder / ".lock"))
-    try:
-        lock.acquire(timeout=-1 if shared else 1)  # 1 s: `make status` looks at it for an instant
+    try:  # for 1 s: `make status` looks at the lock for an instant
+        return FileLock(str(spec.folder / ".lock")).acquire(timeout=-1 if shared else 1)
     except Timeout as error:
         text = f"{spec.folder} is being run by another process. Wait for it, or choose another exp=…."
         raise UserError(text) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def run_stage(spec: RunSpec, prepared: Prepared, before: Record | None, sources: Sources) -> int:
-    """Runs the stage in its folder and gives the exit code. `before`: the record of an interrupted run, which goes on from
-    its last checkpoint, or from the beginning where there is none. Raises UserError."""
+    """Runs the stage in its folder and gives the exit code. Raises UserError.
+
+    `before`: the record of an interrupted run. It goes on from its last checkpoint, or from the beginning without one.
+    """
     folder, record = spec.folder, spec.record(prepared)
     if before is not None:
         carry_over(record, before)
@@ -132,22 +128,20 @@ def run_stage(spec: RunSpec, prepared: Prepared, before: Record | None, sources:
 
 def _stage(spec: RunSpec, prepared: Prepared, journal: RunLogger, *, resume: bool) -> None:
     """What the mode does, from its tokenizer to its results."""
-    config = spec.config
+    config, folder = spec.config, spec.folder
     parent = _parent(spec, journal)
-    if config.mode == "pretrain" and not (spec.folder / "config.yaml").exists():
+    if config.mode == "pretrain" and not (folder / "config.yaml").exists():
         values = pretraining_values(config, spec.choices)
-        write_values(spec.folder / "config.yaml", values, "What this run was composed of.")
+        write_values(folder / "config.yaml", values, "What this run was composed of.")
     values = resolved_values(config, spec.choices, spec.precision, journal.record)
-    write_values(spec.folder / "resolved_config.yaml", values, "This run, flat and fully resolved.")
-    tokenizer = _tokenizer(spec, prepared, parent)
+    write_values(folder / "resolved_config.yaml", values, "This run, flat and fully resolved.")
     for message in prepared.report["warnings"]:
         journal.warn(message)
-    seed_everything(config.seed)  # before the model is made: its first weights follow from the seed
-    if tokenizer is None:
-        from xcls.stages.baseline import baseline
-
+    if config.mode == "baseline":
         baseline(prepared=prepared, plan=config.baseline, journal=journal, resume=resume)
         return
+    tokenizer = from_json(parent["tokenizer"]) if parent else make_tokenizer(config.tokenizer, prepared.mlm_texts)
+    text: dict[str, Any] = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
     common: dict[str, Any] = {
         "tokenizer": tokenizer,
         "hardware": config.hardware,
@@ -156,20 +150,14 @@ def _stage(spec: RunSpec, prepared: Prepared, journal: RunLogger, *, resume: boo
         "journal": journal,
         "resume": resume,
     }
-    from xcls.stages.texts import classification_data, language_data
-
-    text = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
+    seed_everything(config.seed)  # before the model is made: its first weights follow from the seed
     if config.mode == "pretrain":
-        from xcls.stages.pretrain import pretrain
-
-        model = spec.build.make_language_model(config, vocab_size=tokenizer.vocab_size)
         data = language_data(prepared, tokenizer, **text)
+        model = spec.build.make_language_model(config, vocab_size=tokenizer.vocab_size)
         pretrain(model=model, data=data, masking=config.masking, training=config.pretraining, **common)
     else:
-        from xcls.stages.finetune import finetune
-
-        classifier = spec.build.make_classifier(config, vocab_size=tokenizer.vocab_size, classes=prepared.classes)
         splits = classification_data(prepared, tokenizer, **text)
+        classifier = spec.build.make_classifier(config, vocab_size=tokenizer.vocab_size, classes=prepared.classes)
         finetune(model=classifier, data=splits, training=config.finetuning, parent=parent, **common)
 
 
@@ -192,13 +180,6 @@ def _parent(spec: RunSpec, journal: RunLogger) -> dict[str, Any] | None:
     return checkpoint
 
 
-def _tokenizer(spec: RunSpec, prepared: Prepared, parent: dict[str, Any] | None) -> TextTokenizer | None:
-    """The parent's tokenizer, else one made for this text; a baseline needs none."""
-    if spec.config.mode == "baseline":
-        return None
-    return from_json(parent["tokenizer"]) if parent else make_tokenizer(spec.config.tokenizer, prepared.mlm_texts)
-
-
 def _origins(spec: RunSpec) -> list[Record]:
     """The records of the runs this one started from, the first of the chain first."""
     found: list[Record] = []
@@ -215,12 +196,11 @@ def _origins(spec: RunSpec) -> list[Record]:
 
 def _summary(spec: RunSpec, record: Record) -> str:
     """One line about a completed run."""
-    parts = []
-    for split in ("validation", "test"):
-        scores = record.metrics.get(split) or {}
-        found = [(name, scores.get(name)) for name in ("macro_f1", "accuracy", "val_loss")]
-        told = ", ".join(f"{name} {value:.4f}" for name, value in found if value is not None)
-        parts += [f"{split} {told}"] if told else []
+    parts = [
+        f"{split} {name} {value:.4f}"
+        for split in ("validation", "test")
+        for name, value in record.metrics.get(split, {}).items()
+        if name in ("macro_f1", "accuracy", "val_loss") and value is not None
+    ]
     speed = record.costs.get("tokens_per_s")
-    parts += [f"{speed:,.0f} tokens/s"] if speed else []
-    return f"{spec.shown}: completed. " + "; ".join(parts)
+    return f"{spec.shown}: completed. " + "; ".join([*parts, *([f"{speed:,.0f} tokens/s"] if speed else [])])

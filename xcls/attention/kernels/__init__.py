@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 try:
     import triton
+    import triton.language as tl
 except ImportError:
-    triton = None
+    triton = tl = None
 
 is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, for tests
@@ -49,3 +53,29 @@ def starts() -> bool:
             stacklevel=2,
         )
         return False
+
+
+_LIBRARY = torch.library.Library("xcls", "FRAGMENT")
+
+
+def register(name: str, schema: str, shapes: Callable[..., Any], run: Callable[..., Any]) -> None:
+    """Makes `torch.ops.xcls.<name>`, which torch.compile and the meta device know by its `shapes`: results, not filled.
+
+    schema: "(Tensor x) -> Tensor". `run` starts Triton's kernels, on a GPU or under the interpreter.
+    """
+    _LIBRARY.define(name + schema)
+    _LIBRARY.impl(name, shapes, "Meta")
+    if triton is not None:
+        for device in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
+            _LIBRARY.impl(name, run, device)
+
+
+def empty_token_major(like: Tensor) -> Tensor:
+    """An empty [B, H, N, D] with the memory of [B, N, H, D], so that heads are merged without a copy."""
+    batch, heads, length, width = like.shape
+    return like.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def as_token_major(x: Tensor) -> Tensor:
+    """x [B, H, N, D] with the memory of [B, N, H, D]: itself where it has it."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)

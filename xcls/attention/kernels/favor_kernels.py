@@ -4,7 +4,8 @@ Each tile of exponents lives in registers. Offsets that may pass 2^31 are 64-bit
 results repeat to the bit.
 
 Letters: n tokens, m features, d channels; TILE_N, TILE_M, TILE_D how many of them a program holds; `row` counts the
-pairs of an example and a head, WIDTH is the head width. Strides are in entries; that of channels is 1.
+pairs of an example and a head, WIDTH is the head width. q, k, v and their gradients are [B, H, N, D] in memory, `out`
+and `grad` [B, N, H, D].
 """
 
 from __future__ import annotations
@@ -28,9 +29,15 @@ def _dot(a, b, total=None):
 
 
 @triton.jit
-def _row(x, row, heads, by_batch, by_head):
-    """Where the tokens of one example and head begin."""
-    return x + (row // heads).to(tl.int64) * by_batch + (row % heads).to(tl.int64) * by_head
+def _head(row, n, length, d, WIDTH: tl.constexpr):
+    """Where the channels d of the tokens n lie in [B, H, N, D]."""
+    return (row.to(tl.int64) * length + n)[:, None] * WIDTH + d[None, :]
+
+
+@triton.jit
+def _merged(row, n, heads, length, d, WIDTH: tl.constexpr):
+    """Where the channels d of the tokens n lie in [B, N, H, D]."""
+    return (((row // heads).to(tl.int64) * length + n) * heads + row % heads)[:, None] * WIDTH + d[None, :]
 
 
 @triton.jit
@@ -64,6 +71,13 @@ def _load_halves(halves, m, d, num_features, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _load_means(means, row, m, d, num_features, WIDTH: tl.constexpr):
+    """The features m of `row` from means [rows, M, D]: [TILE_M, TILE_D]."""
+    here = (m < num_features)[:, None] & (d < WIDTH)[None, :]
+    return tl.load(means + _head(row, m, num_features, d, WIDTH), mask=here, other=0.0)
+
+
+@triton.jit
 def _exponents(high, low, x, TOKENS_FIRST: tl.constexpr):
     """w_m.x_n for directions in two halves [TILE_M, TILE_D] and x [TILE_N, TILE_D]: [N, M] or [M, N]."""
     if TOKENS_FIRST:
@@ -77,70 +91,23 @@ def _exponents(high, low, x, TOKENS_FIRST: tl.constexpr):
     return y
 
 
-@triton.jit
-def _close(
-    mean,
-    level,
-    floor,
-    row,
-    m,
-    d,
-    peak,
-    total,
-    weighted,
-    values,
-    count,
-    top,
-    num_features,
-    log_epsilon,
-    WIDTH: tl.constexpr,
-):
-    """Stores level and mean of the features m from the sums over all keys.
-
-    total, weighted: the sums of exp(x_jm - peak_m) and of its product with v; values, count: those of v and of 1,
-    which get epsilon; top: the largest exponent of the example and head, and so the stabiliser.
-    """
-    floor_here = top + log_epsilon
-    seen = peak + tl.log(tl.where(count > 0, total, 1.0))
-    least = floor_here + tl.log(tl.maximum(count, 1.0))
-    level_here = tl.maximum(seen, least)
-    level_here += tl.log(tl.exp(seen - level_here) + tl.exp(least - level_here))
-    average = weighted * tl.exp(peak - level_here)[:, None] + tl.exp(floor_here - level_here)[:, None] * values[None, :]
-    here = m < num_features
-    to = row.to(tl.int64) * num_features + m
-    tl.store(level + to, level_here, mask=here)
-    tl.store(mean + to[:, None] * WIDTH + d[None, :], average, mask=here[:, None] & (d < WIDTH)[None, :])
-    tl.store(floor + row, floor_here)
-
-
 @triton.jit(do_not_specialize=VARIES)
 def sum_keys(
     k,
     v,
     halves,
     padding,
-    mean,
-    level,
-    floor,
     peaks,
     totals,
     weighteds,
     valueses,
     counts,
-    k_batch,
-    k_head,
-    k_token,
-    v_batch,
-    v_head,
-    v_token,
     heads,
     length,
     num_features,
     span,
     splits,
-    log_epsilon,
     BLOCKS: tl.constexpr,
-    ALONE: tl.constexpr,
     WIDTH: tl.constexpr,
     TILE_D: tl.constexpr,
     TILE_M: tl.constexpr,
@@ -148,25 +115,23 @@ def sum_keys(
 ):
     """One program: the sums over one split of the keys for one block of features, of one example and head.
 
-    As in flash attention, with directions for queries: peak_m is the largest exponent so far, and what was summed
-    below an earlier one shrinks by exp(earlier - peak_m). A program that is ALONE stores mean and level.
+    With x_jm = w_m.k_j - |k_j|^2 / (2 sqrt D), and peak_m the largest: the sums of exp(x_jm - peak_m) and of its product
+    with v, and those of v and of 1, which get epsilon.
     """
     program = tl.program_id(0)
-    block, split, row = program % BLOCKS, program // BLOCKS % splits, program // BLOCKS // splits
+    block, part = program % BLOCKS, (program // BLOCKS).to(tl.int64)
+    split, row = part % splits, part // splits
     m, d, n = block * TILE_M + tl.arange(0, TILE_M), tl.arange(0, TILE_D), tl.arange(0, TILE_N)
     high, low = _load_halves(halves, m, d, num_features, WIDTH)
-    first = split * span
+    first = split.to(tl.int32) * span
     end = _end(padding, row, heads, length, first, min(first + span, length))
-    begin = first.to(tl.int64) + n[:, None]
-    k_at = _row(k, row, heads, k_batch, k_head) + begin * k_token + d[None, :]
-    v_at = _row(v, row, heads, v_batch, v_head) + begin * v_token + d[None, :]
     peak, total = tl.full([TILE_M], NEVER, tl.float32), tl.zeros([TILE_M], tl.float32)
     weighted = tl.zeros([TILE_M, TILE_D], tl.float32)
     values, count = tl.zeros([TILE_D], tl.float32), tl.zeros([TILE_N], tl.float32)
     for start in range(first, end, TILE_N):
         real = _real(padding, row, heads, length, start + n)
-        here = real[:, None] & (d < WIDTH)[None, :]
-        keys, vals = tl.load(k_at, mask=here, other=0.0), tl.load(v_at, mask=here, other=0.0)
+        here, at = real[:, None] & (d < WIDTH)[None, :], _head(row, start + n, length, d, WIDTH)
+        keys, vals = tl.load(k + at, mask=here, other=0.0), tl.load(v + at, mask=here, other=0.0)
         x = _exponents(high, low, keys, False)
         half_norm = tl.sum(keys.to(tl.float32) * keys.to(tl.float32), 1) * (0.5 / WIDTH**0.5)
         x -= tl.where(real, half_norm, float("inf"))[None, :]
@@ -177,35 +142,12 @@ def sum_keys(
         values += tl.sum(vals.to(tl.float32), 0)
         count += real.to(tl.float32)
         peak = above
-        k_at += TILE_N * k_token
-        v_at += TILE_N * v_token
-    peak, count = tl.where(m < num_features, peak, NEVER), tl.sum(count, 0)
-    if ALONE:
-        _close(
-            mean,
-            level,
-            floor,
-            row,
-            m,
-            d,
-            peak,
-            total,
-            weighted,
-            values,
-            count,
-            tl.max(peak, 0),
-            num_features,
-            log_epsilon,
-            WIDTH,
-        )
-    else:
-        part = (row * splits + split).to(tl.int64)
-        to = part * (BLOCKS * TILE_M) + m
-        tl.store(peaks + to, peak)
-        tl.store(totals + to, total)
-        tl.store(weighteds + to[:, None] * WIDTH + d[None, :], weighted, mask=(d < WIDTH)[None, :])
-        tl.store(valueses + part * WIDTH + d, values, mask=d < WIDTH)
-        tl.store(counts + part, count)
+    to = part * (BLOCKS * TILE_M) + m
+    tl.store(peaks + to, tl.where(m < num_features, peak, NEVER))
+    tl.store(totals + to, total)
+    tl.store(weighteds + to[:, None] * WIDTH + d[None, :], weighted, mask=(d < WIDTH)[None, :])
+    tl.store(valueses + part * WIDTH + d, values, mask=d < WIDTH)
+    tl.store(counts + part, tl.sum(count, 0))
 
 
 @triton.jit(do_not_specialize=VARIES)
@@ -227,7 +169,10 @@ def merge_sums(
     TILE_M: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """One program: the sums of TILE_M features over all splits, each brought under the common peak: exact."""
+    """One program: level and mean of TILE_M features from the sums of all splits, brought under the common peak: exact.
+
+    tops: the largest exponent of each example and head, and so the stabiliser.
+    """
     row, block = tl.program_id(0) // (PADDED // TILE_M), tl.program_id(0) % (PADDED // TILE_M)
     m, d = block * TILE_M + tl.arange(0, TILE_M), tl.arange(0, TILE_D)
     peak, total, count = tl.full([TILE_M], NEVER, tl.float32), tl.zeros([TILE_M], tl.float32), 0.0
@@ -243,23 +188,16 @@ def merge_sums(
         values += tl.load(valueses + part * WIDTH + d, mask=d < WIDTH, other=0.0)
         count += tl.load(counts + part)
         peak = above
-    _close(
-        mean,
-        level,
-        floor,
-        row,
-        m,
-        d,
-        peak,
-        total,
-        weighted,
-        values,
-        count,
-        tl.load(tops + row),
-        num_features,
-        log_epsilon,
-        WIDTH,
-    )
+    floors = tl.load(tops + row) + log_epsilon
+    seen = peak + tl.log(tl.where(count > 0, total, 1.0))
+    least = floors + tl.log(tl.maximum(count, 1.0))
+    levels = tl.maximum(seen, least)
+    levels += tl.log(tl.exp(seen - levels) + tl.exp(least - levels))
+    average = weighted * tl.exp(peak - levels)[:, None] + tl.exp(floors - levels)[:, None] * values[None, :]
+    here = m < num_features
+    tl.store(level + row.to(tl.int64) * num_features + m, levels, mask=here)
+    tl.store(mean + _head(row, m, num_features, d, WIDTH), average, mask=here[:, None] & (d < WIDTH)[None, :])
+    tl.store(floor + row, floors)
 
 
 @triton.jit(do_not_specialize=VARIES)
@@ -271,12 +209,6 @@ def answer_queries(
     level,
     out,
     normaliser,
-    q_batch,
-    q_head,
-    q_token,
-    out_batch,
-    out_head,
-    out_token,
     heads,
     length,
     num_features,
@@ -295,26 +227,22 @@ def answer_queries(
     d, n = tl.arange(0, TILE_D), start + tl.arange(0, TILE_N)
     inside = n < length
     real = _real(padding, row, heads, length, n)
-    q_at = _row(q, row, heads, q_batch, q_head) + n.to(tl.int64)[:, None] * q_token + d[None, :]
-    queries = tl.load(q_at, mask=real[:, None] & (d < WIDTH)[None, :], other=0.0)
+    queries = tl.load(q + _head(row, n, length, d, WIDTH), mask=real[:, None] & (d < WIDTH)[None, :], other=0.0)
     peak, total = tl.full([TILE_N], 2 * NEVER, tl.float32), tl.zeros([TILE_N], tl.float32)
     answer = tl.zeros([TILE_N, TILE_D], tl.float32)
     for block in range(BLOCKS * tl.max(real.to(tl.int32), 0)):  # no work on a tile of pads
         m = block * TILE_M + tl.arange(0, TILE_M)
         high, low = _load_halves(halves, m, d, num_features, WIDTH)
-        at = row.to(tl.int64) * num_features + m
-        means = tl.load(
-            mean + at[:, None] * WIDTH + d[None, :], mask=(m < num_features)[:, None] & (d < WIDTH)[None, :], other=0.0
-        )
-        y = _exponents(high, low, queries, True) + tl.load(level + at, mask=m < num_features, other=NEVER)[None, :]
+        means = _load_means(mean, row, m, d, num_features, WIDTH)
+        levels = tl.load(level + row.to(tl.int64) * num_features + m, mask=m < num_features, other=NEVER)
+        y = _exponents(high, low, queries, True) + levels[None, :]
         above = tl.maximum(peak, tl.max(y, 1))
         weights, shrink = tl.exp(y - above[:, None]), tl.exp(peak - above)
         total = total * shrink + tl.sum(weights, 1)
         answer = _dot(weights.to(means.dtype), means, answer * shrink[:, None])
         peak = above
     answer = tl.where(real[:, None], answer / total[:, None], 0.0)
-    out_at = _row(out, row, heads, out_batch, out_head) + n.to(tl.int64)[:, None] * out_token + d[None, :]
-    tl.store(out_at, answer, mask=inside[:, None] & (d < WIDTH)[None, :])
+    tl.store(out + _merged(row, n, heads, length, d, WIDTH), answer, mask=inside[:, None] & (d < WIDTH)[None, :])
     tl.store(normaliser + row.to(tl.int64) * length + n, tl.where(real, peak + tl.log(total), -NEVER), mask=inside)
 
 
@@ -331,15 +259,6 @@ def backward_queries(
     dq,
     dmean,
     dtotal,
-    q_batch,
-    q_head,
-    q_token,
-    g_batch,
-    g_head,
-    g_token,
-    out_batch,
-    out_head,
-    out_token,
     heads,
     length,
     num_features,
@@ -363,26 +282,19 @@ def backward_queries(
     first = split * span
     last = min(first + span, length)
     end = _end(padding, row, heads, length, first, last)
-    begin = first.to(tl.int64) + n[:, None]
     for block in range(BLOCKS):
         m = block * TILE_M + tl.arange(0, TILE_M)
         high, low = _load_halves(halves, m, d, num_features, WIDTH)
-        at = row.to(tl.int64) * num_features + m
-        means = tl.load(
-            mean + at[:, None] * WIDTH + d[None, :], mask=(m < num_features)[:, None] & (d < WIDTH)[None, :], other=0.0
-        )
-        levels = tl.load(level + at, mask=m < num_features, other=NEVER)
-        q_at = _row(q, row, heads, q_batch, q_head) + begin * q_token + d[None, :]
-        g_at = _row(grad, row, heads, g_batch, g_head) + begin * g_token + d[None, :]
-        out_at = _row(out, row, heads, out_batch, out_head) + begin * out_token + d[None, :]
-        dq_at = _row(dq, row, heads, out_batch, out_head) + begin * out_token + d[None, :]
+        means = _load_means(mean, row, m, d, num_features, WIDTH)
+        levels = tl.load(level + row.to(tl.int64) * num_features + m, mask=m < num_features, other=NEVER)
         dmeans, dtotals = tl.zeros([TILE_M, TILE_D], tl.float32), tl.zeros([TILE_M], tl.float32)
         for start in range(first, end, TILE_N):
             inside = start + n < length
             norm = tl.load(normaliser + row.to(tl.int64) * length + start + n, mask=inside, other=-NEVER)
             here = (norm < -NEVER)[:, None] & (d < WIDTH)[None, :]  # no pads
-            queries, g = tl.load(q_at, mask=here, other=0.0), tl.load(g_at, mask=here, other=0.0)
-            delta = tl.sum(g.to(tl.float32) * tl.load(out_at, mask=here, other=0.0).to(tl.float32), 1)
+            at, there = _head(row, start + n, length, d, WIDTH), _merged(row, start + n, heads, length, d, WIDTH)
+            queries, g = tl.load(q + at, mask=here, other=0.0), tl.load(grad + there, mask=here, other=0.0)
+            delta = tl.sum(g.to(tl.float32) * tl.load(out + there, mask=here, other=0.0).to(tl.float32), 1)
             y = _exponents(high, low, queries, False)
             weights = tl.exp(y + levels[:, None] - norm[None, :])
             dmeans = _dot(weights.to(g.dtype), g, dmeans)
@@ -391,18 +303,14 @@ def backward_queries(
             dqueries = _dot(tl.trans(dy), high)
             here = inside[:, None] & (d < WIDTH)[None, :]
             if block > 0:
-                dqueries += tl.load(dq_at, mask=here, other=0.0).to(tl.float32)
-            tl.store(dq_at, dqueries, mask=here)
-            q_at += TILE_N * q_token
-            g_at += TILE_N * g_token
-            out_at += TILE_N * out_token
-            dq_at += TILE_N * out_token
+                dqueries += tl.load(dq + at, mask=here, other=0.0).to(tl.float32)
+            tl.store(dq + at, dqueries, mask=here)
         to = program.to(tl.int64) * (BLOCKS * TILE_M) + m
         tl.store(dmean + to[:, None] * WIDTH + d[None, :], dmeans, mask=(d < WIDTH)[None, :])
         tl.store(dtotal + to, dtotals)
         tl.debug_barrier()  # what is added to in memory has been written
     for start in range(first + tl.cdiv(end - first, TILE_N) * TILE_N, last, TILE_N):
-        at = _row(dq, row, heads, out_batch, out_head) + (start + n).to(tl.int64)[:, None] * out_token + d[None, :]
+        at = dq + _head(row, start + n, length, d, WIDTH)
         tl.store(at, tl.zeros([TILE_N, TILE_D], tl.float32), mask=(start + n < last)[:, None] & (d < WIDTH)[None, :])
 
 
@@ -435,9 +343,8 @@ def merge_gradients(
     largest = tl.maximum(tl.max(tl.abs(by_mean), 1), tl.abs(by_total))
     largest = tl.where(largest == 0, 1.0, largest)
     here, to = m < num_features, row.to(tl.int64) * num_features + m
-    tl.store(
-        dmean + to[:, None] * WIDTH + d[None, :], by_mean / largest[:, None], mask=here[:, None] & (d < WIDTH)[None, :]
-    )
+    whole = here[:, None] & (d < WIDTH)[None, :]
+    tl.store(dmean + _head(row, m, num_features, d, WIDTH), by_mean / largest[:, None], mask=whole)
     tl.store(dtotal + to, by_total / largest, mask=here)
     tl.store(share + to, tl.load(level + to, mask=here, other=0.0) - tl.log(largest), mask=here)
 
@@ -454,15 +361,6 @@ def backward_keys(
     dtotal,
     dk,
     dv,
-    k_batch,
-    k_head,
-    k_token,
-    v_batch,
-    v_head,
-    v_token,
-    to_batch,
-    to_head,
-    to_token,
     heads,
     length,
     num_features,
@@ -481,24 +379,19 @@ def backward_keys(
     tiles = tl.cdiv(length, TILE_N)
     row, start = tl.program_id(0) // tiles, tl.program_id(0) % tiles * TILE_N
     d, n = tl.arange(0, TILE_D), start + tl.arange(0, TILE_N)
-    inside = n < length
     real = _real(padding, row, heads, length, n)
-    here = real[:, None] & (d < WIDTH)[None, :]
-    n = n.to(tl.int64)[:, None]
-    keys = tl.load(_row(k, row, heads, k_batch, k_head) + n * k_token + d[None, :], mask=here, other=0.0)
-    vals = tl.load(_row(v, row, heads, v_batch, v_head) + n * v_token + d[None, :], mask=here, other=0.0)
+    here, at = real[:, None] & (d < WIDTH)[None, :], _head(row, n, length, d, WIDTH)
+    keys, vals = tl.load(k + at, mask=here, other=0.0), tl.load(v + at, mask=here, other=0.0)
     half_norm = tl.sum(keys.to(tl.float32) * keys.to(tl.float32), 1) * (0.5 / WIDTH**0.5)
     dkeys, dvals = tl.zeros([TILE_N, TILE_D], tl.float32), tl.zeros([TILE_N, TILE_D], tl.float32)
     dnorm, top = tl.zeros([TILE_N], tl.float32), tl.full([TILE_N], 2 * NEVER, tl.float32)
     for block in range(BLOCKS * tl.max(real.to(tl.int32), 0)):
         m = block * TILE_M + tl.arange(0, TILE_M)
         high, low = _load_halves(halves, m, d, num_features, WIDTH)
-        at = row.to(tl.int64) * num_features + m
-        shares = tl.load(share + at, mask=m < num_features, other=-NEVER)
-        dmeans = tl.load(
-            dmean + at[:, None] * WIDTH + d[None, :], mask=(m < num_features)[:, None] & (d < WIDTH)[None, :], other=0.0
-        )
-        dtotals = tl.load(dtotal + at, mask=m < num_features, other=0.0)
+        dmeans = _load_means(dmean, row, m, d, num_features, WIDTH)
+        of = row.to(tl.int64) * num_features + m
+        shares = tl.load(share + of, mask=m < num_features, other=-NEVER)
+        dtotals = tl.load(dtotal + of, mask=m < num_features, other=0.0)
         x = _exponents(high, low, keys, True) - half_norm[:, None] - shares[None, :]
         least = tl.load(floor + row) - shares
         lowest = tl.max(least, 0)
@@ -512,6 +405,6 @@ def backward_keys(
         top = above
     size = tl.where(real, tl.exp(top), 0.0)[:, None]
     dkeys = (dkeys - keys.to(tl.float32) * (dnorm / WIDTH**0.5)[:, None]) * size
-    here = inside[:, None] & (d < WIDTH)[None, :]
-    tl.store(_row(dk, row, heads, to_batch, to_head) + n * to_token + d[None, :], dkeys, mask=here)
-    tl.store(_row(dv, row, heads, to_batch, to_head) + n * to_token + d[None, :], dvals * size, mask=here)
+    here = (n < length)[:, None] & (d < WIDTH)[None, :]
+    tl.store(dk + at, dkeys, mask=here)
+    tl.store(dv + at, dvals * size, mask=here)

@@ -19,15 +19,12 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from xcls.attention import kernels
+from xcls.attention.kernels import as_token_major, empty_token_major, triton
 
-try:
-    import triton
-except ImportError:
-    triton = None
-else:
+if triton is not None:
     from xcls.attention.kernels import favor_kernels
 
 SPLIT_TOKENS = 256  # the fewest tokens that are worth partial sums of their own
@@ -78,34 +75,19 @@ class _Favor(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        directions: Tensor,
-        padding: Tensor | None,
-        epsilon: float,
+        ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor | None, epsilon: float
     ) -> Tensor:
-        directions = directions.detach().float()
+        q, k, v, directions = (x.contiguous() for x in (q, k, v, directions.detach().float()))
+        padding = None if padding is None else padding.contiguous()
         out, *rest = torch.ops.xcls.favor_forward(q, k, v, directions, padding, epsilon)
         ctx.save_for_backward(q, k, v, directions, padding, out, *rest)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *torch.ops.xcls.favor_backward(grad, *ctx.saved_tensors), None, None, None
-
-
-def _readable(*given: Tensor) -> tuple[Tensor, ...]:
-    """[..., D] with the channels side by side, as the kernels read them."""
-    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in given)
-
-
-def _token_major(like: Tensor) -> Tensor:
-    """An empty [B, H, N, D] with the memory of [B, N, H, D]."""
-    batch, heads, length, width = like.shape
-    return like.new_empty(batch, length, heads, width).transpose(1, 2)
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = torch.ops.xcls.favor_backward(*ctx.saved_tensors, as_token_major(grad))
+        return *gradients, None, None, None
 
 
 def _processors(device: torch.device) -> int:
@@ -148,86 +130,47 @@ class _Plan:
             return shared | tiles | {"num_warps": warps, "num_stages": 2}
 
         self.sums, self.queries, self.keys = launch(*sums), launch(*queries), launch(*keys)
-        self.blocks = self.sums["BLOCKS"]
-        self.padded = self.blocks * self.sums["TILE_M"]
+        self.padded = self.sums["BLOCKS"] * self.sums["TILE_M"]
         self.merges = shared | {"TILE_M": 16, "PADDED": self.padded, "num_warps": 4}
 
 
-def _meta_forward(
-    q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor | None, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+Made = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def shapes_forward(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor | None, epsilon: float) -> Made:
     """out [B, H, N, D] and mean [B, H, M, D] like v; normaliser [B, H, N], level [B, H, M] and floor [B, H], fp32."""
     heads = q.shape[:2]
     sizes = q.shape[:3], (*heads, directions.shape[0]), heads
     normaliser, level, floor = (q.new_empty(size, dtype=torch.float32) for size in sizes)
-    return _token_major(v), normaliser, v.new_empty(*heads, *directions.shape), level, floor
+    return empty_token_major(v), normaliser, v.new_empty(*heads, *directions.shape), level, floor
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor | None, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    made = out, normaliser, mean, level, floor = _meta_forward(q, k, v, directions, padding, epsilon)
+def run_forward(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor | None, epsilon: float) -> Made:
+    """`xcls::favor_forward`."""
+    made = out, normaliser, mean, level, floor = shapes_forward(q, k, v, directions, padding, epsilon)
     if out.numel() == 0:
         return made
     (_, heads, length, width), num_features, plan = q.shape, directions.shape[0], _Plan(q, directions.shape[0])
-    q, k, v = _readable(q, k, v)
-    padding = None if padding is None else padding.contiguous()
     log_epsilon = math.log(epsilon) if epsilon > 0 else favor_kernels.NEVER.value
+    sizes = {"heads": heads, "length": length, "num_features": num_features}
+    shapes = [plan.padded], [plan.padded], [plan.padded, width], [width], []
+    parts = [directions.new_empty(plan.rows, plan.splits, *shape) for shape in shapes]
     with torch.cuda.device_of(q):
-        halves, parts = _halves(directions, q.dtype), [None] * 5
-        if plan.splits * plan.blocks > 1:
-            sizes = [plan.padded], [plan.padded], [plan.padded, width], [width], []
-            parts = [directions.new_empty(plan.rows, plan.splits, *size) for size in sizes]
-        favor_kernels.sum_keys[(plan.rows * plan.splits * plan.blocks,)](
-            k,
-            v,
-            halves,
-            padding,
-            mean,
-            level,
-            floor,
-            *parts,
-            *k.stride()[:3],
-            *v.stride()[:3],
-            heads,
-            length,
-            num_features,
-            plan.span,
-            plan.splits,
-            log_epsilon,
-            ALONE=parts[0] is None,
-            **plan.sums,
+        halves, programs = _halves(directions, q.dtype), plan.rows * plan.splits * plan.sums["BLOCKS"]
+        favor_kernels.sum_keys[(programs,)](
+            k, v, halves, padding, *parts, **sizes, span=plan.span, splits=plan.splits, **plan.sums
         )
-        if parts[0] is not None:
-            top = parts[0].amax(dim=(1, 2))
-            favor_kernels.merge_sums[(plan.rows * (plan.padded // 16),)](
-                *parts, top, mean, level, floor, num_features, plan.splits, log_epsilon, **plan.merges
-            )
+        found = *parts, parts[0].amax(dim=(1, 2)), mean, level, floor
+        favor_kernels.merge_sums[(plan.rows * (plan.padded // 16),)](
+            *found, num_features, plan.splits, log_epsilon, **plan.merges
+        )
         favor_kernels.answer_queries[(plan.rows * plan.tiles,)](
-            q,
-            halves,
-            padding,
-            mean,
-            level,
-            out,
-            normaliser,
-            *q.stride()[:3],
-            *out.stride()[:3],
-            heads,
-            length,
-            num_features,
-            **plan.queries,
+            q, halves, padding, mean, level, out, normaliser, **sizes, **plan.queries
         )
     return made
 
 
-def _meta_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None) -> tuple[Tensor, ...]:
-    """dq, dk, dv [B, H, N, D]."""
-    return _token_major(q), _token_major(k), _token_major(v)
-
-
-def _backward(
-    grad: Tensor,
+def run_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -238,76 +181,38 @@ def _backward(
     mean: Tensor,
     level: Tensor,
     floor: Tensor,
-) -> tuple[Tensor, ...]:
-    dq, dk, dv = _meta_backward(grad, q, k, v)
+    grad: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`xcls::favor_backward`: dq, dk, dv [B, H, N, D]."""
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     if out.numel() == 0:
         return dq, dk, dv
     (_, heads, length, width), num_features, plan = q.shape, directions.shape[0], _Plan(q, directions.shape[0])
-    grad, q, k, v = _readable(grad, q, k, v)
-    out = out if out.stride() == dq.stride() else _token_major(out).copy_(out)
-    padding = None if padding is None else padding.contiguous()
-    parts = [directions.new_empty(plan.rows, plan.splits, plan.padded, *size) for size in ([width], [])]
+    sizes = {"heads": heads, "length": length, "num_features": num_features}
+    parts = [directions.new_empty(plan.rows, plan.splits, plan.padded, *shape) for shape in ([width], [])]
     dmean, dtotal, share = torch.empty_like(mean), torch.empty_like(level), torch.empty_like(level)
     with torch.cuda.device_of(q):
         halves = _halves(directions, q.dtype)
+        given = q, grad, out, halves, padding, normaliser, mean, level, dq
         favor_kernels.backward_queries[(plan.rows * plan.splits,)](
-            q,
-            grad,
-            out,
-            halves,
-            padding,
-            normaliser,
-            mean,
-            level,
-            dq,
-            *parts,
-            *q.stride()[:3],
-            *grad.stride()[:3],
-            *dq.stride()[:3],
-            heads,
-            length,
-            num_features,
-            plan.span,
-            plan.splits,
-            **plan.sums,
+            *given, *parts, **sizes, span=plan.span, splits=plan.splits, **plan.sums
         )
         favor_kernels.merge_gradients[(plan.rows * (plan.padded // 16),)](
             *parts, level, dmean, dtotal, share, num_features, plan.splits, **plan.merges
         )
         favor_kernels.backward_keys[(plan.rows * plan.tiles,)](
-            k,
-            v,
-            halves,
-            padding,
-            share,
-            floor,
-            dmean,
-            dtotal,
-            dk,
-            dv,
-            *k.stride()[:3],
-            *v.stride()[:3],
-            *dk.stride()[:3],
-            heads,
-            length,
-            num_features,
-            **plan.keys,
+            k, v, halves, padding, share, floor, dmean, dtotal, dk, dv, **sizes, **plan.keys
         )
     return dq, dk, dv
 
 
-_LIBRARY = torch.library.Library("xcls", "FRAGMENT")
-_LIBRARY.define(
-    "favor_forward(Tensor q, Tensor k, Tensor v, Tensor directions, Tensor? padding, float epsilon)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+GIVEN = "Tensor q, Tensor k, Tensor v, Tensor directions, Tensor? padding"
+FOUND = "Tensor out, Tensor normaliser, Tensor mean, Tensor level, Tensor floor"
+FIVE = "Tensor, Tensor, Tensor, Tensor, Tensor"
+kernels.register("favor_forward", f"({GIVEN}, float epsilon) -> ({FIVE})", shapes_forward, run_forward)
+kernels.register(
+    "favor_backward",
+    f"({GIVEN}, {FOUND}, Tensor grad) -> (Tensor, Tensor, Tensor)",
+    lambda q, k, v, *rest: tuple(torch.empty_like(x) for x in (q, k, v)),
+    run_backward,
 )
-_LIBRARY.define(
-    "favor_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor directions, Tensor? padding, Tensor out,"
-    " Tensor normaliser, Tensor mean, Tensor level, Tensor floor) -> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.impl("favor_forward", _meta_forward, "Meta")
-_LIBRARY.impl("favor_backward", _meta_backward, "Meta")
-if triton is not None:
-    for _device in ("CUDA", "CPU") if kernels.INTERPRETED else ("CUDA",):
-        _LIBRARY.impl("favor_forward", _forward, _device)
-        _LIBRARY.impl("favor_backward", _backward, _device)

@@ -1,6 +1,6 @@
 """What LSH attention does before it attends, on a CPU: in small buffers, which stay in the cache and cost no page faults.
 
-The readable versions are `hash_buckets`, `sorted_positions` and `unit_keys` of xcls/attention/lsh.py.
+The readable versions are `sorted_positions` and `unit_keys` of xcls/attention/lsh.py.
 Letters: B batch, H heads, N tokens, D head width, R rounds, rows = B N H.
 """
 
@@ -13,32 +13,7 @@ from torch.autograd.function import once_differentiable
 from xcls.attention.base import full_dtype
 from xcls.attention.kernels.sorted_chunks_layout import as_rows
 
-PIECE = 2**20  # entries hashed at a time
 PART = 2**14  # rows made to unit keys at a time
-
-
-def hash_on_cpu(x: Tensor, rotations: Tensor, spare: Tensor | None) -> Tensor:
-    """argmax([xR; -xR]): x [B, H, N, D], rotations [R, H, D, width], spare bool [B, 1, 1, width] -> [B, H, R, N].
-
-    The largest size of xR is looked for and its sign afterwards, which needs half as many products.
-    """
-    batch, heads, length, width = x.shape
-    columns = rotations.shape[-1]
-    buckets = torch.empty((batch, heads, len(rotations), length), dtype=torch.int64)
-    most = max(1, PIECE // (heads * max(width, columns)))  # tokens of all examples of a piece
-    tokens, examples = min(length, most), max(1, most // length)
-    for b in range(0, batch, examples):
-        for n in range(0, length, tokens):
-            piece = x[b : b + examples, :, n : n + tokens].to(rotations.dtype)
-            for number, rotation in enumerate(rotations):
-                turned = piece @ rotation
-                size = turned.abs()
-                if spare is not None:
-                    size.masked_fill_(spare[b : b + examples], -1.0)
-                best = size.argmax(dim=-1)
-                negative = turned.gather(-1, best[..., None]).squeeze(-1) < 0
-                buckets[b : b + examples, :, number, n : n + tokens] = best + negative * columns
-    return buckets
 
 
 def sorted_on_cpu(keys: Tensor) -> Tensor:

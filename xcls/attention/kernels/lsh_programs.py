@@ -2,10 +2,11 @@
 
 Kitaev, Kaiser and Levskaya 2020, "Reformer: The Efficient Transformer", section 2; the online softmax and the backward
 pass that computes the weights again are Dao 2023, "FlashAttention-2", section 3.1.
-Letters: B batch, H heads, N tokens, D head width, R rounds, C tokens of a chunk, M columns of a rotation.
+Letters: B batch, H heads, N tokens, D head width, R rounds, C tokens of a chunk.
 A slot is a place in the sorted order, a row is a token's place in the sequence: row = order[slot]. A sequence is one
 head of one example. Pads have the last slots. The window of a chunk is the slots of the chunks that it sees.
 Each program has a tile of at most 64 slots of one chunk of one sequence, so nothing passes from one example to another.
+QK, V, D_QK and D_V are [B, H, N, D] in memory, OUT and GRAD [B, N, H, D].
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def own_tile(COUNT, heads, length, CHUNK: tl.constexpr, TILE: tl.constexpr):
         real = length
     else:
         real = tl.load(COUNT + sequence // heads)
-    return sequence, chunk, chunk * CHUNK + tile % PARTS * TILE, tl.minimum((chunk + 1) * CHUNK, length), real
+    first, end = chunk * CHUNK + tile % PARTS * TILE, tl.minimum((chunk + 1) * CHUNK, length)
+    return sequence.to(tl.int64), chunk, first, end, real
 
 
 @triton.jit
@@ -76,12 +78,6 @@ def forward_kernel(
     CHUNKS,
     OUT,
     LSE,
-    qk_b,
-    qk_h,
-    qk_n,
-    v_b,
-    v_h,
-    v_n,
     heads,
     length,
     rounds,
@@ -101,18 +97,17 @@ def forward_kernel(
     before it, over pairs that have not met yet: so the rounds give one softmax over the union. Logarithms in base 2.
     """
     sequence, chunk, first, end, real = own_tile(COUNT, heads, length, CHUNK, TILE)
-    example, head = (sequence // heads).to(tl.int64), (sequence % heads).to(tl.int64)
-    base = sequence.to(tl.int64) * length
+    base = sequence * length
     ORDER += base * rounds + ROUND * length
     CHUNKS += base * (rounds - 1)
     LSE += base
-    QK += example * qk_b + head * qk_h
-    V += example * v_b + head * v_h
-    OUT += (example * length * heads + head) * D
+    QK += base * D
+    V += base * D
+    OUT += (sequence // heads * length * heads + sequence % heads) * D
     slots = first + tl.arange(0, TILE)
     mine = slots < tl.minimum(end, real)
     row = tl.load(ORDER + slots, mask=slots < end, other=0)
-    q = gather(QK, row, qk_n, mine, D)
+    q = gather(QK, row, D, mine, D)
     if ROUND == 0:
         top = tl.full([TILE], -1e37, tl.float32)
         total = tl.zeros([TILE], tl.float32)
@@ -125,8 +120,8 @@ def forward_kernel(
     for place in range(start, stop, STEP):
         seen = place + tl.arange(0, STEP) < stop
         other = tl.load(ORDER + place + tl.arange(0, STEP), mask=seen, other=0)
-        k, _ = unit(gather(QK, other, qk_n, seen, D), D)
-        v = gather(V, other, v_n, seen, D)
+        k, _ = unit(gather(QK, other, D, seen, D), D)
+        v = gather(V, other, D, seen, D)
         products = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
         allowed = mine[:, None] & seen[None, :]
         logits = masked(products, row[:, None], other[None, :], allowed, CHUNKS, length, ROUND, BEFORE, AFTER)
@@ -144,114 +139,17 @@ def forward_kernel(
 
 
 @triton.jit
-def sums_over_queries(
-    QK,
-    GRAD,
-    OUT,
-    LSE,
-    ORDER,
-    CHUNKS,
-    own_k,
-    v,
-    row,
-    mine,
-    start,
-    stop,
-    qk_n,
-    g_n,
-    heads,
-    length,
-    ROUND: tl.constexpr,
-    BEFORE: tl.constexpr,
-    AFTER: tl.constexpr,
-    D: tl.constexpr,
-    STEP: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """dk and dv [TILE, D] of the tokens `row`, over the queries in slots start to stop; see `backward_kernel`."""
-    d_k = tl.zeros(own_k.shape, tl.float32)
-    d_v = tl.zeros(own_k.shape, tl.float32)
-    for place in range(start, stop, STEP):
-        seen = place + tl.arange(0, STEP) < stop
-        other = tl.load(ORDER + place + tl.arange(0, STEP), mask=seen, other=0)
-        q = gather(QK, other, qk_n, seen, D)
-        g = gather(GRAD, other, g_n, seen, D)
-        delta = tl.sum(g.to(tl.float32) * gather(OUT, other, heads * D, seen, D).to(tl.float32), 1)
-        lse = tl.load(LSE + other, mask=seen, other=0.0)
-        products = tl.dot(own_k, tl.trans(q), input_precision=PRECISION)
-        allowed = mine[:, None] & seen[None, :]
-        logits = masked(products, other[None, :], row[:, None], allowed, CHUNKS, length, ROUND, BEFORE, AFTER)
-        p = tl.exp2(logits - lse[None, :])
-        d_v += tl.dot(p.to(g.dtype), g, input_precision=PRECISION)
-        d_s = p * (tl.dot(v, tl.trans(g), input_precision=PRECISION) - delta[None, :])
-        d_s = tl.where(other[None, :] == row[:, None], 0.0, d_s)
-        d_k += tl.dot(d_s.to(q.dtype), q, input_precision=PRECISION)
-    return d_k, d_v
-
-
-@triton.jit
-def sum_over_keys(
-    QK,
-    V,
-    ORDER,
-    CHUNKS,
-    q,
-    g,
-    delta,
-    lse,
-    d_q,
-    row,
-    mine,
-    start,
-    stop,
-    qk_n,
-    v_n,
-    length,
-    ROUND: tl.constexpr,
-    BEFORE: tl.constexpr,
-    AFTER: tl.constexpr,
-    D: tl.constexpr,
-    STEP: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """d_q [TILE, D] with dq of the queries `row` added, over the keys in slots start to stop; see `backward_kernel`."""
-    for place in range(start, stop, STEP):
-        seen = place + tl.arange(0, STEP) < stop
-        other = tl.load(ORDER + place + tl.arange(0, STEP), mask=seen, other=0)
-        wide, _ = unit(gather(QK, other, qk_n, seen, D), D)
-        k = wide.to(q.dtype)
-        v = gather(V, other, v_n, seen, D)
-        products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        allowed = mine[:, None] & seen[None, :]
-        logits = masked(products, row[:, None], other[None, :], allowed, CHUNKS, length, ROUND, BEFORE, AFTER)
-        p = tl.exp2(logits - lse[:, None])
-        d_s = p * (tl.dot(g, tl.trans(v), input_precision=PRECISION) - delta[:, None])
-        d_s = tl.where(row[:, None] == other[None, :], 0.0, d_s)
-        d_q += tl.dot(d_s.to(k.dtype), k, input_precision=PRECISION)
-    return d_q
-
-
-@triton.jit
 def backward_kernel(
     QK,
     V,
-    OUT,
-    GRAD,
-    LSE,
     ORDER,
     COUNT,
     CHUNKS,
+    OUT,
+    LSE,
+    GRAD,
     D_QK,
     D_V,
-    qk_b,
-    qk_h,
-    qk_n,
-    v_b,
-    v_h,
-    v_n,
-    g_b,
-    g_h,
-    g_n,
     heads,
     length,
     rounds,
@@ -273,78 +171,59 @@ def backward_kernel(
     Each row is written by one program: no atomics, so the same call gives the same bits.
     """
     sequence, chunk, first, end, real = own_tile(COUNT, heads, length, CHUNK, TILE)
-    example, head = (sequence // heads).to(tl.int64), (sequence % heads).to(tl.int64)
-    base = sequence.to(tl.int64) * length
-    own = (example * length * heads + head) * D
+    base = sequence * length
     ORDER += base * rounds + ROUND * length
     CHUNKS += base * (rounds - 1)
     LSE += base
-    QK += example * qk_b + head * qk_h
-    V += example * v_b + head * v_h
-    GRAD += example * g_b + head * g_h
-    OUT += own
+    QK += base * D
+    V += base * D
+    GRAD += (sequence // heads * length * heads + sequence % heads) * D
+    OUT += (sequence // heads * length * heads + sequence % heads) * D
     slots = first + tl.arange(0, TILE)
     mine = slots < tl.minimum(end, real)
     row = tl.load(ORDER + slots, mask=slots < end, other=0)
-    x = gather(QK, row, qk_n, mine, D)
+    x = gather(QK, row, D, mine, D)
     wide, factor = unit(x, D)
-    k = wide.to(x.dtype)
+    own_k = wide.to(x.dtype)
+    own_v = gather(V, row, D, mine, D)
+    d_k = tl.zeros([TILE, D], tl.float32)
+    d_v = tl.zeros([TILE, D], tl.float32)
     start, stop = window(first, chunk, real, AFTER, BEFORE, CHUNK)  # the queries that see this chunk
-    d_k, d_v = sums_over_queries(
-        QK,
-        GRAD,
-        OUT,
-        LSE,
-        ORDER,
-        CHUNKS,
-        k,
-        gather(V, row, v_n, mine, D),
-        row,
-        mine,
-        start,
-        stop,
-        qk_n,
-        g_n,
-        heads,
-        length,
-        ROUND,
-        BEFORE,
-        AFTER,
-        D,
-        STEP,
-        PRECISION,
-    )
-    rounded = k.to(tl.float32)  # `wide` would have to be kept in registers
+    for place in range(start, stop, STEP):
+        seen = place + tl.arange(0, STEP) < stop
+        other = tl.load(ORDER + place + tl.arange(0, STEP), mask=seen, other=0)
+        q = gather(QK, other, D, seen, D)
+        g = gather(GRAD, other, heads * D, seen, D)
+        delta = tl.sum(g.to(tl.float32) * gather(OUT, other, heads * D, seen, D).to(tl.float32), 1)
+        lse = tl.load(LSE + other, mask=seen, other=0.0)
+        products = tl.dot(own_k, tl.trans(q), input_precision=PRECISION)
+        allowed = mine[:, None] & seen[None, :]
+        logits = masked(products, other[None, :], row[:, None], allowed, CHUNKS, length, ROUND, BEFORE, AFTER)
+        p = tl.exp2(logits - lse[None, :])
+        d_v += tl.dot(p.to(g.dtype), g, input_precision=PRECISION)
+        d_s = p * (tl.dot(own_v, tl.trans(g), input_precision=PRECISION) - delta[None, :])
+        d_s = tl.where(other[None, :] == row[:, None], 0.0, d_s)
+        d_k += tl.dot(d_s.to(q.dtype), q, input_precision=PRECISION)
+    rounded = own_k.to(tl.float32)  # `wide` would have to be kept in registers
     d_x = (d_k - rounded * tl.sum(d_k * rounded, 1)[:, None]) * factor[:, None]
-    g = gather(GRAD, row, g_n, mine, D)
-    delta = tl.sum(g.to(tl.float32) * gather(OUT, row, heads * D, mine, D).to(tl.float32), 1)
-    lse = tl.load(LSE + row, mask=mine, other=0.0)
+    own_g = gather(GRAD, row, heads * D, mine, D)
+    own_delta = tl.sum(own_g.to(tl.float32) * gather(OUT, row, heads * D, mine, D).to(tl.float32), 1)
+    own_lse = tl.load(LSE + row, mask=mine, other=0.0)
     start, stop = window(first, chunk, real, BEFORE, AFTER, CHUNK)  # the keys that this chunk sees
-    d_x = sum_over_keys(
-        QK,
-        V,
-        ORDER,
-        CHUNKS,
-        x,
-        g,
-        delta,
-        lse,
-        d_x,
-        row,
-        mine,
-        start,
-        stop,
-        qk_n,
-        v_n,
-        length,
-        ROUND,
-        BEFORE,
-        AFTER,
-        D,
-        STEP,
-        PRECISION,
-    )
-    places = own + row[:, None].to(tl.int64) * (heads * D) + tl.arange(0, D)[None, :]
+    for place in range(start, stop, STEP):
+        seen = place + tl.arange(0, STEP) < stop
+        other = tl.load(ORDER + place + tl.arange(0, STEP), mask=seen, other=0)
+        unrounded, _ = unit(gather(QK, other, D, seen, D), D)
+        k = unrounded.to(x.dtype)
+        v = gather(V, other, D, seen, D)
+        products = tl.dot(x, tl.trans(k), input_precision=PRECISION)
+        allowed = mine[:, None] & seen[None, :]
+        logits = masked(products, row[:, None], other[None, :], allowed, CHUNKS, length, ROUND, BEFORE, AFTER)
+        p = tl.exp2(logits - own_lse[:, None])
+        d_s = p * (tl.dot(own_g, tl.trans(v), input_precision=PRECISION) - own_delta[:, None])
+        d_s = tl.where(row[:, None] == other[None, :], 0.0, d_s)
+        d_x += tl.dot(d_s.to(k.dtype), k, input_precision=PRECISION)
+    places = base * D + row[:, None].to(tl.int64) * D + tl.arange(0, D)[None, :]
     if ROUND > 0:
         d_x += tl.load(D_QK + places, mask=mine[:, None], other=0.0).to(tl.float32)
         d_v += tl.load(D_V + places, mask=mine[:, None], other=0.0).to(tl.float32)
@@ -352,69 +231,3 @@ def backward_kernel(
     d_v = tl.where(mine[:, None], d_v, 0.0)
     tl.store(D_QK + places, d_x.to(D_QK.dtype.element_ty), mask=(slots < end)[:, None])
     tl.store(D_V + places, d_v.to(D_V.dtype.element_ty), mask=(slots < end)[:, None])
-
-
-@triton.jit
-def chunks_kernel(ORDER, CHUNKS, length, rounds, CHUNK: tl.constexpr, TILE: tl.constexpr):
-    """The chunk of each token in all rounds but the last: CHUNKS[order[slot]] = slot // C."""
-    tiles = (length + TILE - 1) // TILE
-    line = (tl.program_id(0) // tiles).to(tl.int64)  # sequence x (rounds - 1) + round
-    slots = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
-    row = tl.load(ORDER + (line + line // (rounds - 1)) * length + slots, mask=slots < length, other=0)
-    tl.store(CHUNKS + line * length + row, slots // CHUNK, mask=slots < length)
-
-
-@triton.jit
-def keys_kernel(
-    X,
-    ROTATIONS,
-    PADDING,
-    COUNT,
-    KEYS,
-    x_b,
-    x_h,
-    x_n,
-    heads,
-    length,
-    rounds,
-    columns,
-    size,
-    D: tl.constexpr,
-    TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    """key = bucket N + position, with bucket = argmax([xR; -xR]) over the first half_b columns of R, in fp32.
-
-    half_b = ceil(real tokens / 2C), at least 1 and at most M: a bucket below half_b is a column with xR > 0, one from
-    half_b on a column with xR < 0. Pads have the bucket 2M, which is behind all others.
-    """
-    tiles = (length + TILE - 1) // TILE
-    line = tl.program_id(0) // tiles  # sequence x rounds + round
-    sequence, number = line // rounds, line % rounds
-    example, head = (sequence // heads).to(tl.int64), (sequence % heads).to(tl.int64)
-    row = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
-    inside = row < length
-    real = inside
-    count = length
-    if PADDING is not None:
-        real = inside & (tl.load(PADDING + example * length + row, mask=inside, other=1) == 0)
-        count = tl.load(COUNT + example)
-    half = tl.minimum(tl.maximum((count + 2 * size - 1) // (2 * size), 1), columns)
-    x = gather(X + example * x_b + head * x_h, row, x_n, real, D).to(tl.float32)
-    ROTATIONS += (number * heads + head) * D * columns
-    best = tl.full([TILE], -2.0, tl.float32)
-    bucket = tl.zeros([TILE], tl.int32)
-    for start in range(0, half, WIDTH):
-        column = start + tl.arange(0, WIDTH)
-        used = column < half
-        places = tl.arange(0, D)[:, None] * columns + column[None, :]
-        rotation = tl.load(ROTATIONS + places, mask=used[None, :], other=0.0)
-        rotated = tl.dot(x, rotation, input_precision="ieee")
-        size_of = tl.where(used[None, :] & (rotated == rotated), tl.abs(rotated), -1.0)
-        most, place = tl.max(size_of, 1, return_indices=True)
-        place = start + place
-        value = tl.sum(tl.where(column[None, :] == place[:, None], rotated, 0.0), 1)
-        bucket = tl.where(most > best, place + tl.where(value < 0, half, 0), bucket)
-        best = tl.maximum(most, best)
-    bucket = tl.where(real, bucket, 2 * columns)
-    tl.store(KEYS + line.to(tl.int64) * length + row, bucket * length + row, mask=inside)

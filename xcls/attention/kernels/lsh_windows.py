@@ -16,16 +16,11 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from xcls.attention import kernels
-from xcls.attention.base import Masks, is_compiling
-from xcls.attention.kernels.lsh_triton import token_major, unit_stride
+from xcls.attention.base import Masks
+from xcls.attention.kernels import is_compiling, tl, triton
 from xcls.attention.sorted_chunks import Chunks
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
-else:
+if triton is not None:
     from xcls.attention.kernels.lsh_programs import gather, unit
 
 TILE = 32  # slots of one program: 4 warps hold their rows of 128 numbers in registers
@@ -44,7 +39,7 @@ def attend_in_windows(qk: Tensor, v: Tensor, chunks: Chunks, masks: Masks) -> Te
     """
     order = chunks.q_order[:, :, 0].int().contiguous()
     sizes = chunks.size, chunks.before, chunks.after
-    return _Windows.apply(unit_stride(qk), unit_stride(v), order, mask_of(qk, chunks, masks), *sizes)
+    return _Windows.apply(qk.contiguous(), v.contiguous(), order, mask_of(qk, chunks, masks), *sizes)
 
 
 def mask_of(qk: Tensor, chunks: Chunks, masks: Masks) -> Tensor:
@@ -117,22 +112,9 @@ def run_windows(qk: Tensor, v: Tensor, order: Tensor, chunk: int, before: int, a
     made = shapes_of_windows(qk, v, order, chunk, before, after)
     batch, heads, length, width = qk.shape
     span = (before + 1 + after) * chunk
+    grid = (batch * heads * -(-length // chunk) * -(-span // TILE),)
     with torch.cuda.device_of(qk):
-        windows_kernel[(batch * heads * -(-length // chunk) * -(-span // TILE),)](
-            qk,
-            v,
-            order,
-            *made,
-            *qk.stride()[:3],
-            *v.stride()[:3],
-            heads,
-            length,
-            chunk,
-            before * chunk,
-            span,
-            D=width,
-            TILE=TILE,
-        )
+        windows_kernel[grid](qk, v, order, *made, heads, length, chunk, before * chunk, span, D=width, TILE=TILE)
     return made
 
 
@@ -140,52 +122,19 @@ def run_tokens(
     d_q: Tensor, d_k: Tensor, d_v: Tensor, qk: Tensor, order: Tensor, chunk: int, before: int, after: int
 ) -> tuple[Tensor, Tensor]:
     """Starts the kernel that takes the gradients of windows back to the tokens: those of qk and v, [B, H, N, D]."""
-    d_x, d_values = token_major(qk), token_major(qk)
+    made = torch.empty_like(qk), torch.empty_like(qk)
     batch, heads, length, width = qk.shape
+    grid, sizes = (batch * heads * -(-length // TILE),), {"BEFORE": before, "AFTER": after, "D": width, "TILE": TILE}
     with torch.cuda.device_of(qk):
-        tokens_kernel[(batch * heads * -(-length // TILE),)](
-            d_q,
-            d_k,
-            d_v,
-            qk,
-            order,
-            d_x,
-            d_values,
-            *qk.stride()[:3],
-            heads,
-            length,
-            chunk,
-            BEFORE=before,
-            AFTER=after,
-            D=width,
-            TILE=TILE,
-        )
-    return d_x, d_values
+        tokens_kernel[grid](d_q, d_k, d_v, qk, order, *made, heads, length, chunk, **sizes)
+    return made
 
 
 if triton is not None:
 
     @triton.jit(do_not_specialize=["heads", "length"])
     def windows_kernel(
-        QK,
-        V,
-        ORDER,
-        Q,
-        KEYS,
-        VALUES,
-        qk_b,
-        qk_h,
-        qk_n,
-        v_b,
-        v_h,
-        v_n,
-        heads,
-        length,
-        chunk,
-        first,
-        span,
-        D: tl.constexpr,
-        TILE: tl.constexpr,
+        QK, V, ORDER, Q, KEYS, VALUES, heads, length, chunk, first, span, D: tl.constexpr, TILE: tl.constexpr
     ):
         """TILE slots of one window of one sequence; `first`: where the window's own chunk begins in it, span: K.
 
@@ -194,20 +143,20 @@ if triton is not None:
         tiles = (span + TILE - 1) // TILE
         number = (length + chunk - 1) // chunk
         window = tl.program_id(0) // tiles % number
-        sequence = tl.program_id(0) // tiles // number
-        example, head = (sequence // heads).to(tl.int64), (sequence % heads).to(tl.int64)
+        sequence = (tl.program_id(0) // tiles // number).to(tl.int64)
         place = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)  # in the window
         used = place < span
         slot = tl.minimum(tl.maximum(window * chunk - first + place, 0), length - 1)
-        row = tl.load(ORDER + sequence.to(tl.int64) * length + slot, mask=used, other=0)
-        x = gather(QK + example * qk_b + head * qk_h, row, qk_n, used, D)
+        row = tl.load(ORDER + sequence * length + slot, mask=used, other=0)
+        x = gather(QK + sequence * length * D, row, D, used, D)
         key, _ = unit(x, D)
-        column = head * D + tl.arange(0, D)[None, :]
-        places = ((example * number + window) * span + place)[:, None] * (heads * D) + column
+        column = sequence % heads * D + tl.arange(0, D)[None, :]
+        line = sequence // heads * number + window
+        places = (line * span + place)[:, None] * (heads * D) + column
         tl.store(KEYS + places, key.to(x.dtype), mask=used[:, None])
-        tl.store(VALUES + places, gather(V + example * v_b + head * v_h, row, v_n, used, D), mask=used[:, None])
+        tl.store(VALUES + places, gather(V + sequence * length * D, row, D, used, D), mask=used[:, None])
         own = (place >= first) & (place < first + chunk)
-        places = ((example * number + window) * chunk + place - first)[:, None] * (heads * D) + column
+        places = (line * chunk + place - first)[:, None] * (heads * D) + column
         tl.store(Q + places, x, mask=own[:, None])
 
     @triton.jit(do_not_specialize=["heads", "length"])
@@ -219,9 +168,6 @@ if triton is not None:
         ORDER,
         D_X,
         D_VALUES,
-        qk_b,
-        qk_h,
-        qk_n,
         heads,
         length,
         chunk,
@@ -236,40 +182,35 @@ if triton is not None:
         """
         tiles = (length + TILE - 1) // TILE
         number = (length + chunk - 1) // chunk
-        sequence = tl.program_id(0) // tiles
-        example, head = (sequence // heads).to(tl.int64), (sequence % heads).to(tl.int64)
+        sequence = (tl.program_id(0) // tiles).to(tl.int64)
+        line = sequence // heads * number
         slot = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
         used = slot < length
-        row = tl.load(ORDER + sequence.to(tl.int64) * length + slot, mask=used, other=0)
-        column = head * D + tl.arange(0, D)[None, :]
+        row = tl.load(ORDER + sequence * length + slot, mask=used, other=0)
+        column = sequence % heads * D + tl.arange(0, D)[None, :]
         d_k = tl.zeros([TILE, D], tl.float32)
         d_v = tl.zeros([TILE, D], tl.float32)
         for apart in tl.static_range(-AFTER, BEFORE + 1):
             window = slot // chunk + apart
             inside = (used & (window >= 0) & (window < number))[:, None]
-            place = (
-                (example * number + window) * ((BEFORE + 1 + AFTER) * chunk) + (BEFORE - apart) * chunk + slot % chunk
-            )
+            place = (line + window) * ((BEFORE + 1 + AFTER) * chunk) + (BEFORE - apart) * chunk + slot % chunk
             places = place[:, None] * (heads * D) + column
             d_k += tl.load(D_K + places, mask=inside, other=0.0).to(tl.float32)
             d_v += tl.load(D_V + places, mask=inside, other=0.0).to(tl.float32)
-        key, factor = unit(gather(QK + example * qk_b + head * qk_h, row, qk_n, used, D), D)
-        d_q = tl.load(
-            D_Q + (example * number * chunk + slot)[:, None] * (heads * D) + column, mask=used[:, None], other=0.0
-        )
-        d_x = d_q.to(tl.float32) + (d_k - key * tl.sum(d_k * key, 1)[:, None]) * factor[:, None]
-        places = (example * length + row)[:, None] * (heads * D) + column
+        key, factor = unit(gather(QK + sequence * length * D, row, D, used, D), D)
+        places = (line * chunk + slot)[:, None] * (heads * D) + column
+        d_q = tl.load(D_Q + places, mask=used[:, None], other=0.0).to(tl.float32)
+        d_x = d_q + (d_k - key * tl.sum(d_k * key, 1)[:, None]) * factor[:, None]
+        places = (sequence * length + row)[:, None] * D + tl.arange(0, D)[None, :]
         tl.store(D_X + places, d_x.to(D_X.dtype.element_ty), mask=used[:, None])
         tl.store(D_VALUES + places, d_v.to(D_VALUES.dtype.element_ty), mask=used[:, None])
 
 
-LIBRARY = torch.library.Library("xcls", "FRAGMENT")
 SIZES = "Tensor order, int chunk, int before, int after"
-LIBRARY.define(f"lsh_windows(Tensor qk, Tensor v, {SIZES}) -> Tensor[]")
-LIBRARY.define(f"lsh_tokens(Tensor d_q, Tensor d_k, Tensor d_v, Tensor qk, {SIZES}) -> (Tensor, Tensor)")
-LIBRARY.impl("lsh_windows", shapes_of_windows, "Meta")
-LIBRARY.impl("lsh_tokens", lambda d_q, d_k, d_v, qk, *rest: (token_major(qk), token_major(qk)), "Meta")
-if triton is not None:
-    for device in ["CUDA"] + ["CPU"] * kernels.INTERPRETED:
-        LIBRARY.impl("lsh_windows", run_windows, device)
-        LIBRARY.impl("lsh_tokens", run_tokens, device)
+kernels.register("lsh_windows", f"(Tensor qk, Tensor v, {SIZES}) -> Tensor[]", shapes_of_windows, run_windows)
+kernels.register(
+    "lsh_tokens",
+    f"(Tensor d_q, Tensor d_k, Tensor d_v, Tensor qk, {SIZES}) -> (Tensor, Tensor)",
+    lambda d_q, d_k, d_v, qk, *rest: (torch.empty_like(qk), torch.empty_like(qk)),
+    run_tokens,
+)

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from xcls.attention.base import Masks, full_dtype
 from xcls.attention.kernels.sorted_chunks_layout import Layout, as_rows, lay_out
-from xcls.attention.sorted_chunks import BLOCKED, ITSELF, Chunks
+from xcls.attention.sorted_chunks import BLOCKED, SELF, Chunks
 
 BLOCK = 2**20  # logits of a block on a CPU: what the cores' caches hold
 LARGE_BLOCK = 2**26  # on a GPU, where launches cost more than memory does
@@ -26,7 +26,7 @@ PART = 2**14  # rows at a time: small buffers stay in the cache, and cost no pag
 
 
 def attend_in_blocks(
-    q: Tensor, k: Tensor, v: Tensor, chunks: Chunks, masks: Masks, *, scale: float = 1.0, shun_itself: bool = False
+    q: Tensor, k: Tensor, v: Tensor, chunks: Chunks, masks: Masks, *, scale: float = 1.0, avoid_self: bool = False
 ) -> Tensor:
     """`sorted_chunks.attend`: q, k [B, H, N, F], v [B, H, N, D] -> [B, H, N, D]. No second derivatives.
 
@@ -34,7 +34,7 @@ def attend_in_blocks(
     """
     batch, heads, length, _ = q.shape
     layout = lay_out(chunks, batch, heads)
-    plan = make_plan(layout, full_dtype(q), pairs=masks.pairs, scale=scale, shun_itself=shun_itself)
+    plan = make_plan(layout, full_dtype(q), pairs=masks.pairs, scale=scale, avoid_self=avoid_self)
     out = AttendChunks.apply(*(as_rows(x) for x in (q, k, v)), masks.bias, plan)
     return out.view(batch, length, heads, -1).transpose(1, 2)
 
@@ -46,7 +46,7 @@ class Plan:
     layout: Layout
     pairs: Tensor | None
     scale: float
-    shun_itself: bool
+    avoid_self: bool
     closed: Tensor | None  # [all chunks, 1, K], BLOCKED where a slot may not be attended, else 0
     marks: tuple[Tensor, Tensor] | None  # [R, rows] each: twice the chunk of a query; of a key, shifted (see `_met`)
     spare: tuple[Tensor, list[int]]  # see `Layout.spare_chunks`
@@ -62,7 +62,7 @@ class Plan:
         return [Block(self, start, min(start + step, chunks)) for start in range(0, chunks, step)]
 
 
-def make_plan(layout: Layout, dtype: torch.dtype, *, pairs: Tensor | None, scale: float, shun_itself: bool) -> Plan:
+def make_plan(layout: Layout, dtype: torch.dtype, *, pairs: Tensor | None, scale: float, avoid_self: bool) -> Plan:
     """Prepare what all blocks need; dtype is that of the logits."""
     closed, marks = None, None
     if not layout.all_filled:
@@ -71,7 +71,7 @@ def make_plan(layout: Layout, dtype: torch.dtype, *, pairs: Tensor | None, scale
         kind = torch.int16 if layout.length < 8192 * layout.size else torch.int32  # 2 x chunks and differences fit
         shift = layout.before - layout.after
         marks = ((2 * layout.q_chunk).to(kind), (2 * layout.k_chunk + shift).to(kind))
-    return Plan(layout, pairs, scale, shun_itself, closed, marks, layout.spare_chunks())
+    return Plan(layout, pairs, scale, avoid_self, closed, marks, layout.spare_chunks())
 
 
 class Block:
@@ -149,15 +149,15 @@ class Block:
             logits.add_(self.closed)
         if number > 0:  # a pair counts in the first round in which it meets
             logits.add_(self._met(number).to(logits.dtype), alpha=-BLOCKED)
-        elif plan.shun_itself:
-            self._shun_itself(logits)
+        elif plan.avoid_self:
+            self._avoid_self(logits)
         if plan.pairs is not None:
             logits.masked_fill_(self.blocked(number, plan.pairs), BLOCKED)
         return logits
 
-    def _shun_itself(self, logits: Tensor) -> None:
+    def _avoid_self(self, logits: Tensor) -> None:
         """A token of a tied mechanism finds itself as many slots further on as lie before its chunk."""
-        logits.diagonal(self.layout.before * self.layout.size, 1, 2).fill_(ITSELF)
+        logits.diagonal(self.layout.before * self.layout.size, 1, 2).fill_(SELF)
 
     def _met(self, number: int) -> Tensor:
         """-1 where a pair met in an earlier round, else 0: integers [T, C, K].
