@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
@@ -12,21 +14,8 @@ import pytest
 from xcls.report.claims import Verdict
 from xcls.runs.record import Record, sha256, write_record
 
-NAMES = {"sdpa": "sdpa", "sdpa_fused": "sdpa_fused", "performer": "performer_favor", "reformer": "reformer_lsh"}
-ROWS = hashlib.sha256(b"rows").hexdigest()
-CPU = {
-    "kind": "cpu",
-    "name": "a test CPU",
-    "dtype": "fp32",
-    "compile": False,
-    "micro_batch": 16,
-    "threads": 1,
-    "shared": False,
-}
-
-
-def _hash(*parts: Any) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+NAMES = {"performer": "performer_favor", "reformer": "reformer_lsh"}  # as records of older versions have them
+SAMPLES = json.loads((Path(__file__).parent / "sample_records.json").read_text(encoding="utf-8"))
 
 
 def finetune(
@@ -43,98 +32,28 @@ def finetune(
     **fields: Any,
 ) -> Record:
     """A completed fine-tuning run; `config` and `device` are laid over the usual ones, `fields` over the record."""
-    flat = {
-        "mode": "finetune",
-        "seed": seed,
-        "seq_len": seq_len,
-        "exp": None,
-        "attention.name": NAMES.get(attention, attention),
-        "attention._target_": f"xcls.attention.{attention}.X",
-        "position.name": "rope",
-        "size.width": 128,
-        "dataset.name": "demo",
-        "dataset.path": "../data",
-        "finetuning.batch_size": 32,
-        "finetuning.lr": 5e-4,
-        "hardware.device": "auto",
-        "hardware.gradient_checkpointing": False,
-        "wandb.mode": "offline",
-        **(config or {}),
-    }
-    test = macro_f1 - 0.01 if test is None else test
-    record = Record(
-        run=f"demo/finetune-{attention}-rope-tiny-n{seq_len}-s{seed}",
-        mode="finetune",
-        status="completed",
-        hash=_hash(attention, seed, seq_len, sorted(flat.items(), key=repr)),
-        seed=seed,
-        seq_len=seq_len,
-        choices={
-            "dataset": "demo",
-            "attention": attention,
-            "position": "rope",
-            "size": "tiny",
-            "tokenizer": "wordpiece",
-        },
-        config=flat,
-        data={"name": "demo", "fingerprint": "f" * 64, "train_rows_hash": ROWS, "rows": {"train": 100}},
-        metrics={
-            "validation": {
-                "macro_f1": macro_f1,
-                "accuracy": macro_f1,
-                "weighted_f1": macro_f1,
-                "auroc": 0.95,
-                "val_loss": 0.3,
-            },
-            "test": {"macro_f1": test, "accuracy": test, "weighted_f1": test, "auroc": 0.94},
-        },
-        costs={
-            "time_per_step": 0.1,
-            "time_per_epoch": time,
-            "tokens_per_s": 5000.0,
-            "rss_growth_MiB": memory,
-            "max_rss_MiB": 900.0,
-        },
-        params={"total": 1_000_000, "trainable": 1_000_000},
-        device={**CPU, **(device or {})},
-        versions={"python": "3.11.7", "torch": "2.13.0"},
-        commit="c" * 40,
-        command=[f"attention={attention}", f"seed={seed}", "sweep=demo"],
-    )
-    return replace(record, **fields)
+    made = copy.deepcopy(SAMPLES["finetune"])
+    names = {"attention.name": NAMES.get(attention, attention), "attention._target_": f"xcls.attention.{attention}.X"}
+    made["config"] |= {"seed": seed, "seq_len": seq_len, **names, **(config or {})}
+    made["choices"]["attention"] = attention
+    for split, score in (("validation", macro_f1), ("test", macro_f1 - 0.01 if test is None else test)):
+        made["metrics"][split] |= dict.fromkeys(("macro_f1", "accuracy", "weighted_f1"), score)
+    made["costs"] |= {"time_per_epoch": time, "rss_growth_MiB": memory}
+    made["device"] |= device or {}
+    made |= {"run": f"demo/finetune-{attention}-rope-tiny-n{seq_len}-s{seed}", "seed": seed, "seq_len": seq_len}
+    made["hash"] = hashlib.sha256(
+        repr((attention, seed, seq_len, sorted(made["config"].items(), key=repr))).encode()
+    ).hexdigest()
+    return replace(Record(**made), **fields)
 
 
 def baseline(macro_f1: float = 0.85, test: float | None = None, **fields: Any) -> Record:
     """TF-IDF + logistic regression on the rows of `finetune`."""
-    test = macro_f1 if test is None else test
-    flat = {
-        "mode": "baseline",
-        "seed": 0,
-        "seq_len": 512,
-        "attention.name": "sdpa",
-        "dataset.name": "demo",
-        "baseline.max_iter": 1000,
-    }
-    record = Record(
-        run="demo/tfidf_logreg-s0-abcdef",
-        mode="baseline",
-        status="completed",
-        hash=_hash("baseline", macro_f1),
-        seed=0,
-        seq_len=512,
-        choices={"dataset": "demo", "attention": "sdpa"},
-        config=flat,
-        data={"name": "demo", "fingerprint": "f" * 64, "train_rows_hash": ROWS},
-        metrics={
-            "validation": {"macro_f1": macro_f1, "accuracy": macro_f1},
-            "test": {"macro_f1": test},
-            "tuned.validation": {"macro_f1": macro_f1 + 0.02},
-            "tuned.test": {"macro_f1": test + 0.02},
-        },
-        costs={"train_seconds": 2.0},
-        command=["mode=baseline", "sweep=demo"],
-    )
-    return replace(record, **fields)
+    made = copy.deepcopy(SAMPLES["baseline"])
+    for split, score in (("validation", macro_f1), ("test", macro_f1 if test is None else test)):
+        made["metrics"][split]["macro_f1"], made["metrics"][f"tuned.{split}"]["macro_f1"] = score, score + 0.02
+    made["metrics"]["validation"]["accuracy"] = macro_f1
+    return replace(Record(**made, hash=hashlib.sha256(repr(macro_f1).encode()).hexdigest()), **fields)
 
 
 def save(records: list[Record], root: Path, sweep: str = "demo") -> Path:
@@ -143,13 +62,10 @@ def save(records: list[Record], root: Path, sweep: str = "demo") -> Path:
         folder = root / "multirun" / sweep / record.run
         folder.mkdir(parents=True, exist_ok=True)
         score = record.metrics.get("validation", {}).get("macro_f1") or 0.0
-        table = folder / "metrics.csv"
-        table.write_text(
-            "step,epoch,macro_f1,val_loss,time_per_step,tokens_per_s\n"
-            f"5,1.0,{score - 0.05},0.5,0.2,5000\n10,2.0,{score},0.3,0.2,5000\n",
-            encoding="utf-8",
-        )
-        record.files = {"metrics.csv": sha256(table)}
+        head = "step,epoch,macro_f1,val_loss,time_per_step,tokens_per_s"
+        lines = f"{head}\n5,1.0,{score - 0.05},0.5,0.2,5000\n10,2.0,{score},0.3,0.2,5000\n"
+        (folder / "metrics.csv").write_text(lines, encoding="utf-8")
+        record.files = {"metrics.csv": sha256(folder / "metrics.csv")}
         write_record(record, folder)
     return root / "multirun" / sweep
 
@@ -174,6 +90,7 @@ def make() -> type[Make]:
 @pytest.fixture
 def judged(tmp_path: Path) -> Callable[..., Verdict]:
     """Judges records by the thresholds of conf/report.yaml, some of them changed by flat keys in `changed`."""
+    from tests.report.examples import study_of
 
     def judge(
         records: list[Record],
@@ -184,13 +101,10 @@ def judged(tmp_path: Path) -> Callable[..., Verdict]:
         seq_len: int = 512,
         changed: Any = None,
     ) -> Verdict:
-        from tests.report.examples import study_of
-
         study = study_of(Make, tmp_path, records, changed=changed)
+        wanted = (attention, seq_len)
         pairs = [(group, board) for board in study.boards for group in board.groups]
-        (pair,) = [
-            (g, b) for g, b in pairs if g.record.choices["attention"] == attention and g.record.seq_len == seq_len
-        ]
+        (pair,) = [(g, b) for g, b in pairs if (g.record.choices["attention"], g.record.seq_len) == wanted]
         return study.judge.verdict(*pair, reference, split)
 
     return judge

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -11,7 +10,7 @@ import yaml
 
 from xcls.config.schema import flatten
 from xcls.report.claims import ClaimEvaluator
-from xcls.report.groups import DatasetResults, Group, group_runs, results_by_dataset
+from xcls.report.groups import group_runs, results_by_dataset
 from xcls.report.intervals import Differences
 from xcls.report.load import Bench, collect
 from xcls.report.settings import Claims, Settings, claims_from
@@ -41,29 +40,17 @@ def from_yaml(changed: dict[str, Any] | None = None) -> Claims:
     return claims_from({**flatten(stated), **(changed or {})})
 
 
-def study_of(
-    make, root, made=(), *, changed=None, rank_by="macro_f1", references=None, benches: Sequence[Bench] = (), **settings
-) -> Study:
+def study_of(make, root, made=(), *, changed=None, benches: Sequence[Bench] = (), **settings) -> Study:
     """What a report is made of, over the run folders under root/multirun, to which those of `made` are added."""
     make.save(list(made), root)
     claims = from_yaml(changed)
-    given = Settings(runs=["multirun"], claims=claims, rank_by=rank_by, **settings)
+    given = Settings(runs=["multirun"], claims=claims, **settings)
     found = collect(["multirun"], root)
     groups = group_runs(found)
-    judge = ClaimEvaluator(
-        claims_for(asdict(claims), ()),
-        Differences(settings=given.intervals, references=claims.references),
-        benches=benches,
-    )
-    return Study(
-        given, found, groups, results_by_dataset(groups, rank_by), judge, references or claims.references, benches
-    )
-
-
-def board_of(study: Study) -> tuple[DatasetResults, dict[str, Group]]:
-    """Its only board, and its groups and baselines by their labels."""
-    (board,) = study.boards
-    return board, {group.label: group for group in [*board.groups, *board.baselines]}
+    differences = Differences(settings=given.intervals, references=claims.references)
+    judge = ClaimEvaluator(claims_for(claims, ()), differences, benches=benches)
+    boards = results_by_dataset(groups, given.rank_by)
+    return Study(given, found, groups, boards, judge, claims.references, benches)
 
 
 def sized(make, attention, size, scores=(0.91, 0.911, 0.912), **options):
@@ -74,17 +61,16 @@ def sized(make, attention, size, scores=(0.91, 0.911, 0.912), **options):
     return made
 
 
-def report(make, root, made=None):
+def report(make, root, made=None, **settings):
     """Writes run folders and their report to root/out; gives what is printed."""
     make.save(records(make) if made is None else made, root)
-    return write_report(Settings(runs=["multirun"], out="out", claims=from_yaml()), root=root)
+    return write_report(Settings(runs=["multirun"], out="out", claims=from_yaml(), **settings), root=root)
 
 
 def contents(folder):
     """Relative path to bytes of every file."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def rows(path):

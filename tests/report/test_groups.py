@@ -1,32 +1,23 @@
-"""Which runs make a group, and what is computed over them."""
+"""Which runs make a group, what is computed over them, and how they rank."""
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
-from xcls.report.groups import group_runs, results_by_dataset, without_attention
-from xcls.report.load import collect
+from tests.report.examples import report, rows, sized, study_of
 
 
 def grouped(make, records, root):
-    found = collect([make.save(records, root)], root)
-    return group_runs(found)
+    return study_of(make, root, records).groups
 
 
 def test_mean_best_and_sample_deviation(make, tmp_path):
     (group,) = grouped(make, make.seeds("sdpa", (0.90, 0.92, 0.97)), tmp_path)
     stat = group.stat("macro_f1")
-    assert (stat.n, stat.best, stat.low, stat.high) == (3, 0.97, 0.90, 0.97)
-    assert stat.mean == pytest.approx(0.93)
+    assert (stat.n, stat.best, stat.low, stat.high) == (3, 0.97, 0.90, 0.97) and stat.mean == pytest.approx(0.93)
     assert stat.sd == pytest.approx(0.0360555, abs=1e-6)  # sqrt((0.03² + 0.01² + 0.04²) / 2)
-    assert group.stat("time_per_epoch").best == 10.0 and group.stat("auroc").mean == pytest.approx(0.95)
-
-
-def test_one_run_has_no_deviation(make, tmp_path):
-    (group,) = grouped(make, [make.finetune()], tmp_path)
-    assert (group.stat("macro_f1").n, group.stat("macro_f1").sd) == (1, None)
+    (alone,) = grouped(make, [make.finetune()], tmp_path / "b")
+    assert (alone.stat("macro_f1").n, alone.stat("macro_f1").sd) == (1, None)
 
 
 def test_the_best_on_test_is_chosen_on_validation(make, tmp_path):
@@ -36,144 +27,87 @@ def test_the_best_on_test_is_chosen_on_validation(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("options", "alike"),
     [
-        {"exp": "x"},
-        {"wandb.mode": "online"},
-        {"dataset.path": "/elsewhere"},
-        {"finetuning.checkpoint_every_minutes": 3.0},
-        {"sweep": "b"},
-    ],
-    ids=lambda config: next(iter(config)),
-)
-def test_what_shapes_nothing_keeps_runs_together(make, tmp_path, config):
-    groups = grouped(make, [make.finetune(seed=0), make.finetune(seed=1, config=config)], tmp_path)
-    assert [len(group.runs) for group in groups] == [2]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"config": {"finetuning.lr": 1.0}},
-        {"config": {"attention.features": 9}},
-        {"device": {"dtype": "bf16"}},
-        {"seq_len": 64},
-        {"code": {"attention": "a" * 64}},
-        {"code": {"position": "b" * 64}},
-        {"config": {"hardware.gradient_checkpointing": True}},
+        ({"config": {"exp": "x", "wandb.mode": "online", "dataset.path": "/elsewhere", "sweep": "b"}}, True),
+        ({"config": {"finetuning.checkpoint_every_minutes": 3.0}}, True),
+        ({"config": {"finetuning.lr": 1.0}}, False),
+        ({"config": {"attention.features": 9}}, False),
+        ({"config": {"hardware.gradient_checkpointing": True}}, False),
+        ({"device": {"dtype": "bf16"}}, False),
+        ({"seq_len": 64}, False),
+        ({"code": {"attention": "a" * 64}}, False),
     ],
     ids=str,
 )
-def test_what_shapes_a_result_or_a_cost_separates_runs(make, tmp_path, options):
+def test_what_shapes_a_result_or_a_cost_separates_runs(make, tmp_path, options, alike):
     groups = grouped(make, [make.finetune(seed=0), make.finetune(seed=1, **options)], tmp_path)
-    assert [len(group.runs) for group in groups] == [1, 1]
-    assert len({group.label for group in groups}) == 2
+    assert [len(group.runs) for group in groups] == ([2] if alike else [1, 1])
+    assert len({group.label for group in groups}) == len(groups)
 
 
 def test_equal_hashes_count_once(make, tmp_path):
     make.save([make.finetune(seed=0)], tmp_path, "first")
-    make.save([make.finetune(seed=0), make.finetune(seed=1, macro_f1=0.8)], tmp_path, "second")
-    found = collect([tmp_path / "multirun"], tmp_path)
-    (group,) = group_runs(found)
-    assert len(found.runs) == 3 and group.stat("macro_f1").n == 2
+    study = study_of(make, tmp_path, [make.finetune(seed=0), make.finetune(seed=1, macro_f1=0.8)])
+    assert len(study.found.runs) == 3 and [group.stat("macro_f1").n for group in study.groups] == [2]
 
 
-def test_runs_that_did_not_complete_are_in_no_mean(make, tmp_path):
+def test_runs_that_did_not_complete_are_in_no_mean_and_no_ranking(make, tmp_path):
     bad = [
-        make.finetune(seed=3, macro_f1=0.1, status="failed", cause="NaN"),
-        make.finetune(seed=4, macro_f1=0.1, status="interrupted", cause="SIGTERM"),
-        make.finetune(seed=5, macro_f1=0.1, status="running"),
+        make.finetune(seed=seed, macro_f1=0.1, status=status, cause=cause)
+        for seed, status, cause in [(3, "failed", "NaN"), (4, "interrupted", "SIGTERM"), (5, "running", None)]
     ]
-    (group,) = grouped(make, [*make.seeds("sdpa"), *bad], tmp_path)
-    assert group.seeds == [0, 1, 2] and group.stat("macro_f1").low == 0.90
-    assert [run.record.seed for run in group.others] == [3, 4, 5] and [run.record.seed for run in group.broken] == [3]
-
-
-def test_ranking_leaves_out_what_failed(make, tmp_path):
-    records = [
-        *make.seeds("sdpa"),
-        *make.seeds("performer", (0.95, 0.95)),
-        make.finetune("reformer", status="failed", cause="OOM", metrics={}),
-    ]
-    (board,) = results_by_dataset(grouped(make, records, tmp_path), "macro_f1")
+    other = make.finetune("reformer", status="failed", cause="OOM", metrics={})
+    records = [*make.seeds("sdpa"), *make.seeds("performer", (0.95, 0.95)), other, *bad]
+    (board,) = study_of(make, tmp_path, records).boards
     assert [(group.label, group.rank) for group in board.groups] == [("performer", 1), ("sdpa", 2), ("reformer", None)]
+    sdpa = board.groups[1]
+    assert sdpa.seeds == [0, 1, 2] and sdpa.stat("macro_f1").low == 0.90
+    assert [run.record.seed for run in sdpa.others] == [3, 4, 5]
 
 
 def test_costs_rank_from_low_to_high_within_a_device(make, tmp_path):
-    records = [
-        make.finetune("sdpa", time=9.0),
-        make.finetune("performer", time=5.0),
-        make.finetune("sdpa", 1, time=1.0, device={"name": "B"}),
-    ]
-    (board,) = results_by_dataset(grouped(make, records, tmp_path), "time_per_epoch")
-    assert [(g.device["name"], g.attention, g.rank) for g in board.groups] == [
-        ("B", "sdpa", 1),
-        ("a test CPU", "performer_favor", 1),
-        ("a test CPU", "sdpa", 2),
-    ]
-
-
-def pretrained(make, attention, seed, parent, **options):
-    return make.finetune(attention, seed, pretrain={"folder": f"pretrain/{attention}", "hash": parent.hash}, **options)
+    records = [make.finetune(name, time=time) for name, time in (("sdpa", 9.0), ("performer", 5.0))]
+    records.append(make.finetune("sdpa", 1, time=1.0, device={"name": "B"}))
+    (board,) = study_of(make, tmp_path, records, rank_by="time_per_epoch").boards
+    ranks = {(group.device["name"], group.record.choices["attention"]): group.rank for group in board.groups}
+    assert ranks == {("B", "sdpa"): 1, ("a test CPU", "performer"): 1, ("a test CPU", "sdpa"): 2}
 
 
 def test_pretraining_settings_decide_and_not_its_hash(make, tmp_path):
-    def parent(attention, lr, seed=0):
-        config = {"mode": "pretrain", "attention.name": attention, "pretraining.lr": lr, "seed": seed}
-        return make.finetune(
-            attention, seed, mode="pretrain", run=f"pretrain-{attention}-{lr}-{seed}", config=config, metrics={}
-        )
+    def parent(lr, seed):
+        config = {"mode": "pretrain", "pretraining.lr": lr, "seed": seed}
+        return make.finetune("sdpa", seed, mode="pretrain", run=f"p-{lr}-{seed}", config=config, metrics={})
 
-    one, two, other = parent("sdpa", 1e-3, 0), parent("sdpa", 1e-3, 1), parent("sdpa", 9e-3, 0)
-    records = [one, two, other, pretrained(make, "sdpa", 0, one), pretrained(make, "sdpa", 1, two)]
-    records.append(pretrained(make, "sdpa", 2, other))
-    groups = [group for group in grouped(make, records, tmp_path) if group.record.mode == "finetune"]
-    assert sorted(group.seeds for group in groups) == [[0, 1], [2]]
+    parents = [parent(1e-3, 0), parent(1e-3, 1), parent(9e-3, 0)]
+    make.save(parents, tmp_path, "elsewhere")  # found where their children say
+    where = [{"folder": f"multirun/elsewhere/{one.run}", "hash": one.hash} for one in parents]
+    groups = grouped(make, [make.finetune(seed=seed, pretrain=one) for seed, one in enumerate(where)], tmp_path)
+    assert sorted(group.seeds for group in groups if group.record.mode == "finetune") == [[0, 1], [2]]
 
 
-def test_the_pretraining_run_is_found_in_its_own_folder(make, tmp_path):
-    parent = make.finetune("sdpa", 0, mode="pretrain", run="x", metrics={})
-    make.save([parent], tmp_path, "elsewhere")
-    child = make.finetune(seed=0, pretrain={"folder": "multirun/elsewhere/x", "hash": parent.hash})
-    found = collect([make.save([child], tmp_path)], tmp_path)
-    assert len(found.runs) == 1 and list(found.parents) == [parent.hash]
+def test_labels_say_what_differs_and_data_sets_are_told_apart(make, tmp_path):
+    records = [*sized(make, "sdpa", "tiny"), *sized(make, "sdpa", "mini"), make.finetune("performer", seq_len=64)]
+    more = make.finetune(
+        run="demo/more", data={"fingerprint": "f" * 64, "train_rows_hash": "x", "rows": {"train": 200}}
+    )
+    boards = study_of(make, tmp_path, [*records, more]).boards
+    assert [board.name for board in boards] == ["demo (100 training rows)", "demo (200 training rows)"] or [
+        board.name for board in boards
+    ] == ["demo (200 training rows)", "demo (100 training rows)"]
+    labels = {group.label for board in boards for group in board.groups}
+    assert len(labels) == 4 and any("mini" in label for label in labels) and any("n64" in label for label in labels)
 
 
-def test_groups_do_not_depend_on_the_order(make, tmp_path):
-    records = [
-        *make.seeds("sdpa"),
-        *make.seeds("performer"),
-        make.baseline(),
-        make.finetune("reformer", status="running", metrics={}),
+def test_a_modification_stands_beside_every_original_it_has(make, tmp_path):
+    names = ["performer", "performer_band", "performer_band_oprf", "reformer", "smyrf", "window", "sdpa", "sdpa_fused"]
+    made = [make.finetune(name, macro_f1=0.9 + 0.01 * place, time=10.0 + place) for place, name in enumerate(names)]
+    report(make, tmp_path, [*made, make.finetune("performer_relu", seq_len=64)], originals={"smyrf": "reformer"})
+    found = rows(tmp_path / "out" / "modifications.csv")
+    assert [(row["mechanism"].split()[0], row["original"].split()[0]) for row in found] == [
+        ("performer_band", "performer"),
+        ("performer_band_oprf", "performer"),
+        ("performer_band_oprf", "performer_band"),
+        ("smyrf", "reformer"),
     ]
-    found = collect([make.save(records, tmp_path)], tmp_path)
-    expected = [(g.id, g.label, g.seeds, len(g.others)) for g in group_runs(found)]
-    random.Random(0).shuffle(records)
-    again = [(g.id, g.label, g.seeds, len(g.others)) for g in grouped(make, records, tmp_path)]
-    assert again == expected and len(expected) == 4
-
-
-def test_boards_of_one_data_set_are_told_apart_by_their_rows(make, tmp_path):
-    def data(rows, count):
-        return {"name": "demo", "fingerprint": "f" * 64, "train_rows_hash": rows, "rows": {"train": count}}
-
-    records = [
-        make.finetune(seed=seed, data=data(*rows)) for seed, rows in enumerate([("a", 10), ("b", 20), ("c", 20)])
-    ]
-    boards = results_by_dataset(grouped(make, records, tmp_path), "macro_f1")
-    names = [board.name for board in boards]
-    assert names[0] == "demo (10 training rows)" and len(set(names)) == 3
-    assert all(name.startswith("demo (20 training rows) (") for name in names[1:])
-
-
-def test_two_versions_of_a_mechanism_are_two_groups_with_one_reference(make, tmp_path):
-    def of(attention, seed, code):
-        return make.finetune(attention, seed=seed, code={"attention": code * 64, "position": "d" * 64})
-
-    records = [of("performer", 0, "a"), of("performer", 1, "b"), of("sdpa", 0, "c"), make.finetune("mean")]
-    groups = {group.label: group for group in grouped(make, records, tmp_path)}
-    assert set(groups) == {"mean", "performer code=aaaaaaaaaaaa", "performer code=bbbbbbbbbbbb", "sdpa"}
-    keys = {
-        label: without_attention({k: v for k, v in group.key.items() if k != "rows"}) for label, group in groups.items()
-    }
-    assert keys["sdpa"] == keys["performer code=aaaaaaaaaaaa"] == keys["performer code=bbbbbbbbbbbb"] != keys["mean"]
+    assert [float(found[0][name]) for name in ("macro_f1_pp", "time_ratio")] == pytest.approx([1.0, 1.1])

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.samples import make_journal
-from xcls.report.reproduce import read_patch, script_for
 from xcls.runs.record import read_record
+from xcls.runs.reproduce import read_patch, script_for
 from xcls.train import provenance
 from xcls.train.provenance import find_sources, note_sources
 

@@ -1,6 +1,4 @@
-"""The further tables, each one CSV file and of every data set a part on the page and in report.md: differences, costs, bench,
-modifications beside their originals, ranks.
-"""
+"""The further tables, each one CSV file: differences, costs, bench, modifications beside their originals, ranks."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from typing import Any, Iterator, Sequence
 import pandas as pd
 
 from xcls.report.bench import agree, measured
-from xcls.report.claims import SPLITS, ClaimEvaluator, difference_pp, find_reference, ratio, strictest, twin_among
+from xcls.report.claims import SPLITS, difference_pp, find_reference, ratio, strictest, twin_among
 from xcls.report.conditions import unlike_groups
 from xcls.report.costs import HOUR, MILLION, Bill, bill, count_children, device_name, pays, times, tuned_seconds
 from xcls.report.groups import DatasetResults, Group
@@ -24,14 +22,14 @@ WORDS = {
     ),
     "costs": (
         "What it costs",
-        "Of the seeds the median. Hours, money and energy to train one model (its whole pretraining and one fine-tuning; "
-        "pretrain_share_hours: divided among the runs here that share it), and to classify documents from their text; and when it "
-        "pays. An encoder pays the whole time of its processes, evaluations and checkpoints included; a baseline pays its fit alone, "
-        "the tuned one every fit that was tried.",
+        "The median over the seeds: hours, money and energy to train one model (its whole pretraining and one "
+        "fine-tuning; pretrain_share_hours: divided among the runs here that share it) and to classify documents from "
+        "their text, and when it pays. An encoder pays its whole time, with evaluations and checkpoints; a baseline pays "
+        "its fit alone, the tuned one every fit that was tried.",
     ),
     "bench_ratios": (
         "Cost ratios beside mode=bench",
-        "time and memory of the runs over those of the reference, beside the same measured in turns by mode=bench; "
+        "Time and memory of the runs over those of the reference, beside the same measured in turns by mode=bench; "
         "where one says cheaper and the other dearer, they disagree.",
     ),
     "modifications": (
@@ -40,10 +38,10 @@ WORDS = {
     ),
     "ranking": (
         "Ranks",
-        "1 is best, by the mean over completed seeds, of costs by the median; costs rank within one device. What failed has no rank.",
+        "1 is best, by the mean over completed seeds, of costs by the median; costs rank within one device. "
+        "What failed has no rank.",
     ),
 }
-MOST = 100  # rows of a part
 RANKED = """
     macro_f1 accuracy auroc test_macro_f1 test_accuracy test_auroc time_per_epoch tokens_per_s max_gpu_mem_MiB
     rss_growth_MiB max_rss_MiB params latency_ms inference_examples_per_s
@@ -57,43 +55,31 @@ BILLED = {
 
 
 def further_tables(study: Study) -> list[Table]:
-    """Every further table, whole as a file, and in parts for the page; tables without a row are left out."""
-    bills = {id_: bill for board in study.boards for id_, bill in bills_of(study, board).items()}
-    made_by = {
-        "differences": lambda board: difference_rows(study, board),
-        "costs": lambda board: cost_rows(study, board, bills),
-        "bench_ratios": lambda board: bench_rows(study, board),
-        "modifications": lambda board: modifications(board, study.judge, study.settings.originals, study.references),
-        "ranking": lambda board: ranks(board, bills),
-    }
-    made = []
-    for name, (title, words) in WORDS.items():
-        parts = [(board, list(made_by[name](board))) for board in study.boards]
-        whole = [row for _, rows in parts for row in rows]
-        made += [Table(name, title, words, whole)] if whole else []
-        for board, rows in parts:
-            columns = dict.fromkeys(key for row in rows for key in row if key != "dataset")
-            told = [key for key in columns if any(row.get(key) is not None for row in rows)]
-            cut = f" The first {MOST} of {len(rows)} rows; all are in {name}.csv." if len(rows) > MOST else ""
-            made += [Table(name, title, words + cut, rows[:MOST], told, board=board.slug)] if rows else []
-    return made
+    """Every further table; those without a row are left out."""
+    bills = bills_of(study)
+    rows: dict[str, list[Row]] = {name: [] for name in WORDS}
+    for board in study.boards:
+        rows["differences"] += difference_rows(study, board)
+        rows["costs"] += cost_rows(study, board, bills)
+        rows["bench_ratios"] += bench_rows(study, board)
+        rows["modifications"] += modifications(study, board)
+        rows["ranking"] += ranks(board, bills)
+    return [Table(name, *words, rows[name]) for name, words in WORDS.items() if rows[name]]
 
 
 def disagreements(tables: Sequence[Table]) -> list[str]:
     """A sentence for every mechanism whose cost the runs and mode=bench see on different sides of its reference."""
     return [
         f"{row['mechanism']} against {row['against']}: the time ratio of the runs is {row['time_ratio']:.2f}, that of "
-        f"mode=bench {row['bench_time_ratio']:.2f} ({row['bench']}: {row['measured']}"
-        f"{'; ' + str(row['differs']) if row['differs'] else ''}): they disagree."
+        f"mode=bench {row['bench_time_ratio']:.2f} ({row['bench']}): they disagree."
         for table in tables
-        if table.name == "bench_ratios" and table.board is None
         for row in table.rows
-        if str(row.get("agree") or "").startswith("no")
+        if table.name == "bench_ratios" and str(row.get("agree") or "").startswith("no")
     ]
 
 
 def opponents(study: Study, group: Group, board: DatasetResults) -> list[Group]:
-    """The groups that a group is set beside: its references, each once."""
+    """The groups that a group is compared with: its references, each once."""
     found = [find_reference(group, board, name)[0] for name in study.references]
     return list({other.id: other for other in found if other is not None and other is not group}.values())
 
@@ -111,36 +97,32 @@ def difference_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
         for other in [*opponents(study, group, board), *([baseline] if baseline else [])] if group.runs else ():
             for split in SPLITS:
                 gap = {"split": split, "difference_pp": difference_pp(group, other, split)}
-                yield {**_about(group, board, other), **gap, **against_zero(study.judge, group, other, board, split)}
+                yield {**_about(group, board, other), **gap, **_interval(study, group, other, board, split)}
 
 
-def against_zero(
-    judge: ClaimEvaluator, group: Group, other: Group, board: DatasetResults, split: str
-) -> dict[str, Any]:
+def _interval(study: Study, group: Group, other: Group, board: DatasetResults, split: str) -> dict[str, Any]:
     """The columns of the interval of a difference, and what it says: better, worse, cannot tell."""
-    if judge.differences is None:
+    if study.judge.differences is None:
         return {}
-    interval = judge.differences.between(group, other, board, split)
+    interval = study.judge.differences.between(group, other, board, split)
     says = None
     if interval.low is not None and interval.high is not None:
         says = "better" if interval.low > 0 else "worse" if interval.high < 0 else "cannot tell"
     return {"says": says, **interval_cells(interval)}
 
 
-def bills_of(study: Study, board: DatasetResults) -> dict[str, Bill]:
+def bills_of(study: Study) -> dict[str, Bill]:
     """Group id to bill, of the groups with completed runs."""
     children = count_children([run.record for run in study.found.runs])
-    parents, cost = study.found.parents, study.settings.cost
-    groups = [group for group in [*board.groups, *board.baselines] if group.runs]
-    return {group.id: bill(group, parents=parents, children=children, cost=cost) for group in groups}
+    groups = [group for board in study.boards for group in [*board.groups, *board.baselines] if group.runs]
+    how: Any = {"parents": study.found.parents, "children": children, "cost": study.settings.cost}
+    return {group.id: bill(group, **how) for group in groups}
 
 
 def cost_rows(study: Study, board: DatasetResults, bills: dict[str, Bill]) -> Iterator[Row]:
     """A row for each group and baseline, and for what the search of the tuned baseline has cost."""
     cost, baseline = study.settings.cost, strictest(board.baselines)
-    for group in [*board.groups, *board.baselines]:
-        if group.id not in bills:
-            continue
+    for group in [group for group in [*board.groups, *board.baselines] if group.id in bills]:
         own = bills[group.id]
         where = {"device": group.record.device.get("name"), "shared_device": group.shared or None}
         row: Row = {
@@ -152,17 +134,16 @@ def cost_rows(study: Study, board: DatasetResults, bills: dict[str, Bill]) -> It
             "pretrain_share_hours": times(own.shared_s, 1 / HOUR),
             f"train_{cost.currency}": own.train_money,
             "train_kWh": times(own.train_wh, 1e-3),
-            "latency_ms": group.stat("latency_ms").middle,
-            "latency_p95_ms": group.stat("latency_p95_ms").middle,
+            "latency_ms": group.stat("latency_ms").median,
+            "latency_p95_ms": group.stat("latency_p95_ms").median,
             "documents_per_s": None if not own.document_s else 1 / own.document_s,
             "million_documents_hours": times(own.document_s, MILLION / HOUR),
             f"million_documents_{cost.currency}": times(own.document_money, MILLION),
             "million_documents_kWh": times(own.document_wh, MILLION * 1e-3),
             **where,
         }
-        beside = [*opponents(study, group, board)[:1], *([baseline] if baseline else [])]
-        for other in (one for one in beside if one is not group):
-            name = "baseline" if other is baseline else "reference"
+        beside = [(other, "reference") for other in opponents(study, group, board)[:1]]
+        for other, name in [*beside, *([(baseline, "baseline")] if baseline and baseline is not group else [])]:
             documents, words = pays(group, other, own, bills[other.id])
             row |= {f"pays_against_{name}": words, f"documents_to_pay_against_{name}": documents}
             row[f"unlike_{name}"] = "; ".join(unlike_groups(group, other)) or None
@@ -198,38 +179,33 @@ def bench_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
             yield {**row, "no_bench": reason or None}
 
 
-def modifications(
-    board: DatasetResults, judge: ClaimEvaluator, originals: dict[str, str], references: Sequence[str] = ()
-) -> list[Row]:
+def modifications(study: Study, board: DatasetResults) -> Iterator[Row]:
     """A row for every modification and each of its originals that was run alike but for the mechanism.
 
     A mechanism modifies those whose file's name its own begins with (`performer_band`, `performer`), and the one that
     `originals` names. The references modify nothing: `sdpa_fused` is another implementation, compared as a reference.
     """
     by_name: dict[str, list[Group]] = {}
-    for group in board.groups:
-        if group.runs:
-            by_name.setdefault(str(group.record.choices.get("attention") or group.attention), []).append(group)
-    rows = []
-    for name in sorted(set(by_name) - set(references)):
+    for group in (group for group in board.groups if group.runs):
+        by_name.setdefault(str(group.record.choices.get("attention") or group.attention), []).append(group)
+    originals = study.settings.originals
+    for name in sorted(set(by_name) - set(study.references)):
         parents = [other for other in sorted(by_name) if name.startswith(f"{other}_") or originals.get(name) == other]
-        for group in by_name[name]:
-            for parent in parents:
-                twins = [other for other in by_name[parent] if other.twin == group.twin]
-                other, _ = twin_among(twins, group, parent) if twins else (None, "")
-                if other is not None:
-                    rows.append(_modification(group, other, board, judge))
-    return rows
+        for group, parent in ((group, parent) for group in by_name[name] for parent in parents):
+            twins = [other for other in by_name[parent] if other.twin == group.twin]
+            original = twin_among(twins, group, parent)[0] if twins else None
+            if original is not None:
+                yield _modification(study, group, original, board)
 
 
-def _modification(group: Group, other: Group, board: DatasetResults, judge: ClaimEvaluator) -> Row:
+def _modification(study: Study, group: Group, other: Group, board: DatasetResults) -> Row:
     row = {**_about(group, board), "original": other.label, "n_original": len(other.runs)}
     row |= {"macro_f1_pp": difference_pp(group, other, "validation")}
-    row |= against_zero(judge, group, other, board, "validation")
+    row |= _interval(study, group, other, board, "validation")
     row["test_macro_f1_pp"] = difference_pp(group, other, "test")
-    for word, name in (("time", "time_per_epoch"), ("memory", memory_measure(group.device.get("kind")))):
-        row[f"{word}_ratio"] = ratio(group, other, name)
-    row |= {"latency_ratio": ratio(group, other, "latency_ms"), "params_ratio": ratio(group, other, "params")}
+    memory = memory_measure(group.device.get("kind"))
+    costs = {"time": "time_per_epoch", "memory": memory, "latency": "latency_ms", "params": "params"}
+    row |= {f"{word}_ratio": ratio(group, other, name) for word, name in costs.items()}
     return {**row, "measured_differently": "; ".join(unlike_groups(group, other)) or None}
 
 
@@ -239,17 +215,15 @@ def ranks(board: DatasetResults, bills: dict[str, Bill]) -> list[Row]:
     Costs are ranked among the groups of one device and setting of it, hours among those of one device, money among all.
     """
     groups = [group for group in [*board.groups, *board.baselines] if group.runs]
-    devices, names = [repr(group.device) for group in groups], [repr(group.device.get("name")) for group in groups]
-    nowhere, frame = [""] * len(groups), pd.DataFrame(index=range(len(groups)))
-    for name in RANKED:
-        values = pd.Series([group.stat(name).middle for group in groups], dtype=float)
-        within = values.groupby(devices if is_cost(name) else nowhere)
-        frame[name] = within.rank("min", ascending=MEASURES[name].low_is_better)
-    for name, attribute in BILLED.items():
-        values = pd.Series([getattr(bills[group.id], attribute) for group in groups], dtype=float)
-        frame[name] = values.groupby(nowhere if name.endswith("money") else names).rank("min")
-    rows = []
-    for group, ranked in zip(groups, frame.to_dict("records")):
-        places = {name: None if pd.isna(rank) else int(rank) for name, rank in ranked.items()}
-        rows.append({**_about(group, board), **places})
-    return rows
+    frame = pd.DataFrame(index=range(len(groups)))
+    for name in [*RANKED, *BILLED]:
+        values = [getattr(bills[g.id], BILLED[name]) if name in BILLED else g.stat(name).middle for g in groups]
+        within = [""] * len(groups)
+        if name.endswith("hours"):
+            within = [repr(group.device.get("name")) for group in groups]
+        elif name not in BILLED and is_cost(name):
+            within = [repr(group.device) for group in groups]
+        low = name in BILLED or MEASURES[name].low_is_better
+        frame[name] = pd.Series(values, dtype=float).groupby(within).rank("min", ascending=low)
+    places = frame.astype("Int64").astype(object).where(frame.notna(), None).to_dict("records")
+    return [{**_about(group, board), **ranked} for group, ranked in zip(groups, places)]

@@ -37,8 +37,8 @@ def cost_interval(group: Group, other: Group, name: str, level: float) -> Interv
         freedom = spread**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, gaps))
         half = float(stdtrit(freedom, (1 + level) / 2)) * spread**0.5
     above, below = (
-        group.stat(name).middle or 0.0,
-        other.stat(name).middle or 1.0,
+        group.stat(name).median or 0.0,
+        other.stat(name).median or 1.0,
     )  # both are there: they have two values
     mean, value = fmean(mine) - fmean(theirs), above / below
     low, high = math.exp(max(mean - half, -LARGEST)), math.exp(min(mean + half, LARGEST))

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from xcls.report.conditions import gathered
 from xcls.report.load import Found, Run
-from xcls.report.measures import MEASURES, NONE, class_count, is_cost
+from xcls.report.measures import MEASURES, NONE, Measure, class_count, is_cost, slug
 from xcls.runs.identity import NOT_SHAPING
 from xcls.runs.record import Record, is_guess
 
 BROKE_DOWN = re.compile(r"\b(nan|inf|oom)\b|not finite|non-?finite|out[ -]of[ -]memory|OutOfMemory", re.IGNORECASE)
+MACRO_F1 = MEASURES["macro_f1"]
 BASELINE = "TF-IDF + LogReg"
 CHOICES = ("dataset", "attention", "position", "size", "tokenizer")  # the choices that name a run
 DEVICE = ("kind", "name", "dtype", "compile", "micro_batch", "micro_tokens", "gradient_checkpointing", "threads")
@@ -41,7 +43,8 @@ ENCODER = ("attention.", "position.", "size.", "tokenizer.", "seq_len")
 MOST_PARTS = 5  # of a label beyond its first words; more are replaced by the group's id
 
 
-class Stat(NamedTuple):
+@dataclass(frozen=True)
+class Stat:
     """A measure over the seeds of a group. `sd` is the sample standard deviation (n - 1), None at n = 1."""
 
     n: int = 0
@@ -50,7 +53,8 @@ class Stat(NamedTuple):
     sd: float | None = None
     low: float | None = None
     high: float | None = None
-    middle: float | None = None  # what stands for the group: the median of a cost, the mean of anything else
+    median: float | None = None
+    middle: float | None = None  # what counts for the group: the median of a cost, the mean of anything else
 
     @property
     def text(self) -> str:
@@ -68,6 +72,7 @@ class Group:
     others: list[Run] = field(default_factory=list)
     label: str = ""
     rank: int | None = None
+    stats: dict[str, Stat] = field(default_factory=dict)
 
     @property
     def record(self) -> Record:
@@ -123,31 +128,33 @@ class Group:
         failed = [run for run in self.others if run.record.status == "failed"]
         return [run for run in failed if BROKE_DOWN.search(run.record.cause or "")]
 
-    @cached_property
-    def _stats(self) -> dict[str, Stat]:
-        return {name: self._stat(name) for name in MEASURES}
+    def values(self, name: str) -> list[float]:
+        """The measure `name` of the completed runs that have it."""
+        return [value for run in self.runs if (value := MEASURES[name].of(run.record)) is not None]
 
     def stat(self, name: str) -> Stat:
         """The measure `name` over the completed runs.
 
         The best of a test score is that of the run with the best validation macro-F1: test selects nothing.
         """
-        return self._stats[name]
+        if name not in self.stats:
+            self.stats[name] = self._stat(MEASURES[name], self.values(name))
+        return self.stats[name]
 
-    def _stat(self, name: str) -> Stat:
-        measure = MEASURES[name]
-        values = [value for value in (measure.of(run.record) for run in self.runs) if value is not None]
+    def _stat(self, measure: Measure, values: list[float]) -> Stat:
         if not values:
             return Stat()
         best: float | None = min(values) if measure.low_is_better else max(values)
         if measure.place == "metrics.test":
-            scored = [(MEASURES["macro_f1"].of(run.record), -run.record.seed, run.record) for run in self.runs]
-            scored = [item for item in scored if item[0] is not None]
-            best = measure.of(max(scored, key=lambda item: item[:2])[2]) if scored else None
+            records = [run.record for run in self.runs]
+            scored = [
+                (f1, -record.seed, measure.of(record)) for record in records if (f1 := MACRO_F1.of(record)) is not None
+            ]
+            best = max(scored, key=lambda item: item[:2])[2] if scored else None
         sd = statistics.stdev(values) if len(values) > 1 else None  # exact sums: the order of the runs changes no bit
-        mean = statistics.fmean(values)
-        middle = statistics.median(values) if is_cost(name) else mean
-        return Stat(len(values), best, mean, sd, min(values), max(values), middle)
+        mean, median = statistics.fmean(values), statistics.median(values)
+        middle = median if is_cost(measure.name) else mean
+        return Stat(len(values), best, mean, sd, min(values), max(values), median, middle)
 
 
 @dataclass
@@ -155,8 +162,8 @@ class DatasetResults:
     """The groups that saw the same rows of the same data, and the baselines trained on these rows."""
 
     name: str
-    groups: list[Group]
-    baselines: list[Group]
+    groups: list[Group] = field(default_factory=list)
+    baselines: list[Group] = field(default_factory=list)
     references: dict[tuple[str, str], tuple[Group | None, str]] = field(default_factory=dict)  # claims.find_reference
 
     @cached_property
@@ -171,7 +178,7 @@ class DatasetResults:
     @property
     def slug(self) -> str:
         """The name as part of a file's name."""
-        return re.sub(r"[^A-Za-z0-9_.-]+", "-", self.name).strip("-") or "data"
+        return slug(self.name)
 
 
 def _text(value: Any) -> str:
@@ -195,7 +202,7 @@ def settings_of(record: Record, parents: dict[str, Record], depth: int = 0) -> d
             key[name] = value
     if encoder:
         key["seq_len"] = record.seq_len
-        key.update({f"{part}.code": digest[:12] for part, digest in record.code.items()})
+        key.update({f"{part}.code": str(digest)[:12] for part, digest in record.code.items()})
         key["hardware.gradient_checkpointing"] = record.config.get("hardware.gradient_checkpointing")
     if record.pretrain is not None:
         key["checkpoint"] = record.config.get("checkpoint")
@@ -250,13 +257,12 @@ def _attach(run: Run, found: Found, groups: list[Group]) -> None:
     key, device = settings_of(run.record, found.parents), device_of(run.record)
     unknown = {name for name in ("data", "rows") if key[name] is None}
 
-    def known(node: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in node.items() if name not in unknown}
+    def fits(group: Group) -> bool:
+        alike = all(group.key.get(name) == value for name, value in key.items() if name not in unknown)
+        on_device = all(value is None or group.device.get(name) in (None, value) for name, value in device.items())
+        return alike and on_device and len(group.key) == len(key)
 
-    def on_device(group: Group) -> bool:
-        return all(value is None or group.device.get(name) in (None, value) for name, value in device.items())
-
-    fitting = [group for group in groups if known(group.key) == known(key) and on_device(group)]
+    fitting = [group for group in groups if fits(group)]
     if not fitting:
         fitting = [Group(key, device)]
         groups += fitting
@@ -266,50 +272,51 @@ def _attach(run: Run, found: Found, groups: list[Group]) -> None:
 
 
 def results_by_dataset(groups: list[Group], rank_by: str) -> list[DatasetResults]:
-    """One board for each set of training rows that was fine-tuned on or has a baseline, its groups ranked."""
-    rows: dict[tuple[str, str, str], DatasetResults] = {}
+    """The results for each set of training rows that was fine-tuned on or has a baseline, its groups ranked."""
+    found: dict[tuple[str, str, str], DatasetResults] = {}
     for group in groups:
         if group.record.mode != "pretrain" and (group.runs or group.key["rows"] is not None):
             dataset = str(group.record.choices.get("dataset") or group.record.data.get("name") or "data")
-            board = rows.setdefault(
-                (dataset, str(group.key["data"]), str(group.key["rows"])), DatasetResults(dataset, [], [])
-            )
+            place = (dataset, str(group.key["data"]), str(group.key["rows"]))
+            board = found.setdefault(place, DatasetResults(dataset))
             (board.baselines if group.record.mode == "baseline" else board.groups).append(group)
-    # Boards of one data set are told apart by how many rows were trained on; where that is equal too, by a hash.
-    for named in (_rows_of, lambda place, board: hashlib.sha256(_text(place).encode()).hexdigest()[:6]):
-        names = Counter(board.name for board in rows.values())
-        for place, board in rows.items():
-            board.name += f" ({named(place, board)})" if names[board.name] > 1 else ""
-    boards = [rows[place] for place in sorted(rows)]
+    # Two of one data set are told apart by how many rows were trained on; where that is equal too, by a hash.
+    for by_hash in (False, True):
+        names = Counter(board.name for board in found.values())
+        for place, board in found.items():
+            if names[board.name] > 1:
+                told = hashlib.sha256(_text(place).encode()).hexdigest()[:6] if by_hash else _rows_of(board)
+                board.name += f" ({told})"
+    boards = [found[place] for place in sorted(found)]
     for board in boards:
         _rank(board, rank_by)
     return boards
 
 
-def _rows_of(place: tuple[str, str, str], board: DatasetResults) -> str:
+def _rows_of(board: DatasetResults) -> str:
     counts = [*board.groups, *board.baselines][0].record.data.get("rows")
     return f"{counts.get('train')} training rows" if isinstance(counts, dict) else "rows not counted"
 
 
 def _rank(board: DatasetResults, rank_by: str) -> None:
-    """Ranks the groups of a board by what stands for each, costs within one device; what has no value comes last, unranked."""
-    sign = 1 if MEASURES[rank_by].low_is_better else -1
-    values = {group.id: sign * middle for group in board.groups if (middle := group.stat(rank_by).middle) is not None}
-    ranked = [group for group in board.groups if group.id in values]
-    within = [repr(group.device) if is_cost(rank_by) else "" for group in ranked]
-    ranks = pd.Series([values[group.id] for group in ranked], dtype=float).groupby(within).rank("min")
-    for group, rank in zip(ranked, ranks):
-        group.rank = int(rank)
-    board.groups.sort(key=lambda group: (group.id not in values, values.get(group.id, 0.0), group.label, group.id))
+    """Ranks the groups of a data set, costs within one device; what has no value comes last, unranked."""
+    low = MEASURES[rank_by].low_is_better
+    within = [repr(group.device) if is_cost(rank_by) else "" for group in board.groups]
+    values = pd.Series([group.stat(rank_by).middle for group in board.groups], dtype=float)
+    for group, rank in zip(board.groups, values.groupby(within).rank("min", ascending=low)):
+        group.rank = None if pd.isna(rank) else int(rank)
+    order = {
+        group.id: math.inf if pd.isna(value) else value * (1 if low else -1)
+        for group, value in zip(board.groups, values)
+    }
+    board.groups.sort(key=lambda group: (order[group.id], group.label, group.id))
 
 
 def _name(groups: list[Group]) -> None:
     """Sets the labels of the groups of one mode: the mechanism, then data, position, size … where these differ, then whatever else does."""
-    if not groups:
-        return
     parts = {group.id: [_mechanism(group)] for group in groups}
     traits = [_traits(group) for group in groups]
-    for column in list(zip(*traits))[: 1 if groups[0].record.mode == "baseline" else None]:
+    for column in list(zip(*traits))[: 1 if groups and groups[0].record.mode == "baseline" else None]:
         if len(set(column)) > 1:
             for group, trait in zip(groups, column):
                 parts[group.id].append(trait)
@@ -323,7 +330,7 @@ def _name(groups: list[Group]) -> None:
         leaves = Counter(name.rpartition(".")[2] for name in varying)
         shown = {name: leaf if leaves[leaf := name.rpartition(".")[2]] == 1 else name for name in varying}
         for group, flat in zip(alike, flats):
-            tail = [f"{short}={_short(flat.get(name))}" for name, short in shown.items()]
+            tail = [f"{short}={str(flat.get(name))[:24]}" for name, short in shown.items()]
             group.label = " ".join([*first, *(tail if len(tail) <= MOST_PARTS else [group.id])])
 
 
@@ -339,7 +346,3 @@ def _traits(group: Group) -> list[str]:
     origin = "scratch" if record.pretrain is None else "pretrained"
     place = [str(device.get("dtype") or ""), str(device.get("name") or device.get("kind") or "")]
     return [*choices, f"n{record.seq_len}", origin, *place]
-
-
-def _short(value: Any) -> str:
-    return text if len(text := str(value)) <= 24 else text[:21] + "…"

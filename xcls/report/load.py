@@ -1,4 +1,4 @@
-"""Finds every `record.json` at or under the given folders. What cannot be read is listed and spoils nothing.
+"""Finds every `record.json` at or under the given folders. What cannot be read is listed and changes nothing else.
 
 Measurements of mode=bench (`bench.json`) are found beside them, and the baselines of their data wherever they lie.
 """
@@ -9,29 +9,18 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
 from xcls.config.schema import UserError
-from xcls.report.wandb_runs import fetch, is_wandb
+from xcls.report.wandb_runs import PREFIX, fetch
 from xcls.runs.paths import at
 from xcls.runs.record import Record, read_record, sha256
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: a killed run stays `running` there
-    fcntl = None  # type: ignore[assignment]
+from xcls.runs.run_status import is_held, run_folders
 
 KILLED = "killed"
-LOCK = ".lock"  # held by a run as long as it lives; the system takes it from a process that dies
 USUAL = ("multirun", "pretrain", "finetune")  # may be missing: a fresh clone has none of them yet
 RECORD, BENCH = "record.json", "bench.json"
 LARGEST = 64 * 2**20  # bytes of a record; real ones have ten thousand
-TYPES = {
-    **dict.fromkeys(("run", "mode", "hash"), str),
-    **dict.fromkeys(("seed", "seq_len"), int),
-    **dict.fromkeys("choices config data metrics costs params device versions files code".split(), dict),
-    **dict.fromkeys(("command", "warnings"), list),
-}
 
 
 @dataclass(frozen=True)
@@ -81,24 +70,23 @@ def collect(paths: Sequence[str | Path], root: Path) -> Found:
     A baseline of the same rows is fetched from multirun/ where `paths` hold none. The result is in one order, whatever
     the order of `paths`. Raises UserError for a path that is not there.
     """
-    found = Found()
-    folders: set[tuple[Path, str]] = set()
-    for given in paths:
-        if is_wandb(given, root):
-            places, reasons = fetch(given, root)
-            folders.update((Path(os.path.realpath(place)), RECORD) for place in places)
-            found.unreadable += [Unreadable(str(given), reason) for reason in reasons]
-        else:
-            folders.update(_walk(_start(given, root), root, found))
-    for folder, name in sorted(folders):
-        _take(folder, name, root, found)
-    _fetch_baselines(found, root, {folder for folder, _ in folders})
+    found, folders = Found(), set[Path]()
+    for given in map(str, paths):
+        start = fetch(given, root) if given.startswith(PREFIX) else _start(given, root)
+        folders.update(map(_real, run_folders(start, files=(RECORD, BENCH)) if start else ()))
+    for folder in sorted(folders):
+        _take(folder, root, found)
+    _fetch_baselines(found, root, folders)
     found.runs.sort(key=lambda run: (run.record.mode, run.record.run, run.record.hash, run.place))
-    found.unreadable = sorted(set(found.unreadable), key=lambda item: (item.place, item.reason))
+    found.unreadable.sort(key=lambda item: (item.place, item.reason))
     found.benches.sort(key=lambda bench: bench.place)
     found.notes.sort()
     found.parents = _parents(found.runs, root)
     return found
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def shown(folder: Path, root: Path) -> str:
@@ -121,50 +109,26 @@ def _start(given: str | Path, root: Path) -> Path | None:
     raise UserError(f"runs: {given}: no such folder (looked at {start.absolute()}).")
 
 
-def _walk(start: Path | None, root: Path, found: Found) -> Iterator[tuple[Path, str]]:
-    """(real path, record.json or bench.json) of the folders that hold one. A run folder is not searched further.
-
-    Links to folders are followed, each folder once, so that a circle of links ends.
-    """
-    waiting, seen = [] if start is None else [os.path.realpath(start)], set()
-    while waiting:
-        folder = waiting.pop()
-        if folder in seen:
-            continue
-        seen.add(folder)
-        try:
-            with os.scandir(folder) as entries:
-                inside = {entry.name: entry for entry in entries}
-            below = [entry for name, entry in inside.items() if not name.startswith(".") and name != "wandb"]
-            names = [name for name in (RECORD, BENCH) if name in inside]
-            if not names:
-                waiting += [os.path.realpath(entry.path) for entry in below if os.path.isdir(entry.path)]
-        except OSError as error:
-            found.unreadable.append(Unreadable(shown(Path(folder), root), error.strerror or str(error)))
-            continue
-        yield from ((Path(folder), name) for name in names)
-
-
-def _take(folder: Path, name: str, root: Path, found: Found) -> None:
-    """Reads one run or measurement into `found`; what is wrong with it goes to `found.unreadable`."""
+def _take(folder: Path, root: Path, found: Found) -> None:
+    """Reads the run or measurement in `folder` into `found`; what is wrong with it goes to `found.unreadable`."""
     place = shown(folder, root)
-    try:
-        if not (folder / name).is_file() or (folder / name).stat().st_size > LARGEST:
-            raise ValueError(f"{name}: not a file of at most {LARGEST // 2**20} MiB")
-        if name == BENCH:
-            found.benches.append(_read_bench(folder, place))
-        else:
-            found.runs.append(_read_run(folder, place, found))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).replace(str(folder), place).split())
-        found.unreadable.append(Unreadable(place, reason if len(reason) <= 300 else reason[:297] + "…"))
+    for name in (name for name in (RECORD, BENCH) if os.path.lexists(folder / name)):
+        try:
+            if not (folder / name).is_file() or (folder / name).stat().st_size > LARGEST:
+                raise ValueError(f"{name}: not a file of at most {LARGEST // 2**20} MiB")
+            if name == BENCH:
+                found.benches.append(_read_bench(folder, place))
+            else:
+                found.runs.append(_read_run(folder, place, found))
+        except (OSError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).replace(str(folder), place).split())
+            found.unreadable.append(Unreadable(place, reason if len(reason) <= 300 else reason[:297] + "…"))
 
 
 def _read_run(folder: Path, place: str, found: Found) -> Run:
     """The run in `folder`. Raises ValueError where its record, or a file the record vouches for, is not as written."""
     record = read_record(folder, sealed=True)
-    _check_types(record)
-    json.dumps(vars(record), ensure_ascii=False).encode()  # half a surrogate pair could be written nowhere
+    _check_nodes(record)
     for name, checksum in sorted(record.files.items()) if record.status == "completed" else ():
         file = folder / Path(name).name
         if not file.is_file():
@@ -187,36 +151,15 @@ def _read_bench(folder: Path, place: str) -> Bench:
     return Bench(folder, place, data, rows)
 
 
-def _check_types(record: Record) -> None:
-    """Raises ValueError for a record whose fields are not of the schema's types."""
-
-    def need(good: bool, name: str, what: str) -> None:
-        if not good:
-            raise ValueError(f"{RECORD}: {name} must {what}")
-
-    for name, kind in TYPES.items():
-        value = getattr(record, name)
-        need(
-            isinstance(value, kind) and not isinstance(value, bool),
-            name,
-            f"be {kind.__name__}, not {type(value).__name__}",
-        )
-    need(all(isinstance(scores, dict) for scores in record.metrics.values()), "metrics", "hold one object per split")
-    need(isinstance(record.pretrain, (dict, type(None))), "pretrain", "be an object or null")
-    for name in ("cause", "exp", "study", "commit"):
-        need(isinstance(getattr(record, name), (str, type(None))), name, "be a text or null")
-    need(
-        all(isinstance(text, str) for text in [*record.code.values(), *record.command, *record.warnings]),
-        "code, command and warnings",
-        "hold texts",
-    )
-    for name in ("choices", "device", "versions", "files"):
-        nested = any(isinstance(value, (dict, list)) for value in getattr(record, name).values())
-        need(not nested, name, "hold single values")
-    nodes: list[dict[str, Any]] = [record.costs, record.params, *record.metrics.values()]
-    for node in nodes:
-        for name, value in node.items():
-            need(not isinstance(value, int) or abs(value) <= 10**300, name, "be a number that a float can hold")
+def _check_nodes(record: Record) -> None:
+    """Raises ValueError for a record with nested values that no table can hold, or a text that no file can."""
+    for name in ("choices", "device", "versions", "files", "code", "costs", "params"):
+        for key, value in getattr(record, name).items():
+            if isinstance(value, (dict, list)):
+                raise ValueError(f"{RECORD}: {name}.{key} must be a single value")
+    if not all(isinstance(scores, dict) for scores in record.metrics.values()):
+        raise ValueError(f"{RECORD}: metrics must hold one object per split")
+    json.dumps(vars(record), ensure_ascii=False).encode()  # half a surrogate pair could be written nowhere
 
 
 def _fetch_baselines(found: Found, root: Path, taken: set[Path]) -> None:
@@ -228,11 +171,10 @@ def _fetch_baselines(found: Found, root: Path, taken: set[Path]) -> None:
     done = [run.record for run in found.runs if run.record.status == "completed"]
     wanted = {rows_of(record) for record in done if record.mode == "finetune"}
     wanted -= {rows_of(record) for record in done if record.mode == "baseline"} | {("None", "None")}
-    aside = Found()  # what is wrong over there is nobody's concern here
+    aside = Found()  # what is wrong there is not part of this report
     for folder in sorted(path.parent for path in (root / "multirun").glob(f"*/*/tfidf_logreg-*/{RECORD}")):
-        if not wanted or Path(os.path.realpath(folder)) in taken:
-            continue
-        _take(folder, RECORD, root, aside)
+        if wanted and _real(folder) not in taken:
+            _take(folder, root, aside)
     for run in aside.runs:
         if run.record.mode == "baseline" and run.record.status == "completed" and rows_of(run.record) in wanted:
             found.runs.append(run)
@@ -253,7 +195,7 @@ def _parents(runs: list[Run], root: Path) -> dict[str, Record]:
         if record is None and isinstance(folder, str) and (root / folder / RECORD).is_file():
             try:
                 record = read_record(root / folder)
-                _check_types(record)
+                _check_nodes(record)
             except (OSError, ValueError, RecursionError):
                 continue  # its child says where it lies; the report goes on without its settings
         if record is not None and record.hash == digest:
@@ -265,25 +207,10 @@ def _parents(runs: list[Run], root: Path) -> dict[str, Record]:
 def final_status(run: Run) -> tuple[str, str]:
     """(status, cause) of a run: those of its record, or `killed` where its process is gone without a word."""
     record = run.record
-    if record.status != "running" or held(run.folder) is not False:
+    if record.status != "running" or is_held(run.folder) is not False:
         return record.status, record.cause or ""
     where = f"after step {record.step} of {record.steps}" if record.steps else "before its first evaluation"
     return KILLED, (
         f"no process holds its folder any more: killed {where} (kill -9, the system's memory, power), "
         "or it runs on a machine whose locks are not seen here"
     )
-
-
-def held(folder: Path) -> bool | None:
-    """Whether a process runs in `folder`; None where that cannot be told. Nothing is changed there."""
-    if fcntl is None:
-        return None
-    try:
-        with open(Path(folder) / LOCK, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            return False
-    except OSError:
-        return None

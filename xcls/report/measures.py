@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Iterable
 
@@ -20,58 +21,43 @@ class Measure:
     name: str
     place: str
     key: str
-    unit: str = ""
     low_is_better: bool = False
 
     def of(self, record: Record) -> float | None:
         """The value in `record`, or None where it is missing or not a finite number."""
-        node: Any = record
-        for part in self.place.split(".", 1):
-            node = node.get(part) if isinstance(node, dict) else getattr(node, part)
-            if node is None:
-                return None
-        return number(node.get(self.key))
+        field, _, entry = self.place.partition(".")
+        node = getattr(record, field)
+        node = node.get(entry) if entry else node
+        return number((node or {}).get(self.key))
 
 
 def number(value: Any) -> float | None:
     """`value` as a finite float, else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
         return None
-    return float(value) if math.isfinite(value) else None
+    return None if math.isnan(value) else float(value)
 
 
 SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc")
+# Seconds, MiB, watt-hours. set_aside_s: compilation and first steps, in no other cost; excluded_s: of disturbed steps,
+# beyond the usual time of their shape; wall_seconds: of the processes, with evaluations; latency: of a document alone.
+COSTS = f"""
+    time_per_epoch time_per_step tokens_per_s padded_tokens_per_s {GPU_MEMORY} max_rss_MiB {CPU_MEMORY} set_aside_s
+    excluded_s excluded_steps train_seconds tuned_train_seconds wall_seconds energy_wh latency_ms latency_p95_ms
+    inference_ms_per_example inference_examples_per_s tokenize_ms_per_example
+""".split()
+KEYS = {"tuned_train_seconds": "tuned.train_seconds"}  # of a baseline: every fit that it tried
 MEASURES = {
     measure.name: measure
     for measure in (
         *(Measure(score, "metrics.validation", score) for score in SCORES),
-        Measure("val_loss", "metrics.validation", "val_loss", low_is_better=True),
+        Measure("val_loss", "metrics.validation", "val_loss", True),
         *(Measure(f"test_{score}", "metrics.test", score) for score in SCORES),
         Measure("tuned_macro_f1", "metrics.tuned.validation", "macro_f1"),  # of a baseline
         Measure("tuned_test_macro_f1", "metrics.tuned.test", "macro_f1"),
-        Measure("time_per_epoch", "costs", "time_per_epoch", "s", True),
-        Measure("time_per_step", "costs", "time_per_step", "s", True),
-        Measure("tokens_per_s", "costs", "tokens_per_s", "1/s"),
-        Measure("padded_tokens_per_s", "costs", "padded_tokens_per_s", "1/s"),
-        Measure(GPU_MEMORY, "costs", GPU_MEMORY, "MiB", True),
-        Measure("max_rss_MiB", "costs", "max_rss_MiB", "MiB", True),
-        Measure(CPU_MEMORY, "costs", CPU_MEMORY, "MiB", True),
-        Measure("set_aside_s", "costs", "set_aside_s", "s", True),  # compilation and first steps, in none of these
-        Measure(
-            "excluded_s", "costs", "excluded_s", "s", True
-        ),  # of disturbed steps, beyond the usual time of their shape
-        Measure("excluded_steps", "costs", "excluded_steps", "", True),
-        Measure("train_seconds", "costs", "train_seconds", "s", True),
-        Measure("tuned_train_seconds", "costs", "tuned.train_seconds", "s", True),  # of a baseline: every fit it tried
-        Measure("wall_seconds", "costs", "wall_seconds", "s", True),  # of the processes, evaluations and all
-        Measure("energy_wh", "costs", "energy_wh", "Wh", True),  # where the GPU counts it
-        Measure("latency_ms", "costs", "latency_ms", "ms", True),  # one document at a time: the median
-        Measure("latency_p95_ms", "costs", "latency_p95_ms", "ms", True),
-        Measure("inference_ms_per_example", "costs", "inference_ms_per_example", "ms", True),  # in batches
-        Measure("inference_examples_per_s", "costs", "inference_examples_per_s", "1/s"),
-        Measure("tokenize_ms_per_example", "costs", "tokenize_ms_per_example", "ms", True),  # in neither of these
-        Measure("params", "params", "total", low_is_better=True),
-        Measure("params_trainable", "params", "trainable", low_is_better=True),
+        *(Measure(cost, "costs", KEYS.get(cost, cost), not cost.endswith("s_per_s")) for cost in COSTS),
+        Measure("params", "params", "total", True),
+        Measure("params_trainable", "params", "trainable", True),
     )
 }
 
@@ -89,31 +75,31 @@ def memory_measure(device_kind: Any) -> str:
 LEAST = 0.005  # a smaller share of the tokens is not worth a remark
 
 
-def cut_shares(record: Record, split: str = "train") -> dict[str, float | None]:
-    """`tokens_cut_share` and `documents_cut_share` of a split; None where the record has none (a baseline cuts nothing)."""
+def cut_shares(record: Record) -> dict[str, float | None]:
+    """`tokens_cut_share` and `documents_cut_share` of training; None where the record has none (a baseline cuts nothing)."""
     node: Any = record.data
-    for name in ("tokens", split):
+    for name in ("tokens", "train"):
         node = node.get(name) if isinstance(node, dict) else None
-    return {
-        name: number(node.get(name)) if isinstance(node, dict) else None
-        for name in ("tokens_cut_share", "documents_cut_share")
-    }
+    node = node if isinstance(node, dict) else {}
+    return {name: number(node.get(name)) for name in ("tokens_cut_share", "documents_cut_share")}
 
 
-def cut_note(records: Iterable[Record]) -> str | None:
-    """A sentence on the largest share of the training tokens that was left out at each length; None where it is little."""
+def cut_note(records: Iterable[Record]) -> str:
+    """A sentence on the largest share of the training tokens that was left out at each length; '' where it is little."""
     found: dict[tuple[int, str], float] = {}
     for record in records:
         share = cut_shares(record)["tokens_cut_share"]
-        if record.mode == "finetune" and share is not None:
+        if record.mode == "finetune" and share is not None and share >= LEAST:
             key = (record.seq_len, str(record.config.get("dataset.truncate", "head")))
             found[key] = max(found.get(key, 0.0), share)
-    told = [
-        f"{share:.0%} at {length:,} ({way} kept)" for (length, way), share in sorted(found.items()) if share >= LEAST
-    ]
-    if not told:
-        return None
-    return f"Texts longer than seq_len are cut: of the training tokens {', '.join(told)} are left out. The baseline reads all of them."
+    told = [f"{share:.0%} at {length:,} ({way} kept)" for (length, way), share in sorted(found.items())]
+    words = "Texts longer than seq_len are cut: of the training tokens"
+    return f"{words} {', '.join(told)} are left out. The baseline reads all of them." if told else ""
+
+
+def slug(name: str) -> str:
+    """The name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "data"
 
 
 def signed(value: float | None) -> str:

@@ -17,24 +17,21 @@ from xcls.config.schema import flatten
 from xcls.report import bench
 from xcls.report.bench import Crossover
 from xcls.report.claims import FAIL, MISSING, PASS, SPLITS, UNDECIDED
-from xcls.report.drawing import DPI, Plot
 from xcls.report.groups import DatasetResults, Group
 from xcls.report.load import Run
 from xcls.report.measures import NONE
+from xcls.report.plots import DPI, Plot
 from xcls.report.summary import headline, matrix
-from xcls.report.tables import OF_CLAIM, Study, Table, claim_rows
+from xcls.report.tables import Study, Table
 from xcls.report.text import Best, comparison, footnotes, unfinished
 
 CLASSES = {PASS: PASS, FAIL: FAIL, **dict.fromkeys((MISSING, UNDECIDED, "cannot tell"), MISSING)}  # words with a sign
-SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?"}
 MOST_ROWS = 400
 WIDE, WIDER = 14, 20  # columns from which on a table is printed small, and smaller still
 FEW = 20  # rows up to which a table is not broken over two pages: its caption stays with it
 LONG = 48  # signs from which on a cell is broken into lines
-MOST_COLUMNS = 6  # groups beside each other in the table of settings
-# Signs that hide, or turn the writing around.
-CONTROL = {*range(32), 127, 0x202A, 0x202B, 0x202D, 0x202E} - {9, 10, 13}
-UNSEEN = dict.fromkeys(CONTROL, "\N{REPLACEMENT CHARACTER}")
+# Signs that hide, or turn the writing around, become visible.
+UNSEEN = dict.fromkeys({*range(32), 127, 0x202A, 0x202B, 0x202D, 0x202E} - {9, 10, 13}, "\N{REPLACEMENT CHARACTER}")
 NUMBER = re.compile(r"[-+−]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?(e[-+]?\d+)?(?=$|[\s×%*±(])", re.IGNORECASE)
 ASIDE = re.compile(r"([^()]+) (\([^()]*\))")  # a number and what stands in brackets behind it
 PER_RUN = ("seed", "exp", "sweep", "pretrain")  # differ between the runs of a group
@@ -58,39 +55,33 @@ def page(
     """
     style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    apart = [_plot(plot) for plot in plots if plot.board is None]
-    steps, benches = ([plot for plot in apart if plot["name"].startswith(word)] for word in ("step-", "bench-"))
-    failed = unfinished(study.found)
+    apart, failed = [_plot(plot) for plot in plots if plot.board is None], unfinished(study.found)
     cause = "Every run that did not complete, every record that cannot be used. They are in no mean and no ranking."
     names = ", ".join(board.name for board in study.boards) or "no fine-tuned runs yet"
-    context = {
-        "title": f"Attention mechanisms for text classification: {names}",
-        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        "boards": [_board(board, study, tables, plots) for board in study.boards],
-        "measured_apart": any(table.name == "bench_ratios" for table in tables) or not study.boards,
-        "pretraining": [plot for plot in apart if plot not in (*steps, *benches)],
-        "crossings": [_crossing(one, study) for one in crossings],
-        "unfinished": view(*failed, cause) if failed[1] else None,
-        "settings": _settings(study.groups),
-        "environment": _environment(study.found.runs),
-        "used": json.dumps(used, indent=1, ensure_ascii=False, default=str),
-    }
-    context |= {
-        "style": style,
-        "script": script,
-        "classes": CLASSES,
-        "signs": SIGNS,
-        "steps": steps,
-        "benches": benches,
-    }
-    context |= {"studies": study.names, "best": best, "notes": notes, "found_notes": study.found.notes}
-    return environment().get_template("page.html.j2").render(context)
-
-
-def environment() -> jinja2.Environment:
-    """Jinja as the page needs it: everything is escaped, signs that hide or turn text become visible."""
-    loader = jinja2.FileSystemLoader(HERE)
-    return jinja2.Environment(loader=loader, autoescape=True, finalize=visible, trim_blocks=True, lstrip_blocks=True)
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, finalize=visible, trim_blocks=True, lstrip_blocks=True
+    ).get_template("page.html.j2")
+    return template.render(
+        title=f"Attention mechanisms for text classification: {names}",
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        style=style,
+        script=script,
+        classes=CLASSES,
+        signs={PASS: "✓", FAIL: "✗", MISSING: "?"},
+        studies=sorted({run.record.study for run in study.found.runs if run.record.study}),
+        boards=[_board(board, study, tables, plots) for board in study.boards],
+        pretraining=[plot for plot in apart if plot["name"] == "pretraining"],
+        benches=[plot for plot in apart if plot["name"] != "pretraining"],
+        crossings=[{"view": view(*bench.table(one), one.what), "notes": bench.remarks(one)} for one in crossings],
+        measured_apart=any(table.name == "bench_ratios" for table in tables) or not study.boards,
+        unfinished=view(*failed, cause) if failed[1] else None,
+        settings=_settings(study.groups),
+        environment=_environment(study.found.runs),
+        used=json.dumps(used, indent=1, ensure_ascii=False, default=str),
+        best=best,
+        notes=notes,
+        found_notes=study.found.notes,
+    )
 
 
 def visible(value: Any) -> Any:
@@ -104,14 +95,17 @@ def _board(board: DatasetResults, study: Study, tables: Sequence[Table], plots: 
     rules = rules or [study.settings.claims]
     told = sorted({f"over at least {rule.min_seeds} seeds, at {rule.seq_len} tokens" for rule in rules})
     caption = f"The groups on {board.name}, ranked by {study.settings.rank_by}, then the baseline."
-    folded = [(table.title, table_view(table), False) for table in tables if table.board == board.slug]
-    for reference in study.references:
-        for split in SPLITS:
-            rows = claim_rows(study, [board], [reference], [split])
-            title = f"Claims against {reference}, macro-F1 on {split}"
-            columns = [name for name in OF_CLAIM[1:] if any(row.get(name) is not None for row in rows)]
-            table = Table("wnf", title, f"{title}: every claim with value, threshold and margin.", rows, columns)
-            folded.append((title, table_view(table), (reference, split) == (first, "validation")))
+    folded = []
+    for table in tables[2:]:  # runs have no part of their own, groups are above
+        whole = {"dataset": board.name}
+        cut = [{**whole, "reference": name, "split": split} for name in study.references for split in SPLITS]
+        for where in cut if table.name == "wnf" else [whole]:
+            part = table.where(where)
+            about = f" against {where['reference']}, macro-F1 on {where['split']}" if "split" in where else ""
+            cells = [[row.get(name) for name in part.header] for row in part.rows]
+            shown = view(part.header, cells, table.title + about + ". " + table.words, file=f"{table.name}.csv")
+            prints = (where.get("reference"), where.get("split")) == (first, "validation")
+            folded += [(table.title + about, shown, prints)] if cells else []
     return {
         "name": board.name,
         "headline": headline(board, study.judge, study.references),
@@ -131,37 +125,21 @@ def _plot(plot: Plot) -> dict[str, Any]:
     return {**vars(plot), "width": width, "height": height, "data": data}
 
 
-def _crossing(one: Crossover, study: Study) -> dict[str, Any]:
-    table = view(*bench.table(one, study.boards), bench.caption(one), file=f"{one.bench.place}/results.csv")
-    return {"view": table, "notes": bench.remarks(one)}
-
-
-def table_view(table: Table) -> dict[str, Any]:
-    """The table of a table for the template."""
-    return view(
-        table.header,
-        [[row.get(name) for name in table.header] for row in table.rows],
-        table.words,
-        file=f"{table.name}.csv",
-    )
-
-
-def view(
-    header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, *, file: str = "results.csv"
-) -> dict[str, Any]:
+def view(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, *, file: str = "") -> dict[str, Any]:
     """A table for the template. Cells are text or values; those of a column of numbers know by what they sort.
 
     A page can be read with MOST_ROWS rows and no more: the caption says how many are only in `file`.
     """
     if len(rows) > MOST_ROWS:
-        caption = f"{caption} The first {MOST_ROWS} of {len(rows):,} rows; all are in {file}."
+        caption = f"{caption} The first {MOST_ROWS} of {len(rows):,} rows; all are in {file or 'results.csv'}."
         rows = rows[:MOST_ROWS]
-    numeric = [_numeric([row[column] for row in rows]) for column in range(len(header))]
+    numeric = []
+    for column in range(len(header)):
+        filled = [row[column] for row in rows if shown(row[column]) not in ("", NONE)]
+        numeric.append(bool(filled) and all(sort_value(value) is not None for value in filled))
     titles = [name.replace("_", "_\u200b").replace(".", ".\u200b") if len(name) > 14 else name for name in header]
     width = " wide" * (len(header) >= WIDE) + " wider" * (len(header) >= WIDER) + " few" * (len(rows) <= FEW)
-    cells = [
-        [_cell(value, number, place == 0) for place, (value, number) in enumerate(zip(row, numeric))] for row in rows
-    ]
+    cells = [[_cell(value, numeric[at], at == 0) for at, value in enumerate(row)] for row in rows]
     return {"caption": caption, "width": width, "head": list(zip(titles, numeric)), "rows": cells}
 
 
@@ -173,18 +151,10 @@ def _cell(value: Any, numeric: bool, first: bool) -> dict[str, Any]:
     return {"text": words[0], "aside": words[1], "mark": mark, "sorts": sort_value(value) if numeric else None}
 
 
-def _numeric(values: Sequence[Any]) -> bool:
-    """Whether a column holds numbers, and nothing else but gaps."""
-    filled = [value for value in values if shown(value) not in ("", NONE)]
-    return bool(filled) and all(sort_value(value) is not None for value in filled)
-
-
 def shown(value: Any) -> str:
     """A value as a table shows it: four digits of a number, a dash for what is missing."""
-    if value is None:
-        return NONE
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    if value is None or isinstance(value, bool):
+        return NONE if value is None else "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
@@ -210,16 +180,11 @@ def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
         frame = pd.DataFrame({group.label: pd.Series(flat_of(group), dtype=object) for group in alike})
         frame = frame.loc[sorted(frame.index, key=lambda name: (not name.startswith("choices."), name))]
         same = frame.nunique(axis=1, dropna=False) == 1
-        differ = frame[~same & ~frame.index.str.startswith(FACTS)]
-        differ, name = (differ, "setting") if len(alike) <= MOST_COLUMNS else (differ.T, "group")
-        cells = [
-            [label, *(None if pd.isna(value) else value for value in row)]
-            for label, row in zip(differ.index, differ.to_numpy())
-        ]
-        shown = view([name, *differ.columns], cells, "Every setting that is not the same in all groups.")
-        parts.append(
-            {"mode": mode, "differ": shown if len(alike) > 1 else None, "shared": list(frame[same].iloc[:, 0].items())}
-        )
+        differ = frame[~same & ~frame.index.str.startswith(FACTS)].T
+        cells = differ.astype(object).where(differ.notna(), None).reset_index().to_numpy().tolist()
+        table = view(["group", *differ.columns], cells, "Every setting that is not the same in all groups.")
+        shared = list(frame[same].iloc[:, 0].items())
+        parts.append({"mode": mode, "differ": table if len(alike) > 1 else None, "shared": shared})
     return parts
 
 
@@ -229,10 +194,8 @@ def flat_of(group: Group) -> dict[str, str]:
     nodes = {name: getattr(record, name) for name in ("choices", "code", "data", "device", "params", "versions")}
     flat = {name: value for name, value in record.config.items() if name not in PER_RUN}
     flat |= flatten({**nodes, **({} if record.pretrain is None else {"pretrained": record.pretrain})})
-    return {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        for name, value in flat.items()
-    }
+    dumped = {name: json.dumps(value, ensure_ascii=False, default=str) for name, value in flat.items()}
+    return {name: value if isinstance(value, str) else dumped[name] for name, value in flat.items()}
 
 
 def _environment(runs: Sequence[Run]) -> dict[str, Any]:
@@ -241,18 +204,8 @@ def _environment(runs: Sequence[Run]) -> dict[str, Any]:
     for record in (run.record for run in runs):
         device = " ".join(str(record.device[name]) for name in ("name", "dtype") if record.device.get(name))
         versions = ", ".join(f"{name} {value}" for name, value in sorted(record.versions.items()) if value)
-        places.append(
-            (
-                device or "unknown",
-                str(record.device.get("threads") or ""),
-                versions or "unknown",
-                record.commit or "unknown",
-            )
-        )
+        places.append((device, str(record.device.get("threads") or ""), versions, record.commit or "unknown"))
     counts = pd.Series(places).value_counts().sort_index()
     rows = [[device, int(count), *rest] for (device, *rest), count in counts.items()]
-    return view(
-        ["device", "runs", "threads", "versions", "commit"],
-        rows,
-        "Where the runs were made. Costs compare within one device only.",
-    )
+    words = "Where the runs were made. Costs compare within one device only."
+    return view(["device", "runs", "threads", "versions", "commit"], rows, words)

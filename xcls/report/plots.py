@@ -1,92 +1,148 @@
-"""The plots of quality: against cost, every seed, learning curves, confusion; and `draw`, which makes all plots of a report.
+"""The plots: quality against cost, learning curves, cost against sequence length.
 
 Plain matplotlib, deterministic, readable without colour: a group has one marker, colour and dash in all of them.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from dataclasses import replace
-from statistics import fmean
-from typing import Any, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Sequence
 
 import matplotlib
+
+matplotlib.use("Agg")
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from xcls.report.bench import Crossover
 from xcls.report.claims import strictest
-from xcls.report.drawing import (
-    MOST,
-    SETTINGS,
-    SOFT,
-    WIDTH,
-    Looks,
-    Plot,
-    canvas,
-    counted,
-    drawable,
-    key,
-    plain_logs,
-    png,
-    short,
-)
 from xcls.report.groups import BASELINE, DatasetResults, Group
-from xcls.report.load import Run
-from xcls.report.measures import MEASURES, memory_measure
-from xcls.report.plots_of_length import bench_plots, length_plot, step_plot
-from xcls.report.predictions import Predictions, Unusable, read_predictions
+from xcls.report.load import Bench, Run
+from xcls.report.measures import MEASURES, memory_measure, number, slug
 from xcls.report.tables import Study
 
-MOST_BOARDS = 8  # boards with plots; a report over more data sets is read by its tables
+# Okabe & Ito, darker.
+COLOURS = "#0072B2 #B84A00 #00734D #A3417F #7A5C00 #2B6F93 #000000 #7A5195".split()
+MARKERS, LINES = "os^DvPX*<>hp", ("-", "--", "-.", ":")
+MOST = 12  # groups in one plot, the best ranked ones; the tables have them all
+MOST_BOARDS = 8  # data sets with plots; a report over more is read by its tables
 MOST_PLACES = 6  # devices and lengths with a plot of their own
 MOST_CURVES = 6  # groups with learning curves: more cannot be told apart
-MOST_MATRICES = 5  # groups with a confusion matrix
-MOST_CLASSES, NUMBERED = 30, 12  # of a confusion matrix, and of one with numbers in its cells
 LARGEST = 8 * 2**20  # bytes of a metrics.csv that is read; a row per evaluation makes some thousand
+WIDTH, DPI = 5.8, 160  # inches: two plots beside each other on a desk, one on a phone, its text still to be read
+WIDEST = 28  # signs of a name in a legend of two columns
+SOFT = "#555555"
+SETTINGS: Any = {
+    "text.parse_math": False,  # a name with a $ in it is a name
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 TITLES = {
     "time_per_epoch": "time per epoch, s",
     "max_gpu_mem_MiB": "peak GPU memory, MiB",
     "rss_growth_MiB": "memory, MiB (growth of resident memory)",
 }
-Point = tuple[float, float]
+Looks = dict[str, dict[str, Any]]  # of a group or mechanism, as matplotlib's `plot` takes them
 
 
-def draw(study: Study, crossings: Sequence[Crossover] = ()) -> list[Plot]:
-    """Every plot there are numbers for, in the order in which the page shows them."""
+@dataclass(frozen=True)
+class Plot:
+    """A finished plot: what it shows, its numbers for someone who cannot see it, and the data set it belongs to."""
+
+    name: str
+    title: str
+    words: str
+    numbers: str
+    image: bytes
+    board: str | None = None
+
+
+def draw(study: Study) -> list[Plot]:
+    """Every plot there are numbers for, in the order in which the page shows them, each with a name of its own."""
+    looks: Looks = {}
     with matplotlib.rc_context(SETTINGS):
         made: list[Plot | None] = []
-        looks, reference = Looks(), study.references[0]
         for board in study.boards[:MOST_BOARDS]:
-            made += [*quality_plots(board, looks), seed_points(board, looks), length_plot(board, reference, looks)]
-            made += [learning_plot(board.groups, board, looks), confusion_plot(board)]
+            made += [*quality_plots(board, looks), length_plot(board, looks)]
+            made.append(learning_plot(board.groups, board, looks))
         made.append(learning_plot([group for group in study.groups if group.record.mode == "pretrain"], None, looks))
-        made += [step_plot(one, looks) for one in crossings]
-        for bench in study.found.benches:
-            made += bench_plots(bench, reference, looks)
-    return _apart(plot for plot in made if plot is not None)
-
-
-def _apart(plots: Iterable[Plot]) -> list[Plot]:
-    """The plots, each with a name of its own: folders of one name, and boards that differ in signs alone, occur."""
+        for bench in study.benches:
+            made += bench_plots(bench, looks)
     named: dict[str, Plot] = {}
-    for plot in plots:
-        name, place = plot.name, 2
-        while name in named:
-            name, place = f"{plot.name}-{place}", place + 1
+    for plot in (plot for plot in made if plot is not None):
+        taken = sum(name == plot.name or name.startswith(f"{plot.name}--") for name in named)
+        name = f"{plot.name}--{taken + 1}" if taken else plot.name
         named[name] = replace(plot, name=name)
     return list(named.values())
+
+
+def look_of(name: str, looks: Looks) -> dict[str, Any]:
+    """The looks of a group or mechanism, given in the order in which names come: the same name looks the same everywhere."""
+    place = len(looks)
+    style = {"marker": MARKERS[place % len(MARKERS)], "color": COLOURS[place % 8], "linestyle": LINES[place % 4]}
+    return looks.setdefault(name, style)
+
+
+def canvas(height: float = 4.1, down: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure `height` inches high and its panels, one below the other."""
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    return figure, list(figure.subplots(down, 1, squeeze=False).flat)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG; the same figure gives the same bytes."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def legend(axes: Axes, handles: Sequence[Any] = ()) -> None:
+    """The legend, below the axes: of everything that is drawn and named in them, then of `handles`."""
+    every = [*(handle for handle in axes.get_legend_handles_labels()[0] if handle not in handles), *handles]
+    if every:
+        columns = 2 if max(len(str(handle.get_label())) for handle in every) <= WIDEST else 1
+        axes.figure.legend(handles=every, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)  # type: ignore[call-arg, union-attr]
+
+
+def plain_logs(axis: Any) -> None:
+    """A logarithmic axis with its numbers written out: 1, 2, 5, 10 …"""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
+def short(text: str, most: int = 44) -> str:
+    """A name as a plot can show it: one line, printable, not too long."""
+    text = "".join(sign if sign.isprintable() else " " for sign in text)
+    text = " ".join(text.split()).lstrip("_") or "?"
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def counted(name: str, groups: int, most: int = MOST) -> str:
+    """A title that says where groups are left out."""
+    return name if groups <= most else f"{name}: the first {most} of {groups} groups"
 
 
 def quality_plots(board: DatasetResults, looks: Looks) -> list[Plot | None]:
     """Macro-F1 against time and against memory, a plot per device and length."""
     places: dict[tuple[int, str], list[Group]] = {}
-    for group in board.groups:
-        if group.runs:
-            device = json.dumps(group.device, sort_keys=True, default=str)
-            places.setdefault((group.record.seq_len, device), []).append(group)
+    for group in (group for group in board.groups if group.runs):
+        places.setdefault((group.record.seq_len, json.dumps(group.device, sort_keys=True, default=str)), []).append(
+            group
+        )
     lengths, devices = (sorted({place[at] for place in places}) for at in (0, 1))
     made = []
     for (length, device), groups in sorted(places.items())[:MOST_PLACES]:
@@ -97,13 +153,17 @@ def quality_plots(board: DatasetResults, looks: Looks) -> list[Plot | None]:
     return made
 
 
-def pareto_front(means: dict[str, Point]) -> list[str]:
-    """The names whose (cost, quality) no other beats or equals in both, from the cheapest to the dearest."""
-
-    def beaten(x: float, y: float) -> bool:
-        return any(a <= x and b >= y and (a, b) != (x, y) for a, b in means.values())
-
-    return sorted((name for name in means if not beaten(*means[name])), key=lambda name: (means[name], name))
+def pareto_front(means: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose (cost, score) no other beats or equals in both, from the cheapest to the dearest."""
+    beaten = [
+        (
+            (means.cost <= one.cost)
+            & (means.score >= one.score)
+            & ((means.cost != one.cost) | (means.score != one.score))
+        ).any()
+        for one in means.itertuples()
+    ]
+    return means[~np.array(beaten, bool)].sort_values(["cost", "score"])
 
 
 def quality_against_cost(
@@ -127,20 +187,19 @@ def quality_against_cost(
     axes.set(xlabel=f"{TITLES[cost]} (less is better)", ylabel="macro-F1 on validation (more is better)")
     axes.set_title(counted(short(f"{place}, {machine}", 60), len(middles)))
     for label, x, y, _ in shown.itertuples():
-        points, look = by_label.get_group(label), {**looks.of(label), "linestyle": ""}
+        points, look = by_label.get_group(label), {**look_of(label, looks), "linestyle": ""}
         axes.plot(points["cost"], points["score"], **look, markersize=5, markerfacecolor="none", zorder=4)
         axes.plot(x, y, **look, markersize=9, markeredgecolor="black", label=short(label), zorder=5)
-    words = f"Macro-F1 on validation against {TITLES[cost]} on {place}: seeds small, groups large."
+    front = pareto_front(shown)
+    words = f"Macro-F1 on validation against {TITLES[cost]} on {place}: seeds small, groups large. "
+    words += f"Nothing is both cheaper and better than: {', '.join(map(str, front.index))}."
     if len(shown) > 1:
-        front = pareto_front({label: (x, y) for label, x, y, _ in shown.itertuples()})
-        line = shown.loc[front]
-        axes.plot(line["cost"], line["score"], drawstyle="steps-post", color=SOFT, zorder=2, label="Pareto front")
-        words += f" On the Pareto front, where nothing is both cheaper and better: {', '.join(front)}."
+        axes.plot(front.cost, front.score, drawstyle="steps-post", color=SOFT, zorder=2, label="Pareto front")
     axes.margins(x=0.1, y=0.12)
     if seeds["cost"].max() > 8 * seeds["cost"].min() > 0:
         axes.set_xscale("log")
         plain_logs(axes.xaxis)
-    key(axes, _baseline_line(axes, board))
+    legend(axes, _baseline_line(axes, board))
     told = "; ".join(f"{label} {x:.4g} and {y:.3f} (n = {n})" for label, x, y, n in shown.itertuples())
     title = f"Quality against {'time' if cost == 'time_per_epoch' else 'memory'}"
     title += f", {groups[0].record.seq_len} tokens" if "-n" in suffix else ""
@@ -158,39 +217,6 @@ def _baseline_line(axes: Axes, board: DatasetResults) -> list[Any]:
     if low - (high - low) <= height <= high + (high - low):
         return [axes.axhline(height, color="black", linestyle="--", linewidth=1, zorder=1, label=name)]
     return [Line2D([], [], linestyle="", label=f"{name}: {'below' if height < low else 'above'} this plot")]
-
-
-def seed_points(board: DatasetResults, looks: Looks) -> Plot | None:
-    """Every seed of every group as a point: validation filled, test open; a bar at the mean of each."""
-    groups = [group for group in board.groups if group.stat("macro_f1").n][:MOST]
-    if not groups:
-        return None
-    figure, (axes,) = canvas((WIDTH, 1.6 + 0.55 * len(groups)))
-    axes.set(xlabel="macro-F1", yticks=range(len(groups)), ylim=(len(groups) - 0.4, -0.6))
-    axes.set_yticklabels([f"{short(group.label, 28)}\nn = {len(group.runs)}" for group in groups])
-    axes.set_title(counted(f"{short(board.name)}: every seed", len(board.groups)))
-    for row, group in enumerate(groups):
-        look = {**looks.of(group.label), "linestyle": ""}
-        for name, at, fill in (("macro_f1", row - 0.14, look["color"]), ("test_macro_f1", row + 0.14, "none")):
-            values = [value for value in (MEASURES[name].of(run.record) for run in group.runs) if value is not None]
-            axes.plot(values, [at] * len(values), **look, markersize=5.5, markerfacecolor=fill, zorder=4)
-            if values:
-                axes.vlines(fmean(values), at - 0.16, at + 0.16, color="black", linewidth=1.4, zorder=3)
-    keys = [
-        Line2D([], [], marker="o", linestyle="", color=SOFT, label="validation"),
-        Line2D([], [], marker="o", linestyle="", markerfacecolor="none", color=SOFT, label="test"),
-        Line2D([], [], marker="|", linestyle="", color="black", markersize=11, label="mean"),
-    ]
-    baseline = strictest(board.baselines)
-    if baseline is not None:
-        height = baseline.stat("macro_f1").mean or 0.0
-        name = f"{BASELINE}, validation ({height:.3f})"
-        keys.append(axes.axvline(height, color="black", linestyle="--", linewidth=1, zorder=1, label=name))
-    key(axes, keys)
-    stats = {group.label: group.stat("macro_f1") for group in groups}
-    told = "; ".join(f"{label} {stat.low:.3f} to {stat.high:.3f} (n = {stat.n})" for label, stat in stats.items())
-    words = f"Macro-F1 of every seed on {board.name}, on validation and on test."
-    return Plot(f"seeds-{board.slug}", "Every seed", words, f"On validation: {told}.", png(figure), board.slug)
 
 
 def read_curve(run: Run, score: str) -> pd.DataFrame | None:
@@ -216,91 +242,107 @@ def learning_plot(groups: Sequence[Group], board: DatasetResults | None, looks: 
     """Macro-F1, in pretraining (no `board`) the loss, over time and over tokens, a line per seed; None without curves."""
     score, about = ("macro_f1", "macro-F1 on validation") if board else ("val_loss", "validation loss (less is better)")
     title = f"{board.name}: fine-tuning" if board else "Pretraining (masked language modelling)"
-    curves: dict[str, list[pd.DataFrame]] = {}
-    for group in groups[:MOST_CURVES]:
-        found = [curve for run in group.runs if (curve := read_curve(run, score)) is not None]
-        curves.update({group.label: found} if found else {})
+    curves = {
+        group.label: found
+        for group in groups[:MOST_CURVES]
+        if (found := [curve for run in group.runs if (curve := read_curve(run, score)) is not None])
+    }
     if not curves:
         return None
-    figure, panels = canvas((WIDTH, 6.4), down=2)
-    for axes, way, words in zip(panels, ("seconds", "tokens"), ("time in training steps", "tokens seen")):
-        unit, divisor = _unit(way, max(curve[way].max() for found in curves.values() for curve in found))
-        axes.set(xlabel=f"{words}, {unit}", ylabel=about)
+    figure, panels = canvas(6.4, down=2)
+    units = {"seconds": ("time in training steps, minutes", 60.0), "tokens": ("tokens seen, millions", 1e6)}
+    for axes, (way, (xlabel, divisor)) in zip(panels, units.items()):
+        axes.set(xlabel=xlabel, ylabel=about)
         for label, found in curves.items():
             for place, curve in enumerate(found):
                 name = None if place else short(f"{label} (n = {len(found)})")
-                axes.plot(curve[way] / divisor, curve["score"], **looks.of(label), markersize=4.5, label=name)
+                axes.plot(curve[way] / divisor, curve["score"], **look_of(label, looks), markersize=4.5, label=name)
     panels[0].set_title(counted(short(title, 44), len(groups), MOST_CURVES))
-    key(panels[0])
-    told = []
-    for label, found in curves.items():
-        first, last = (fmean(curve["score"].iloc[at] for curve in found) for at in (0, -1))
-        told.append(f"{label} from {first:.3f} to {last:.3f}")
-    numbers = f"Means, from the first evaluation to the last: {'; '.join(told)}."
+    legend(panels[0])
+    ends = {
+        label: [np.mean([curve["score"].iloc[at] for curve in found]) for at in (0, -1)]
+        for label, found in curves.items()
+    }
+    told = "; ".join(f"{label} from {first:.3f} to {last:.3f}" for label, (first, last) in ends.items())
     words = f"{title}: {about}, over time and over tokens; a line per seed."
-    name, slug = (f"learning-{board.slug}", board.slug) if board else ("pretraining", None)
-    return Plot(name, "Learning curves", words, numbers, png(figure), slug)
+    name, own = (f"learning-{board.slug}", board.slug) if board else ("pretraining", None)
+    numbers = f"Means, from the first evaluation to the last: {told}."
+    return Plot(name, "Learning curves", words, numbers, png(figure), own)
 
 
-def _unit(way: str, top: float) -> tuple[str, float]:
-    """The unit in which values up to `top` (seconds, tokens) read well, and what to divide them by."""
-    steps = [("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0)]
-    if way == "tokens":
-        steps = [("billions", 1e9), ("millions", 1e6), ("thousands", 1e3), ("tokens", 1.0)]
-    return next((step for step in steps if top >= 2 * step[1]), steps[-1])
+def length_plot(board: DatasetResults, looks: Looks) -> Plot | None:
+    """Time per epoch of groups that are alike but for their length; None where none was run at two lengths."""
+    rows = [
+        (
+            _family(group),
+            " ".join(word for word in group.label.split() if word != f"n{length}"),
+            length,
+            "s per epoch",
+            time,
+        )
+        for group in board.groups
+        for length in [group.record.seq_len]
+        for time in group.values("time_per_epoch")
+    ]
+    words = f"Time per epoch against sequence length on {board.name}: medians, and the single runs."
+    return _over_length(
+        rows, f"cost_vs_length-{board.slug}", f"{short(board.name)}: cost against length", words, looks, board.slug
+    )
 
 
-def confusion_plot(board: DatasetResults) -> Plot | None:
-    """Which class is taken for which on test, over all seeds of the best ranked groups and of the baseline; None without predictions."""
-    baseline = strictest(board.baselines)
-    groups = [group for group in board.groups if group.runs][:MOST_MATRICES] + ([baseline] if baseline else [])
-    read = [(group, runs) for group in groups if (runs := [found for run in group.runs if (found := _on_test(run))])]
-    classes = read[0][1][0].names if read else ()
-    read = [(group, runs) for group, runs in read if all(run.names == classes for run in runs)]
-    if not 2 <= len(classes) <= MOST_CLASSES:
+def bench_plots(bench: Bench, looks: Looks) -> list[Plot | None]:
+    """Time and peak memory of a training step, and of one layer per sequence, by length: a plot per dtype and position."""
+    parts: dict[tuple[str, str, str], list[Any]] = {}
+    for row in bench.rows:
+        part, mechanism, length = row.get("part"), str(row.get("mechanism")), number(row.get("seq_len"))
+        per, share = ("sequence", number(row.get("batch"))) if part == "module" else ("step", 1.0)
+        if row.get("origin") == "xcls" and part in ("module", "step") and length and share:
+            rows = parts.setdefault((str(part), str(row.get("dtype")), str(row.get("position"))), [])
+            for measure, unit in (("training_ms", "ms"), ("training_MiB", "MiB")):
+                value = number(row.get(measure))
+                rows += [(mechanism, mechanism, length, f"{unit} per {per}", value / share)] if value else []
+    made = []
+    for (part, dtype, position), rows in parts.items():
+        what = "A training step" if part == "step" else "Forward and backward of one attention layer, per sequence"
+        words = f"{what} in {dtype}, position {position}, measured in turns (mode=bench, {bench.place})."
+        name = slug(f"{'step' if part == 'step' else 'bench'}-{bench.folder.name}")
+        made.append(_over_length(rows, name, f"mode=bench, {part} in {dtype}, position {position}", words, looks))
+    return made
+
+
+def _over_length(
+    rows: list[Any], name: str, title: str, words: str, looks: Looks, board: str | None = None
+) -> Plot | None:
+    """Costs against length, log-log, a panel per unit. rows: (line, its name, length, unit, value); lines of one length are left out."""
+    frame = pd.DataFrame(rows, columns=["line", "name", "length", "unit", "value"])
+    frame = frame[frame.groupby("line")["length"].transform("nunique") > 1] if len(frame) else frame
+    if frame.empty:
         return None
-    named = [name if drawable(name) else f"({place})" for place, name in enumerate(classes, 1)]
-    across = 2 if len(read) > 1 and len(classes) <= NUMBERED else 1
-    side, down = (WIDTH - 0.9) / across, -(-len(read) // across)
-    figure, panels = canvas((across * side + 0.9, down * (side + 0.3) + 0.8), across=across, down=down)
+    units, lengths = list(frame["unit"].unique()), sorted(frame["length"].unique())
+    figure, panels = canvas(1.7 + 2.4 * len(units), down=len(units))
     told = []
-    for place, (axes, (group, runs)) in enumerate(zip(panels, read)):
-        shares = confusion(runs)
-        axes.imshow(shares, cmap="Greys", vmin=0, vmax=1)
-        axes.set_title(short(f"{group.label} (n = {len(group.runs)})", int(side * 13)), fontsize=9)
-        axes.set_xticks(range(len(classes)), [short(name, 14) for name in named], rotation=90, fontsize=8)
-        axes.set_yticks(range(len(classes)), [short(name, 14) for name in named], fontsize=8)
-        axes.grid(False)
-        axes.tick_params(labelleft=place % across == 0)
-        axes.set_ylabel("true class" if place % across == 0 else "")
-        axes.set_xlabel("predicted class" if place + across >= len(read) else "")
-        for (row, column), value in np.ndenumerate(shares):
-            if value >= 0.005 and len(classes) <= NUMBERED:
-                colour = "white" if value > 0.5 else "black"
-                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color=colour)
-        wrong = np.where(np.eye(len(classes), dtype=bool), -1.0, shares)
-        row, column = np.unravel_index(wrong.argmax(), wrong.shape)
-        told.append(f"{group.label}: {classes[row]} taken for {classes[column]} ({100 * wrong.max():.0f} %)")
-    for axes in panels[len(read) :]:
-        axes.remove()
-    numbered = ", ".join(f"{shown} {name}" for shown, name in zip(named, classes) if shown != name)
-    words = f"Confusion on test on {board.name}: a row per true class, in its cells the share predicted as each, in %."
-    words += f" In the plot: {numbered}." if numbered else ""
-    words += f" Most often confused: {'; '.join(told)}."
-    name = f"confusion-{board.slug}"
-    return Plot(name, "Which class is taken for which", words, "", png(figure), board.slug)
+    for axes, unit in zip(panels, units):
+        lines = frame[frame["unit"] == unit].groupby("line", sort=False)
+        for line in [key for key, _ in lines][:MOST]:
+            points = lines.get_group(line)
+            label, middle = points["name"].iloc[0], points.groupby("length")["value"].median()
+            look = look_of(label, looks)
+            axes.plot(middle.index, middle, **look, label=short(label))
+            axes.plot(points["length"], points["value"], "o", color=look["color"], markersize=4, markerfacecolor="none")
+            ends = [f"{middle[length]:.3g} {unit} at {length:,.0f}" for length in (middle.index[0], middle.index[-1])]
+            told.append(f"{label} {' and '.join(ends)} tokens")
+        axes.set(xscale="log", yscale="log", ylabel=unit)
+        axes.set_xticks(lengths, [f"{length:,.0f}" for length in lengths])
+        axes.xaxis.set_minor_locator(NullLocator())
+        plain_logs(axes.yaxis)
+    panels[-1].set_xlabel("sequence length, tokens")
+    panels[0].set_title(title)
+    legend(panels[0])
+    return Plot(name, "Cost against length", words, f"{'; '.join(told)}.", png(figure), board)
 
 
-def _on_test(run: Run) -> Predictions | None:
-    try:
-        return read_predictions(run).get("test")
-    except Unusable:
-        return None
-
-
-def confusion(runs: Sequence[Predictions]) -> np.ndarray:
-    """[classes, classes]: of each true class (row) the share that was predicted as each class, over all runs."""
-    size = runs[0].classes
-    pairs = np.concatenate([run.labels * size + run.said for run in runs])
-    counts = np.bincount(pairs, minlength=size**2).reshape(size, size)
-    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+def _family(group: Group) -> str:
+    """Equal for groups that differ in nothing but the length and, with it, the micro-batch."""
+    device = {name: value for name, value in group.device.items() if name not in ("micro_batch", "micro_tokens")}
+    own = {name: value for name, value in group.key.items() if not name.endswith("seq_len") and "micro" not in name}
+    return json.dumps([own, device], sort_keys=True, default=str)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from xcls.config.overrides import quoted
-from xcls.config.schema import UserError, nearest
+from xcls.config.schema import UserError, flatten, nearest
+from xcls.report.measures import MEASURES
 from xcls.runs.paths import at
 
 
@@ -84,9 +84,14 @@ class Settings:
     cost: Cost = field(default_factory=Cost)
 
 
-def check_numbers(settings: Settings) -> None:
-    """Refuses impossible numbers of `intervals` and `cost`. Raises UserError."""
+def check(settings: Settings) -> Claims:
+    """Refuses impossible settings with UserError; gives the claims."""
     own = settings.intervals
+    if not settings.runs:
+        raise UserError("runs: at least one folder is needed, e.g. runs=[multirun/quick].")
+    if settings.rank_by not in MEASURES:
+        near = nearest(settings.rank_by, list(MEASURES))
+        raise UserError(f"rank_by={settings.rank_by}: one of {', '.join(MEASURES)} is needed.{near}")
     if own.most_groups < 0:
         raise UserError(f"intervals.most_groups={own.most_groups}: a whole number of at least 0 is needed.")
     if not 0.5 <= own.level < 1:
@@ -96,35 +101,31 @@ def check_numbers(settings: Settings) -> None:
         for name, value in (("price_per_hour", price.price_per_hour), ("watts", price.watts)):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{key}.{name}={value}: a number of at least 0 is needed, or null.")
+    return claims_from(flatten(asdict(settings.claims)))
 
 
 def claims_from(flat: dict[str, Any]) -> Claims:
     """Claims from flat keys (`seq_len`, `families.performer.max_loss_pp`, …). Raises UserError for a wrong one."""
-    claims = Claims()
-    thresholds = [item.name for item in fields(FamilyClaims)]
+    claims, thresholds = Claims(), [item.name for item in fields(FamilyClaims)]
+    known = ["seq_len", "min_seeds", "max_cost_factor", "references"]
     for key, value in sorted(flat.items()):
-        _, _, name = key.rpartition(".")
+        family, name = key.split(".")[1:] if key.startswith("families.") and key.count(".") == 2 else ("", key)
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if key in ("seq_len", "min_seeds"):
-            _need(
-                number and isinstance(value, int) and value >= 1, key, value, "a whole number of at least 1 is needed"
-            )
-        elif key == "max_cost_factor":
-            _need(number and value > 1, key, value, "a number above 1 is needed, e.g. 1.5")
+        if name not in (thresholds if family else known):
+            raise UserError(f"claims.{key}: unknown key.{nearest(name, [*thresholds, *known])}")
+        if family:
+            _need(number or value is None, key, value, "a number is needed, or null for no claim")
+            node = claims.families.setdefault(family, FamilyClaims())
+            setattr(node, name, None if value is None else float(value))
         elif key == "references":
             names = isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value)
             _need(names, key, value, "a list of attention names is needed; the first decides")
-        elif re.fullmatch(r"families\.[^.]+\.[^.]+", key) and name in thresholds:
-            _need(number or value is None, key, value, "a number is needed, or null for no claim")
+            claims.references = list(value)
         else:
-            raise UserError(
-                f"claims.{key}: unknown key.{nearest(name, [*thresholds, 'seq_len', 'min_seeds', 'max_cost_factor', 'references'])}"
-            )
-        if name == key:
-            setattr(claims, key, list(value) if key == "references" else value)
-        else:
-            family = claims.families.setdefault(key.split(".")[1], FamilyClaims())
-            setattr(family, name, None if value is None else float(value))
+            factor = key == "max_cost_factor"
+            what = "a number above 1 is needed, e.g. 1.5" if factor else "a whole number of at least 1 is needed"
+            _need(number and (value > 1 if factor else isinstance(value, int) and value >= 1), key, value, what)
+            setattr(claims, key, value)
     return claims
 
 
@@ -140,8 +141,8 @@ def inside(settings: Settings, root: Path) -> Settings:
 
 
 def _relative(path: str, root: Path) -> str:
-    if str(path).startswith("wandb:"):
-        return str(path)
+    if path.startswith("wandb:"):
+        return path
     for whole in (os.path.abspath, os.path.realpath):
         place, base = Path(whole(root / at(path))), Path(whole(root))
         if place.is_relative_to(base):
@@ -152,7 +153,14 @@ def _relative(path: str, root: Path) -> str:
 def cli_overrides(settings: Settings, typed: Sequence[str] = ()) -> list[str]:
     """Words for the command line that make the same report again: the paths of `settings`, then what else was typed."""
     others = [word for word in typed if key_of(word) not in ("runs", "out")]
-    return [f"runs={quoted(settings.runs)}", f"out={quoted(settings.out)}", *others]
+    return [f"runs=[{','.join(map(quoted, settings.runs))}]", f"out={quoted(settings.out)}", *others]
+
+
+def quoted(text: str) -> str:
+    """A text in the grammar of Hydra's command line: in quotes where it needs them."""
+    if re.fullmatch(r"(?!(null|true|false|inf|nan)$)[A-Za-z_./][A-Za-z0-9_./-]*", text, re.IGNORECASE):
+        return text
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def key_of(override: str) -> str:

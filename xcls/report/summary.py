@@ -20,7 +20,7 @@ from xcls.report.claims import (
 )
 from xcls.report.groups import BASELINE, DatasetResults
 from xcls.report.intervals import OPEN
-from xcls.report.measures import NONE, TextTable, memory_measure, signed
+from xcls.report.measures import NONE, memory_measure, signed
 from xcls.runs.record import MORE_TRAINING
 
 SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?", UNDECIDED: "?"}
@@ -32,6 +32,7 @@ CLAIMED = {  # the matrix's columns: the name of the measured number and its hea
     "macro-F1 spread (pp)": "spread of seeds, pp",
 }
 SHOWN = 3  # groups named in a sentence
+MOST = 12  # rows of a matrix
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,6 @@ class Cell:
         """✓ holds, ✗ does not, ? cannot be told; ✓? and ✗? where it is doubtful."""
         return SIGNS.get(self.state, "") + "?" * self.doubtful
 
-    def __str__(self) -> str:
-        notes = ", ".join(map(str, self.notes))
-        return " ".join(filter(None, [self.value, self.limit and f"({self.limit})", self.sign, notes and f"[{notes}]"]))
-
 
 @dataclass(frozen=True)
 class Matrix:
@@ -75,47 +72,38 @@ class Matrix:
     rows: list[tuple[str, int, list[Cell], str, str]]
     notes: list[str]
 
-    @property
-    def text(self) -> TextTable:
-        """The matrix as text."""
-        rows = [[label, str(n), *map(str, cells), *states] for label, n, cells, *states in self.rows]
-        return ["mechanism", "n", *self.header, "PASS_WNF", "PASS_WNF_TEST"], rows
-
 
 def headline(board: DatasetResults, judge: ClaimEvaluator, references: Sequence[str]) -> Headline:
     """What passes against the first of `references`, or why nothing does, and what to run next."""
-    first = references[0]
-    done = [group for group in board.groups if group.runs]
+    first, done = references[0], [group for group in board.groups if group.runs]
     if not done:
-        fitted = any(baseline.runs for baseline in board.baselines)
-        text = "Only the baseline has finished on these rows." if fitted else "No run has finished yet."
-        following = "Give the command of the sweep again: it goes on with what was interrupted."
-        return Headline(MISSING, text, next=following)
+        again = "Give the command of the sweep again: it goes on with what was interrupted."
+        return Headline(MISSING, "No encoder has finished on these rows yet.", next=again)
     verdicts = [judge.verdict(group, board, first, "validation") for group in done]
     judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in references]
     judged = [verdict for verdict in judged if _at_claims(verdict, judge)] or judged
     passing = sorted((verdict for verdict in judged if verdict.state == PASS), key=_saving)
-    notes = [_weak_reference(board, judge, first), _better_baseline(board)]
-    if passing:
-        text = f"{passing[0].group.label} passes: {_beside(passing[0])}."
-        also = [f"Also passing: {_listed([verdict.group.label for verdict in passing[1:]])}."] if passing[1:] else []
-        notes = [*also, *_against(passing[0], board, judge, references), *notes]
-        return Headline(PASS, text, tuple(filter(None, notes)))
     failing = [verdict.group.label for verdict in judged if verdict.state == FAIL]
     waiting = [verdict for verdict in judged if verdict.state == MISSING]
-    if not judged:
+    notes, following = [_better_baseline(board)], _remedy(board, judge, waiting, first) if waiting else ""
+    if passing:
+        state, following, text = PASS, "", f"{passing[0].group.label} passes: {_beside(passing[0])}."
+        also = [f"Also passing: {_listed([verdict.group.label for verdict in passing[1:]])}."] if passing[1:] else []
+        notes = [*also, *_against(passing[0], board, judge, references), *notes]
+    elif not judged:
         best = max(done, key=lambda group: (group.stat("macro_f1").mean or 0.0, group.label))
-        state, told = MISSING, f"{best.label}, macro-F1 {best.stat('macro_f1').text}"
-        text = f"Nothing with a claim was run beside {first}. Best so far: {told}."
+        state, following = MISSING, _reference_wanted(board, first)
+        text = f"No mechanism with a claim was run beside {first}. Best: {best.label}, macro-F1 {best.stat('macro_f1').text}."
     elif failing:
-        state, verb = FAIL, "fails" if len(failing) == 1 else "fail"
-        text = f"Nothing passes against {first}: {_listed(failing)} {verb}."
-        text += f" No verdict yet on {_listed([verdict.group.label for verdict in waiting])}." if waiting else ""
+        state, text = (
+            FAIL,
+            f"Nothing passes against {first}: {_listed(failing)} {'fails' if len(failing) == 1 else 'fail'}.",
+        )
+        notes += [f"No verdict yet on {_listed([verdict.group.label for verdict in waiting])}."] if waiting else []
     else:
         reasons = [reason for verdict in waiting for reason in verdict.reasons] or ["something was not measured"]
         state, text = MISSING, f"No verdict yet: {max(sorted(set(reasons)), key=reasons.count)}."
-    following = _remedy(board, judge, waiting, first) if waiting else "" if judged else _reference_wanted(board, first)
-    if any(group.learned_nothing for group in board.groups):
+    if not passing and any(group.learned_nothing for group in board.groups):
         following = MORE_TRAINING
     return Headline(state, text, tuple(filter(None, notes)), following)
 
@@ -167,15 +155,6 @@ def _against(best: Verdict, board: DatasetResults, judge: ClaimEvaluator, refere
     return told
 
 
-def _weak_reference(board: DatasetResults, judge: ClaimEvaluator, reference: str) -> str:
-    for group in board.of_mechanism.get(reference, []):
-        verdict = judge.verdict(group, board, reference, "validation")
-        if verdict.state == FAIL:
-            codes = _listed([claim.code for claim in verdict.claims if claim.state == FAIL])
-            return f"The reference {group.label} fails its own claims ({codes}): savings against it say less."
-    return ""
-
-
 def _better_baseline(board: DatasetResults) -> str:
     baseline = strictest(board.baselines)
     scored = [(group.stat("macro_f1").mean or 0.0, group.label) for group in board.groups if group.stat("macro_f1").n]
@@ -194,10 +173,10 @@ def _remedy(board: DatasetResults, judge: ClaimEvaluator, waiting: Sequence[Verd
     claims, _ = judge.claims_for(waiting[0].group)
     if not any(_at_claims(verdict, judge) for verdict in waiting):
         return f"The claims are made at {claims.seq_len} tokens: add seq_len={claims.seq_len} to the sweep."
-    alone = [verdict for verdict in waiting if verdict.reference_group is None]
+    alone = [verdict.group for verdict in waiting if verdict.reference_group is None]
     if alone:
-        _, reason = find_reference(alone[0].group, board, reference)
-        return _reference_wanted(board, reference) or f"Run {reference} as {alone[0].group.label} was run: {reason}."
+        reason = find_reference(alone[0], board, reference)[1]
+        return _reference_wanted(board, reference) or f"Run {reference} as {alone[0].label} was run: {reason}."
     if strictest(board.baselines) is None:
         return f"Fit the baseline: python run.py mode=baseline dataset={board.groups[0].record.choices.get('dataset')}"
     if any(len(verdict.group.seeds) < claims.min_seeds for verdict in waiting):
@@ -215,18 +194,18 @@ def _reference_wanted(board: DatasetResults, reference: str) -> str:
     return f"Run mechanisms with the same settings: python run.py -m {words}"
 
 
-def matrix(board: DatasetResults, judge: ClaimEvaluator, reference: str, most: int = 12) -> Matrix:
-    """The claims about the groups of a board, the best ranked first; groups with a verdict before those without one."""
+def matrix(board: DatasetResults, judge: ClaimEvaluator, reference: str) -> Matrix:
+    """The claims about the groups of a data set, the best ranked first; groups with a verdict before those without one."""
     notes: list[str] = []
     verdicts = [judge.verdict(group, board, reference, "validation") for group in board.groups if group.runs]
     verdicts.sort(key=lambda verdict: (not verdict.claims, verdict.state == MISSING))
     rows = []
-    for verdict in verdicts[:most]:
+    for verdict in verdicts[:MOST]:
         cells = [_cell(name, verdict, notes) for name in CLAIMED]
         test = judge.verdict(verdict.group, board, reference, "test").state
         rows.append((verdict.group.label, len(verdict.group.runs), cells, verdict.state, test))
-    if len(verdicts) > most:
-        notes.append(f"{len(verdicts) - most} more groups are in the table below.")
+    if len(verdicts) > MOST:
+        notes.append(f"{len(verdicts) - MOST} more groups are in the table below.")
     return Matrix([title.format(reference) for title in CLAIMED.values()], rows, notes)
 
 
@@ -239,14 +218,17 @@ def _cell(name: str, verdict: Verdict, notes: list[str]) -> Cell:
     state = MISSING if claim.hindered else FAIL if claim.state == FAIL and claim.reason else number.state
     told = [claim.reason if claim.hindered or state == FAIL else number.reason]
     doubtful = number.told == OPEN and not number.undecided and state in (PASS, FAIL)
-    if doubtful:
-        around = number.interval.text if number.interval else ""
-        told.append(f"The interval of the {name.replace(' (pp)', '')} spans the limit: {around} pp.")
+    if doubtful and number.interval:
+        told.append(f"The interval of the {name.replace(' (pp)', '')} spans the limit: {number.interval.text} pp.")
     if "ratio" in name:
         told.append(claim.remark and f"Measured differently: {claim.remark}.")
         if number.bench_says.startswith("no"):
             told.append(f"mode=bench measured {number.bench:.2f}× ({number.bench_says}).")
-    return Cell(_shown(name, number.value), bound(number), state, _noted(told, notes), doubtful)
+    own = [text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text for text in told if text]
+    notes += [text for text in own if text not in notes]
+    return Cell(
+        _shown(name, number.value), bound(number), state, tuple(notes.index(text) + 1 for text in own), doubtful
+    )
 
 
 def _unclaimed(name: str, verdict: Verdict) -> float | None:
@@ -264,13 +246,6 @@ def _unclaimed(name: str, verdict: Verdict) -> float | None:
 
 def _shown(name: str, value: float | None) -> str:
     return NONE if value is None else f"{value + 0.0:.2f}{'×' if 'ratio' in name else ''}".replace("-", "−")
-
-
-def _noted(told: Sequence[str], notes: list[str]) -> tuple[int, ...]:
-    """The numbers of these footnotes, the new ones added to `notes`."""
-    own = [text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text for text in told if text]
-    notes += [text for text in dict.fromkeys(own) if text not in notes]
-    return tuple(notes.index(text) + 1 for text in dict.fromkeys(own))
 
 
 def bound(number: Measured) -> str:

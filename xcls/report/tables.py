@@ -36,20 +36,12 @@ OF_CLAIM = """
     split PASS_WNF claim claim_state measured value relation threshold margin state reason interval_low
     interval_high interval_says bench bench_agrees examples drawn no_interval measured_differently
 """.split()
-SHOWN_OF_GROUP = """
-    macro_f1 accuracy auroc test_macro_f1 time_per_epoch tokens_per_s max_gpu_mem_MiB max_rss_MiB params latency_ms
-    inference_examples_per_s
-""".split()
-SHOWN_OF_CLAIM = """
-    label dataset n reference split claim measured value relation threshold margin state interval_low
-    interval_high interval_says bench reason measured_differently
-""".split()
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Study:
-    """What the tables, the text and the page are made of. references: the mechanisms that others are compared with; the first decides."""
+    """What tables, text and page are made of. references: the mechanisms that others are compared with; the first decides."""
 
     settings: Settings
     found: Found
@@ -59,23 +51,16 @@ class Study:
     references: Sequence[str]
     benches: Sequence[Bench] = ()
 
-    @property
-    def names(self) -> list[str]:
-        """The studies that the runs say they belong to."""
-        return sorted({run.record.study for run in self.found.runs if run.record.study})
-
 
 @dataclass(frozen=True)
 class Table:
-    """A table as data: a CSV file, and a part of the page and of report.md. Values are plain: text, numbers, booleans, None."""
+    """A table as data, one CSV file. Values are plain: text, numbers, booleans, None."""
 
     name: str  # of the file `<name>.csv`
     title: str  # the heading on the page
     words: str  # what a row is and how to read it, in a sentence or two
     rows: Sequence[Row]
     columns: Sequence[str] = ()  # their order; where it is not given, the order in which the rows bring them
-    board: str | None = None  # the board (its slug) in whose section it stands; None: the whole, a file
-    in_report: Sequence[str] = ()  # columns of a whole table that report.md shows
 
     @property
     def header(self) -> list[str]:
@@ -86,10 +71,15 @@ class Table:
     def csv(self) -> str:
         """CSV text, missing values empty; the same rows give the same bytes."""
         out, header = io.StringIO(), self.header
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([_cell(column) for column in header])
-        writer.writerows([_cell(row.get(column)) for column in header] for row in self.rows)
+        lines = [header, *([row.get(column) for column in header] for row in self.rows)]
+        csv.writer(out, lineterminator="\n").writerows([_cell(value) for value in line] for line in lines)
         return out.getvalue()
+
+    def where(self, wanted: Row) -> Table:
+        """The rows that have these values, and the columns that hold anything there, without those of `wanted`."""
+        rows = [row for row in self.rows if all(row.get(name) == value for name, value in wanted.items())]
+        told = [name for name in self.header if name not in wanted and any(row.get(name) is not None for row in rows)]
+        return Table(self.name, self.title, self.words, rows, told)
 
 
 def _cell(value: Any) -> str:
@@ -102,20 +92,23 @@ def _cell(value: Any) -> str:
 
 def main_tables(study: Study) -> list[Table]:
     """Runs, groups and claims."""
-    first, judge = study.references[0], study.judge
+    first = study.references[0]
     states = {
-        group.id: tuple(judge.verdict(group, board, first, split).state for split in SPLITS)
+        group.id: {split: study.judge.verdict(group, board, first, split).state for split in SPLITS}
         for board in study.boards
         for group in board.groups
     }
-    shown = ["label", "mode", "dataset", "n", "not_completed", "rank"]
-    shown += [f"{name}_{part}" for name in SHOWN_OF_GROUP for part in parts_of(name)[:-1]]
-    about = "A row per group of runs alike but for the seed."
-    claims = claim_rows(study)
+    runs = result_rows(study, states)
+    fixed = [*FIRST, *ALSO, *(name for name in MEASURES if name not in FIRST)]
+    columns = [*fixed, *sorted({name for row in runs for name in row} - set(fixed))]
+    of_group = [*OF_GROUP, *(f"{name}_{part}" for name in MEASURES for part in parts_of(name))]
+    about = "Every claim with value, threshold and margin."
     return [
-        Table("results", "runs", "A row per run.", *results(study, states)),
-        Table("groups", "groups", about, *group_rows(study, states), in_report=shown),
-        Table("wnf", "claims", "A row per number of every claim.", claims, OF_CLAIM, in_report=SHOWN_OF_CLAIM),
+        Table("results", "Runs", "A row per run.", runs, columns),
+        Table(
+            "groups", "Groups", "A row per group of runs alike but for the seed.", group_rows(study, states), of_group
+        ),
+        Table("wnf", "Claims", about, claim_rows(study), OF_CLAIM),
     ]
 
 
@@ -129,33 +122,32 @@ def _traits(record: Record) -> Row:
     return {**traits, "dtype": record.device.get("dtype"), "seq_len": record.seq_len} if encoder else traits
 
 
-def results(study: Study, states: dict[str, tuple[str, ...]]) -> tuple[list[Row], list[str]]:
-    """A row per run and the columns: the fixed ones, then every hyperparameter, sorted.
+def result_rows(study: Study, states: dict[str, dict[str, str]]) -> list[Row]:
+    """A row per run: what ran, how it ended, every measure and hyperparameter.
 
-    `states` maps a group's id to its PASS_WNF on validation and test; a run that did not complete has neither.
+    `states`: PASS_WNF of a group's id by split; a run that did not complete has neither.
     """
     group_of = {run.place: group.id for group in study.groups for run in [*group.others, *group.runs]}
     by_key = {(run.record.hash, str(run.record.device)): group.id for group in study.groups for run in group.runs}
     rows = []
     for run in study.found.runs:
-        record = run.record
+        record, (status, cause) = run.record, final_status(run)
         group = group_of.get(run.place) or by_key.get((record.hash, str(record.device)))
-        verdict = states.get(group or "", (None, None)) if record.status == "completed" else (None, None)
-        status, cause = final_status(run)
+        verdict = states.get(group or "", {}) if record.status == "completed" else {}
         skipped = ("claims", *ENCODER) if record.mode == "baseline" else ("claims",)
         classes, scores = class_count(record), record.metrics.get("validation") or {}
         row = {name: value for name, value in record.config.items() if not name.startswith(skipped)}
         row |= {**_traits(record), **{name: measure.of(record) for name, measure in MEASURES.items()}}
         row |= {name: getattr(record, name) for name in ("run", "seed", "hash", "exp", "study", "commit", "step")}
         row |= {"status": status, "cause": cause or None, "group": group, "folder": run.place, **cut_shares(record)}
-        row |= {"PASS_WNF": verdict[0], "PASS_WNF_TEST": verdict[1], "shared_device": record.device.get("shared")}
-        row |= {"faults": "; ".join(survived(record)) or None, "predicted_classes": scores.get("predicted_classes")}
-        row["learned_nothing"] = is_guess(row["macro_f1"], classes) if classes else None
-        row |= {f"{part}.code": digest[:12] for part, digest in record.code.items()}
+        row |= {"PASS_WNF": verdict.get("validation"), "PASS_WNF_TEST": verdict.get("test")}
+        row |= {"shared_device": record.device.get("shared"), "predicted_classes": scores.get("predicted_classes")}
+        row |= {"faults": "; ".join(survived(record)) or None}
+        row |= {"learned_nothing": is_guess(row["macro_f1"], classes) if classes else None}
+        row |= {f"{part}.code": str(digest)[:12] for part, digest in record.code.items()}
         row |= {name: int(row[name]) for name in ("params", "params_trainable") if row[name] is not None}
         rows.append(row)
-    fixed = [*FIRST, *ALSO, *(name for name in MEASURES if name not in FIRST)]
-    return rows, fixed + sorted({name for row in rows for name in row} - set(fixed))
+    return rows
 
 
 def parts_of(name: str) -> tuple[str, ...]:
@@ -163,41 +155,33 @@ def parts_of(name: str) -> tuple[str, ...]:
     return ("best", "median", "mean", "sd", "n") if is_cost(name) else ("best", "mean", "sd", "n")
 
 
-def group_rows(study: Study, states: dict[str, tuple[str, ...]]) -> tuple[list[Row], list[str]]:
-    """A row per group with best, mean, standard deviation and n of every measure, of costs the median too; the columns."""
+def group_rows(study: Study, states: dict[str, dict[str, str]]) -> list[Row]:
+    """A row per group with best, mean, standard deviation and n of every measure, of costs the median too."""
     baseline_of = {group.id: strictest(board.baselines) for board in study.boards for group in board.groups}
-    place = {group.id: i for i, group in enumerate(g for b in study.boards for g in [*b.groups, *b.baselines])}
+    ranked = [group.id for board in study.boards for group in [*board.groups, *board.baselines]]
+    place = {name: number for number, name in enumerate(ranked)}
     rows = []
     for group in sorted(study.groups, key=lambda group: (place.get(group.id, len(place)), group.label, group.id)):
-        baseline, state = baseline_of.get(group.id), states.get(group.id, (None, None))
+        baseline, state = baseline_of.get(group.id), states.get(group.id, {})
         row = {**_traits(group.record), **{name: group.device.get(name) for name in SETTINGS}}
         row |= {"group": group.id, "label": group.label, "data": group.key["data"], "rank": group.rank}
         row |= {"n": len(group.runs), "seeds": " ".join(map(str, group.seeds)), "not_completed": len(group.others)}
-        row |= {"PASS_WNF": state[0], "PASS_WNF_TEST": state[1]}
+        row |= {"PASS_WNF": state.get("validation"), "PASS_WNF_TEST": state.get("test")}
         for name, split in (("vs_baseline_pp", "validation"), ("vs_baseline_test_pp", "test")):
             row[name] = difference_pp(group, baseline, split) if baseline else None
-        for name in MEASURES:
-            stat = group.stat(name)
-            row |= {
-                f"{name}_{part}": stat.middle if part == "median" else getattr(stat, part) for part in parts_of(name)
-            }
+        row |= {f"{name}_{part}": getattr(group.stat(name), part) for name in MEASURES for part in parts_of(name)}
         rows.append(row)
-    return rows, [*OF_GROUP, *(f"{name}_{part}" for name in MEASURES for part in parts_of(name))]
+    return rows
 
 
-def claim_rows(
-    study: Study,
-    boards: Sequence[DatasetResults] = (),
-    references: Sequence[str] = (),
-    splits: Sequence[str] = tuple(SPLITS),
-) -> list[Row]:
-    """A row per measured number of every claim, against every reference and on every split; of all boards where none is named."""
+def claim_rows(study: Study) -> list[Row]:
+    """A row per measured number of every claim, against every reference and on every split."""
     return [
         row
-        for board in boards or study.boards
-        for reference in references or study.references
+        for board in study.boards
+        for reference in study.references
         for group in board.groups
-        for split in splits
+        for split in SPLITS
         for row in _claims_of(study.judge.verdict(group, board, reference, split), board)
     ]
 
@@ -206,13 +190,8 @@ def interval_cells(interval: Interval | None) -> Row:
     """The columns of an interval: its ends in percentage points (of a cost ratio as ratios), over what it was drawn, or why there is none."""
     if interval is None:
         return {}
-    return {
-        "interval_low": interval.low,
-        "interval_high": interval.high,
-        "examples": interval.examples or None,
-        "drawn": interval.over or None,
-        "no_interval": interval.reason or None,
-    }
+    ends = {"interval_low": interval.low, "interval_high": interval.high, "examples": interval.examples or None}
+    return {**ends, "drawn": interval.over or None, "no_interval": interval.reason or None}
 
 
 def _claims_of(verdict: Verdict, board: DatasetResults) -> list[Row]:

@@ -1,30 +1,24 @@
-"""The report as text: the table of groups, what `report.py` prints, and report.md."""
+"""The report as text: the table of groups, and what `report.py` prints."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Sequence
 
-from xcls.config.overrides import quoted
-from xcls.report import bench
-from xcls.report.bench import Crossover
 from xcls.report.claims import ClaimEvaluator, difference_pp, find_reference, ratio, strictest
 from xcls.report.conditions import unlike_groups
 from xcls.report.cost_ratio import excluded_note
 from xcls.report.groups import DatasetResults, Group
 from xcls.report.load import Found, Run, final_status
 from xcls.report.measures import MEASURES, NONE, TextTable, amount, class_count, cut_note, memory_measure, signed
-from xcls.report.summary import headline, matrix
-from xcls.report.tables import Study, Table
+from xcls.report.settings import quoted
+from xcls.report.summary import headline
+from xcls.report.tables import Study
 from xcls.runs.record import is_guess
 
-MOST_BOARDS = 3  # printed
-MOST_PRINTED, MOST_ROWS = 8, 40  # rows of all tables printed together, two of each at least; of a table in report.md
-
-
+MOST_BOARDS, MOST_PRINTED = 3, 8  # printed: data sets, and rows of all their tables together, two of each at least
 MEMORY = {  # by the kind of the device
     "cuda": "Memory on a GPU: the most that torch's allocator held in training, with weights, gradients and AdamW's state.",
     "cpu": "Memory on a CPU: growth of peak RSS from before the first step, so with gradients and AdamW's state, without the weights.",
@@ -108,9 +102,10 @@ def unfinished(found: Found) -> TextTable:
     return ["run", "status", "cause", "folder"], rows
 
 
-def printed(study: Study, *, findings: Sequence[str], remarks: int, page: str, best: Sequence[Best]) -> str:
-    """The text for stdout. findings: sentences; remarks: how many more stand on the page; page: its path."""
-    blocks, following, boards = study.names[:MOST_BOARDS], [], study.boards
+def printed(study: Study, findings: Sequence[str], page: str, best: Sequence[Best]) -> str:
+    """The text for stdout. findings: sentences; page: its path."""
+    names = sorted({run.record.study for run in study.found.runs if run.record.study})
+    blocks, following, boards = names[:MOST_BOARDS], [], study.boards
     most = max(2, MOST_PRINTED // max(1, min(len(boards), MOST_BOARDS)))
     for board in boards[:MOST_BOARDS]:
         told = headline(board, study.judge, study.references)
@@ -120,46 +115,9 @@ def printed(study: Study, *, findings: Sequence[str], remarks: int, page: str, b
     lost = len(unfinished(study.found)[1])
     more = [f"{len(boards) - MOST_BOARDS} more data sets"] if len(boards) > MOST_BOARDS else []
     more += [f"{lost} runs that did not complete, with their causes"] if lost else []
-    more += [f"{remarks} costs on which runs and mode=bench disagree"] if remarks else []
     last = [f"{len(study.found.runs)} runs. The page: {page}" + (f" (also: {'; '.join(more)})" if more else "")]
     text = "\n\n".join([*blocks, *findings, "\n".join([*last, *dict.fromkeys(following)])]) + "\n"
     return text + "".join(f"\n{item.text}\n\n    {item.command}\n" for item in best)
-
-
-def report_md(
-    study: Study, tables: Sequence[Table], *, notes: Sequence[str], crossings: Sequence[Crossover], best: Sequence[Best]
-) -> str:
-    """The whole of report.md. What comes from a run is letters there, neither HTML nor a link."""
-    blocks, judge, references = study.names, study.judge, study.references
-    for board in study.boards:
-        told, claims = headline(board, judge, references), matrix(board, judge, references[0])
-        following = f"Next: {told.next}" if told.next else ""
-        blocks += [f"## {board.name}", told.text, *told.notes, following, markdown(claims.text)]
-        blocks.append("\n".join(f"{place}. {note}" for place, note in enumerate(claims.notes, 1)))
-        blocks.append(markdown(shortened(comparison(board, judge, references[0]), len(board.groups), MOST_ROWS)))
-        blocks.append("\n".join(footnotes(board, references[0])))
-    failed = unfinished(study.found)
-    blocks += ["## Not completed (in no mean, in no ranking)", markdown(failed)] if failed[1] else []
-    blocks += notes
-    for one in crossings:
-        steps = markdown(bench.table(one, study.boards))
-        blocks += [f"## {bench.TITLE}", bench.caption(one), steps, *bench.remarks(one)]
-    for board in study.boards:
-        for table in (table for table in tables if table.board == board.slug):
-            blocks += _table(table, f"{board.name}: {table.title}", table.words, table.header)
-    for table in tables:
-        columns = [name for name in table.in_report if any(row.get(name) is not None for row in table.rows)]
-        if columns:
-            blocks += _table(table, table.title.capitalize(), f"{table.words} More in {table.name}.csv.", columns)
-    for item in best:  # the command is in a block of code, where nothing is HTML or a link
-        blocks += [item.text, f"    {item.command}"]
-    commands = {f"    {item.command}" for item in best}
-    return "\n\n".join(block if block in commands else letters(block) for block in blocks if block) + "\n"
-
-
-def _table(table: Table, title: str, words: str, columns: Sequence[str]) -> list[str]:
-    rows = [[cell(row.get(name)) for name in columns] for row in table.rows]
-    return [f"## {title}", words, markdown((list(columns), rows))]
 
 
 def shortened(table: TextTable, keep: int, most: int) -> TextTable:
@@ -178,21 +136,6 @@ def markdown(table: TextTable) -> str:
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
-
-
-def cell(value: Any) -> str:
-    """A value in a Markdown table: four digits of a number, a dash for what is missing."""
-    if value is None:
-        return NONE
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else str(round(value))
-    return str(value)
-
-
-def letters(text: str) -> str:
-    """Markdown in which HTML and links are letters: names, causes and settings of a run come from anywhere, and what
-    shows a .md file would take them for its own. Nothing else in `text` is HTML or a link."""
-    return escape(text, quote=False).replace("](", "]\\(")
 
 
 @dataclass(frozen=True)

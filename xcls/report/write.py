@@ -7,25 +7,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from xcls.config.schema import UserError, flatten, nearest
+from xcls.config.schema import UserError, flatten
 from xcls.report.bench import benches_beside, crossovers, sentence
 from xcls.report.claims import ClaimEvaluator
 from xcls.report.comparisons import WORDS, disagreements, further_tables
-from xcls.report.drawing import Plot
 from xcls.report.groups import Group, group_runs, results_by_dataset
 from xcls.report.intervals import Differences
 from xcls.report.load import Found, collect, shown
-from xcls.report.measures import MEASURES
 from xcls.report.page import page
-from xcls.report.plots import MOST_BOARDS, draw
-from xcls.report.reproduce import read_patch, script
-from xcls.report.settings import Claims, Settings, check_numbers, claims_from, cli_overrides, inside, key_of
+from xcls.report.plots import MOST_BOARDS, Plot, draw
+from xcls.report.settings import Claims, Settings, check, claims_from, cli_overrides, inside, key_of
 from xcls.report.tables import Study, main_tables
-from xcls.report.text import best_runs, printed, report_md
+from xcls.report.text import best_runs, printed
 from xcls.runs.record import MORE_TRAINING, write_atomic
+from xcls.runs.reproduce import read_patch, script
 
 # What an earlier report may have drawn.
-OWN_PLOTS = "quality_vs_* seeds-* cost_vs_length-* learning-* confusion-* pretraining bench-* step-*".split()
+OWN_PLOTS = "quality_vs_* seeds-* cost_vs_length-* learning-* confusion-* pretraining* bench-* step-*".split()
 MOST_NAMED = 5  # groups in a note
 
 
@@ -42,11 +40,10 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
         unread = "".join(f"\n  {item.place}: {item.reason}" for item in found.unreadable)
         none = f"runs: no record.json under {', '.join(settings.runs)}."
         raise UserError(f"{none} Make some first: python run.py --help{unread}")
-    groups = group_runs(found)
+    groups, benches = group_runs(found), benches_beside(found.benches, root)
     boards = results_by_dataset(groups, settings.rank_by)
-    benches = benches_beside(found.benches, root)
     differences = Differences(settings=settings.intervals, references=claims.references)
-    judge = ClaimEvaluator(claims_for(asdict(claims), own_claims), differences, settings.intervals.level, benches)
+    judge = ClaimEvaluator(claims_for(claims, own_claims), differences, settings.intervals.level, benches)
     study = Study(settings, found, groups, boards, judge, claims.references, benches)
     out = root / settings.out
     try:
@@ -57,20 +54,16 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     for name in WORDS:
         (out / f"{name}.csv").unlink(missing_ok=True)  # of an earlier report
     for table in tables:
-        if table.board is None:  # the others are parts of these
-            write_atomic(out / f"{table.name}.csv", table.csv)
-    about, disagree = remarks(study), disagreements(tables)
-    crossings = crossovers(benches, groups)
-    plots = draw(study, crossings)
+        write_atomic(out / f"{table.name}.csv", table.csv)
+    about, crossings, plots = remarks(study), crossovers(benches, groups), draw(study)
     _write_plots(out / "plots", plots)
     best = best_runs(boards, settings.rank_by, root)
     used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
-    parts: dict[str, Any] = {"notes": [*about, *disagree], "crossings": crossings, "best": best}
-    write_atomic(out / "report.md", report_md(study, tables, **parts))
-    write_atomic(out / "index.html", page(study, tables, **parts, plots=plots, used=used))
+    notes = [*about, *disagreements(tables)]
+    html = page(study, tables, plots=plots, notes=notes, crossings=crossings, best=best, used=used)
+    write_atomic(out / "index.html", html)
     _write_script(out, found, cli_overrides(settings, typed))
-    findings = [*filter(None, map(sentence, crossings)), *about]
-    return printed(study, findings=findings, remarks=len(disagree), page=f"{shown(out, root)}/index.html", best=best)
+    return printed(study, [*filter(None, map(sentence, crossings)), *about], f"{shown(out, root)}/index.html", best)
 
 
 def remarks(study: Study) -> list[str]:
@@ -93,46 +86,34 @@ def remarks(study: Study) -> list[str]:
     return notes
 
 
-def check(settings: Settings) -> Claims:
-    """Refuses impossible settings with UserError; gives the claims."""
-    if not settings.runs:
-        raise UserError("runs: at least one folder is needed, e.g. runs=[multirun/quick].")
-    if settings.rank_by not in MEASURES:
-        near = nearest(settings.rank_by, list(MEASURES))
-        raise UserError(f"rank_by={settings.rank_by}: one of {', '.join(MEASURES)} is needed.{near}")
-    check_numbers(settings)
-    return claims_from(flatten(asdict(settings.claims)))
-
-
-def claims_for(claims: dict[str, Any], typed: Sequence[str]) -> Callable[[Group], tuple[Claims, str]]:
+def claims_for(claims: Claims, typed: Sequence[str]) -> Callable[[Group], tuple[Claims, str]]:
     """The thresholds of a group: the report's, over them its experiment's `claims`, over these what was typed."""
-    report = flatten(claims)
-
-    def decided(key: str) -> bool:
-        return any(key == node or key.startswith(f"{node}.") or not node for node in typed)
+    report: dict[str, Any] = flatten(asdict(claims))
 
     def of(group: Group) -> tuple[Claims, str]:
         """The thresholds of one group, and what is wrong with them."""
         configs = [run.record.config.items() for run in group.runs]
         own = [{key[7:]: value for key, value in config if key.startswith("claims.")} for config in configs]
         if any(other != own[0] for other in own):
-            return claims_from(report), "its runs state different claims"
-        stated = {key: value for key, value in (own[0] if own else {}).items() if not decided(key)}
+            return claims, "its runs state different claims"
+        stated = {
+            key: value
+            for key, value in (own[0] if own else {}).items()
+            if not any(not node or f"{key}.".startswith(f"{node}.") for node in typed)
+        }
         try:
             return claims_from({**report, **stated}), ""
         except UserError as error:
-            return claims_from(report), f"in its own configuration: {error}"
+            return claims, f"in its own configuration: {error}"
 
     return of
 
 
 def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
-    """Writes the plots and removes those of an earlier report that are no longer drawn."""
+    """Writes the plots in place of those of an earlier report."""
     folder.mkdir(exist_ok=True)
-    names = {plot.name for plot in plots}
     for old in (path for pattern in OWN_PLOTS for path in folder.glob(f"{pattern}.png")):
-        if old.stem not in names:
-            old.unlink()
+        old.unlink()
     for plot in plots:
         (folder / f"{plot.name}.png").write_bytes(plot.image)
 

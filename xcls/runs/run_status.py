@@ -51,19 +51,19 @@ class RunStatus:
         return " ".join(parts)
 
 
-def run_folders(place: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """The folders with a record at or below `place`, sorted. A run's folder is not searched further."""
+def run_folders(place: Path, depth: int = DEPTH, files: tuple[str, ...] = ("record.json",)) -> Iterator[Path]:
+    """The folders that hold one of `files`, at or below `place`, sorted. A run's folder is not searched further."""
     try:
         with os.scandir(place) as entries:
             found = list(entries)
     except OSError:
         return  # gone meanwhile, or not readable
-    if any(entry.name == "record.json" for entry in found):
+    if any(entry.name in files for entry in found):
         yield place
     elif depth:
         for entry in sorted(found, key=lambda entry: entry.name):
-            if entry.is_dir() and not entry.name.startswith("."):
-                yield from run_folders(Path(entry.path), depth - 1)
+            if os.path.isdir(entry.path) and not entry.name.startswith("."):
+                yield from run_folders(Path(entry.path), depth - 1, files)
 
 
 def read_run(folder: Path, name: str, now: float) -> RunStatus:

@@ -13,10 +13,10 @@ from xcls.config.files import pretraining_values, resolved_values, write_values
 from xcls.config.schema import UserError
 from xcls.data.splits import Prepared
 from xcls.data.tokenizer import from_json, make_tokenizer
-from xcls.report.reproduce import read_patch, script_for
 from xcls.runs.code_hash import code_files
 from xcls.runs.folder import DONE, changed_code, read_or_refuse, rollback
 from xcls.runs.record import Record, carry_over, read_record, write_atomic
+from xcls.runs.reproduce import read_patch, script_for
 from xcls.runs.spec import PLANNED
 from xcls.stages.baseline import baseline
 from xcls.stages.finetune import finetune
