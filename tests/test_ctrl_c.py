@@ -36,7 +36,7 @@ def struck(project: Project, module: str, *words: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("module", ["hydra", "xcls.config.cli_checks", "xcls.stages.training", "xcls.data.stratify"])
+@pytest.mark.parametrize("module", ["hydra", "xcls.config.command_line", "xcls.stages.training", "xcls.data.stratify"])
 def test_before_the_run_it_is_one_line(project: Project, module: str) -> None:
     before = project.files()
     done = struck(project, module, "mode=finetune", "exp=x")

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.faults.tally import Tally
 
 ROOT = Path(__file__).resolve().parents[2]
-FUZZ = "tests/test_fuzz.py"
+FUZZ = "tests/config/test_fuzz.py"
 LIST: dict[str, dict[str, str]] = {  # kind of fault -> file -> its tests without their `test_`; '': all of them
     "training: resume, bad numbers, lack of memory, signals": {
         "tests/train/test_loop.py": """resume_after_a_signal_is_exact resume_after_a_crash_is_exact an_evaluation_cut_short_is_made_again
@@ -51,11 +51,11 @@ LIST: dict[str, dict[str, str]] = {  # kind of fault -> file -> its tests withou
         "tests/data/test_rows.py": "a_file_that_changes_while_it_is_read_leaves_nothing",
     },
     "bad configuration and names": {
-        "tests/test_names.py": "",
-        "tests/test_traps.py": "a_slip_is_answered_with_what_was_meant run_py_refuses_with_one_message",
-        "tests/test_schema.py": """an_impossible_value_is_refused_with_its_key every_fault_is_named_at_once a_name_never_leaves_its_folder
+        "tests/config/test_names.py": "",
+        "tests/config/test_command_line.py": "bad_input_is_refused_before_anything_is_written",
+        "tests/config/test_schema.py": """an_impossible_value_is_refused_with_its_key every_fault_is_named_at_once a_name_never_leaves_its_folder
             a_key_cannot_be_a_value_and_a_node texts_that_no_file_holds_are_refused""",
-        "tests/test_run.py": "bad_input_is_refused_before_anything_is_written an_exp_that_has_run_is_refused",
+        "tests/config/test_commands.py": "an_exp_that_has_run_is_refused",
     },
     "records that lie or are cut, hostile texts, in the report": {
         "tests/report/test_collect.py": """unreadable_records_are_listed records_that_no_run_wrote_are_listed

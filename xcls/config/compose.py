@@ -1,6 +1,6 @@
-"""One run's configuration: conf/ as Hydra composed it, files and finished runs merged into it, checked, as one typed object.
+"""One run's configuration, as one typed object: conf/ as Hydra composed it, files and finished runs merged into it.
 
-Later wins: defaults in conf/, experiment, a file (`template=`, `pretrain/<exp>/config.yaml`) or a finished run, the command line.
+Later wins: defaults in conf/, experiment, a file (`template=`, `pretrain/<exp>/config.yaml`) or finished run, the call.
 A group that was typed (`attention=performer`) wins as a whole node, a single value (`size.width=64`) alone.
 """
 
@@ -25,7 +25,7 @@ from xcls.runs.identity import runs_root
 from xcls.runs.paths import at, find_run, in_project
 from xcls.runs.record import without_secrets
 
-UNTYPED = {  # nodes that the signature of their _target_ types: the package of the targets, what the builder itself passes
+UNTYPED = {  # typed by the signature of their _target_: the package it must be in, and what the builder itself passes
     "attention": ("xcls.attention.", ("name", "num_heads", "head_dim", "layer", "seed")),
     "position": ("xcls.position.", ("name", "embed_dim", "num_heads", "head_dim", "num_layers", "seq_len")),
     "dataset.source": ("xcls.data.", ("path", "text", "label")),
@@ -58,9 +58,9 @@ class RunConfig:
 
 
 def compose_config(cfg: DictConfig) -> RunConfig:
-    """The checked configuration of the run that Hydra has composed as `cfg`. Reads files and run folders, writes nothing.
+    """The checked configuration of the run that Hydra has composed as `cfg`. Reads files and runs, writes nothing.
 
-    Raises UserError with key, origin and remedy for each fault, and OmegaConf's errors for an interpolation without a value.
+    Raises UserError with key, origin and remedy for each fault, and OmegaConf's errors for an unknown `${…}`.
     """
     draft = _Draft(cfg)
     draft.take_per_mechanism()
@@ -89,7 +89,7 @@ def project_root() -> Path:
 
 
 class _Draft:
-    """A configuration on its way: flat values, the choices of the groups, what was typed, and where values came from."""
+    """A configuration being composed: flat values, choices of the groups, what was typed, origins of values."""
 
     def __init__(self, cfg: DictConfig) -> None:
         hydra = HydraConfig.get()
@@ -108,13 +108,17 @@ class _Draft:
                 raise UserError(f"~{key}: every key is needed. Set it to another value instead.")
             (self.typed_groups if key in self.choices else self.typed_keys).add(key)
         self.origins = dict.fromkeys(self.typed_keys, "the command line")
+        for group in self.choices:
+            name = str(self.values.get(f"{group}.name"))
+            if f"{group}.name" in self.typed_keys and (self.root / "conf" / group / f"{name}.yaml").is_file():
+                raise UserError(f"{group}.name={name}: this changes only the name. Choose it by {group}={name}.")
 
     def is_overridden(self, key: str) -> bool:
         """Whether the command line decides `key`, so that a file may not."""
         return key in self.typed_keys or any(_inside(key, group) for group in self.typed_groups)
 
     def take_per_mechanism(self) -> None:
-        """Sets `+per.<attention>.<key>=value` where this run has that attention: one sweep, settings of each mechanism."""
+        """Sets `+per.<attention>.<key>=value` where this run has that attention, for sweeps over several."""
         per = {key: self.values.pop(key) for key in list(self.values) if _inside(key, "per")}
         options = {path.stem: read_yaml(path) for path in (self.root / "conf/attention").glob("*.yaml")} if per else {}
         for key, value in per.items():
@@ -169,7 +173,7 @@ class _Draft:
             )
 
     def inherit(self, parent: Path) -> None:
-        """Takes the architecture of the run at `parent`, and its data set unless another was typed or a template or study names it."""
+        """Takes the architecture of the run at `parent`, and its data unless others are named."""
         path = parent / "resolved_config.yaml"
         file = current(read_yaml(path))
         nodes, wrong = list(INHERITED), []

@@ -39,7 +39,7 @@ def check_texts(flat: dict[str, Any]) -> None:
         for text in (key, *(value if isinstance(value, list) else [value])):
             if UNWRITABLE.search(str(text)):
                 shown = repr(f"{key}={text}")[1:-1]
-                raise UserError(f"{shown}: control characters, or bytes that are no UTF-8. Write it without them.")
+                raise UserError(f"{shown}: control characters or invalid UTF-8. Write it without them.")
             if "${" in str(text):
                 raise UserError(
                     f"{key}={text}: '${{' is for conf/ and the command line; a run file holds plain values."

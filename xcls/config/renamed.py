@@ -1,10 +1,10 @@
-"""Names in the files of finished runs that are called otherwise now, so that those runs can still be used. Standard library only."""
+"""Names in the files of finished runs that have changed since, so that those runs can still be used."""
 
 from __future__ import annotations
 
 from typing import Any
 
-ATTENTION = {  # modules of xcls.attention; their classes kept their names
+MODULES = {  # modules of xcls.attention; their classes kept their names
     "mean": "mean",
     "performer": "favor",
     "performer_band": "favor_band",
@@ -19,17 +19,22 @@ ATTENTION = {  # modules of xcls.attention; their classes kept their names
     "sdpa": "softmax",
     "sdpa_fused": "softmax",
 }
+NAMES = {"performer_favor": "performer", "reformer_lsh": "reformer"}  # of attention.name
 GONE = ("attention.block_size", "attention.block_above")  # they chose between two ways of computing the same
-ALWAYS = {"attention.norm_in_stabiliser": True}  # gone too: what these had is how it is done now
+ALWAYS = {"attention.norm_in_stabiliser": True}  # gone too: this value is how it is always done now
 
 
 def current(values: dict[str, Any]) -> dict[str, Any]:
-    """The flat `values` of a run's file under today's names. A setting that is gone and would change the result stays, for the
-    check of the settings to refuse it.
+    """The flat `values` of a run's file under today's names.
+
+    A setting that is gone and would change the result stays, so that the check of the settings refuses it.
     """
+    name = values.get("attention.name")
+    if isinstance(name, str) and name in NAMES:
+        values = {**values, "attention.name": NAMES[name]}
     package, _, rest = str(values.get("attention._target_", "")).rpartition("xcls.attention.")
-    module, _, name = rest.partition(".")
-    if package or module not in ATTENTION:
+    module, _, attribute = rest.partition(".")
+    if package or module not in MODULES:
         return values
     kept = {key: value for key, value in values.items() if key not in GONE and ALWAYS.get(key) is not value}
-    return {**kept, "attention._target_": f"xcls.attention.{ATTENTION[module]}.{name}"}
+    return {**kept, "attention._target_": f"xcls.attention.{MODULES[module]}.{attribute}"}

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from xcls.runs.redact import without_secrets
+
 SCHEMA_VERSION = 1
 STATUSES = ("running", "completed", "failed", "interrupted")
 MORE_TRAINING = (
@@ -24,28 +26,6 @@ MORE_TRAINING = (
 PATCH = "code.patch"  # in a run's folder: what a clone of its commit lacks
 # Of the fields of a record in JSON:
 KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
-SECRET_NAME = re.compile(  # of environment variables
-    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$|(^|_)(PASS|PAT)(_|$)", re.IGNORECASE
-)
-NAMED = r"(?:api[_-]?key|access[_-]?key|secret|password|passwd)"  # what nobody uses for anything else; `token` is a word too
-LIKELY = r"(?:(?=[^\s'\"]*\d)[^\s'\"]{4,}|[^\s'\"]{8,})"  # no word of a sentence
-SECRET_TEXTS = [  # what stays of each, then the secret
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"(token=)([^\s&;,/'\"]{4,}|/[^\s&;,'\"]{3,})",
-        rf"({NAMED}\\?[\"']?\s?[:=]\s?\\?[\"']?)([^\s&;,'\"\\]{{4,}})",
-        r"(\\?[\"'][\w-]{0,40}token\\?[\"']\s?:\s?\\?[\"'])(?![\[<])([^'\"\\\n]{4,})",
-        r"((?<![\w-])[\w.]{0,40}token:\s)((?=[^\s'\"]*\d)[^\s'\"]{8,})",
-        rf"(--[\w-]{{0,40}}(?:token|{NAMED})\s)(?!-)({LIKELY})",
-        r"(authorization\\?[\"']?\s?[:=]\s?\\?[\"']?(?:basic|bearer|token)\s)([^\s,;'\"\\]{4,})",
-        r"(\bbearer )([^\s&;,'\"\\]{4,})",
-        r"(://[^/\s:@]*:)([^/\s@]+)(?=@)",
-        r"(https?://)([^/\s:@]+)(?=:?@)",
-        r"((?:x-[a-z]{1,10}-signature|[?&]sig(?:nature)?)=)([^\s&;,'\"]{4,})",
-        r"()\b((?:hf_|gh[pousr]_|github_pat_)\w{16,}|A[KS]IA[0-9A-Z]{16}\b)",
-        r"()\b(sk-(?:[a-z]{1,12}\d{0,4}-){0,3}(?:(?=\w*\d)\w{16,}|\w{20,})[\w-]*)",
-    )
-]
 
 
 @dataclass
@@ -112,21 +92,6 @@ def carry_over(record: Record, before: Record) -> None:
     if before.device.get("attention_path"):
         record.device["attention_path"] = before.device["attention_path"]
     record.costs = {name: before.costs.get(name) for name in ("wall_seconds", "energy_wh")}
-
-
-def without_secrets(text: str) -> str:
-    """`text` with `***` for every API key, token and password: those in the environment, and those that look like one."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and value in text and SECRET_NAME.search(name) and not _is_path(value):
-            text = text.replace(value, "***")
-    for pattern in SECRET_TEXTS:
-        text = pattern.sub(lambda found: found[0] if _is_path(found[2]) else found[1] + "***", text)
-    return text
-
-
-def _is_path(value: str) -> bool:
-    """Whether it names something on this disk: the place of a secret is no secret."""
-    return value.startswith("/") and os.path.exists(value)
 
 
 def plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What run.py and report.py owe to the terminal: Ctrl-C before a run, missing packages, readers that leave, encodings.
+"""What run.py and report.py owe to the terminal: exit codes, Ctrl-C, missing packages, readers that leave, encodings.
 
 Standard library only, for both need it first.
 """
@@ -9,40 +9,47 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import Callable
 
-EARLY = "Interrupted before the run began; nothing was written."
-
-
-def stopped(stop: BaseException) -> int:
-    """Says in one line what a Ctrl-C that no run has taken note of came into, and gives the exit code 130."""
-    print(f"run.py: {stop if stop.args else EARLY}", file=sys.stderr)
-    return 130
+from xcls.runs.redact import hide_secrets
 
 
 def end_early(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """sys.excepthook while a script imports: a Ctrl-C is no fault, and packages are missing where .venv is not in use."""
+    """sys.excepthook of a script: one line for Ctrl-C while it imports, and for packages missing outside .venv."""
+    script = Path(sys.argv[0]).name
     if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] not in ("xcls", "hydra_plugins"):
-        print(
-            f"{Path(sys.argv[0]).name}: {sys.executable} has no package '{error.name}'. Type `make setup`, then "
-            "`source .venv/bin/activate` and the same command again.",
-            file=sys.stderr,
-        )
-        code = 2
+        remedy = "Type `make setup`, then `source .venv/bin/activate` and the same command again."
+        text, code = f"{sys.executable} has no package '{error.name}'. {remedy}", 2
     elif issubclass(kind, KeyboardInterrupt):
-        code = stopped(error)
+        text, code = "interrupted before the run began.", 130
     else:
         return sys.__excepthook__(kind, error, trace)
-    sys.stderr.flush()
+    print(f"{script}: {text}", file=sys.stderr, flush=True)
     os._exit(code)  # Python itself would end with a traceback
 
 
-def any_encoding() -> None:
-    """Standard output takes every text: what its encoding lacks becomes a question mark."""
+def exit_code(run: Callable[[], int], describe: Callable[[Exception], str | None]) -> int:
+    """Runs `run` and gives its exit code: 2 for an error that `describe` has a message for, 130 after Ctrl-C.
+
+    141 where the reader of standard output has left (`… | head`). Raises every other error.
+    """
+    hide_secrets()
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no encoding
         sys.stdout.reconfigure(errors="replace")
-
-
-def reader_left(*, asked: bool) -> int:
-    """The exit code where the reader of standard output has left (`… | head`): 0 where it asked for help and the like, else 141."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would try once more to write what is left
-    return 0 if asked else 141
+    script = Path(sys.argv[0]).name
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as stop:
+        print(f"{script}: {stop if stop.args else 'interrupted.'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would try once more to write what is left
+        return 141
+    except Exception as error:
+        text = describe(error)
+        if text is None:
+            raise
+        print(f"{script}: {text}", file=sys.stderr)
+        return 2

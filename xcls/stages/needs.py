@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from xcls.config.files import baseline_values, pretraining_values, yaml_text
-from xcls.config.overrides import quoted
+from xcls.runs.overrides import quoted
 from xcls.config.schema import UserError
 from xcls.data.cache import digest
 from xcls.runs.folder import DONE, read_or_refuse, rollback
