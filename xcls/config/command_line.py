@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -33,17 +33,18 @@ def prepare(words: Sequence[str], conf: Path, parse: Callable[[str], Any]) -> li
         launchers = sorted(path.stem for path in (conf / "hydra" / "launcher").glob("*.yaml"))
         if key == "hydra/launcher" and value not in launchers:
             raise UserError(f"{word}: no such option.{nearest(value, launchers)} There is: {', '.join(launchers)}.")
-    texts = text_keys()
+    texts = text_keys(Config())
     typed = _admitted([_quoted(word, parse, texts) for word in words])
     return sorted(typed, key=lambda word: word not in SWEEP)  # argparse wants them first
 
 
-def text_keys(node: type = Config, prefix: str = "") -> set[str]:
-    """The keys of the schema whose values are texts."""
+def text_keys(node: Any, prefix: str = "") -> set[str]:
+    """The keys of `node`, a dataclass of the schema, whose values are texts."""
     found: set[str] = set()
     for item in fields(node):
-        if item.default_factory is not MISSING and is_dataclass(item.default_factory):
-            found |= text_keys(item.default_factory, f"{prefix}{item.name}.")
+        value = getattr(node, item.name)
+        if is_dataclass(value):
+            found |= text_keys(value, f"{prefix}{item.name}.")
         elif item.type in ("str", "Optional[str]"):
             found.add(prefix + item.name)
     return found

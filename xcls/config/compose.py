@@ -23,7 +23,7 @@ from xcls.config.schema import Config, UserError, check, check_name, flatten, ne
 from xcls.config.targets import FILES, check_node
 from xcls.runs.identity import runs_root
 from xcls.runs.paths import at, find_run, in_project
-from xcls.runs.record import without_secrets
+from xcls.runs.redact import without_secrets
 
 UNTYPED = {  # typed by the signature of their _target_: the package it must be in, and what the builder itself passes
     "attention": ("xcls.attention.", ("name", "num_heads", "head_dim", "layer", "seed")),

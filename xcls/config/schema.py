@@ -251,7 +251,7 @@ class Config:
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     masking: Masking = field(default_factory=Masking)
     head: Head = field(default_factory=Head)
-    pretraining: Training = field(default_factory=Training)
+    pretraining: Training = field(default_factory=lambda: Training(select_by="val_loss"))
     finetuning: Training = field(default_factory=Training)
     baseline: Baseline = field(default_factory=Baseline)
     bench: Bench = field(default_factory=Bench)

@@ -7,9 +7,7 @@ import re
 import sys
 from typing import Any
 
-SECRET_NAME = re.compile(
-    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$|(^|_)(PASS|PAT)(_|$)", re.IGNORECASE
-)
+SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$|(^|_)(PASS|PAT)(_|$)", re.IGNORECASE)
 SHORTEST = 8  # characters of a secret; a shorter value is part of ordinary words
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from xcls.config.files import baseline_values, pretraining_values, yaml_text
-from xcls.runs.overrides import quoted
 from xcls.config.schema import UserError
 from xcls.data.cache import digest
 from xcls.runs.folder import DONE, read_or_refuse, rollback
+from xcls.runs.overrides import quoted
 from xcls.runs.record import read_record, without_secrets, write_atomic
 from xcls.runs.spec import PLANNED, JobSpec
 from xcls.runs.subprocesses import run_child
