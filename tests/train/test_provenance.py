@@ -99,18 +99,9 @@ def test_what_is_not_kept_is_named_with_its_reason(tree: Path, tmp_path: Path, m
     )
     write(tmp_path, {"outside.py": "z = 3\n"})
     found = find_sources([tmp_path / "outside.py"], tree)
-    assert set(found.lacking) == {
-        "xcls/leak.py",
-        "xcls/old.py",
-        "xcls/big.py",
-        str(tmp_path / "outside.py"),
-    }
+    assert set(found.lacking) == {"xcls/leak.py", "xcls/old.py", "xcls/big.py", str(tmp_path / "outside.py")}
     assert "2,000" in found.lacking["xcls/big.py"] and "UTF-8" in found.lacking["xcls/old.py"]
-    assert (
-        "xcls/fine.py" in found.patch
-        and "horse" not in found.patch
-        and found.name.endswith("-dirty")
-    )
+    assert "xcls/fine.py" in found.patch and "horse" not in found.patch and found.name.endswith("-dirty")
 
 
 def test_the_run_keeps_the_patch_and_its_script_applies_it_once(tree: Path, tmp_path: Path) -> None:
