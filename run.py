@@ -53,13 +53,6 @@ def enter(words: list[str]) -> int:
     return 0
 
 
-def outline(cfg: DictConfig) -> list:
-    """For the launcher of a sweep: the run of one job, last, after the runs it needs first. Raises UserError."""
-    from xcls.build import job_specs  # torch and the rest, only now
-
-    return job_specs(cfg)
-
-
 if __name__ == "__main__":
     typed = sys.argv[1:]
     sys.exit(exit_code(lambda: enter(typed), partial(describe, words=typed, conf=ROOT / "conf")))

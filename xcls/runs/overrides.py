@@ -24,9 +24,3 @@ def quoted(value: Any) -> str:
     if PLAIN.fullmatch(text):
         return text
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
-
-
-def unquoted(value: str) -> str:
-    """The text of a typed value: without the quotes around it, if it has some."""
-    found = re.fullmatch(r"""(["'])(.*)\1""", value.strip())
-    return re.sub(rf"\\{found[1]}", found[1], found[2]) if found else value
