@@ -1,6 +1,6 @@
-"""Does a mechanism keep the contract? Tried on random tensors before a run begins, since a broken one trains without an error.
+"""Does a mechanism keep the contract of `base.Attention.attend`? Tried on random tensors before a run begins.
 
-The contract is that of `base.Attention.attend`. Letters: L layers, B batch, H heads, N tokens, D head width, E model width.
+A broken one would train without an error. Letters: L layers, B batch, H heads, N tokens, D head width, E model width.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def check_attention(layers: Sequence[Attention], position: Position, *, name: st
     try:
         with torch.no_grad():
             trial = Trial(layers, position)
-            for promise in (_repeats, _padding, _batch_mates, _masks, _nothing, _positions):
+            for promise in (_repeats, _batch_mates, _padding, _masks, _nothing, _positions):
                 promise(trial)
     except Broken as broken:
         what, cure = broken.args
