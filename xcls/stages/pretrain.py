@@ -43,8 +43,8 @@ def with_chosen_tokens(maker: MaskedBatches, *, batch_size: int) -> MaskedBatche
             if any(bool((found.build(rows, 0)["labels"] != IGNORED).any()) for rows in plan):
                 return found
     raise UserError(
-        f"masking.probability={maker.masking.probability}: no token of the {len(maker.encoded)} validation documents is "
-        "chosen. Raise dataset.validation, or choose another tokenizer where all of the text is [UNK]."
+        f"masking.probability={maker.masking.probability}: no token of the {len(maker.encoded)} validation documents "
+        "is chosen. Raise dataset.validation, or choose another tokenizer where all of the text is [UNK]."
     )
 
 

@@ -41,20 +41,20 @@ def setup_device(model: nn.Module, *, hardware: Hardware, precision: Precision, 
 
 def check_classes(folder: Path, trained: Sequence[str], read: Sequence[str]) -> None:
     """Refuses data whose classes are not those that a checkpoint in `folder` was trained on. Raises UserError."""
-    for number, (one, other) in enumerate(zip_longest(trained, read, fillvalue="none")):
-        if one != other:
-            raise UserError(
-                f"{folder}: class {number} of its checkpoint is {one!r}, of the data as they are read now {other!r}. "
-                "Train again, under another exp=…."
-            )
+    wrong = [pair for pair in zip_longest(trained, read, fillvalue="none") if pair[0] != pair[1]]
+    if wrong:
+        ours, theirs = wrong[0]
+        raise UserError(
+            f"{folder}: it was trained on class {ours!r}, now the data have {theirs!r}. Train again: exp=…."
+        )
 
 
 def load_resume_checkpoint(journal: RunLogger, *, resume: bool, keep: int) -> dict[str, Any] | None:
     """The checkpoint to go on from, and the journal begun: with its rows on resume, else empty.
 
-    Without a checkpoint a resumed run starts again at step 0. Its history stays: the evaluations of its earlier lives
-    are marked as withdrawn, and it keeps its W&B id; of their results only what would else pass for this life's goes.
-    Raises UserError where the checkpoint is of another configuration.
+    Without a checkpoint a resumed run starts again at step 0. It keeps its W&B id and its history, where the earlier
+    evaluations are marked as withdrawn; earlier results are removed. Raises UserError where the checkpoint is of another
+    configuration.
     """
     payload = Checkpoints(folder=journal.folder, keep=keep).newest(journal.warn) if resume else None
     if payload is not None and payload["hash"] != journal.record.hash:
