@@ -1,8 +1,7 @@
-"""LSH attention against dense shared-QK attention, and against a slow union of candidates built pair by pair."""
+"""LSH attention against dense shared-QK attention, and against the union of candidates pair by pair."""
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from unittest import mock
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from tests.attention.layers import padding
-from tests.attention.oracles import lsh_buckets
+from tests.attention.oracles import lsh_buckets, lsh_over
 from xcls.attention import kernels, lsh
 from xcls.attention.base import Masks
 from xcls.attention.kernels import lsh_triton, lsh_windows
@@ -46,34 +45,6 @@ def attended(qk, v, buckets, masks=None, *, chunk=4, before=1, after=0) -> torch
     return out if masks.padding is None else out.masked_fill(masks.padding[:, None, :, None], 0.0)
 
 
-def slow_union(qk, v, buckets, *, pads, attn_mask, bias, bucket_size, before, after) -> torch.Tensor:
-    """One query, one key, one round at a time, in plain Python."""
-    batch, heads, length, _ = qk.shape
-    out = torch.zeros_like(v)
-    for b in range(batch):
-        real = [i for i in range(length) if not pads[b, i]]
-        for h in range(heads):
-            union: dict[int, set[int]] = {i: set() for i in real}
-            for bucket in buckets[b, h].tolist():
-                ordered = sorted(real, key=lambda i: (bucket[i], i))
-                chunks = [ordered[start : start + bucket_size] for start in range(0, len(ordered), bucket_size)]
-                for number, chunk in enumerate(chunks):
-                    seen = sum(chunks[max(number - before, 0) : number + after + 1], [])
-                    for i in chunk:
-                        union[i].update(j for j in seen if not attn_mask[b, h, i, j])
-            for i, met in union.items():
-                met = met - {i} or met
-                window = bias.shape[1] // 2
-                weights = {}
-                for j in met:
-                    key = qk[b, h, j] / qk[b, h, j].norm()
-                    clipped = min(max(j - i, -window), window) + window
-                    weights[j] = math.exp(qk[b, h, i] @ key + bias[h, clipped])
-                for j, weight in weights.items():
-                    out[b, h, i] += weight / sum(weights.values()) * v[b, h, j]
-    return out
-
-
 @pytest.mark.parametrize(("rounds", "bucket_size", "before", "after"), [(1, 32, 0, 0), (4, 8, 3, 3), (2, 8, 2, 3)])
 def test_equals_dense_attention_where_chunks_cover_the_sequence(
     rounds: int, bucket_size: int, before: int, after: int
@@ -88,7 +59,7 @@ def test_equals_dense_attention_where_chunks_cover_the_sequence(
 @pytest.mark.parametrize(
     ("rounds", "before", "after", "length"), [(1, 1, 0, 23), (3, 0, 2, 23), (3, 1, 1, 5), (1, 0, 0, 1)]
 )
-def test_equals_the_union_built_pair_by_pair(rounds: int, before: int, after: int, length: int) -> None:
+def test_equals_the_union_of_candidates_pair_by_pair(rounds: int, before: int, after: int, length: int) -> None:
     qk, v = inputs(length)
     generator = torch.Generator().manual_seed(4)
     buckets = torch.randint(0, 5, (2, 2, rounds, length), generator=generator)
@@ -97,10 +68,8 @@ def test_equals_the_union_built_pair_by_pair(rounds: int, before: int, after: in
     attn_mask = torch.rand(2, 2, length, length, generator=generator) < 0.4
     masks = Masks.make(key_padding_mask=pads, attn_mask=attn_mask, relative_bias=bias)
     out = attended(qk, v, buckets, masks, before=before, after=after)
-    expected = slow_union(
-        qk, v, buckets, pads=pads, attn_mask=attn_mask, bias=bias, bucket_size=4, before=before, after=after
-    )
-    torch.testing.assert_close(out, expected)
+    expected = lsh_over(qk, v, buckets, masks, chunk=4, before=before, after=after)
+    torch.testing.assert_close(out, expected.masked_fill(pads[:, None, :, None], 0.0))
 
 
 def test_a_token_attends_to_itself_only_if_alone() -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.attention.oracles import lsh_over
+from tests.samples import make_batch, make_encoder
+from xcls.attention import lsh
 from xcls.attention.base import Masks
 from xcls.attention.lsh import Reformer, hash_buckets, lsh_attention
 from xcls.attention.lsh_learned import ReformerLearned
 from xcls.attention.lsh_local import ReformerLocal
 from xcls.attention.lsh_shared import ReformerShared
-from xcls.model.encoder import Encoder
-from xcls.position.none import NoPosition
 
 FACTS = {"num_heads": 2, "head_dim": 4, "seed": 1, "bucket_size": 4}
 
@@ -25,28 +26,19 @@ def inputs(length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return qk, v
 
 
-def local(qk: torch.Tensor, v: torch.Tensor, pads: torch.Tensor) -> torch.Tensor:
-    """Dense attention of real tokens to those of their own and the previous block of four, itself excluded."""
-    place = (~pads).cumsum(dim=-1) - 1
-    block = place // 4
-    apart = block[:, :, None] - block[:, None, :]
-    allowed = (apart >= 0) & (apart <= 1) & ~pads[:, None] & ~torch.eye(pads.shape[1], dtype=torch.bool)
-    logits = qk @ F.normalize(qk, dim=-1).transpose(-1, -2)
-    out = logits.masked_fill(~allowed[:, None], -torch.inf).softmax(dim=-1) @ v
-    return out.masked_fill(pads[:, None, :, None], 0.0)
-
-
 def test_the_local_round_sees_neighbours_in_position_whatever_the_hashes() -> None:
     qk, v = inputs(23)
     pads = torch.zeros(2, 23, dtype=torch.bool)
     pads[0, 19:] = True
     pads[1, [3, 8, 22]] = True  # real tokens are counted, wherever the pads are
-    reformer = ReformerLocal(**FACTS, layer=0, max_buckets=2)
-    order = reformer.order(qk, Masks(pads))
-    only = lsh_attention(qk, v, order[:, :, -1:], Masks(pads), chunk=4).masked_fill(pads[:, None, :, None], 0.0)
-    torch.testing.assert_close(only, local(qk, v, pads))
+    reformer, masks = ReformerLocal(**FACTS, layer=0, max_buckets=2), Masks(pads)
+    order = reformer.order(qk, masks)
+    only = lsh_attention(qk, v, order[:, :, -1:], masks, chunk=4).masked_fill(pads[:, None, :, None], 0.0)
+    one_bucket = torch.zeros(2, 2, 1, 23, dtype=torch.int64)
+    expected = lsh_over(qk, v, one_bucket, masks, chunk=4, before=1, after=0)
+    torch.testing.assert_close(only, expected.masked_fill(pads[:, None, :, None], 0.0))
     assert torch.equal(order[:, :, :-1], Reformer(**FACTS, layer=0, max_buckets=2).order(qk, Masks(pads)))
-    with pytest.raises(ValueError, match="local round"):
+    with pytest.raises(ValueError, match="num_hashes"):
         ReformerLocal(**FACTS, layer=0, num_hashes=1)
 
 
@@ -63,48 +55,20 @@ def test_shared_orders_are_those_of_the_layer_that_hashed() -> None:
     assert torch.equal(layers[0](qk, qk, v), Reformer(**FACTS, layer=0)(qk, qk, v))
 
 
-def encoder(checkpointing: bool, share_layers: int) -> Encoder:
-    torch.manual_seed(0)
-    sizes = {"embed_dim": 8, "num_heads": 2, "num_layers": 5}
-    return Encoder(
-        vocab_size=30,
-        seq_len=40,
-        feed_forward=16,
-        norm="pre",
-        activation="gelu",
-        dropout=0.0,
-        position=NoPosition(head_dim=4, seq_len=40, **sizes),
-        make_attention=lambda layer: ReformerShared(**FACTS, layer=layer, share_layers=share_layers),
-        gradient_checkpointing=checkpointing,
-        **sizes,
-    ).double()
-
-
-@pytest.mark.parametrize("share_layers,hashed", [(1, 5), (2, 3), (5, 1)])
-def test_gradient_checkpointing_sees_the_order_of_the_forward_pass(monkeypatch, share_layers: int, hashed: int) -> None:
-    ids = torch.randint(5, 30, (2, 40), generator=torch.Generator().manual_seed(1))
-    real = torch.arange(40) < torch.tensor([40, 31])[:, None]
-    calls = []
-    monkeypatch.setattr("xcls.attention.lsh.hash_buckets", count(calls))
-    grads = []
+@pytest.mark.parametrize(("share_layers", "hashed"), [(1, 4), (2, 2), (4, 1)])
+def test_gradient_checkpointing_sees_the_order_of_the_forward_pass(share_layers: int, hashed: int) -> None:
+    ids, mask = make_batch([20, 15])
+    found, changes = [], {"bucket_size": 4, "share_layers": share_layers}
     for checkpointing in (False, True):
-        model = encoder(checkpointing, share_layers)
-        calls.clear()
-        out = model(ids, real)
-        assert len(calls) == hashed
-        out.square().mean().backward()
-        grads.append([out, *(parameter.grad for parameter in model.parameters())])
-    torch.testing.assert_close(grads[1], grads[0])
-
-
-def count(calls: list) -> Callable:
-    """`hash_buckets`, taking note of each call."""
-
-    def counted(x: torch.Tensor, rotations: torch.Tensor, **settings: object) -> torch.Tensor:
-        calls.append(x.shape)
-        return hash_buckets(x, rotations, **settings)
-
-    return counted
+        model = make_encoder(
+            "reformer_shared", attention_changes=changes, num_layers=4, gradient_checkpointing=checkpointing
+        ).double()
+        with mock.patch.object(lsh, "hash_buckets", wraps=lsh.hash_buckets) as hashing:
+            out = model(ids, mask)
+            assert hashing.call_count == hashed
+            out.square().mean().backward()
+        found.append([out, *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_codes_agree_as_hashes_do_and_turn_the_rotations() -> None:

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.pairwise import spread
-from tests.samples import ATTENTIONS, POSITIONS, SEQ_LEN, from_yaml, make_batch, make_classifier, make_encoder, make_mlm
+from tests.pairwise import pairwise, spread
+from tests.samples import ATTENTIONS, POSITIONS, SEQ_LEN, make_batch, make_classifier, make_encoder, make_mlm
 from xcls.config.schema import UserError
 from xcls.data.batching import chosen_rows
-from xcls.model.heads import POOLINGS
 
 PAIRS = spread(ATTENTIONS, POSITIONS)  # all of them in the slow suite
 
@@ -42,15 +41,6 @@ def test_garbage_in_padding_changes_neither_values_nor_gradients(attention: str,
     assert_close(results[0], results[1], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize(("attention", "position", "pooling"), spread(ATTENTIONS, POSITIONS, sorted(POOLINGS), times=3))
-def test_classifier_ignores_padding_and_batch_mates(attention: str, position: str, pooling: str) -> None:
-    model = make_classifier(attention, position, pooling=pooling).eval()
-    ids, mask = make_batch([7, 13], width=16)
-    together = model(ids, mask)
-    alone = torch.cat([model(ids[:1, :7], None), model(ids[1:, :13], None)])
-    assert_close(together, alone, atol=2e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize(("attention", "position", "norm"), spread(ATTENTIONS, POSITIONS, ["pre", "post"]))
 def test_every_parameter_gets_a_gradient(attention: str, position: str, norm: str) -> None:
     ids, mask = make_batch([SEQ_LEN, 20])
@@ -75,15 +65,6 @@ def test_position_is_not_a_no_op(position: str) -> None:
     assert not torch.allclose(placed(shuffled).mean(1), placed(ids).mean(1), atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name not in ("sdpa", "sdpa_fused")])
-def test_attention_is_not_a_no_op(attention: str) -> None:
-    ids, mask = make_batch([SEQ_LEN])
-    small = {"window": 3, "bucket_size": 4, "chunk_size": 4, "num_hashes": 2}  # or a short text is all in one window
-    small = {key: value for key, value in small.items() if key in from_yaml("attention", attention)[1]}
-    exact, other = make_encoder("sdpa").eval(), make_encoder(attention, attention_changes=small).eval()
-    assert not torch.allclose(exact(ids, mask), other(ids, mask), atol=1e-6)
-
-
 def test_options_have_an_effect_and_evaluation_is_still() -> None:
     ids, mask = make_batch([11, 8])
     reference = make_encoder().eval()(ids, mask)
@@ -104,16 +85,6 @@ def test_attn_mask_reaches_every_layer() -> None:
     changed[0, 9] = 7
     assert_close(model(ids, mask, causal)[:, :9], model(changed, mask, causal)[:, :9])
     assert not torch.allclose(model(ids, mask)[:, :9], model(changed, mask)[:, :9], atol=1e-6)
-
-
-@pytest.mark.parametrize(("attention", "position"), PAIRS)
-def test_saved_and_loaded_is_equal_to_the_bit(attention: str, position: str) -> None:
-    ids, mask = make_batch([9, 12])
-    model = make_encoder(attention, position, seed=3).eval()
-    other = make_encoder(attention, position, seed=4).eval()
-    assert not torch.equal(model(ids, mask), other(ids, mask))
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(model(ids, mask), other(ids, mask))
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -143,14 +114,8 @@ def test_shared_weights_have_the_same_names_and_first_values(attention: str) -> 
 
 def test_a_longer_input_names_limit_length_and_setting() -> None:
     ids, mask = make_batch([SEQ_LEN + 1])
-    with pytest.raises(UserError, match=rf"{SEQ_LEN + 1} tokens.*limit of {SEQ_LEN}.*seq_len={SEQ_LEN + 1}"):
+    with pytest.raises(UserError, match=rf"{SEQ_LEN + 1}.*{SEQ_LEN}.*seq_len={SEQ_LEN + 1}"):
         make_encoder()(ids, mask)
-
-
-@pytest.mark.parametrize(("attention", "length"), spread(ATTENTIONS, [1, 2, 3, 23]))
-def test_any_length_works(attention: str, length: int) -> None:
-    ids, mask = make_batch([length])
-    assert torch.isfinite(make_encoder(attention)(ids, mask)).all()
 
 
 def test_redraw_changes_random_features_and_is_a_function_of_the_generator() -> None:
@@ -165,9 +130,9 @@ def test_redraw_changes_random_features_and_is_a_function_of_the_generator() -> 
     assert any(not torch.equal(layers[0][name], layers[1][name]) for name in layers[0])
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("norm", ["pre", "post"])
-@pytest.mark.parametrize("attention", ["sdpa", "performer", "reformer", "mean"])
+@pytest.mark.parametrize(
+    ("attention", "norm", "checkpointing"), pairwise(["sdpa", "performer", "reformer"], ["pre", "post"], [False, True])
+)
 def test_the_rows_that_are_asked_for_are_those_of_all(attention: str, norm: str, checkpointing: bool) -> None:
     """With the same dropout, forward and gradient."""
     ids, mask = make_batch([9, 14, 5], width=14)
@@ -189,7 +154,5 @@ def test_an_attention_that_changes_the_shape_is_named() -> None:
     attention = encoder.blocks[0].attention.attention
     attend = attention.forward
     attention.forward = lambda *given: attend(*given).transpose(1, 2)
-    with pytest.raises(
-        ValueError, match=r"xcls\.attention\.softmax\.Sdpa: its output is \[2, 5, 2, 8\].* \[2, 2, 5, 8\]"
-    ):
+    with pytest.raises(ValueError, match=r"xcls\.attention\.softmax\.Sdpa.*\[2, 5, 2, 8\].*\[2, 2, 5, 8\]"):
         encoder(torch.ones(2, 5, dtype=torch.long))
