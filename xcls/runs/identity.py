@@ -16,6 +16,7 @@ from xcls.runs.code_hash import code_hash
 
 CODED = ("attention", "position")  # the parts of a configuration whose code is part of the hash
 STAGE_OF_MODE = {"pretrain": "pretraining", "finetune": "finetuning"}
+NOT_OF_ROWS = ("path", "extra", "source", "labels", "truncate")  # of the data set: in its fingerprint, or elsewhere
 ARCHITECTURE = ("attention", "position", "size", "tokenizer", "seq_len")
 # Of a stage's settings: when something is measured or saved, and how many rows go through at once outside training.
 NOT_SHAPING = (
@@ -34,38 +35,6 @@ def code_of(config: dict[str, Any]) -> dict[str, str]:
     return {part: code_hash(config[part]["_target_"]) for part in CODED}
 
 
-def shaping(
-    config: dict[str, Any], *, data: str, dtype: str, vocabulary: str | None, parent: str | None, code: dict[str, str]
-) -> dict[str, Any]:
-    """The part of a resolved configuration (nested dict) that shapes the result of its mode.
-
-    `data` is the data fingerprint, `dtype` the resolved one, `vocabulary` the checksum of a vocabulary file that is
-    loaded, `parent` the hash of the pretraining run (None where there is none), `code` what `code_of` gives.
-    """
-    mode = config["mode"]
-    dataset = {
-        key: value
-        for key, value in config["dataset"].items()
-        if key not in ("path", "extra", "source", "labels", "truncate")
-    }
-    part: dict[str, Any] = {"mode": mode, "seed": config["seed"], "data": data, "dataset": dataset}
-    if mode == "baseline":
-        return {**part, "baseline": config["baseline"]}
-    part.update({key: config[key] for key in ARCHITECTURE})
-    unused = {"path"} if config["tokenizer"]["kind"] == "wordpiece" else {"path", "strip_accents"}
-    part["tokenizer"] = {key: value for key, value in config["tokenizer"].items() if key not in unused}
-    part["vocabulary"], part["code"] = vocabulary, code
-    part["truncate"] = config["dataset"]["truncate"]
-    stage = config[STAGE_OF_MODE[mode]]
-    part["training"] = {key: value for key, value in stage.items() if key not in NOT_SHAPING}
-    part["dtype"] = dtype
-    if mode == "pretrain":
-        part["masking"] = config["masking"]
-    else:
-        part.update(head=config["head"], pretrain=parent)
-    return part
-
-
 def run_hash(
     config: dict[str, Any],
     *,
@@ -75,8 +44,25 @@ def run_hash(
     parent: str | None = None,
     code: dict[str, str],
 ) -> str:
-    """sha256 in hex of `shaping(…)`."""
-    part = shaping(config, data=data, dtype=dtype, vocabulary=vocabulary, parent=parent, code=code)
+    """sha256 in hex of the part of a resolved configuration (nested dict) that shapes the result of its mode.
+
+    `data` is the data fingerprint, `dtype` the resolved one, `vocabulary` the checksum of a vocabulary file that is
+    loaded, `parent` the hash of the pretraining run (None where there is none), `code` what `code_of` gives.
+    """
+    mode, dataset = config["mode"], config["dataset"]
+    rows = {key: value for key, value in dataset.items() if key not in NOT_OF_ROWS}
+    part: dict[str, Any] = {"mode": mode, "seed": config["seed"], "data": data, "dataset": rows}
+    if mode == "baseline":
+        part["baseline"] = config["baseline"]
+    else:
+        unused = {"path"} if config["tokenizer"]["kind"] == "wordpiece" else {"path", "strip_accents"}
+        part.update({key: config[key] for key in ARCHITECTURE})
+        part["tokenizer"] = {key: value for key, value in config["tokenizer"].items() if key not in unused}
+        stage = config[STAGE_OF_MODE[mode]]
+        part["training"] = {key: value for key, value in stage.items() if key not in NOT_SHAPING}
+        part.update(vocabulary=vocabulary, code=code, truncate=dataset["truncate"], dtype=dtype)
+        own = {"masking": config["masking"]} if mode == "pretrain" else {"head": config["head"], "pretrain": parent}
+        part.update(own)
     return hashlib.sha256(json.dumps(part, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
