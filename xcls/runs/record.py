@@ -1,4 +1,4 @@
-"""What a run leaves behind: `record.json`, the door the report comes in by, and `events.jsonl`.
+"""What a run leaves behind: `record.json`, which the report reads, and `events.jsonl`.
 
 Standard library only. A record is written at the start, at every evaluation and at the end, on failure too, always by
 write-then-rename, so that a reader meets a whole one at any instant.
@@ -43,9 +43,8 @@ class Record:
     study: str | None = None
     choices: dict[str, str] = field(default_factory=dict)  # group -> chosen file: attention, position, size, dataset…
     config: dict[str, Any] = field(default_factory=dict)  # flat and fully resolved
-    code: dict[str, str] = field(
-        default_factory=dict
-    )  # part -> hash of its code: attention, position; none in older records
+    # part -> hash of its code: attention, position; none in older records
+    code: dict[str, str] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)  # name, fingerprint, rows per split, classes, counts, shares
     pretrain: dict[str, Any] | None = None  # folder, hash, checkpoint, step of the run this one started from
     step: int = 0
@@ -55,19 +54,16 @@ class Record:
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)  # 'validation', 'test', 'eval.<split>'
     costs: dict[str, float | None] = field(default_factory=dict)  # time_per_step, time_per_epoch, tokens_per_s, …
     params: dict[str, int] = field(default_factory=dict)  # total, trainable, embeddings, attention
-    device: dict[str, Any] = field(
-        default_factory=dict
-    )  # kind, name, dtype, compile, micro_batch, threads, shared, attention_path
+    # kind, name, dtype, compile, micro_batch, threads, shared, attention_path
+    device: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str | None] = field(default_factory=dict)
     commit: str | None = None
     wandb_id: str | None = None
     warnings: list[str] = field(default_factory=list)
-    faults: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # survived: kind (bad_step, restart, halved), step, cause
-    files: dict[str, str] = field(
-        default_factory=dict
-    )  # name -> sha256, for metrics.csv, predictions.parquet and code.patch
+    # survived: kind (bad_step, restart, halved), step, cause
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    # name -> sha256, for metrics.csv, predictions.parquet and code.patch
+    files: dict[str, str] = field(default_factory=dict)
     command: list[str] = field(default_factory=list)  # the overrides that compose this run again
     started: float = 0.0  # seconds since the epoch
     ended: float | None = None
@@ -77,18 +73,16 @@ class Record:
 def is_guess(macro_f1: float | None, classes: int) -> bool:
     """Whether a macro-F1 (share) over so many classes is no better than a guess.
 
-    Labels drawn at random reach at most 1/classes on average, whatever their shares (the mean over classes of 2nt/(n+t),
-    each at most (n+t)/2), and so does one class for all rows.
+    Labels drawn at random reach at most 1/classes on average, whatever their shares (the mean over classes of
+    2nt/(n+t), each at most (n+t)/2), and so does one class for all rows.
     """
     return macro_f1 is not None and macro_f1 <= 1 / max(classes, 1) + 1e-12
 
 
 def carry_over(record: Record, before: Record) -> None:
-    """Puts into the `record` of a run's next life what its earlier lives leave to it: they are one run."""
+    """Copies into the `record` of a resumed run what `before`, of its earlier part, says of the whole run."""
     record.started, record.wandb_id, record.warnings = before.started, before.wandb_id, list(before.warnings)
-    record.device["shared"] = bool(
-        record.device.get("shared") or before.device.get("shared")
-    )  # its costs add up over its lives
+    record.device["shared"] = bool(record.device.get("shared") or before.device.get("shared"))
     if before.device.get("attention_path"):
         record.device["attention_path"] = before.device["attention_path"]
     record.costs = {name: before.costs.get(name) for name in ("wall_seconds", "energy_wh")}
