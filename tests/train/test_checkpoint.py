@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
-import numpy as np
 import pytest
 import torch
 
@@ -38,24 +37,17 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert sorted(item.name for item in tmp_path.iterdir()) == [SUMS, path.name]
 
 
-@pytest.mark.parametrize("where", [10, 1500, -100, -30, -1])
-def test_one_changed_byte_is_noticed(where: int, tmp_path: Path) -> None:
+def flip(content: bytes) -> bytes:
+    """With one bit changed."""
+    return content[:1500] + bytes([content[1500] ^ 1]) + content[1501:]
+
+
+@pytest.mark.parametrize("damage", [flip, lambda content: content[:-1], lambda content: b""])
+def test_damage_is_noticed(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     write_checkpoint(path, PAYLOAD)
-    content = bytearray(path.read_bytes())
-    content[where] ^= 1
-    path.write_bytes(content)
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DamagedCheckpoint, match="x.pt is damaged"):
-        read_checkpoint(path)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_file_cut_short_is_noticed(share: float, tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    write_checkpoint(path, PAYLOAD)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DamagedCheckpoint):
         read_checkpoint(path)
 
 
@@ -75,25 +67,13 @@ def as_zip(mark: Path) -> bytes:
     return mark.with_name("zip").read_bytes()
 
 
-def as_pickle(mark: Path) -> bytes:
-    """What torch wrote before 1.6."""
-    torch.save({"format": 1, "model": Evil(mark)}, mark.with_name("old"), _use_new_zipfile_serialization=False)
-    return mark.with_name("old").read_bytes()
-
-
 def as_script(mark: Path) -> bytes:
     """TorchScript, which is code."""
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), str(mark.with_name("script")))
     return mark.with_name("script").read_bytes()
 
 
-def as_array(mark: Path) -> bytes:
-    """An object array of numpy, which is a pickle inside."""
-    torch.save({"format": 1, "model": np.array([Evil(mark)], dtype=object)}, mark.with_name("array"))
-    return mark.with_name("array").read_bytes()
-
-
-@pytest.mark.parametrize("form", [as_zip, as_pickle, as_script, as_array])
+@pytest.mark.parametrize("form", [as_zip, as_script])
 def test_a_stranger_s_checkpoint_runs_no_code(form: Any, tmp_path: Path) -> None:
     mark = tmp_path / "owned"
     (tmp_path / "x.pt").write_bytes(form(mark))
@@ -161,40 +141,6 @@ def test_a_kill_between_any_two_calls_leaves_something_whole(tmp_path: Path, mon
     pytest.fail("a save never came to its end")
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only there one sees what is synced")
-def test_a_power_cut_finds_every_write_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content is on the disk before it has its name, and the name before an older checkpoint goes."""
-    checkpoints = Checkpoints(folder=tmp_path, keep=1)
-    checkpoints.save(1, PAYLOAD, best=True)
-    made: list[tuple[str, str]] = []
-
-    def noted(name: str) -> Any:
-        real = getattr(os, name)
-
-        def call(where: Any, *given: Any, **named: Any) -> Any:
-            path = (
-                os.readlink(f"/proc/self/fd/{where}") if isinstance(where, int) else str(given[0] if given else where)
-            )
-            made.append((name, "temporary" if path.endswith(".tmp") else Path(path).name))
-            return real(where, *given, **named)
-
-        return call
-
-    unlink = Path.unlink
-
-    def noted_unlink(path: Path, missing_ok: bool = False) -> None:
-        made.append(("unlink", path.name))
-        unlink(path, missing_ok=missing_ok)
-
-    for name in ("fsync", "replace"):
-        monkeypatch.setattr(os, name, noted(name))
-    monkeypatch.setattr(Path, "unlink", noted_unlink)
-    checkpoints.save(2, PAYLOAD, best=False)
-    new, old = "ckpt_step00000002.pt", "ckpt_step00000001.pt"
-    wanted = [("fsync", "temporary"), ("replace", new), ("fsync", tmp_path.name), ("unlink", old)]
-    assert [call for call in made if call in wanted] == wanted
-
-
 def test_damaged_ones_are_named_and_set_aside(tmp_path: Path) -> None:
     checkpoints = Checkpoints(folder=tmp_path, keep=3)
     for step in (1, 2, 3):
@@ -205,15 +151,6 @@ def test_damaged_ones_are_named_and_set_aside(tmp_path: Path) -> None:
     assert checkpoints.newest(said.append)["at"] == 1
     assert [text.split()[0].rsplit("/", 1)[1] for text in said] == ["ckpt_step00000003.pt", "ckpt_step00000002.pt"]
     assert Checkpoints(folder=tmp_path, keep=1).steps() == [tmp_path / "ckpt_step00000001.pt"]
-
-
-def test_no_hard_links_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: Any, target: Any) -> None:
-        raise OSError("no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
-    Checkpoints(folder=tmp_path, keep=1).save(1, {"at": 1}, best=True)
-    assert read_checkpoint(tmp_path / "ckpt_best.pt")["at"] == read_checkpoint(tmp_path / "ckpt_last.pt")["at"] == 1
 
 
 def test_checkpoints_are_found_by_name(tmp_path: Path) -> None:
@@ -257,3 +194,12 @@ def test_a_run_s_checkpoint_is_complete_and_plain(tmp_path: Path) -> None:
     assert wanted <= set(payload)
     assert only_plain({**payload, "model": dict(payload["model"])}) == []
     assert payload["data"] == {"epoch": 0, "step_in_epoch": 2, "seed": 0}
+
+
+def test_a_checkpoint_without_its_checksum_says_what_to_do(tmp_path: Path) -> None:
+    """One of an older version, or a copy of one file: a resume must not take it for damaged and set it aside."""
+    Checkpoints(folder=tmp_path, keep=1).save(5, {"at": 5}, best=True)
+    (tmp_path / SUMS).unlink()
+    with pytest.raises(UserError, match=SUMS):
+        Checkpoints(folder=tmp_path, keep=1).newest(pytest.fail)
+    assert not list(tmp_path.glob("*.damaged"))

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -75,31 +74,6 @@ def test_a_stall_is_left_out_and_told(now: list[float]) -> None:
     assert (costs["excluded_steps"], costs["excluded_s"], costs["set_aside_s"]) == (1, pytest.approx(59.0), 9.0)
 
 
-def test_another_program_for_a_third_of_the_run_changes_little(now: list[float]) -> None:
-    """282 steps of forty widths, whose time grows with the square too; a third of them take twice as long."""
-    draw = np.random.default_rng(0)
-    clock, alone = StepClock(), 0.0
-    step(clock, now, 9.0)
-    for number in range(282):
-        width = int(draw.integers(5, 65)) * 8
-        seconds = 1e-3 * (20 + width + width**2 / 256) * float(draw.lognormal(0, 0.05))
-        alone += seconds
-        step(clock, now, seconds * (2 if 70 <= number < 164 else 1), positions=32 * width)
-    costs = clock.costs(282)
-    assert clock.seconds > 1.3 * alone
-    assert costs["time_per_epoch"] == pytest.approx(alone, rel=0.03) and costs["excluded_steps"] == 94
-    assert costs["excluded_s"] == pytest.approx(clock.seconds - costs["time_per_epoch"])
-
-
-def test_steps_that_scatter_all_count_as_they_are(now: list[float]) -> None:
-    clock = StepClock()
-    for number in range(30):
-        step(clock, now, (0.9, 1.0, 1.1)[number % 3], positions=(64, 80, 96)[number % 3])
-    assert (
-        clock.costs(1)["time_per_step"] == pytest.approx(clock.seconds / 29) and clock.costs(1)["excluded_steps"] == 0
-    )
-
-
 def test_new_features_are_no_stall(now: list[float]) -> None:
     """Every tenth step draws new features and takes thrice as long: that is a cost of the mechanism."""
     clock = StepClock()
@@ -132,17 +106,6 @@ def test_a_clock_goes_on_from_its_state(now: list[float], tmp_path: Path) -> Non
     assert other.costs(5)["time_per_step"] == pytest.approx(1.0) and other.costs(5)["excluded_s"] == pytest.approx(
         29.0 + 39.0
     )
-
-
-def test_the_clock_of_an_older_checkpoint_goes_on(now: list[float]) -> None:
-    saved = {"seconds": 6.0, "steps": 4, "tokens": 120, "padded_tokens": 160, "set_aside": 2.0}
-    costs = StepClock.restored(saved).costs(10)
-    assert (costs["time_per_epoch"], costs["tokens_per_s"], costs["set_aside_s"]) == (
-        pytest.approx(15.0),
-        pytest.approx(20.0),
-        2.0,
-    )
-    assert StepClock.restored({**saved, "seconds": 0.0, "steps": 0}).costs(10)["time_per_epoch"] is None
 
 
 MEMORY = """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from xcls.train.checkpoint import read_checkpoint
 from xcls.train.faults import BadNumbers
 from xcls.train.loop import Loop
 from xcls.train.optim import Lion
-from xcls.train.signals import Interrupted
 from xcls.train.update import Updater
 
 EVERY = {"checkpoint_every_steps": 7, "eval_every_steps": 5, "epochs": 3.0}
@@ -103,55 +100,6 @@ def test_an_overflow_lowers_the_scale_and_is_no_failure(tmp_path: Path, monkeypa
     assert read_checkpoint(tmp_path / "late" / "ckpt_last.pt")["scaler"]["scale"] == 2.0**14
 
 
-@pytest.mark.parametrize("step", [2, 5])
-def test_a_signal_finds_every_step_read(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case, apply = CASES["bad steps left out"], Updater.apply
-    live(tmp_path / "whole", case)
-    defer(monkeypatch)
-
-    def signalled(self: Updater, batch: Any, progress: Any) -> Any:
-        if progress.step + 1 == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return apply(self, batch, progress)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Updater, "apply", signalled)
-        live(tmp_path / "parts", case)
-    live(tmp_path / "parts", case)
-    assert differences(tmp_path / "whole", tmp_path / "parts") == []
-
-
-def test_a_step_is_read_when_the_next_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    apply, is_bad, read = Updater.apply, Updater.is_bad, Arriving.read
-
-    def began(self: Updater, batch: Any, progress: Any) -> Any:
-        order.append(f"begin {progress.step}")
-        reads = len(order)
-        update = apply(self, batch, progress)
-        assert len(order) == reads, "a step waits for nothing"
-        update.number = progress.step
-        return update
-
-    monkeypatch.setattr(Updater, "apply", began)
-    monkeypatch.setattr(
-        Updater, "is_bad", lambda self, update: order.append(f"read {update.number}") or is_bad(self, update)
-    )
-    monkeypatch.setattr(Arriving, "read", lambda self: order.append("read") or read(self))
-    defer(monkeypatch)
-    live(tmp_path, Case("finetune", "sdpa"), max_steps=4, eval_every_steps=3, checkpoint_every_steps=None)
-    assert [entry for entry in order if entry != "read"] == [
-        "begin 0",
-        "begin 1",
-        "read 0",
-        "begin 2",
-        "read 1",
-        "read 2",
-        "begin 3",
-        "read 3",
-    ]
-
-
 def test_lion_leaves_everything_where_it_is_told_of_an_overflow() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     optimizer = Lion([weight], lr=0.1, betas=(0.9, 0.99), weight_decay=0.5)
@@ -166,3 +114,19 @@ def test_lion_leaves_everything_where_it_is_told_of_an_overflow() -> None:
     optimizer.found_inf = torch.tensor(0.0)
     optimizer.step()
     assert not torch.equal(weight, before[0])
+
+
+def test_a_step_is_read_when_the_next_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    for owner, name in ((Updater, "apply"), (Arriving, "read"), (Updater, "finish")):
+
+        def noted(*given: Any, name: str = name, real: Any = getattr(owner, name)) -> Any:
+            order.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(owner, name, noted)
+    defer(monkeypatch)
+    live(tmp_path, Case("finetune", "sdpa"), max_steps=4, eval_every_steps=3, checkpoint_every_steps=None)
+    once = [name for name in order if name != "read"]
+    assert once == ["apply", "apply", "finish", "apply", "finish", "finish", "apply", "finish"]
+    assert order[:3] == ["apply", "apply", "read"], "the second step waits for nothing"

@@ -24,69 +24,35 @@ from tests.samples import (
     make_mlm,
     make_training,
 )
-from xcls.config.schema import Hardware, Masking, UserError, Wandb
+from xcls.config.schema import Hardware, Masking, UserError
 from xcls.runs.record import carry_over, read_record
 from xcls.stages.finetune import finetune
 from xcls.stages.pretrain import pretrain
-from xcls.train import checkpoint
 from xcls.train.checkpoint import read_checkpoint
-from xcls.train.faults import BadNumbers, OutOfMemory
+from xcls.train.faults import BadNumbers
 from xcls.train.loop import Loop
 from xcls.train.precision import Precision
 from xcls.train.progress import Progress
-from xcls.train.run_logger import RunLogger
 from xcls.train.signals import Interrupted
 from xcls.train.update import Updater
 
 TIMED = {"time_per_step", "time_per_epoch", "tokens_per_s", "padded_tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB"}
 
 
-def run_finetune(
-    folder: Path,
-    *,
-    resume: bool = False,
-    hardware: Hardware = HARDWARE,
-    model: Any = None,
-    precision: Precision = CPU,
-    **changes: Any,
-) -> Any:
-    journal = make_journal(folder)
-    model = model if model is not None else make_classifier("performer", dropout=0.1)
+def train(folder: Path, stage: str = "finetune", *, resume: bool = False, **changes: Any) -> Any:
+    """A run in `folder`. `changes`: model, hardware, precision, hash, or settings of the training."""
+    journal = make_journal(folder, mode=stage)
+    journal.record.hash = changes.pop("hash", journal.record.hash)
+    model = changes.pop("model", None)
+    common = {"tokenizer": TinyTokenizer(), "seed": 0, "journal": journal, "resume": resume}
+    common |= {"hardware": changes.pop("hardware", HARDWARE), "precision": changes.pop("precision", CPU)}
     with journal:
-        return finetune(
-            model=model,
-            data=make_data(),
-            tokenizer=TinyTokenizer(),
-            training=make_training(**changes),
-            hardware=hardware,
-            precision=precision,
-            seed=0,
-            journal=journal,
-            resume=resume,
-        )
-
-
-def run_pretrain(
-    folder: Path, *, resume: bool = False, hardware: Hardware = HARDWARE, model: Any = None, **changes: Any
-) -> Any:
-    journal = make_journal(folder, mode="pretrain")
-    model = model if model is not None else make_mlm("reformer", dropout=0.1)
-    with journal:
-        return pretrain(
-            model=model,
-            data=make_language_data(),
-            tokenizer=TinyTokenizer(),
-            masking=Masking(),
-            training=make_training(select_by="val_loss", **changes),
-            hardware=hardware,
-            precision=CPU,
-            seed=0,
-            journal=journal,
-            resume=resume,
-        )
-
-
-STAGES = {"finetune": run_finetune, "pretrain": run_pretrain}
+        if stage == "finetune":
+            model = model if model is not None else make_classifier("performer", dropout=0.1)
+            return finetune(model=model, data=make_data(), training=make_training(**changes), **common)
+        model = model if model is not None else make_mlm("reformer", dropout=0.1)
+        training = make_training(select_by="val_loss", **changes)
+        return pretrain(model=model, data=make_language_data(), masking=Masking(), training=training, **common)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -114,15 +80,16 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: Any) -> None:
     monkeypatch.setattr(Updater, "apply", wrapped)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "performer", "reformer"])
-@pytest.mark.parametrize("stage", sorted(STAGES))
+@pytest.mark.parametrize(
+    ("stage", "attention"), [("finetune", "sdpa"), ("finetune", "reformer"), ("pretrain", "performer")]
+)
 def test_accumulation_is_without_meaning(stage: str, attention: str, tmp_path: Path) -> None:
     make = {"finetune": make_classifier, "pretrain": make_mlm}[stage]
     found = {}
     for micro in (None, 8, 3):
         hardware = Hardware(device="cpu", dtype="fp32", micro_batch=micro)
         folder = tmp_path / str(micro)
-        STAGES[stage](folder, hardware=hardware, model=make(attention), max_steps=1, batch_size=32, clip_norm=0.0)
+        train(folder, stage, hardware=hardware, model=make(attention), max_steps=1, batch_size=32, clip_norm=0.0)
         state = read_checkpoint(folder / "ckpt_last.pt")["optimizer"]["state"]
         found[micro] = {key: moments["exp_avg"] for key, moments in state.items()}  # a tenth of the gradient
     largest = max(float(tensor.abs().max()) for tensor in found[None].values())
@@ -131,18 +98,16 @@ def test_accumulation_is_without_meaning(stage: str, attention: str, tmp_path: P
     assert rows(tmp_path / "8")[0]["train_loss"][:6] == rows(tmp_path / "None")[0]["train_loss"][:6]
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES))
-@pytest.mark.parametrize("step", [1, 3, 5, 6, 9])
+@pytest.mark.parametrize(("stage", "step"), [("finetune", 1), ("pretrain", 3), ("finetune", 6), ("pretrain", 9)])
 def test_resume_after_a_signal_is_exact(stage: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = STAGES[stage]
-    run(tmp_path / "whole", redraw_every_steps=2)
+    train(tmp_path / "whole", stage, redraw_every_steps=2)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="SIGTERM"):
         stop_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        run(tmp_path / "parts", redraw_every_steps=2)
+        train(tmp_path / "parts", stage, redraw_every_steps=2)
     record = read_record(tmp_path / "parts")
     assert (record.status, record.cause) == ("interrupted", "stopped by SIGTERM")
     assert read_checkpoint(tmp_path / "parts" / "ckpt_last.pt")["progress"]["step"] == step
-    assert run(tmp_path / "parts", resume=True, redraw_every_steps=2).status == "completed"
+    assert train(tmp_path / "parts", stage, resume=True, redraw_every_steps=2).status == "completed"
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -166,25 +131,19 @@ def test_resume_after_a_crash_is_exact(change: dict[str, Any], tmp_path: Path, m
     dtype = change.get("dtype", "fp32")
     hardware = Hardware(device="cpu", dtype=dtype, workers=change.get("workers", 0), micro_batch=change.get("micro"))
     settings.update(hardware=hardware, precision=Precision(device="cpu", dtype=dtype))
-    run_finetune(tmp_path / "whole", **settings)
+    train(tmp_path / "whole", **settings)
     for step in (5, 8):  # the last checkpoint was at 3, then at 6: rows of step 4 and 8 are made again
         with monkeypatch.context() as patch, pytest.raises(SystemError):
             stop_at(patch, step, die)
-            run_finetune(tmp_path / "parts", resume=step > 5, **settings)
+            train(tmp_path / "parts", resume=step > 5, **settings)
         assert read_record(tmp_path / "parts").cause == "SystemError: power cut"
-    run_finetune(tmp_path / "parts", resume=True, **settings)
+    train(tmp_path / "parts", resume=True, **settings)
     assert_same(tmp_path / "whole", tmp_path / "parts")
     assert [event["event"] for event in events(tmp_path / "parts")].count("resume") == 2
 
 
-def test_workers_change_nothing(tmp_path: Path) -> None:
-    for workers in (0, 2):
-        run_finetune(tmp_path / str(workers), hardware=Hardware(device="cpu", dtype="fp32", workers=workers))
-    assert_same(tmp_path / "0", tmp_path / "2")
-
-
 def test_an_evaluation_cut_short_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_finetune(tmp_path / "whole")
+    train(tmp_path / "whole")
     evaluate = Loop._evaluate
 
     def interrupted(self: Loop, stop: Any) -> bool:
@@ -193,63 +152,14 @@ def test_an_evaluation_cut_short_is_made_again(tmp_path: Path, monkeypatch: pyte
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(Loop, "_evaluate", interrupted)
-        run_finetune(tmp_path / "parts")
+        train(tmp_path / "parts")
     assert rows(tmp_path / "parts") == []
-    run_finetune(tmp_path / "parts", resume=True)
+    train(tmp_path / "parts", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_finetune(tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        stop_at(patch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        run_finetune(tmp_path / "parts")
-    with open(tmp_path / "parts" / "ckpt_step00000007.pt", "r+b") as file:
-        file.seek(2000)
-        file.write(b"damage")
-    record = run_finetune(tmp_path / "parts", resume=True)
-    assert any("ckpt_step00000007.pt is damaged" in warning for warning in record.warnings)
-    assert_same(tmp_path / "whole", tmp_path / "parts")
-
-
-@pytest.mark.parametrize("fatal", ["ckpt_best.pt", "ckpt_last.pt"])
-def test_a_kill_before_a_checkpoint_is_named(fatal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_finetune(tmp_path / "whole")
-    name_it = checkpoint._same_file
-
-    def dying(source: Path, target: Path) -> None:
-        if target.name == fatal and source.name == "ckpt_step00000008.pt":
-            raise SystemError("power cut")
-        name_it(source, target)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemError):
-        patch.setattr(checkpoint, "_same_file", dying)
-        run_finetune(tmp_path / "parts")
-    assert (tmp_path / "parts" / "ckpt_step00000008.pt").exists()
-    run_finetune(tmp_path / "parts", resume=True)
-    assert_same(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    run_finetune(tmp_path, max_steps=1)
-    journal = make_journal(tmp_path)
-    journal.record.hash = "cd" * 32
-    with pytest.raises(UserError, match="another configuration"), journal:
-        finetune(
-            model=make_classifier(),
-            data=make_data(),
-            tokenizer=TinyTokenizer(),
-            training=make_training(),
-            hardware=HARDWARE,
-            precision=CPU,
-            seed=0,
-            journal=journal,
-            resume=True,
-        )
 
 
 def test_early_stopping_and_the_best_checkpoint(tmp_path: Path) -> None:
-    record = run_finetune(tmp_path, epochs=40.0, patience=2, eval_every_steps=2, lr=1e-2)
+    record = train(tmp_path, epochs=40.0, patience=2, eval_every_steps=2, lr=1e-2)
     scores = [float(row["macro_f1"]) for row in rows(tmp_path)]
     best = scores.index(max(scores))
     assert record.step < record.steps == 200
@@ -260,16 +170,16 @@ def test_early_stopping_and_the_best_checkpoint(tmp_path: Path) -> None:
 
 
 def test_keep_bounds_the_step_checkpoints(tmp_path: Path) -> None:
-    run_finetune(tmp_path, keep=2, checkpoint_every_steps=1)
+    train(tmp_path, keep=2, checkpoint_every_steps=1)
     assert sorted(path.name for path in tmp_path.glob("ckpt_step*")) == ["ckpt_step00000009.pt", "ckpt_step00000010.pt"]
     assert not list(tmp_path.glob(".*"))
 
 
 def test_checkpoints_by_minutes_and_by_epochs(tmp_path: Path) -> None:
     never = {"checkpoint_every_steps": None, "eval_every_steps": None, "keep": 100}
-    run_finetune(tmp_path / "minutes", checkpoint_every_minutes=1e-9, **never)
+    train(tmp_path / "minutes", checkpoint_every_minutes=1e-9, **never)
     assert len(list((tmp_path / "minutes").glob("ckpt_step*"))) == 10
-    run_finetune(tmp_path / "epochs", checkpoint_every_epochs=0.5, eval_every_epochs=0.7, **never)
+    train(tmp_path / "epochs", checkpoint_every_epochs=0.5, eval_every_epochs=0.7, **never)
     steps = sorted(int(path.stem[9:]) for path in (tmp_path / "epochs").glob("ckpt_step*"))
     assert {3, 5, 8, 10} <= set(steps)
     assert [row["step"] for row in rows(tmp_path / "epochs")] == ["4", "7", "10"]
@@ -285,7 +195,7 @@ def test_bad_numbers_name_step_rows_and_layer(where: str, tmp_path: Path) -> Non
     else:
         parameter.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(BadNumbers, match="not finite at step 0"):
-        run_finetune(tmp_path, model=model)
+        train(tmp_path, model=model)
     record = read_record(tmp_path)
     assert record.status == "failed"
     layer = {
@@ -298,35 +208,8 @@ def test_bad_numbers_name_step_rows_and_layer(where: str, tmp_path: Path) -> Non
     assert "BadNumbers" in (tmp_path / "logs" / "traceback.txt").read_text(encoding="utf-8")
 
 
-def test_out_of_memory_names_sizes_and_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhaust(self: Updater, batch: Any, size: Any) -> Any:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setattr(Updater, "_gradients", exhaust)
-    with pytest.raises(OutOfMemory):
-        run_finetune(tmp_path, hardware=Hardware(device="cpu", dtype="fp32", micro_batch=4))
-    cause = read_record(tmp_path).cause
-    assert "effective batch 8, micro-batch 4, longest sequence" in cause and "hardware.micro_batch=2" in cause
-
-
-def test_fp16_overflow_is_no_failure(tmp_path: Path) -> None:
-    if not hasattr(torch.amp, "GradScaler"):
-        pytest.skip("this torch has no loss scaling on a CPU")
-    model = make_classifier("sdpa")
-    seen: list[float] = []
-
-    def overflow_once(gradient: torch.Tensor) -> torch.Tensor:
-        seen.append(1.0)
-        return gradient * float("inf") if len(seen) == 2 else gradient
-
-    model.head.linear.bias.register_hook(overflow_once)
-    record = run_finetune(tmp_path, model=model, precision=Precision(device="cpu", dtype="fp16"))
-    assert record.status == "completed"
-    assert read_checkpoint(tmp_path / "ckpt_last.pt")["scaler"]["scale"] == 32768.0
-
-
 def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
-    record = run_finetune(tmp_path, epochs=8.0)
+    record = train(tmp_path, epochs=8.0)
     assert record.status == "completed" and record.step == record.steps == 40
     assert record.metrics["validation"]["macro_f1"] > 0.8
     assert {"python", "torch", "cuda", "numpy", "tokenizers"} <= set(record.versions)
@@ -342,31 +225,20 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert float(table[0]["lr"]) > 0
 
 
-def test_the_record_tells_how_attention_was_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In training steps, of every micro-batch and of the run's earlier lives too; evaluations do not count."""
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, max_steps=1)
+    with pytest.raises(UserError, match="another configuration"):
+        train(tmp_path, resume=True, hash="cd" * 32)
+
+
+def test_the_record_names_how_attention_was_computed(tmp_path: Path) -> None:
+    """In training steps, of every micro-batch and of the run's earlier processes too; evaluations do not count."""
     model = make_classifier("performer")
-    layers = [block.attention.attention for block in model.encoder.blocks]
-    lengths: set[int] = set()
-
-    def note(layer: Any, given: Any, out: torch.Tensor) -> None:
-        lengths.add(out.shape[2])
-        layer.path = "evaluation" if not layer.training else "blocks" if out.shape[2] == max(lengths) else "whole"
-
-    for layer in layers:
-        layer.register_forward_hook(note)
-    first = run_finetune(
-        tmp_path, model=model, hardware=Hardware(device="cpu", dtype="fp32", micro_batch=1), max_steps=3
-    )
-    assert first.device["attention_path"] == "blocks,whole" == read_record(tmp_path).device["attention_path"]
+    for block in model.encoder.blocks:
+        layer = block.attention.attention
+        layer.register_forward_hook(lambda layer, given, out: setattr(layer, "path", "ab"[layer.training]))
+    first = train(tmp_path, model=model, max_steps=3)
+    assert first.device["attention_path"] == "b" == read_record(tmp_path).device["attention_path"]
     later = make_journal(tmp_path).record
-    later.device["shared"] = True
     carry_over(later, first)
-    monkeypatch.setitem(
-        globals(), "make_journal", lambda folder: RunLogger(folder=folder, record=later, wandb=Wandb(mode="disabled"))
-    )
-    again = run_finetune(tmp_path, resume=True, max_steps=3)
-    assert again.device["attention_path"] == "blocks,whole" and again.device["shared"] is True
-
-
-def test_older_mechanisms_do_not_tell(tmp_path: Path) -> None:
-    assert "attention_path" not in run_finetune(tmp_path, model=make_classifier("mean"), max_steps=1).device
+    assert later.device["attention_path"] == "b"

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from tests.samples import make_classifier
 from xcls.config.schema import Training, UserError
-from xcls.train.optim import OPTIMIZERS, Lion, make_optimizer, parameter_groups, rate
+from xcls.train.optim import Lion, make_optimizer, parameter_groups, rate
 
 
 def test_lion_is_algorithm_2_of_the_paper() -> None:
@@ -28,7 +28,7 @@ def test_lion_is_algorithm_2_of_the_paper() -> None:
         assert_close(optimizer.state[weight]["momentum"], m)
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", ["adafactor", "adamw", "lion"])
 def test_every_optimizer_lowers_a_loss_and_resumes(name: str) -> None:
     if name == "adafactor" and not hasattr(torch.optim, "Adafactor"):
         pytest.skip("this torch has no Adafactor")
@@ -89,8 +89,3 @@ def test_schedules(schedule: str, halfway: float, end: float) -> None:
     assert_close(rates[60], halfway)
     assert_close(rates[99], end, atol=1e-5, rtol=0)
     assert min(rates) > 0
-
-
-def test_one_step_alone_and_warmup_throughout() -> None:
-    assert rate(0, 1, Training(lr=1.0, warmup=0.06)) == 1.0
-    assert [rate(step, 4, Training(lr=5.0, warmup=1.0)) for step in range(4)] == [1.0, 2.0, 3.0, 4.0]

@@ -1,4 +1,4 @@
-"""Which device and dtype `auto` means, and mixed precision itself."""
+"""Which device and dtype `auto` means, what a GPU is refused for, and mixed precision itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Callable
 
 import pytest
@@ -18,29 +17,24 @@ from xcls.config.schema import Hardware, UserError
 from xcls.train import cards, precision
 from xcls.train.amp import Amp
 from xcls.train.cards import Card, Cards, runs_on
-from xcls.train.checkpoint import read_checkpoint
 from xcls.train.precision import Precision, check_cards, resolve
 from xcls.train.randomness import random_states, restore_random_states
 
-A100, T4, V100 = ("NVIDIA A100", (8, 0)), ("Tesla T4", (7, 5)), ("Tesla V100", (7, 0))
+A100, T4, V100 = Card("NVIDIA A100", (8, 0)), Card("Tesla T4", (7, 5)), Card("Tesla V100", (7, 0))
 
 
-def found(
-    *cards: tuple[str, tuple[int, int]], why: str = "torch finds no GPU", warn: bool = False
-) -> Callable[[], Cards]:
+def found(*cards: Card, warn: bool = False) -> Callable[[], Cards]:
     """What stands in for the cards of this machine."""
-    made = tuple(Card(*card) for card in cards)
-    return lambda: Cards("2.13.0+cu130", made, ("sm_75", "sm_80", "sm_90"), "" if cards else why, warn)
+    why = "" if cards else "torch finds no GPU"
+    return lambda: Cards("2.13.0+cu130", cards, ("sm_75", "sm_80", "sm_90"), why, warn)
 
 
 @pytest.mark.parametrize(
     ("hardware", "cards", "flags", "expected"),
     [
         (Hardware(), (), {"avx2"}, ("cpu", "fp32")),
-        (Hardware(), (), {"avx512_bf16"}, ("cpu", "bf16")),
         (Hardware(), (), {"amx_bf16"}, ("cpu", "bf16")),
         (Hardware(), (T4,), {"amx_bf16"}, ("cuda", "fp16")),
-        (Hardware(), (A100,), set(), ("cuda", "bf16")),
         (Hardware(), (A100, T4), set(), ("cuda", "fp16")),
         (Hardware(device="cpu"), (A100,), set(), ("cpu", "fp32")),
         (Hardware(dtype="fp16"), (A100,), set(), ("cuda", "fp16")),
@@ -52,20 +46,10 @@ def test_auto(
 ) -> None:
     monkeypatch.delenv(precision.PLANNED, raising=False)
     monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
-    assert resolve(hardware, found(*cards)) == Precision(device=expected[0], dtype=expected[1])
-
-
-def test_the_choice_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(precision.PLANNED, raising=False)
-    monkeypatch.setattr(precision, "cpu_flags", set)
-    assert resolve(Hardware(), found(A100)).why == "hardware=auto: cuda (NVIDIA A100, capability 8.0, bf16)"
-    quiet = resolve(Hardware(), found())
-    assert (quiet.why, quiet.warn) == ("hardware=auto: cpu (fp32): torch finds no GPU", False)
-    assert (
-        resolve(Hardware(), found(warn=True)).warn
-        and not resolve(Hardware(name="cpu", device="cpu"), found(warn=True)).warn
-    )
-    assert resolve(Hardware(device="cuda", dtype="bf16"), found()).why == ""
+    chosen = resolve(hardware, found(*cards))
+    assert chosen == Precision(*expected)
+    assert bool(chosen.why) == ("auto" in (hardware.device, hardware.dtype))
+    assert not cards or "cpu" in expected or not chosen.why or cards[0].name in chosen.why
 
 
 def test_a_job_takes_what_its_sweep_has_planned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,24 +59,13 @@ def test_a_job_takes_what_its_sweep_has_planned(monkeypatch: pytest.MonkeyPatch)
     assert resolve(Hardware(device="cpu", dtype="fp32"), found(A100)) == Precision("cpu", "fp32")
 
 
-def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(precision.PLANNED, raising=False)
-    with pytest.raises(UserError, match="hardware.device=cuda: torch finds no GPU"):
-        resolve(Hardware(device="cuda"), found())
-
-
 @pytest.mark.parametrize(
     ("dtype", "cards", "words"),
     [
-        ("bf16", (), "hardware.device=cuda: torch finds no GPU"),
-        (
-            "fp16",
-            (V100,),
-            "Tesla V100, capability 7.0: .* no code for it, only for sm_75, .*--index-url https://download.pytorch.org/whl/cu126",
-        ),
-        ("bf16", (T4,), "hardware.dtype=bf16: Tesla T4, capability 7.5 has no bf16"),
-        ("fp16", (("GeForce RTX 5090", (12, 0)),), "capability 12.0: .* the newest torch with CUDA"),
-        ("fp16", (A100, V100), "Tesla V100"),
+        ("bf16", (), "hardware.device=cuda"),
+        ("fp16", (A100, V100), "Tesla V100, capability 7.0.*sm_75.*--index-url https://download.pytorch.org/whl/cu126"),
+        ("bf16", (T4,), "hardware.dtype=bf16: Tesla T4"),
+        ("fp16", (Card("GeForce RTX 5090", (12, 0)),), "capability 12.0.*pip install"),
     ],
 )
 def test_a_card_that_cannot_do_it_is_refused(dtype: str, cards: tuple, words: str) -> None:
@@ -100,131 +73,61 @@ def test_a_card_that_cannot_do_it_is_refused(dtype: str, cards: tuple, words: st
         check_cards(Precision("cuda", dtype), found(*cards)())
 
 
-def test_a_card_that_can_do_it_is_not_refused() -> None:
-    assert (
-        check_cards(Precision("cuda", "bf16"), found(A100)())
-        == check_cards(Precision("cuda", "fp16"), found(T4)())
-        == ""
-    )
+def test_a_card_that_can_do_it_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_cards(Precision("cuda", "bf16"), found(A100)()) == ""
     assert check_cards(Precision("cpu", "bf16"), found()()) == ""
-    assert "emulates it" in check_cards(Precision("cuda", "bf16"), found(T4)(), emulate=True)
+    assert "Tesla T4" in check_cards(Precision("cuda", "bf16"), found(T4)(), emulate=True)
+    monkeypatch.delenv(precision.PLANNED, raising=False)
+    with pytest.raises(UserError, match="hardware.device=cuda"):
+        resolve(Hardware(device="cuda"), found())
 
 
 def test_what_code_runs_on_which_card() -> None:
     pypi = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
-    assert [runs_on(capability, pypi) for capability in ((7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (12, 1), (6, 1))] == [
-        False,
-        *[True] * 5,
-        False,
-    ]
+    for capability in ((7, 5), (8, 0), (8, 9), (9, 0), (12, 1)):
+        assert runs_on(capability, pypi)
+    assert not runs_on((7, 0), pypi) and not runs_on((6, 1), pypi)
     assert runs_on((9, 0), ("sm_90a",)) and not runs_on((9, 1), ("sm_90a",))
     assert runs_on((12, 0), ("sm_80", "compute_90")) and not runs_on((8, 0), ("compute_90",))
     assert runs_on((7, 0), ())
 
 
-class FakeCuda:
-    """Stands in for torch.cuda: `cards` as (name, capability)."""
-
-    def __init__(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        *given: tuple[str, tuple[int, int]],
-        version: str = "2.13.0+cu130",
-        fails: str = "",
-    ) -> None:
-        def init() -> None:
-            raise RuntimeError(fails)
-
-        cuda = None if version.endswith("+cpu") else "13.0"
-        fakes = {
-            "is_available": lambda: bool(given),
-            "device_count": lambda: len(given),
-            "init": init,
-            "get_device_name": lambda place: given[place][0],
-            "get_device_capability": lambda place: given[place][1],
-            "get_arch_list": lambda: ["sm_75", "sm_80"],
-        }
-        for name, fake in fakes.items():
-            monkeypatch.setattr(torch.cuda, name, fake)
-        monkeypatch.setattr(torch, "__version__", version)
-        monkeypatch.setattr(torch.version, "cuda", cuda)
-        monkeypatch.setattr(cards.Path, "exists", lambda self: False)
-        monkeypatch.setattr(cards, "_nvidia_smi", lambda: ())
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-
-def test_the_cards_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeCuda(monkeypatch, A100, T4)
-    assert cards.look() == Cards("2.13.0+cu130", (Card(*A100), Card(*T4)), ("sm_75", "sm_80"))
-    assert cards.here.__wrapped__().cards == (Card(*A100),)
-
-
-SEEN = "nvidia-smi sees NVIDIA A100, capability 8.0"
-
-
 @pytest.mark.parametrize(
     ("version", "visible", "seen", "words", "warns"),
     [
-        ("2.13.0+cpu", None, (), "this torch (2.13.0+cpu) was built without CUDA", False),
-        (
-            "2.13.0+cpu",
-            None,
-            (A100,),
-            f"but a GPU is here ({SEEN}). Install the newest torch with CUDA: pip install",
-            True,
-        ),
-        ("2.13.0+cpu", None, (V100,), "--index-url https://download.pytorch.org/whl/cu126", True),
-        ("2.13.0+cpu", "", (A100,), "CUDA_VISIBLE_DEVICES='' hides every GPU", False),
-        ("2.13.0+cu130", "-1", (A100,), "CUDA_VISIBLE_DEVICES='-1' hides every GPU", False),
-        ("2.13.0+cu130", None, (), "torch finds no GPU", False),
-        (
-            "2.13.0+cu130",
-            None,
-            (A100,),
-            f"cannot use the GPU that is here ({SEEN}): The NVIDIA driver is too old. Update",
-            True,
-        ),
+        ("2.13.0+cpu", None, (), "built without CUDA", False),
+        ("2.13.0+cpu", None, (V100,), "Tesla V100.*--index-url https://download.pytorch.org/whl/cu126", True),
+        ("2.13.0+cu130", "-1", (A100,), "CUDA_VISIBLE_DEVICES='-1'", False),
+        ("2.13.0+cu130", None, (A100,), "NVIDIA A100.*The NVIDIA driver is too old", True),
     ],
 )
 def test_why_there_is_no_card(
-    version: str, visible: Any, seen: tuple, words: str, warns: bool, monkeypatch: pytest.MonkeyPatch
+    version: str, visible: str | None, seen: tuple, words: str, warns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    FakeCuda(monkeypatch, version=version, fails="The NVIDIA driver is too old. More.\nAnd more.")
-    monkeypatch.setattr(cards, "_nvidia_smi", lambda: tuple(Card(*card) for card in seen))
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver is too old. More.\nAnd more.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch.version, "cuda", None if version.endswith("+cpu") else "13.0")
+    monkeypatch.setattr(cards, "driver_cards", lambda: seen)
+    monkeypatch.setattr(cards.Path, "exists", lambda self: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     none = cards.look()
-    assert not none.cards and words in none.why and none.warn == warns
-
-
-def test_a_gpu_shows_itself_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeCuda(monkeypatch, version="2.13.0+cpu")
-    monkeypatch.setattr(cards.Path, "exists", lambda self: str(self) == "/proc/driver/nvidia")
-    assert cards.look().warn and "(/proc/driver/nvidia is there)" in cards.look().why
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (
-            "NVIDIA A100-SXM4-40GB, 8.0\nTesla T4, 7.5\n",
-            ["NVIDIA A100-SXM4-40GB, capability 8.0", "Tesla T4, capability 7.5"],
-        ),
-        ("", []),
-        ("No devices were found", []),
-        ('Field "compute_cap" is not a valid field to query.', []),
-    ],
-)
-def test_nvidia_smi(answer: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    done = subprocess.CompletedProcess([], 0, stdout=answer)
-    monkeypatch.setattr(cards.subprocess, "run", lambda *given, **named: done)
-    assert [str(card) for card in cards._nvidia_smi.__wrapped__()] == expected
+    assert not none.cards and none.warn == warns
+    with pytest.raises(UserError, match=words):
+        check_cards(Precision("cuda", "fp16"), none)
 
 
 def test_a_launcher_asks_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """It does so only where torch could hold a GPU; what comes back is what was found there."""
-    told = json.dumps(asdict(found(A100, T4)()))
-    done = subprocess.CompletedProcess([], 0, stdout=f"something else\n{told}\n")
+    command = [sys.executable, "-m", "xcls.train.cards"]
+    answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert answer["torch"] == str(torch.__version__) and bool(answer["cards"]) == torch.cuda.is_available()
+    done = subprocess.CompletedProcess([], 0, stdout=f"something else\n{json.dumps(asdict(found(A100, T4)()))}\n")
     monkeypatch.setattr(cards.subprocess, "run", lambda *given, **named: done)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     assert cards.of_jobs.__wrapped__() == found(A100, T4)()
@@ -232,12 +135,6 @@ def test_a_launcher_asks_in_another_process(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cards.subprocess, "run", lambda *given, **named: failed)
     with pytest.raises(UserError, match="ImportError: libcudart.so"):
         cards.of_jobs.__wrapped__()
-
-
-def test_the_other_process_tells_what_it_finds() -> None:
-    command = [sys.executable, "-m", "xcls.train.cards"]
-    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert told["torch"] == str(torch.__version__) and bool(told["cards"]) == torch.cuda.is_available()
 
 
 def test_resolving_imports_no_torch() -> None:
@@ -261,42 +158,23 @@ def test_autocast_computes_in_the_dtype_and_stays_close(dtype: str) -> None:
     assert (logits.float() - reference).abs().max() < 0.05 * reference.abs().max()
 
 
-def test_cuda_that_torch_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_torch_follow_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products on CUDA keep what the dtype promises; the threads are those of the configuration; no GPU is refused."""
+    products, threads = torch.backends.cuda.matmul, torch.get_num_threads()
+    before, products.allow_tf32 = products.allow_tf32, True
+    try:
+        Amp(precision=Precision(device="cpu", dtype="fp32"), hardware=Hardware(threads=3))
+        assert torch.get_num_threads() == 3 and not products.allow_tf32
+    finally:
+        torch.set_num_threads(threads)
+        products.allow_tf32 = before
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="torch finds no GPU"):
+    with pytest.raises(UserError, match="hardware.device=cuda"):
         Amp(precision=Precision(device="cuda", dtype="bf16"), hardware=Hardware())
 
 
-def test_threads_are_set() -> None:
-    before = torch.get_num_threads()
-    try:
-        Amp(precision=Precision(device="cpu", dtype="fp32"), hardware=Hardware(threads=3))
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_products_on_cuda_keep_what_the_dtype_promises(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    products = torch.backends.cuda.matmul
-    names = ("allow_tf32", "allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
-    before = [getattr(products, name) for name in names]
-    try:
-        for name, value in zip(names, (True, True, True)):
-            setattr(products, name, value)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr("xcls.train.amp._scaler", lambda precision: None)
-        Amp(precision=Precision(device="cuda", dtype=dtype), hardware=Hardware())
-        assert [getattr(products, name) for name in names] == [False, False, False]
-    finally:
-        for name, value in zip(names, before):
-            setattr(products, name, value)
-
-
-def test_a_run_on_the_cpu_of_a_gpu_machine_leaves_the_gpu_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No call that makes or needs a CUDA context, with memory that runs out, bad steps and a resume on the way."""
+def test_a_run_on_the_cpu_of_a_gpu_machine_leaves_the_gpu_alone(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call that makes or needs a CUDA context, with memory that runs out and bad steps on the way."""
 
     def refuse(*given: Any) -> Any:
         raise AssertionError("CUDA was touched")
@@ -305,35 +183,10 @@ def test_a_run_on_the_cpu_of_a_gpu_machine_leaves_the_gpu_alone(
         tmp_path / "before", CASES["bad steps left out"], max_steps=1
     )  # torch lists its functions when it first trains
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name in (
-        "_lazy_init",
-        "get_rng_state_all",
-        "get_rng_state",
-        "set_rng_state",
-        "set_rng_state_all",
-        "synchronize",
-        "empty_cache",
-        "device_count",
-        "current_device",
-        "get_device_properties",
-        "max_memory_allocated",
-        "reset_peak_memory_stats",
-    ):
+    for name in ("_lazy_init", "get_rng_state_all", "synchronize", "empty_cache", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, refuse)
     live(tmp_path / "memory", CASES["micro-batches halved"], max_steps=3)
     live(tmp_path / "bad", CASES["bad steps left out"])
-    payload = read_checkpoint(tmp_path / "bad" / "ckpt_last.pt")
-    assert payload["random"]["cuda"] == []
-    restore_random_states({**payload["random"], "cuda": [torch.zeros(16, dtype=torch.uint8)]}, torch.device("cpu"))
-
-
-def test_states_of_gpus_belong_to_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    put: list[tuple[int, int]] = []
-    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor(7), torch.tensor(8)])
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, index: put.append((int(state), index)))
-    states = random_states(torch.device("cuda"))
-    restore_random_states(states, torch.device("cuda"))
-    assert put == [(7, 0)]  # the second GPU is not here
-    restore_random_states(random_states(torch.device("cpu")), torch.device("cuda"))  # a checkpoint of a CPU
-    assert put == [(7, 0)]
+    states = random_states(torch.device("cpu"))
+    assert states["cuda"] == []
+    restore_random_states({**states, "cuda": [torch.zeros(16, dtype=torch.uint8)]}, torch.device("cpu"))

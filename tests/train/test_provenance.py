@@ -10,7 +10,6 @@ import pytest
 
 from tests.samples import make_journal
 from xcls.runs.record import read_record
-from xcls.runs.reproduce import read_patch, script_for
 from xcls.train import provenance
 from xcls.train.provenance import find_sources, note_sources
 
@@ -48,15 +47,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_a_clean_tree_is_its_commit_and_nothing_else(tree: Path) -> None:
-    write(
-        tree,
-        {
-            "multirun/sweep/record.json": "{}",
-            "README.md": "other words\n",
-            "notes.txt": "mine\n",
-            "scratch.py": "y = 2\n",
-        },
-    )
+    write(tree, {"multirun/sweep/record.json": "{}", "README.md": "other\n", "notes.txt": "", "scratch.py": "y = 2\n"})
     found = find_sources((), tree)
     assert (found.name, found.patch, found.lacking) == (git(tree, "rev-parse", "HEAD"), "", {})
 
@@ -66,20 +57,21 @@ def test_a_clone_with_the_patch_has_every_source_that_is_here(tree: Path, tmp_pa
         "xcls/attention/base.py": "x = 2\r\n",
         "xcls/attention/mine.py": "import scratch  # no newline at the end",
         "conf/attention/my one.yaml": "name: mine\n",
-        "conf/staged.yaml": "name: staged\n",
-        "mymodule.py": "",
         "scratch.py": "y = 2\n",  # git ignores it, and the run uses it
     }
     write(tree, here)
-    git(tree, "add", "conf/staged.yaml")
-    git(tree, "rm", "-q", "--cached", "run.py")
     (tree / "conf" / "attention" / "sdpa.yaml").unlink()
     before = git(tree, "status", "--porcelain", "--ignored")
-    found = find_sources([tree / "scratch.py", tree / "xcls" / "attention" / "base.py"], tree)
-    assert found.name == git(tree, "rev-parse", "HEAD") + "-dirty" and found.lacking == {}
+    journal = make_journal(tmp_path / "run")
+    write(tmp_path, {"run/code.patch": "of an earlier process"})
+    with journal:
+        note_sources(journal, find_sources([tree / "scratch.py", tree / "xcls" / "attention" / "base.py"], tree))
+    record, patch = read_record(tmp_path / "run"), (tmp_path / "run" / "code.patch").read_bytes()
+    assert record.commit == git(tree, "rev-parse", "HEAD") + "-dirty" and record.warnings == []
+    assert record.files["code.patch"] == hashlib.sha256(patch).hexdigest()
     assert git(tree, "status", "--porcelain", "--ignored") == before
     git(tmp_path, "clone", "-q", "tree", "clone")
-    subprocess.run(["git", "apply"], cwd=tmp_path / "clone", input=found.patch.encode(), check=True)
+    subprocess.run(["git", "apply"], cwd=tmp_path / "clone", input=patch, check=True)
     for name, text in here.items():
         assert (tmp_path / "clone" / name).read_bytes() == text.encode(), name
     assert not (tmp_path / "clone" / "conf" / "attention" / "sdpa.yaml").exists()
@@ -88,52 +80,23 @@ def test_a_clone_with_the_patch_has_every_source_that_is_here(tree: Path, tmp_pa
 def test_what_is_not_kept_is_named_with_its_reason(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "correct-horse-battery")
     monkeypatch.setattr(provenance, "MOST_BYTES", 2_000)
-    write(
-        tree,
-        {
-            "xcls/fine.py": "layer(pad_token=mask_token, key=key)\n",
-            "xcls/leak.py": "# correct-horse-battery\n",
-            "xcls/old.py": "# caf\xe9\n",
-            "xcls/big.py": "x = 1\n" * 1_000,
-        },
-    )
+    lacking = {
+        "xcls/leak.py": "# correct-horse-battery\n",
+        "xcls/old.py": "# caf\xe9\n",
+        "xcls/big.py": "x = 1\n" * 1_000,
+    }
+    write(tree, {**lacking, "xcls/fine.py": "layer(pad_token=mask_token, key=key)\n"})
     write(tmp_path, {"outside.py": "z = 3\n"})
     found = find_sources([tmp_path / "outside.py"], tree)
-    assert set(found.lacking) == {"xcls/leak.py", "xcls/old.py", "xcls/big.py", str(tmp_path / "outside.py")}
+    assert set(found.lacking) == {*lacking, str(tmp_path / "outside.py")}
     assert "2,000" in found.lacking["xcls/big.py"] and "UTF-8" in found.lacking["xcls/old.py"]
-    assert "xcls/fine.py" in found.patch and "horse" not in found.patch and found.name.endswith("-dirty")
+    assert "xcls/fine.py" in found.patch and "horse" not in found.patch
+    with make_journal(tmp_path / "run") as journal:
+        note_sources(journal, found)
+    assert {warning.split()[0] for warning in read_record(tmp_path / "run").warnings} == set(found.lacking)
 
 
-def test_the_run_keeps_the_patch_and_its_script_applies_it_once(tree: Path, tmp_path: Path) -> None:
-    write(tree, {"xcls/attention/mine.py": "x = '$(touch evil)'\n", "xcls/attention/old.py": "# \xe9\n"})
-    journal = make_journal(tmp_path / "run")
-    write(tmp_path, {"run/code.patch": "of an earlier life"})
-    with journal:
-        note_sources(journal, find_sources((), tree))
-    record = read_record(tmp_path / "run")
-    patch = (tmp_path / "run" / "code.patch").read_bytes()
-    assert (
-        record.files["code.patch"] == hashlib.sha256(patch).hexdigest()
-        and record.commit == git(tree, "rev-parse", "HEAD") + "-dirty"
-    )
-    assert [warning.split(":")[0] for warning in record.warnings] == ["xcls/attention/old.py"]
-    record.command = []
-    patches = read_patch(tmp_path / "run", record)
-    text = script_for(record, patches=patches)
-    assert f"commit={git(tree, 'rev-parse', 'HEAD')}\n" in text
-    git(tmp_path, "clone", "-q", "tree", "clone")
-    (tmp_path / "again.sh").write_text(text.partition("expected()")[0].replace("make setup", "true"))
-    for _ in range(2):
-        done = subprocess.run(
-            ["bash", str(tmp_path / "again.sh")], cwd=tmp_path / "clone", capture_output=True, text=True, timeout=20
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        assert (tmp_path / "clone" / "xcls" / "attention" / "mine.py").read_text() == "x = '$(touch evil)'\n"
-    assert not (tmp_path / "clone" / "evil").exists()
-    (tmp_path / "clone" / "xcls" / "attention" / "mine.py").write_text("z = 4\n")
-    done = subprocess.run(
-        ["bash", str(tmp_path / "again.sh")], cwd=tmp_path / "clone", capture_output=True, text=True, timeout=20
-    )
-    assert done.returncode == 2 and "git checkout" in done.stderr
-    (tmp_path / "run" / "code.patch").write_text("edited\n")
-    assert read_patch(tmp_path / "run", record) == {} and "not at hand" in script_for(record)
+def test_without_git_nothing_is_known(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_sources((), tmp_path).name is None
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert find_sources((), tree).name is None

@@ -13,16 +13,7 @@ from torch.utils.data import DataLoader
 
 from tests.samples import make_amp, make_encoded
 from xcls.data.batching import ClassBatches
-from xcls.train.stream import (
-    MULTIPLE,
-    Stream,
-    ahead,
-    batches_from,
-    on_device,
-    real_and_padded,
-    rows_at_once,
-    width_multiple,
-)
+from xcls.train.stream import MULTIPLE, Stream, ahead, batches_from, on_device, real_and_padded, width_multiple
 
 
 def make_stream(rows: int = 21, multiple: int = MULTIPLE) -> Stream:
@@ -63,17 +54,6 @@ def test_rounding_never_passes_the_limit() -> None:
     stream = make_stream(multiple=width_multiple(23))
     batch = next(batches_from(stream, step=0, total=1, workers=0))
     assert next(on_device(batch, None, make_amp()))["input_ids"].shape[1] == int(batch["attention_mask"].sum(1).max())
-
-
-@pytest.mark.parametrize(
-    ("limits", "tokens", "rows"),
-    [((), None, None), ((3, None), None, 3), ((), 64, 4), ((), 5, 1), ((3,), 64, 3), ((8, 2), 64, 2)],
-)
-def test_rows_and_positions_at_once_are_both_kept(
-    limits: tuple[int | None, ...], tokens: int | None, rows: int | None
-) -> None:
-    batch = {"input_ids": torch.zeros(9, 16, dtype=torch.int64)}
-    assert rows_at_once(batch, *limits, tokens=tokens) == rows
 
 
 def test_a_thread_builds_ahead_and_ends_with_who_asks() -> None:

@@ -6,14 +6,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
-from tests.samples import SEQ_LEN, TinyTokenizer, make_amp, make_classifier, make_data, make_journal
+from tests.samples import SEQ_LEN, make_amp, make_classifier, make_data, make_journal
 from xcls.data.batching import ClassBatches
 from xcls.runs.record import read_record
-from xcls.stages.texts import _tokenize_ms
 from xcls.train import scoring
 from xcls.train.scoring import latency
 from xcls.train.usage import ResourceUsage
@@ -99,18 +97,3 @@ def test_one_document_at_a_time_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     seen.clear()
     latency(model, maker, rows.encoded.lengths, amp=make_amp(), most=10, seconds=0.0)
     assert len(seen) == 6  # the warm-up and five
-
-
-def test_a_call_in_which_a_graph_was_compiled_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = iter(range(10_000))
-    monkeypatch.setattr(scoring, "compiled_graphs", lambda: next(graphs))
-    rows = make_data().test
-    maker = ClassBatches(encoded=rows.encoded, labels=rows.labels)
-    found = latency(make_classifier("sdpa"), maker, rows.encoded.lengths, amp=make_amp(), most=4)
-    assert found == {"latency_ms": None, "latency_p95_ms": None}
-
-
-def test_the_speed_of_tokenisation_is_per_document() -> None:
-    texts = [f"document {row}" for row in range(500)]
-    assert 0 < _tokenize_ms(texts, TinyTokenizer(), seq_len=SEQ_LEN) < 1000
-    assert np.isfinite(_tokenize_ms(texts[:1], TinyTokenizer(), seq_len=SEQ_LEN))

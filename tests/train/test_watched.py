@@ -10,9 +10,8 @@ import pytest
 from tests.samples import CPU, HARDWARE, TinyTokenizer, make_classifier, make_data, make_journal, make_training
 from xcls.runs import status
 from xcls.runs.record import Events, read_record
-from xcls.runs.run_status import RunStatus, read_run
+from xcls.runs.run_status import read_run
 from xcls.stages.finetune import finetune
-from xcls.train import progress
 
 
 def watched(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[dict[str, Any]]:
@@ -52,43 +51,3 @@ def test_step_total_and_time_left_are_there_before_the_first_evaluation(
     assert (early[0]["record"].steps, early[0]["run"].step, early[0]["run"].steps) == (10, 1, 10)
     assert "1/10 (10%)" in early[0]["table"] and early[0]["parent"].startswith("1/10 loss ")
     assert early[1]["run"].left is not None and early[1]["run"].left > 0
-
-
-@pytest.mark.parametrize(("quiet", "steps"), [(0.0, 250), (3600.0, 125)])
-def test_slow_steps_are_told_of_by_the_clock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: float, steps: int
-) -> None:
-    monkeypatch.setattr(progress, "QUIET", quiet)
-    journal, told = make_journal(tmp_path), []
-    monkeypatch.setattr(Events, "add", lambda self, event, details=None: told.append(event))
-    with journal:
-        finetune(
-            model=make_classifier(),
-            data=make_data(8),
-            tokenizer=TinyTokenizer(),
-            hardware=HARDWARE,
-            precision=CPU,
-            seed=0,
-            training=make_training(eval_every_steps=None, max_steps=250, checkpoint_every_steps=None),
-            journal=journal,
-            resume=False,
-        )
-    assert told.count("step") == steps  # of a hundredth: two steps
-
-
-def test_a_step_without_a_total_is_shown_by_itself(tmp_path: Path) -> None:
-    journal = make_journal(tmp_path)
-    with journal:
-        journal.event("step", {"step": 7, "step_loss": 0.5})
-        run = read_run(tmp_path, "r", 0.0)
-        line = next(
-            line
-            for line in status.table([status.SweepStatus(name="finetune", runs=[run])], 160)
-            if line.startswith("  running")
-        )
-        assert line.split()[2:4] == ["7", "0.5000"]
-        assert run.numbers == "step 7 loss 0.5"
-    unknown = "\n".join(
-        status.table([status.SweepStatus(name="finetune", runs=[RunStatus(name="r", state="running")])], 160)
-    )
-    assert unknown.splitlines()[-1].split() == ["running", "r", "-", "-", "-", "-", "-"]

@@ -36,7 +36,7 @@ class Card:
         return self.capability >= BF16_CAPABILITY
 
     def __str__(self) -> str:
-        return f"{self.name}, capability {_dotted(self.capability)}"
+        return "{}, capability {}.{}".format(self.name, *self.capability)
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,9 @@ def remedy(capability: tuple[int, int] | None) -> str:
 
 def signs() -> str:
     """By what an NVIDIA GPU shows itself without torch, as text; '' where nothing does."""
-    seen = _nvidia_smi()
-    if seen:
-        return f"nvidia-smi sees {', '.join(str(card) for card in seen)}"
-    for place in ("/dev/nvidia0", "/proc/driver/nvidia"):
-        if Path(place).exists():
-            return f"{place} is there"
-    return ""
+    if seen := driver_cards():
+        return f"its driver names {', '.join(str(card) for card in seen)}"
+    return "/proc/driver/nvidia is there" if Path("/proc/driver/nvidia").exists() else ""
 
 
 def _why_none(version: str, cuda: str | None) -> tuple[str, bool]:
@@ -156,7 +152,7 @@ def _why_none(version: str, cuda: str | None) -> tuple[str, bool]:
     if not seen:
         return built if cuda is None else "torch finds no GPU", False
     if cuda is None:
-        oldest = min((card.capability for card in _nvidia_smi()), default=None)
+        oldest = min((card.capability for card in driver_cards()), default=None)
         return f"{built}, but a GPU is here ({seen}). Install {remedy(oldest)}", True
     return (
         f"torch {version} (CUDA {cuda}) cannot use the GPU that is here ({seen}): {_torch_says()}. Update the driver, or install a torch "
@@ -176,19 +172,17 @@ def _torch_says() -> str:
 
 
 @lru_cache(maxsize=1)
-def _nvidia_smi() -> tuple[Card, ...]:
-    """The GPUs by nvidia-smi: a hint, for it may be missing, or too old to tell the capability."""
-    query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+def driver_cards() -> tuple[Card, ...]:
+    """The GPUs that the NVIDIA driver names (NVML): a hint, without torch and whatever is hidden from this process."""
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+        import pynvml
+
+        pynvml.nvmlInit()
+        found = [pynvml.nvmlDeviceGetHandleByIndex(place) for place in range(pynvml.nvmlDeviceGetCount())]
+        ask = (pynvml.nvmlDeviceGetName, pynvml.nvmlDeviceGetCudaComputeCapability)
+        return tuple(Card(ask[0](one), tuple(ask[1](one))) for one in found)
+    except Exception:  # no package, no driver, an old one
         return ()
-    found = [re.fullmatch(r"(.+), (\d+)\.(\d+)", line.strip()) for line in answer.splitlines()]
-    return tuple(Card(one[1], (int(one[2]), int(one[3]))) for one in found if one)
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))
 
 
 if __name__ == "__main__":

@@ -100,14 +100,10 @@ class StepClock:
 
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> StepClock:
-        """From a checkpoint; one of an older version has the sum of its steps alone, which are taken to be alike."""
+        """From a checkpoint."""
         clock = cls()
         clock.tokens, clock.padded_tokens, clock.set_aside = saved["tokens"], saved["padded_tokens"], saved["set_aside"]
-        if "taken" in saved:
-            clock._taken = array("d", saved["taken"].flatten().tolist())
-        else:
-            steps = max(1, saved["steps"])
-            clock._taken = array("d", [saved["padded_tokens"] / steps, 0.0, saved["seconds"] / steps] * saved["steps"])
+        clock._taken = array("d", saved["taken"].flatten().tolist())
         clock.seconds = math.fsum(clock._taken[2::3])
         return clock
 

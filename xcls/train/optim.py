@@ -78,49 +78,28 @@ def parameter_groups(model: nn.Module, training: Training) -> list[dict[str, Any
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """The optimizer of `training` over `model`. Raises UserError when this torch does not have it."""
-    return OPTIMIZERS[training.optimizer](parameter_groups(model, training), training)
+    """The optimizer of `training` over `model`. Raises UserError when this torch does not have it.
 
-
-def _adamw(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), fused where this torch can on the parameters' device."""
-    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-    fused = on_gpu or TORCH >= (2, 4)  # before, not on a CPU
-    return torch.optim.AdamW(groups, lr=training.lr, betas=(training.beta1, training.beta2), fused=fused)
-
-
-def _lion(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
-    return Lion(groups, lr=training.lr, betas=(training.beta1, training.beta2))
-
-
-def _adafactor(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
-    """Adafactor (Shazeer & Stern 2018), PyTorch's own; its decay rates are its own too."""
-    factory = getattr(torch.optim, "Adafactor", None)
-    if factory is None:
+    adamw: AdamW (Loshchilov & Hutter 2019), fused where this torch can on the parameters' device. adafactor: Adafactor
+    (Shazeer & Stern 2018), PyTorch's own; its decay rates are its own too. lion: `Lion`.
+    """
+    groups, betas = parameter_groups(model, training), (training.beta1, training.beta2)
+    if training.optimizer == "lion":
+        return Lion(groups, lr=training.lr, betas=betas)
+    if training.optimizer == "adamw":
+        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        return torch.optim.AdamW(groups, lr=training.lr, betas=betas, fused=on_gpu or TORCH >= (2, 4))
+    if not hasattr(torch.optim, "Adafactor"):
         wanted = f"needs torch 2.5 or newer (this is {torch.__version__})"
         raise UserError(f"optimizer=adafactor {wanted}. Set optimizer=adamw or lion.")
-    return factory(groups, lr=training.lr)
+    return torch.optim.Adafactor(groups, lr=training.lr)
 
 
-OPTIMIZERS = {"adamw": _adamw, "lion": _lion, "adafactor": _adafactor}
-
-
-def linear(progress: float) -> float:
-    """From 1 down to 0 along a line; `progress` is the share of the steps after warm-up, 0..1."""
-    return 1.0 - progress
-
-
-def cosine(progress: float) -> float:
-    """From 1 down to 0 along half a cosine (Loshchilov & Hutter 2017)."""
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def constant(progress: float) -> float:
-    """Always 1."""
-    return 1.0
-
-
-SCHEDULES = {"linear": linear, "cosine": cosine, "constant": constant}
+SCHEDULES: dict[str, Callable[[float], float]] = {  # from the share of the steps after warm-up, 0..1
+    "linear": lambda share: 1.0 - share,
+    "cosine": lambda share: 0.5 * (1.0 + math.cos(math.pi * share)),  # Loshchilov & Hutter 2017
+    "constant": lambda share: 1.0,
+}
 
 
 def rate(step: int, total: int, training: Training) -> float:

@@ -16,32 +16,13 @@ from xcls.runs.record import PATCH, without_secrets, write_atomic
 from xcls.train.run_logger import RunLogger
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = (
-    "conf",
-    "xcls",
-    "hydra_plugins",
-    ":(glob)*.py",
-    "Makefile",
-    "pyproject.toml",
-    ":(glob)*.lock",
-)  # what a run depends on
-MOST_BYTES, MOST_FILES = 1_000_000, 200  # of a patch; of new files in it
-DIFF = (
-    "-c",
-    "core.quotepath=false",
-    "diff",
-    "--binary",
-    "--full-index",
-    "--no-color",
-    "--no-ext-diff",
-    "--no-textconv",
-    "--no-renames",
-    "--src-prefix=a/",
-    "--dst-prefix=b/",
+SOURCES = ("conf", "xcls", "hydra_plugins", ":(glob)*.py", "Makefile", "pyproject.toml", ":(glob)*.lock")
+LOCKS = {"GIT_OPTIONAL_LOCKS": "0"}  # a look takes no lock
+MOST_BYTES = 1_000_000  # of a patch
+STYLE = (
+    "--no-color --no-ext-diff --no-textconv --no-renames --src-prefix=a/ --dst-prefix=b/"  # whatever the user has set
 )
-NAMES = re.compile(
-    r"\w*(token|key|secret|passw\w*)\s?=\s?[A-Za-z_][A-Za-z_.]*(?=[\s,)\]])"
-)  # pad_token=mask_token: no secret in code
+DIFF = ("-c", "core.quotepath=false", "diff", "--binary", "--full-index", *STYLE.split())
 
 
 @dataclass(frozen=True)
@@ -66,9 +47,7 @@ def note_sources(journal: RunLogger, sources: Sources) -> None:
     if sources.patch:
         write_atomic(path, sources.patch)
     for file, why in sources.lacking.items():
-        journal.warn(
-            f"{file}: a clone lacks it, and so does {PATCH}: {why}. Commit it, or reproduce.sh cannot make this run again."
-        )
+        journal.warn(f"{file} is not in {PATCH}: {why}. Commit it, or reproduce.sh cannot repeat this run.")
 
 
 def commit() -> str | None:
@@ -90,11 +69,8 @@ def find_sources(used: Iterable[Path], root: Path = ROOT) -> Sources:
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
         places = [*SOURCES, *(f":(literal){name}" for name in inside)]
         parts = _split(_git(root, *DIFF, "HEAD", "--", *places))
-        for name in _new_files(root, inside):
-            if len(parts) < MOST_FILES:
-                parts.append(_git(root, *DIFF, "--no-index", "--", "/dev/null", name, good=(0, 1)))
-            else:
-                lacking[name] = f"there are more than {MOST_FILES} new files"
+        new = _new_files(root, inside)
+        parts += [_git(root, *DIFF, "--no-index", "--", "/dev/null", name, good=(0, 1)) for name in new]
     except (OSError, subprocess.SubprocessError):
         return Sources()
     texts, size = [], 0
@@ -108,8 +84,8 @@ def find_sources(used: Iterable[Path], root: Path = ROOT) -> Sources:
         size += len(part)
         if size > MOST_BYTES:
             lacking[name] = f"the patch would be larger than {MOST_BYTES:,} bytes"
-        elif _holds_secret(text, name):
-            lacking[name] = "it seems to hold an API key, a token or a password"
+        elif without_secrets(text) != text:
+            lacking[name] = "it holds an API key, a token or a password of the environment"
         else:
             texts.append(text)
     return Sources(commit, "".join(sorted(texts)), lacking)
@@ -134,18 +110,10 @@ def _name(part: bytes) -> str:
     return part.split(b"\n", 1)[0].decode(errors="replace").rpartition(" b/")[2]
 
 
-def _holds_secret(text: str, name: str) -> bool:
-    if name.endswith(".py"):
-        text = NAMES.sub("", text)
-    return without_secrets(text) != text
-
-
 def _git(root: Path, *words: str, good: tuple[int, ...] = (0,)) -> bytes:
     """The output of one git command that changes nothing. Raises OSError, subprocess.SubprocessError."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {
-        "GIT_OPTIONAL_LOCKS": "0"
-    }
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, timeout=20, env=environment)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, timeout=20, env=environment | LOCKS)
     if done.returncode not in good:
         raise subprocess.SubprocessError(done.stderr.decode(errors="replace"))
     return done.stdout

@@ -182,11 +182,12 @@ class RunLogger:
         """logs/run.log gets everything, stderr the warnings."""
         self.log.setLevel(logging.INFO)
         self.log.propagate = False
-        to_file = _LogFile(self.folder / "logs" / "run.log", encoding="utf-8")
-        to_file.setFormatter(Discreet("%(asctime)s %(levelname)s %(message)s"))
+        to_file = logging.FileHandler(self.folder / "logs" / "run.log", encoding="utf-8")
+        to_file.handleError = lambda record: None  # a full disk is told by what has to be on it
+        to_file.setFormatter(Redacted("%(asctime)s %(levelname)s %(message)s"))
         to_stderr = logging.StreamHandler(sys.stderr)
         to_stderr.setLevel(logging.WARNING)
-        to_stderr.setFormatter(Discreet("%(levelname)s: %(message)s"))
+        to_stderr.setFormatter(Redacted("%(levelname)s: %(message)s"))
         self.log.handlers = [to_file, to_stderr]
 
     def _close_log(self) -> None:
@@ -208,19 +209,12 @@ class RunLogger:
             print(f"WARNING: {self.folder}: {error}", file=sys.stderr)
 
 
-class Discreet(logging.Formatter):
+class Redacted(logging.Formatter):
     """Log lines without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of the log."""
         return without_secrets(super().format(record))
-
-
-class _LogFile(logging.FileHandler):
-    """A text log that says nothing of its own: a full disk is told by what has to be on it."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Lets the line go."""
 
 
 def one_line(error: BaseException) -> str:
