@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,11 +45,14 @@ def leave(spec: RunSpec, status: str) -> None:
     write_record(record, spec.folder)
 
 
-def test_a_job_that_is_no_longer_the_planned_one_is_refused(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    leave(spec, "completed")
-    for planned in ("", spec.digest):
-        monkeypatch.setenv("XCLS_HASH", planned)
-        assert training.train(spec) == 0
+def test_a_finished_run_is_named_as_such_and_a_job_that_was_planned_otherwise_is_refused(
+    spec: RunSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for status, code in (("completed", 0), ("failed", 1)):
+        leave(spec, status)
+        for planned in ("", spec.digest):
+            monkeypatch.setenv("XCLS_HASH", planned)
+            assert training.train(spec) == code and status in capsys.readouterr().out
     monkeypatch.setenv("XCLS_HASH", "a" * 64)
     with pytest.raises(UserError, match="sweep"):
         training.train(spec)
@@ -131,12 +133,3 @@ def test_bf16_where_there_is_none_is_for_reading_finished_runs_alone(
     else:
         spec.check_device()
         assert "hardware.dtype=bf16: Tesla T4" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("status", "code"), [("completed", 0), ("failed", 1)])
-def test_a_finished_run_of_a_sweep_is_told_of(
-    status: str, code: int, spec: RunSpec, capsys: pytest.CaptureFixture[str]
-) -> None:
-    leave(spec, status)
-    assert training.train(spec) == code and status in capsys.readouterr().out
-    assert json.loads((spec.folder / "record.json").read_text())["status"] == status

@@ -1,8 +1,8 @@
 """mode=baseline: TF-IDF + logistic regression on the same rows as the runs, scikit-learn's defaults and a tuned one.
 
 The claims are measured against the defaults: `TfidfVectorizer()` and `LogisticRegression(C=1)`. The tuned one (n-grams,
-sublinear counts, C) is chosen on validation and stands beside it. Texts without words as `TfidfVectorizer()` finds them
-(two letters or digits and more, between blanks and punctuation) are counted by characters: see `analyzer_of`.
+sublinear counts, C) is chosen on validation and reported beside it. Texts without words as `TfidfVectorizer()` finds
+them (two letters or digits and more, between blanks and punctuation) are counted by characters: see `analyzer_of`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -66,40 +67,35 @@ def with_needs(spec: RunSpec) -> list[JobSpec]:
 
 
 def needed_first(spec: RunSpec) -> list[JobSpec]:
-    """The jobs that must be done before the run of `spec` begins, in order. Raises UserError."""
-    jobs: list[JobSpec] = []
-    if spec.config.mode == "finetune" and spec.config.sweep is not None:
-        jobs.append(_baseline(spec))
-    if spec.config.mode == "finetune" and spec.config.pretrain == "auto":
-        jobs.append(_pretraining(spec))
+    """The jobs that must be done before the run of `spec` begins, in order. Raises UserError.
+
+    They are the baseline of its data, in a sweep, and its pretraining run, which may be completed in any folder.
+    """
+    config, jobs = spec.config, []
+    if config.mode == "finetune" and config.sweep is not None:
+        other = spec.variant(mode="baseline", seed=0)
+        other.config.sweep = config.sweep
+        words = [f"template={quoted(other.folder / 'config.yaml')}", f"sweep={config.sweep}"]
+        words.append(f"retry_failed={str(config.retry_failed).lower()}")
+        jobs.append(_job_with_file(other, words, baseline_values(other.config, other.choices)))
+    if config.mode == "finetune" and config.pretrain == "auto":
+        wanted = spec.pretraining
+        made = completed_pretraining(wanted)
+        if made is not None:
+            found = read_record(made)
+            words = found.command or ["mode=pretrain", f"exp={made.name}"]
+            jobs.append(JobSpec("pretrain", folder=made, hash=wanted.digest, overrides=words, action=DONE, found=found))
+        else:
+            values = pretraining_values(wanted.config, wanted.choices)
+            jobs.append(_job_with_file(wanted, [f"exp={wanted.folder.name}", "resume=true"], values))
     return jobs
 
 
-def _baseline(spec: RunSpec) -> JobSpec:
-    """The baseline of the data of `spec`, in the same sweep."""
-    other = spec.variant(mode="baseline", seed=0)
-    other.config.sweep = spec.config.sweep
-    job = job_spec(other, resume=True)
-    template = quoted(other.folder / "config.yaml")
-    retry = str(spec.config.retry_failed).lower()
-    job.overrides = ["mode=baseline", f"template={template}", f"sweep={spec.config.sweep}", f"retry_failed={retry}"]
-    values = baseline_values(other.config, other.choices)
-    job.file = without_secrets(yaml_text(values, "What this baseline was made of."))
-    return job
-
-
-def _pretraining(spec: RunSpec) -> JobSpec:
-    """The pretraining run that `pretrain=auto` stands for: the completed one, wherever it lies, or the one to make."""
-    wanted = spec.pretraining
-    made = completed_pretraining(wanted)
-    if made is not None:
-        found = read_record(made)
-        overrides = found.command or ["mode=pretrain", f"exp={made.name}"]
-        return JobSpec("pretrain", folder=made, hash=wanted.digest, overrides=overrides, action=DONE, found=found)
-    job = job_spec(wanted, resume=True)
-    job.overrides = ["mode=pretrain", f"exp={wanted.folder.name}", "resume=true"]
-    values = pretraining_values(wanted.config, wanted.choices)
-    job.file = without_secrets(yaml_text(values, "Made by pretrain=auto."))
+def _job_with_file(spec: RunSpec, words: list[str], values: dict[str, Any]) -> JobSpec:
+    """The run of `spec` as a job that reads `values` from `config.yaml` in its folder."""
+    job = job_spec(spec, resume=True)
+    job.overrides = [f"mode={spec.config.mode}", *words]
+    job.file = without_secrets(yaml_text(values, "What this run was composed of, as another run needs it."))
     return job
 
 
@@ -125,10 +121,7 @@ def make_first(spec: RunSpec) -> None:
         if not job.completed and not os.environ.get(PLANNED):
             code = _run_job(job, spec.root)
             if code != OK and job.kind == "baseline":
-                print(
-                    f"WARNING: the baseline of {spec.config.dataset.name} did not complete: {job.folder}",
-                    file=sys.stderr,
-                )
+                print(f"WARNING: {job.folder}: the baseline of this sweep did not complete.", file=sys.stderr)
         if job.kind == "pretrain":
             spec.parent = completed_pretraining(spec.pretraining)
             if spec.parent is None:
@@ -150,9 +143,7 @@ def _run_job(job: JobSpec, root: Path) -> int:
         command = [sys.executable, str(root / "run.py"), *job.overrides]
         code, asked = run_child(command, {**os.environ, PLANNED: job.hash or ""})
         if asked or code == INTERRUPTED:
-            raise KeyboardInterrupt(
-                f"{job.folder}: interrupted, and this run needs it first; the same command goes on."
-            )
+            raise KeyboardInterrupt(f"{job.folder}, which this run needs, was interrupted; the same command goes on.")
         if code == REFUSED:
             rollback(job.folder, kept)
     return code

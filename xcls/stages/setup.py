@@ -53,8 +53,8 @@ def load_resume_checkpoint(journal: RunLogger, *, resume: bool, keep: int) -> di
     """The checkpoint to go on from, and the journal begun: with its rows on resume, else empty.
 
     Without a checkpoint a resumed run starts again at step 0. It keeps its W&B id and its history, where the earlier
-    evaluations are marked as withdrawn; earlier results are removed. Raises UserError where the checkpoint is of another
-    configuration.
+    evaluations are marked as withdrawn; earlier results are removed. Raises UserError where the checkpoint is of
+    another configuration.
     """
     payload = Checkpoints(folder=journal.folder, keep=keep).newest(journal.warn) if resume else None
     if payload is not None and payload["hash"] != journal.record.hash:

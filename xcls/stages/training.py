@@ -42,7 +42,7 @@ def train(spec: RunSpec) -> int:
     if os.environ.get(PLANNED) not in (None, "", spec.digest):
         raise UserError(
             "This is not the run that its sweep planned: the code of attention or position, or the data, has changed "
-            "since the sweep began. Type the sweep again: it plans the run anew."
+            "since the sweep began. Type the sweep again: it plans the run again."
         )
     how = {"resume": config.resume, "sweep": config.sweep is not None}
     state, record = spec.decide(**how)
@@ -119,7 +119,7 @@ def run_stage(spec: RunSpec, prepared: Prepared, before: Record | None, sources:
     try:
         write_atomic(folder / "reproduce.sh", script_for(record, _origins(spec), patches=read_patch(folder, record)))
         (folder / "reproduce.sh").chmod(0o755)
-    except OSError as error:  # a full disk; how the run ended is told already
+    except OSError as error:  # a full disk; how the run ended is printed already
         print(f"WARNING: {folder / 'reproduce.sh'}: {error.strerror}", file=sys.stderr)
     if code == OK:
         print(_summary(spec, record))
