@@ -69,26 +69,10 @@ CARDS = {
     "T4": Card(0.26e12, 22e12, 4.0e12, 9e-6, torch.float16, (7, 0), 16 * 2**30),
     "V100": Card(0.78e12, 65e12, 11e12, 7e-6, torch.float16, (7, 0), 16 * 2**30),
 }
-NO_KERNEL = {
-    "empty",
-    "new_empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty_strided",
-    "detach",
-    "_unsafe_view",
-    "alias",
-    "set_",
-    "resize_",
-    "is_same_size",
-    "_local_scalar_dense",
-    "sym_size",
-    "lift_fresh",
-    "view",
-    "_reshape_alias",
-    "record_stream",
-    "is_pinned",
-}
+NO_KERNEL = set(
+    "empty new_empty empty_like empty_strided new_empty_strided detach _unsafe_view alias set_ resize_ is_same_size view"
+    " _local_scalar_dense sym_size lift_fresh _reshape_alias record_stream is_pinned".split()
+)
 SEVERAL = {  # kernels of one call, roughly
     "sort": 6,
     "native_layer_norm_backward": 3,
@@ -101,15 +85,7 @@ SEVERAL = {  # kernels of one call, roughly
     "linalg_qr": 10,
     "_linalg_eigh": 20,
 }
-FILLS = (
-    "copy_",
-    "fill_",
-    "masked_fill_",
-    "zero_",
-    "normal_",
-    "bernoulli_",
-    "random_",
-)  # do not read what they write to
+FILLS = set("copy_ fill_ masked_fill_ zero_ normal_ bernoulli_ random_".split())  # do not read what they write to
 LEAST_KERNEL = 2e-6  # seconds on the card that any kernel takes
 OPTIMIZER = 40  # launches of clipping and a fused AdamW, and bytes that they move for a weight
 
@@ -189,41 +165,11 @@ class Trace(NamedTuple):
         return max(busy, self.kernels * card.launch_s)
 
 
-LOW = {
-    F.linear,
-    torch.matmul,
-    torch.bmm,
-    torch.baddbmm,
-    torch.einsum,
-    Tensor.matmul,
-    Tensor.__matmul__,
-    Tensor.__rmatmul__,
-    torch.mm,
-    torch.addmm,
-}
-HIGH = {
-    F.softmax,
-    torch.softmax,
-    Tensor.softmax,
-    F.layer_norm,
-    F.cross_entropy,
-    torch.exp,
-    Tensor.exp,
-    torch.cumsum,
-    Tensor.cumsum,
-    Tensor.log,
-    torch.logsumexp,
-    Tensor.sum,
-    torch.sum,
-    Tensor.norm,
-    torch.linalg.vector_norm,
-    Tensor.reciprocal,
-    torch.rsqrt,
-    Tensor.rsqrt,
-    F.nll_loss,
-}
-
-
+# Functions by name, as CUDA's lists of autocast have them: in 16 bits, in fp32.
+LOW = set("linear matmul bmm baddbmm einsum __matmul__ __rmatmul__ mm addmm".split())
+HIGH = set(
+    "softmax layer_norm cross_entropy exp cumsum log logsumexp sum norm linalg_vector_norm reciprocal rsqrt nll_loss".split()
+)
 FUSED = F.scaled_dot_product_attention
 
 
@@ -237,9 +183,9 @@ class Autocast(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.on and func in LOW:
+        if self.on and func.__name__ in LOW:
             args = tree_map(lambda x: self.cast(x, self.dtype), args)
-        elif self.on and func in HIGH:
+        elif self.on and func.__name__ in HIGH:
             args = tree_map(lambda x: self.cast(x, torch.float32), args)
         return func(*args, **kwargs)
 
