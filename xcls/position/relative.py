@@ -15,24 +15,14 @@ from xcls.position.base import Position
 class Relative(Position):
     """A trained bias per layer, head and clipped distance; the attention mechanism adds it to its logits."""
 
-    def __init__(
-        self,
-        *,
-        embed_dim: int,
-        num_heads: int,
-        head_dim: int,
-        num_layers: int,
-        seq_len: int,
-        window: int = 128,
-        init_std: float = 0.02,
-    ) -> None:
+    def __init__(self, *, window: int = 128, init_std: float = 0.02, **shape: int) -> None:
         """window: W, the last distance with a bias of its own; init_std: standard deviation of the initial biases."""
-        super().__init__(
-            embed_dim=embed_dim, num_heads=num_heads, head_dim=head_dim, num_layers=num_layers, seq_len=seq_len
-        )
+        super().__init__(**shape)
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window}")
-        self.table = nn.Parameter(torch.randn(num_layers, num_heads, 2 * window + 1) * init_std)  # [L, H, 2W+1]
+        self.table = nn.Parameter(
+            torch.randn(self.num_layers, self.num_heads, 2 * window + 1) * init_std
+        )  # [L, H, 2W+1]
 
     def bias(self, layer: int) -> Tensor:
         """bias[h, clip(j - i, -W, W) + W] for query i and key j: [H, 2W+1]."""

@@ -71,14 +71,10 @@ class Rotation:
 class Rotary(Position):
     """Rotary embedding of queries and keys; norms stay, and dot products depend on the distance j - i alone."""
 
-    def __init__(
-        self, *, embed_dim: int, num_heads: int, head_dim: int, num_layers: int, seq_len: int, base: float = 10000.0
-    ) -> None:
+    def __init__(self, *, base: float = 10000.0, **shape: int) -> None:
         """base: longest wavelength / 2 pi. Tables for seq_len positions are made once, in fp32."""
-        super().__init__(
-            embed_dim=embed_dim, num_heads=num_heads, head_dim=head_dim, num_layers=num_layers, seq_len=seq_len
-        )
-        angles = rotary_angles(seq_len, head_dim, base)
+        super().__init__(**shape)
+        angles = rotary_angles(self.seq_len, self.head_dim, base)
         self.register_buffer("cos", angles.cos().float(), persistent=False)  # [seq_len, D // 2]
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 

@@ -26,22 +26,10 @@ def sinusoids(length: int, width: int, base: float) -> Tensor:
 class Sinusoidal(Position):
     """Adds fixed sinusoids to the token embeddings."""
 
-    def __init__(
-        self,
-        *,
-        embed_dim: int,
-        num_heads: int,
-        head_dim: int,
-        num_layers: int,
-        seq_len: int,
-        base: float = 10000.0,
-        scale: float = 0.02,
-    ) -> None:
+    def __init__(self, *, base: float = 10000.0, scale: float = 0.02, **shape: int) -> None:
         """base: longest wavelength / 2 pi; scale: amplitude, to stand beside embeddings initialised with std 0.02."""
-        super().__init__(
-            embed_dim=embed_dim, num_heads=num_heads, head_dim=head_dim, num_layers=num_layers, seq_len=seq_len
-        )
-        self.register_buffer("table", sinusoids(seq_len, embed_dim, base) * scale, persistent=False)
+        super().__init__(**shape)
+        self.register_buffer("table", sinusoids(self.seq_len, self.embed_dim, base) * scale, persistent=False)
 
     def embed(self, x: Tensor) -> Tensor:
         """x [B, N, E] -> [B, N, E]. Raises ValueError where N is above seq_len."""

@@ -49,7 +49,7 @@ class Rows:
         if self.scale != 1.0:
             scores.mul_(self.scale)
         if bias is not None:
-            _add_bias(scores, bias, start)
+            scores += _matrix(bias, start, *scores.shape[2:])
         blocked = self.masks.blocked(slice(start, start + q.shape[2]))
         if blocked is None:
             return torch.softmax(scores, dim=-1)
@@ -58,31 +58,17 @@ class Rows:
         return torch.softmax(scores, dim=-1).masked_fill_(nothing, 0.0)
 
 
-def near(bias: Tensor, start: int, rows: int, length: int) -> tuple[int, int]:
-    """The columns in which some row of a block has a distance below W: beyond, the bias is one number per side."""
-    window = bias.shape[-1] // 2
-    return max(0, start - window), min(length, start + rows + window)
+def _matrix(bias: Tensor, start: int, rows: int, length: int) -> Tensor:
+    """The bias [H, 2W+1] of a block of rows from `start` on: [H, rows, N]."""
+    return distance_matrix(bias, rows=rows, columns=length, offset=-start)
 
 
-def _add_bias(scores: Tensor, bias: Tensor, start: int) -> None:
-    """Add bias [H, 2W+1] to the scores [B, H, rows, N] of a block."""
-    rows, length = scores.shape[2:]
-    first, last = near(bias, start, rows, length)
-    scores[..., :first] += bias[:, :1, None]
-    scores[..., last:] += bias[:, -1:, None]
-    scores[..., first:last] += distance_matrix(bias, rows=rows, columns=last - first, offset=first - start)
-
-
-def _add_bias_gradient(total: Tensor, change: Tensor, bias: Tensor, start: int) -> None:
-    """Add to total [H, 2W+1] what the gradient of a block's scores, [B, H, rows, N], makes of it."""
-    rows, length = change.shape[2:]
-    first, last = near(bias, start, rows, length)
-    total[:, 0] += change[..., :first].sum(dim=(0, 2, 3))
-    total[:, -1] += change[..., last:].sum(dim=(0, 2, 3))
+def _bias_gradient(change: Tensor, bias: Tensor, start: int) -> Tensor:
+    """What the gradient of a block's scores, [B, H, rows, N], adds to that of the bias, [H, 2W+1]."""
     with torch.enable_grad():
-        leaf = bias.detach().to(total.dtype).requires_grad_()
-        matrix = distance_matrix(leaf, rows=rows, columns=last - first, offset=first - start)
-    total += torch.autograd.grad(matrix, leaf, change[..., first:last].sum(dim=0))[0]
+        leaf = bias.detach().to(change.dtype).requires_grad_()
+        matrix = _matrix(leaf, start, *change.shape[2:])
+    return torch.autograd.grad(matrix, leaf, change.sum(dim=0))[0]
 
 
 class AttendRows(torch.autograd.Function):
@@ -121,7 +107,7 @@ class AttendRows(torch.autograd.Function):
                 change = (grad[:, :, block] @ v.transpose(-1, -2)).to(dtype)
                 change.sub_(along[:, :, block]).mul_(weights)  # the gradient of the scores
                 if bias is not None:
-                    _add_bias_gradient(bias_grad, change, bias, start)
+                    bias_grad += _bias_gradient(change, bias, start)
                 if rows.scale != 1.0:
                     change.mul_(rows.scale)
                 change = change.to(q.dtype)
