@@ -20,7 +20,7 @@ from tests.attention.kernels import (
 )
 from xcls.attention import favor
 from xcls.attention.base import Masks
-from xcls.attention.favor import Performer, chunked_sums, key_features
+from xcls.attention.favor import Performer, chunked_sums
 from xcls.attention.favor_oprf import PerformerOprf
 from xcls.attention.kernels import favor_chunks
 
@@ -81,18 +81,6 @@ def test_equals_performer_pytorch_itself() -> None:
     phi_k = theirs.softmax_kernel(k, projection_matrix=w, is_query=False, eps=0.0)
     expected = theirs.linear_attention(phi_q, phi_k, v)
     torch.testing.assert_close(attend(favor_map(w), q, k, v, epsilon=0.0), expected)
-
-
-def test_the_stabiliser_sees_real_keys_alone() -> None:
-    w = drawn(1, 8, 0)
-    k = -w.expand(1, 1, 3, 8) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1)  # all exponents below the 0 of a zeroed pad
-    pads = torch.tensor([[False, False, True]])
-    alone, level = key_features(k[:, :, :2], *favor_map(w), epsilon=0.1)
-    for pad in (0.0, 1e3):
-        padded, padded_level = key_features(
-            k.masked_fill(pads[:, None, :, None], pad), *favor_map(w), padding=pads, epsilon=0.1
-        )
-        torch.testing.assert_close((padded[:, :, :2], padded_level), (alone, level))
 
 
 @pytest.mark.parametrize("entries", [1, 5 * 2 * 16 * 16, 2**40])  # chunks of one place in all heads, those of five, all

@@ -35,12 +35,13 @@ def rounded_inputs(layer: Layer, dtype: torch.dtype) -> tuple[list[Tensor], obje
 
 def results(layer: Layer, qkv: list[Tensor], rotate: object, dtype: torch.dtype | None, masks: dict) -> list[Tensor]:
     """The output and the gradients of q, k, v and of the position: under autocast, or of the oracle where dtype is None."""
-    q, k, v = leaves = [x.to(dtype or torch.float32).requires_grad_() for x in (y.clone() for y in qkv)]
+    leaves = [(x.float() if dtype is None else x).clone().requires_grad_() for x in qkv]
+    q, k, v = leaves
     given = Masks.make(relative_bias=layer.position.bias(0), rotate=rotate, **masks)
     with nullcontext() if dtype is None else torch.autocast("cpu", dtype):
         k = q if layer.attention.ties_qk else k
         out = oracle(layer.attention, q, k, v, given) if dtype is None else layer.attention(q, k, v, given)
-    assert out.dtype == (dtype or torch.float32)
+    assert out.dtype == v.dtype
     loss, wanted = (out.float() * weight_like(out.float())).sum(), [*leaves, *layer.position.parameters()]
     return [out.detach(), *torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)]
 
@@ -78,10 +79,6 @@ def test_features_and_normaliser_are_fp32(
 ) -> None:
     """Where a mask or a bias keeps FAVOR+ from its quick way: values in fp32 show what rounding the output would hide."""
     layer = Layer(attention_file, position_file, width=WIDTH).float()
-    masks = Masks.make(relative_bias=layer.position.bias(0), **masks_of(kind, 21))
     (q, k, v), _ = rounded_inputs(layer, dtype)
-    with torch.autocast("cpu", dtype):
-        out = layer.attention(q, k, v.float(), masks)
-    exact = oracle(layer.attention, q.float(), k.float(), v.float(), masks)
-    assert out.dtype == torch.float32
-    torch.testing.assert_close(out, exact)
+    found, exact = (results(layer, [q, k, v.float()], None, each, masks_of(kind, 21))[0] for each in (dtype, None))
+    torch.testing.assert_close(found, exact)

@@ -13,10 +13,9 @@ from tests.attention.oracles import lsh_buckets, lsh_over
 from xcls.attention import kernels, lsh
 from xcls.attention.base import Masks
 from xcls.attention.kernels import lsh_triton, lsh_windows
-from xcls.attention.lsh import Reformer, hash_buckets, lsh_attention, sort_keys, sorted_positions, unit_keys
+from xcls.attention.lsh import Reformer, hash_buckets, lsh_attention, sort_keys, sorted_positions
 from xcls.attention.lsh_local import ReformerLocal
 from xcls.attention.sorted_chunks import attend, attend_plainly
-from xcls.position.rope import Rotary
 
 FACTS = {"num_heads": 2, "head_dim": 4, "layer": 0, "seed": 1}
 
@@ -79,18 +78,6 @@ def test_a_token_attends_to_itself_only_if_alone() -> None:
     torch.testing.assert_close(attended(qk, v, buckets, chunk=2, before=0), v.flip(2))
     closed = Masks.make(attn_mask=torch.eye(2, dtype=torch.bool))
     assert not attended(qk, v, buckets, closed, chunk=1, before=0).any()
-
-
-def test_the_order_does_not_depend_on_padding_and_buckets_stay_below_their_number() -> None:
-    qk, _ = inputs(40)
-    rotations = torch.randn(3, 2, 4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    alone, padded = Masks(), Masks(padding(40, 22, 22))
-    short = hash_buckets(qk[:, :, :22], rotations, bucket_size=4, masks=alone)
-    assert short.max() < 6 and short.unique().numel() == 6  # 22 / 4, rounded up to an even number
-    long = hash_buckets(qk, rotations, bucket_size=4, masks=padded)
-    assert long[..., :22].unique().numel() == 6
-    order = order_of(long, padded)
-    assert torch.equal(order[..., :22], order_of(short, alone)) and (order[..., 22:] >= 22).all()
 
 
 def test_buckets_are_the_argmax_of_both_signs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,33 +147,6 @@ def test_equals_transformers_given_its_hashes_on_rows_that_its_wrap_around_does_
     # It adds 1e-6 to the mean square of a key, and -1e5 stands for itself: the scale of the logits shows, these do not.
     torch.testing.assert_close(ours[rows], theirs[rows], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(ours[rows], attended(qk / 2, v, buckets)[rows], atol=1e-2)
-
-
-@pytest.mark.parametrize("cpu", [True, False])
-def test_unit_keys_are_unit_and_their_gradient_is_that_of_the_function(
-    monkeypatch: pytest.MonkeyPatch, cpu: bool
-) -> None:
-    monkeypatch.setattr("xcls.attention.lsh.on_cpu", lambda x: cpu)
-    x = inputs(3)[0].requires_grad_()
-    torch.testing.assert_close(unit_keys(x), torch.nn.functional.normalize(x, dim=-1))
-    assert torch.autograd.gradcheck(unit_keys, (x,))
-    assert not unit_keys(torch.zeros(1, 1, 2, 4)).any()
-
-
-@pytest.mark.parametrize("hash_rotated", [False, True])
-@pytest.mark.parametrize("half", [False, True])
-def test_what_is_hashed_is_what_the_setting_names(hash_rotated: bool, half: bool) -> None:
-    qk, v = inputs(64)
-    qk = qk.to(torch.bfloat16 if half else qk.dtype)
-    rotate = Rotary(embed_dim=8, num_heads=2, head_dim=4, num_layers=1, seq_len=64).rotation(64, qk.device)
-    reformer = Reformer(**FACTS, num_hashes=3, bucket_size=4, hash_rotated=hash_rotated)
-    masks, wide = Masks(padding(64, 64, 50), rotate=rotate), torch.float32 if half else torch.float64
-    turned = rotate(qk.masked_fill(masks.padding[:, None, :, None], 0.0))
-    either = [lsh_buckets(x.to(wide), reformer.rotations, 4, masks.padding) for x in (qk, turned)]
-    assert not torch.equal(*either)
-    found = reformer(qk, qk, v.to(qk.dtype), masks)
-    expected = attended(turned, v.to(qk.dtype), either[hash_rotated], masks.with_(rotate=None, context={}))
-    assert torch.equal(found, expected)
 
 
 def weighted(out: torch.Tensor, wanted: list[torch.Tensor], padding: torch.Tensor | None) -> list[torch.Tensor]:

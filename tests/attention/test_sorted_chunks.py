@@ -72,38 +72,6 @@ def test_blocks_equal_the_readable_version(monkeypatch, case, rounds, length, fu
     torch.testing.assert_close(run(attend_in_blocks, *inputs), run(attend_plainly, *inputs))
 
 
-@pytest.mark.parametrize(
-    ("function", "case", "rounds", "full"),
-    pairwise([attend_in_blocks, attend_plainly], list(CASES), [1, 3], [False, True]),
-)
-def test_gradients_are_those_of_the_function(function: Callable, case: str, rounds: int, full: bool) -> None:
-    tensors, chunks, masks, settings = arguments(case, rounds, 9, full)
-
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        out = function(q, k, v, chunks, masks.with_(bias=bias), **settings)
-        return out if masks.padding is None else out.masked_fill(masks.padding[:, None, :, None], 0.0)
-
-    assert torch.autograd.gradcheck(attend, tensors, fast_mode=True)
-
-
-@pytest.mark.parametrize(
-    ("function", "case", "rounds", "block"),
-    pairwise([attend_in_blocks, attend_plainly], list(CASES), [1, 2], [1, 2**20]),
-)
-def test_nan_and_inf_stay_in_their_example(monkeypatch, function: Callable, case: str, rounds: int, block: int) -> None:
-    """By the structure alone: nothing looks for them. Everything of an example is broken, its gradient too."""
-    monkeypatch.setattr(sorted_chunks_blocks, "BLOCK", block)
-    tensors, chunks, masks, settings = arguments(case, rounds, 23, False)
-    *sound, _ = run(function, tensors, chunks, masks, settings)
-    for example, garbage in ((0, torch.nan), (1, torch.nan), (0, torch.inf), (1, torch.inf)):
-        broken = [x.detach().clone() for x in tensors[:3]]
-        for x in broken:
-            x[example] = garbage
-        out, *grads = run(function, [*(x.requires_grad_() for x in broken), tensors[3]], chunks, masks, settings)
-        torch.testing.assert_close([x[1 - example] for x in (out, *grads[:3])], [x[1 - example] for x in sound])
-        assert not out[example].isfinite().any()
-
-
 def test_widths_of_keys_and_values_may_differ() -> None:
     tensors, *rest = arguments("one chunk back", 2, 13, True)
     tensors[2] = torch.randn(B, H, 13, 6, dtype=torch.float64, requires_grad=True)
