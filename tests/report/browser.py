@@ -15,19 +15,10 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-default-apps",
-    "--hide-scrollbars",
-    "--remote-debugging-pipe",
-]
+FLAGS = """
+    --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync --disable-background-networking
+    --disable-component-update --disable-default-apps --hide-scrollbars --remote-debugging-pipe
+""".split()
 
 
 def program() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 from typing import Any, Sequence
+from unittest.mock import patch
 
 import yaml
 
@@ -13,6 +14,7 @@ from xcls.report.claims import ClaimEvaluator
 from xcls.report.groups import group_runs, results_by_dataset
 from xcls.report.intervals import Differences
 from xcls.report.load import Bench, collect
+from xcls.report.plots import draw
 from xcls.report.settings import Claims, Settings, claims_from
 from xcls.report.tables import Study
 from xcls.report.write import claims_for, write_report
@@ -61,10 +63,11 @@ def sized(make, attention, size, scores=(0.91, 0.911, 0.912), **options):
     return made
 
 
-def report(make, root, made=None, **settings):
-    """Writes run folders and their report to root/out; gives what is printed."""
+def report(make, root, made=None, plots=False, **settings):
+    """Writes run folders and their report to root/out; gives what is printed. Plots take most of the time."""
     make.save(records(make) if made is None else made, root)
-    return write_report(Settings(runs=["multirun"], out="out", claims=from_yaml(), **settings), root=root)
+    with patch("xcls.report.write.draw", draw if plots else lambda _: []):
+        return write_report(Settings(runs=["multirun"], out="out", claims=from_yaml(), **settings), root=root)
 
 
 def contents(folder):

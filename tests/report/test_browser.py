@@ -28,7 +28,7 @@ def browser():
 @pytest.fixture
 def page(make, tmp_path):
     def written(made=None):
-        report(make, tmp_path, made)
+        report(make, tmp_path, made, plots=True)
         return tmp_path / "out" / "index.html"
 
     return written

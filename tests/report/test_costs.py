@@ -36,15 +36,6 @@ def test_pretraining_counts_in_full_and_its_share_is_told(make, tmp_path):
     assert (own["finetune_hours"], own["train_hours"], own["train_EUR"]) == ("1.0", "", "")
 
 
-def test_a_document_costs_its_tokenisation_and_its_share_of_a_batch(make, tmp_path):
-    cost = Cost(price_per_hour=3.6, watts=36.0, currency="CHF")
-    own = costs_of(make, tmp_path, [make.finetune(costs=dict(FINE)), make.finetune("performer", step=20)], cost)
-    names = ("million_documents_hours", "million_documents_CHF", "million_documents_kWh")
-    assert numbers(own["sdpa"], *names) == pytest.approx([2e4 / 3600, 20.0, 0.2])
-    assert [own["performer"][name] for name in names] == ["", "", ""]  # an old record: not measured, 0.1 s a step
-    assert numbers(own["performer"], "train_hours") == pytest.approx([2 / 3600])
-
-
 def test_machines_have_prices_and_meters_of_their_own(make, tmp_path):
     cost = Cost(price_per_hour=1.0, watts=50.0, devices={"A100": Price(4.0, 400.0), "A100 80GB": Price(5.0, None)})
     gpu = {"kind": "cuda", "name": "NVIDIA A100 80GB"}

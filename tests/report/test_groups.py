@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.report.examples import report, rows, sized, study_of
+from tests.report.examples import sized, study_of
 
 
 def grouped(make, records, root):
@@ -44,12 +44,6 @@ def test_what_shapes_a_result_or_a_cost_separates_runs(make, tmp_path, options, 
     groups = grouped(make, [make.finetune(seed=0), make.finetune(seed=1, **options)], tmp_path)
     assert [len(group.runs) for group in groups] == ([2] if alike else [1, 1])
     assert len({group.label for group in groups}) == len(groups)
-
-
-def test_equal_hashes_count_once(make, tmp_path):
-    make.save([make.finetune(seed=0)], tmp_path, "first")
-    study = study_of(make, tmp_path, [make.finetune(seed=0), make.finetune(seed=1, macro_f1=0.8)])
-    assert len(study.found.runs) == 3 and [group.stat("macro_f1").n for group in study.groups] == [2]
 
 
 def test_runs_that_did_not_complete_are_in_no_mean_and_no_ranking(make, tmp_path):
@@ -97,17 +91,3 @@ def test_labels_say_what_differs_and_data_sets_are_told_apart(make, tmp_path):
     ] == ["demo (200 training rows)", "demo (100 training rows)"]
     labels = {group.label for board in boards for group in board.groups}
     assert len(labels) == 4 and any("mini" in label for label in labels) and any("n64" in label for label in labels)
-
-
-def test_a_modification_stands_beside_every_original_it_has(make, tmp_path):
-    names = ["performer", "performer_band", "performer_band_oprf", "reformer", "smyrf", "window", "sdpa", "sdpa_fused"]
-    made = [make.finetune(name, macro_f1=0.9 + 0.01 * place, time=10.0 + place) for place, name in enumerate(names)]
-    report(make, tmp_path, [*made, make.finetune("performer_relu", seq_len=64)], originals={"smyrf": "reformer"})
-    found = rows(tmp_path / "out" / "modifications.csv")
-    assert [(row["mechanism"].split()[0], row["original"].split()[0]) for row in found] == [
-        ("performer_band", "performer"),
-        ("performer_band_oprf", "performer"),
-        ("performer_band_oprf", "performer_band"),
-        ("smyrf", "reformer"),
-    ]
-    assert [float(found[0][name]) for name in ("macro_f1_pp", "time_ratio")] == pytest.approx([1.0, 1.1])

@@ -12,17 +12,7 @@ from tests.report.conftest import Make
 from tests.report.coverage import SCATTER, SEEDS, SIZES, World, covered
 from tests.report.examples import from_yaml, rows, study_of
 from tests.report.predicted import CLASSES, examples, guess, sweep, with_predictions
-from xcls.report.intervals import (
-    BROKEN,
-    HOLDS,
-    OPEN,
-    Differences,
-    Interval,
-    Sample,
-    half_width,
-    row_effects,
-    row_strata,
-)
+from xcls.report.intervals import BROKEN, HOLDS, OPEN, Differences, Interval, Sample, half_width, row_strata
 from xcls.report.load import Run
 from xcls.report.predictions import Predictions, Unusable, read_predictions
 from xcls.report.settings import Intervals, Settings
@@ -96,25 +86,6 @@ def test_the_claim_shows_the_interval_and_the_verdict_stays_by_the_rule(made):
     loss = next(row for row in own if row["measured"] == "macro-F1 loss (pp)")
     assert float(loss["interval_low"]) < 1.0 < float(loss["interval_high"]) and loss["interval_says"] == OPEN
     assert loss["state"] == ("PASS" if float(loss["value"]) <= 1.0 else "FAIL")
-
-
-def test_macro_f1_is_that_of_scikit_learn_over_all_classes():
-    """Class 3 is neither there nor named and counts as 0."""
-    labels, said = [0, 0, 1, 2], [0, 1, 1, 1]
-    expected = f1_score(labels, said, labels=range(4), average="macro", zero_division=0.0)
-    assert told(labels, said, 4).macro_f1 == pytest.approx(expected, abs=1e-12)
-
-
-def test_effects_of_rows_in_classes_of_many_are_what_taking_their_prediction_away_does():
-    (run,), _ = World((300, 300, 300), (1, 1)).study(np.random.default_rng(0))
-    effects, chosen = row_effects(run), np.random.default_rng(1).integers(900, size=40)
-    for row in chosen:
-        hits = np.array([((run.labels == c) & (run.said == c)).sum() for c in range(3)], float)
-        named = np.bincount(run.said, minlength=3).astype(float)
-        named[run.said[row]] -= 1
-        hits[run.said[row]] -= run.labels[row] == run.said[row]
-        without = (2 * hits / (300 + named)).mean()
-        assert effects[row] == pytest.approx(run.macro_f1 - without, rel=0.01, abs=1e-6)
 
 
 def sample(scores, own=0.0):

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from tests.report.examples import sized, study_of
 from xcls.report.load import Bench, collect
-from xcls.report.plots import SETTINGS, canvas, draw, legend, look_of, pareto_front, png, read_curve, short
+from xcls.report.plots import SETTINGS, canvas, draw, legend, pareto_front, png, read_curve
 from xcls.runs.record import sha256
 
 
@@ -42,19 +42,6 @@ def test_costs_of_two_devices_are_in_two_plots(make, tmp_path):
     plots = drawn(make, tmp_path, made)
     first, second = (plots[f"quality_vs_time_per_epoch-demo-device{number}"].numbers for number in (1, 2))
     assert ("sdpa" in first) != ("sdpa" in second) and ("performer" in first) != ("performer" in second)
-
-
-def test_names_that_are_code_elsewhere_are_names_here(make, tmp_path):
-    odd = make.finetune("$\\frac{$", config={"attention.name": "$\\frac{$"}, run="demo/a")
-    assert drawn(make, tmp_path, [odd, make.finetune("_hidden\n\x00" + "x" * 99, run="demo/b")])
-    assert short("_a\n\x00 b") == "a b" and len(short("x" * 99)) == 44
-
-
-def test_a_group_looks_the_same_everywhere_and_like_no_other():
-    looks = {}
-    first = [look_of(f"mechanism {number}", looks) for number in range(12)]
-    assert [look_of(f"mechanism {number}", looks) for number in reversed(range(12))] == first[::-1]
-    assert len({look["marker"] for look in first}) == 12 and len({look["color"] for look in first[:8]}) == 8
 
 
 @pytest.mark.parametrize("length", [10, 44])

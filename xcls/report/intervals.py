@@ -18,7 +18,6 @@ from xcls.report.settings import Intervals
 
 if TYPE_CHECKING:
     from xcls.report.groups import DatasetResults, Group
-    from xcls.report.load import Run
 
 HOLDS, BROKEN, OPEN = "holds", "does not hold", "cannot tell"
 RATIO = "×"
@@ -163,22 +162,21 @@ class Differences:
 
     def __init__(self, *, settings: Intervals, references: Sequence[str] = ()) -> None:
         self.settings, self.references = settings, references
-        # board -> group -> its runs' predictions by split; (board, split) -> group -> sample; or why there is none
-        self._read: dict[str, dict[str, list[dict[str, Predictions]] | str]] = {}
-        self._samples: dict[tuple[str, str], dict[str, Sample | str]] = {}
+        self._read: dict[
+            str, list[dict[str, Predictions]] | str
+        ] = {}  # group -> its runs' predictions by split, or why not
+        self._samples: dict[tuple[str, str], Sample | str] = {}
 
     def between(self, group: Group, other: Group, board: DatasetResults, split: str) -> Interval:
         """Mean macro-F1 of `group` minus that of `other`, both of `board`, on validation or test."""
         nothing = group.learned_nothing or other.learned_nothing
         if nothing:
             return Interval(reason=nothing)
-        found = self._scored(board, split)
-        most = f"not among the first {self.settings.most_groups} groups (intervals.most_groups)"
-        mine, theirs = found.get(group.id, most), found.get(other.id, most)
-        for one, told in ((group, mine), (other, theirs)):
-            if isinstance(told, str):
-                return Interval(reason=f"{one.label}: {told}")
-        assert isinstance(mine, Sample) and isinstance(theirs, Sample)
+        mine, theirs = (self._sample(one, board, split) for one in (group, other))
+        if isinstance(mine, str):
+            return Interval(reason=f"{group.label}: {mine}")
+        if isinstance(theirs, str):
+            return Interval(reason=f"{other.label}: {theirs}")
         if mine.examples != theirs.examples:
             return Interval(reason=f"{group.label} and {other.label} were scored on different examples")
         half = 100 * half_width(mine, theirs, level=self.settings.level)
@@ -186,51 +184,40 @@ class Differences:
         low, high = (round(min(max(end, -100.0), 100.0), DIGITS) + 0.0 for end in (value - half, value + half))
         return Interval(value, low, high, len(mine.effects), _over(group, other))
 
-    def _scored(self, board: DatasetResults, split: str) -> dict[str, Sample | str]:
-        """What is known of all groups that are looked at, on one split."""
-        if board.name not in self._read:
-            self._read[board.name] = {group.id: _predictions_of(group) for group in self._wanted(board)}
-        if (board.name, split) not in self._samples:
-            read = self._read[board.name]
-            self._samples[board.name, split] = {name: _sample(told, split) for name, told in read.items()}
-        return self._samples[board.name, split]
-
-    def _wanted(self, board: DatasetResults) -> list[Group]:
-        """The groups that intervals are made for: the best ranked, the references, the baselines."""
-        done = [group for group in board.groups if group.runs]
-        most = self.settings.most_groups
-        others = [group for group in done[most:] if group.attention in self.references]
-        return [*done[:most], *others, *(group for group in board.baselines if group.runs)]
+    def _sample(self, group: Group, board: DatasetResults, split: str) -> Sample | str:
+        """What intervals are made of, from the predictions of a group's runs, or why there is none."""
+        place = (group.id, split)
+        if place not in self._samples:
+            done = [one for one in board.groups if one.runs][: self.settings.most_groups]
+            if group in board.groups and group not in done and group.attention not in self.references:
+                most = f"the first {self.settings.most_groups} groups (intervals.most_groups)"
+                self._samples[place] = f"not among {most}"
+            else:
+                if group.id not in self._read:
+                    self._read[group.id] = _predictions_of(group)
+                self._samples[place] = _sample(self._read[group.id], split)
+        return self._samples[place]
 
 
 def _sample(told: list[dict[str, Predictions]] | str, split: str) -> Sample | str:
-    """What intervals are made of, from the predictions of a group's runs, or why there are none."""
     if isinstance(told, str):
         return told
     if any(split not in one for one in told):
         return f"a run has no predictions for {split}"
     runs = [one[split] for one in told]
-    if len({one.examples for one in runs}) > 1:
-        return "its runs were scored on different examples"
-    return Sample.of(runs)
+    return "its runs were scored on different examples" if len({one.examples for one in runs}) > 1 else Sample.of(runs)
 
 
 def _predictions_of(group: Group) -> list[dict[str, Predictions]] | str:
     """The predictions of every run of a group, or why they cannot be used: none is left out in silence."""
     found, wrong = [], []
-    for run in sorted(group.runs, key=_order):
+    for run in sorted(group.runs, key=lambda run: (run.record.seed, run.record.hash)):
         try:
             found.append(read_predictions(run))
         except Unusable as error:
             wrong.append(f"seed {run.record.seed}: {error}")
-    if not wrong:
-        return found
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    return f"{wrong[0]}{more}"
-
-
-def _order(run: Run) -> tuple[int, str]:
-    return run.record.seed, run.record.hash
+    return f"{wrong[0]}{more}" if wrong else found
 
 
 def _over(group: Group, other: Group) -> str:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Sequence
 
 from xcls.config.schema import UserError
-from xcls.report.wandb_runs import PREFIX, fetch
 from xcls.runs.paths import at
 from xcls.runs.record import Record, read_record, sha256
 from xcls.runs.run_status import is_held, run_folders
@@ -20,6 +20,11 @@ from xcls.runs.run_status import is_held, run_folders
 KILLED = "killed"
 USUAL = ("multirun", "pretrain", "finetune")  # may be missing: a fresh clone has none of them yet
 RECORD, BENCH = "record.json", "bench.json"
+PREFIX = "wandb:"
+NAME = r"((?!\.)[^/\\#?%:]+)"  # what W&B allows, and what makes a folder's name
+RUN_PATH = re.compile(f"{PREFIX}{NAME}/{NAME}/(?:runs/)?{NAME}")
+FILES = ("record.json", "metrics.csv", "predictions.parquet", "code.patch")
+ANSWER_SECONDS = 20
 LARGEST = 64 * 2**20  # bytes of a record; real ones have ten thousand
 
 
@@ -87,6 +92,28 @@ def collect(paths: Sequence[str | Path], root: Path) -> Found:
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
+
+
+def fetch(given: str, root: Path) -> Path:
+    """Downloads the files of a run and gives its new folder. Raises UserError: W&B does not answer or does not know the run."""
+    found = RUN_PATH.fullmatch(given)
+    if not found:
+        raise UserError(
+            f"runs: {given}: wandb:<entity>/<project>/<run id> is needed, as in the address of the run's page."
+        )
+    place = root.joinpath("multirun", ".wandb", *found.groups())
+    try:
+        import wandb
+
+        files = {file.name: file for file in wandb.Api(timeout=ANSWER_SECONDS).run("/".join(found.groups())).files()}
+        for name in [name for name in FILES if name in files]:
+            files[name].download(root=str(place), replace=True)
+    except (Exception, SystemExit) as error:  # the package may be missing or broken; wandb itself raises many kinds
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"runs: {given}: W&B says: {said}. Log in (wandb login), or name the run's folder.") from error
+    if "record.json" not in files:
+        raise UserError(f"runs: {given}: no run of xcls: W&B has no record.json of it. Name the run's folder instead.")
+    return place
 
 
 def shown(folder: Path, root: Path) -> str:

@@ -124,3 +124,24 @@ def survived(record: Record) -> list[str]:
     faults = record.faults if record.status == "completed" and isinstance(record.faults, list) else []
     told = [fault for fault in faults if isinstance(fault, dict)]
     return [f"{fault.get('kind')} at step {fault.get('step')}: {fault.get('cause')}" for fault in told]
+
+
+CONDITIONS = {  # that a cost depends on beside the configuration, and their words
+    "name": "device",
+    "dtype": "dtype",
+    "compile": "compile",
+    "micro_batch": "micro-batch",
+    "micro_tokens": "tokens at once",
+    "gradient_checkpointing": "gradient checkpointing",
+    "threads": "threads",
+    "cores": "cores",
+    "torch": "torch",
+    "cuda": "CUDA",
+}
+
+
+def conditions(record: Record) -> dict[str, Any]:
+    """What a cost depends on beside the configuration: device, its settings, versions."""
+    found = {**record.device, "name": record.device.get("name") or record.device.get("kind")}
+    found |= {name: record.versions.get(name) for name in ("torch", "cuda")}
+    return {name: found.get(name) for name in CONDITIONS}

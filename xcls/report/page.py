@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -23,17 +22,12 @@ from xcls.report.measures import NONE
 from xcls.report.plots import DPI, Plot
 from xcls.report.summary import headline, matrix
 from xcls.report.tables import Study, Table
-from xcls.report.text import Best, comparison, footnotes, unfinished
+from xcls.report.text import comparison, footnotes, unfinished
 
 CLASSES = {PASS: PASS, FAIL: FAIL, **dict.fromkeys((MISSING, UNDECIDED, "cannot tell"), MISSING)}  # words with a sign
 MOST_ROWS = 400
-WIDE, WIDER = 14, 20  # columns from which on a table is printed small, and smaller still
-FEW = 20  # rows up to which a table is not broken over two pages: its caption stays with it
-LONG = 48  # signs from which on a cell is broken into lines
 # Signs that hide, or turn the writing around, become visible.
 UNSEEN = dict.fromkeys({*range(32), 127, 0x202A, 0x202B, 0x202D, 0x202E} - {9, 10, 13}, "\N{REPLACEMENT CHARACTER}")
-NUMBER = re.compile(r"[-+−]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?(e[-+]?\d+)?(?=$|[\s×%*±(])", re.IGNORECASE)
-ASIDE = re.compile(r"([^()]+) (\([^()]*\))")  # a number and what stands in brackets behind it
 PER_RUN = ("seed", "exp", "sweep", "pretrain")  # differ between the runs of a group
 FACTS = ("data.", "params.", "versions.")  # in the record, and no settings
 HERE = Path(__file__).parent
@@ -46,7 +40,7 @@ def page(
     plots: Sequence[Plot],
     notes: Sequence[str],
     crossings: Sequence[Crossover],
-    best: Sequence[Best],
+    best: Sequence[tuple[str, str]],
     used: dict[str, Any],
 ) -> str:
     """The whole page as HTML text; everything that comes from a record is escaped, nothing is loaded from elsewhere.
@@ -73,7 +67,7 @@ def page(
         pretraining=[plot for plot in apart if plot["name"] == "pretraining"],
         benches=[plot for plot in apart if plot["name"] != "pretraining"],
         crossings=[{"view": view(*bench.table(one), one.what), "notes": bench.remarks(one)} for one in crossings],
-        measured_apart=any(table.name == "bench_ratios" for table in tables) or not study.boards,
+        measured_apart=bool(study.benches) or not study.boards,
         unfinished=view(*failed, cause) if failed[1] else None,
         settings=_settings(study.groups),
         environment=_environment(study.found.runs),
@@ -103,9 +97,9 @@ def _board(board: DatasetResults, study: Study, tables: Sequence[Table], plots: 
             part = table.where(where)
             about = f" against {where['reference']}, macro-F1 on {where['split']}" if "split" in where else ""
             cells = [[row.get(name) for name in part.header] for row in part.rows]
-            shown = view(part.header, cells, table.title + about + ". " + table.words, file=f"{table.name}.csv")
+            made = view(part.header, cells, table.title + about + ".", file=f"{table.name}.csv")
             prints = (where.get("reference"), where.get("split")) == (first, "validation")
-            folded += [(table.title + about, shown, prints)] if cells else []
+            folded += [(table.title + about, made, table.name, prints)] if cells else []
     return {
         "name": board.name,
         "headline": headline(board, study.judge, study.references),
@@ -125,49 +119,24 @@ def _plot(plot: Plot) -> dict[str, Any]:
     return {**vars(plot), "width": width, "height": height, "data": data}
 
 
-def view(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, *, file: str = "") -> dict[str, Any]:
-    """A table for the template. Cells are text or values; those of a column of numbers know by what they sort.
-
-    A page can be read with MOST_ROWS rows and no more: the caption says how many are only in `file`.
-    """
+def view(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, file: str = "results.csv"
+) -> dict[str, Any]:
+    """A table for the template: texts. A page can be read with MOST_ROWS rows: the caption says how many are only in `file`."""
     if len(rows) > MOST_ROWS:
-        caption = f"{caption} The first {MOST_ROWS} of {len(rows):,} rows; all are in {file or 'results.csv'}."
-        rows = rows[:MOST_ROWS]
-    numeric = []
-    for column in range(len(header)):
-        filled = [row[column] for row in rows if shown(row[column]) not in ("", NONE)]
-        numeric.append(bool(filled) and all(sort_value(value) is not None for value in filled))
-    titles = [name.replace("_", "_\u200b").replace(".", ".\u200b") if len(name) > 14 else name for name in header]
-    width = " wide" * (len(header) >= WIDE) + " wider" * (len(header) >= WIDER) + " few" * (len(rows) <= FEW)
-    cells = [[_cell(value, numeric[at], at == 0) for at, value in enumerate(row)] for row in rows]
-    return {"caption": caption, "width": width, "head": list(zip(titles, numeric)), "rows": cells}
-
-
-def _cell(value: Any, numeric: bool, first: bool) -> dict[str, Any]:
-    text = shown(value)
-    aside = ASIDE.fullmatch(text) if numeric else None
-    words = aside.groups() if aside else (text, "")
-    mark = "num" if numeric else "long" if len(text) > LONG and not first else ""
-    return {"text": words[0], "aside": words[1], "mark": mark, "sorts": sort_value(value) if numeric else None}
+        caption = f"{caption} The first {MOST_ROWS} of {len(rows):,} rows; all are in {file}."
+    return {"caption": caption, "head": header, "rows": [[shown(value) for value in row] for row in rows[:MOST_ROWS]]}
 
 
 def shown(value: Any) -> str:
     """A value as a table shows it: four digits of a number, a dash for what is missing."""
-    if value is None or isinstance(value, bool):
-        return NONE if value is None else "yes" if value else "no"
+    if value is None or value != value or isinstance(value, bool):
+        return ("yes" if value else "no") if isinstance(value, bool) else NONE
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
         return f"{value:,.0f}" if 10_000 <= abs(value) < 1e12 else f"{value:.4g}"
     return str(value)
-
-
-def sort_value(value: Any) -> float | None:
-    """The number that a cell begins with, None where it begins with none (`0.677 ± 0.019` is 0.677)."""
-    if isinstance(value, (int, float)):
-        return float(value) if abs(value) < 1e300 else None
-    found = NUMBER.match(str(value))
-    return float(found.group().replace(",", "").replace("−", "-")) if found else None
 
 
 def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -191,21 +160,20 @@ def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def flat_of(group: Group) -> dict[str, str]:
     """Everything that is known of a group's configuration, flat, as text: choices, config, code, data, device, versions."""
     record = group.record
-    nodes = {name: getattr(record, name) for name in ("choices", "code", "data", "device", "params", "versions")}
-    flat = {name: value for name, value in record.config.items() if name not in PER_RUN}
-    flat |= flatten({**nodes, **({} if record.pretrain is None else {"pretrained": record.pretrain})})
-    dumped = {name: json.dumps(value, ensure_ascii=False, default=str) for name, value in flat.items()}
-    return {name: value if isinstance(value, str) else dumped[name] for name, value in flat.items()}
+    nodes = {
+        name: getattr(record, name) for name in ("choices", "code", "data", "device", "params", "versions", "pretrain")
+    }
+    flat = {name: value for name, value in record.config.items() if name not in PER_RUN} | flatten(nodes)
+    return {
+        name: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for name, v in flat.items()
+    }
 
 
 def _environment(runs: Sequence[Run]) -> dict[str, Any]:
     """Each environment that runs were made in, once, with the number of its runs."""
-    places = []
-    for record in (run.record for run in runs):
-        device = " ".join(str(record.device[name]) for name in ("name", "dtype") if record.device.get(name))
-        versions = ", ".join(f"{name} {value}" for name, value in sorted(record.versions.items()) if value)
-        places.append((device, str(record.device.get("threads") or ""), versions, record.commit or "unknown"))
-    counts = pd.Series(places).value_counts().sort_index()
-    rows = [[device, int(count), *rest] for (device, *rest), count in counts.items()]
+    records = [run.record for run in runs]
+    names = ("name", "dtype", "threads")
+    places = [{**{n: r.device.get(n) for n in names}, **r.versions, "commit": r.commit} for r in records]
+    counts = pd.DataFrame(places).astype(str).value_counts().sort_index().reset_index(name="runs")
     words = "Where the runs were made. Costs compare within one device only."
-    return view(["device", "runs", "threads", "versions", "commit"], rows, words)
+    return view(list(counts.columns), counts.to_numpy().tolist(), words)

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from xcls.report.claims import strictest
@@ -109,12 +108,13 @@ def png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def legend(axes: Axes, handles: Sequence[Any] = ()) -> None:
-    """The legend, below the axes: of everything that is drawn and named in them, then of `handles`."""
-    every = [*(handle for handle in axes.get_legend_handles_labels()[0] if handle not in handles), *handles]
-    if every:
-        columns = 2 if max(len(str(handle.get_label())) for handle in every) <= WIDEST else 1
-        axes.figure.legend(handles=every, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)  # type: ignore[call-arg, union-attr]
+def legend(axes: Axes) -> None:
+    """The legend, below the axes: of everything that is drawn and named in them."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 2 if max(map(len, labels)) <= WIDEST else 1
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
 
 
 def plain_logs(axis: Any) -> None:
@@ -138,85 +138,66 @@ def counted(name: str, groups: int, most: int = MOST) -> str:
 
 def quality_plots(board: DatasetResults, looks: Looks) -> list[Plot | None]:
     """Macro-F1 against time and against memory, a plot per device and length."""
-    places: dict[tuple[int, str], list[Group]] = {}
-    for group in (group for group in board.groups if group.runs):
-        places.setdefault((group.record.seq_len, json.dumps(group.device, sort_keys=True, default=str)), []).append(
-            group
-        )
-    lengths, devices = (sorted({place[at] for place in places}) for at in (0, 1))
-    made = []
-    for (length, device), groups in sorted(places.items())[:MOST_PLACES]:
-        suffix = f"-n{length}" if len(lengths) > 1 else ""
+    names = ["length", "device", "label", "score", "time_per_epoch", "max_gpu_mem_MiB", "rss_growth_MiB"]
+    cells = [
+        (group.record.seq_len, json.dumps(group.device, sort_keys=True, default=str), group.label)
+        + tuple(MEASURES[name].of(run.record) for name in ("macro_f1", *names[4:]))
+        for group in board.groups
+        for run in group.runs
+    ]
+    frame = pd.DataFrame(cells, columns=names)
+    devices, made = sorted(frame["device"].unique()), []
+    for (length, device), seeds in list(frame.groupby(["length", "device"]))[:MOST_PLACES]:
+        suffix = f"-n{length}" if frame["length"].nunique() > 1 else ""
         suffix += f"-device{devices.index(device) + 1}" if len(devices) > 1 else ""
-        for cost in ("time_per_epoch", memory_measure(groups[0].device.get("kind"))):
-            made.append(quality_against_cost(board, groups, cost, suffix, looks))
+        about = json.loads(device)
+        where = f"{length} tokens, {about.get('name') or about.get('kind') or 'device unknown'}"
+        for cost in ("time_per_epoch", memory_measure(about.get("kind"))):
+            own = seeds[["label", "score", cost]].rename(columns={cost: "cost"}).dropna()
+            made.append(quality_against_cost(board, own, cost, where, suffix, looks))
     return made
 
 
 def pareto_front(means: pd.DataFrame) -> pd.DataFrame:
     """The rows whose (cost, score) no other beats or equals in both, from the cheapest to the dearest."""
-    beaten = [
-        (
-            (means.cost <= one.cost)
-            & (means.score >= one.score)
-            & ((means.cost != one.cost) | (means.score != one.score))
-        ).any()
-        for one in means.itertuples()
-    ]
-    return means[~np.array(beaten, bool)].sort_values(["cost", "score"])
+    points = [(one.cost, one.score) for one in means.itertuples()]
+    kept = [not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points) for x, y in points]
+    return means[np.array(kept, bool)].sort_values(["cost", "score"])
 
 
 def quality_against_cost(
-    board: DatasetResults, groups: Sequence[Group], cost: str, suffix: str, looks: Looks
+    board: DatasetResults, seeds: pd.DataFrame, cost: str, where: str, suffix: str, looks: Looks
 ) -> Plot | None:
-    """Macro-F1 against a cost: seeds small and open, groups large, the front a line, the baseline dashed."""
-    cells = [
-        (group.label, MEASURES[cost].of(run.record), MEASURES["macro_f1"].of(run.record))
-        for group in groups
-        for run in group.runs
-    ]
-    seeds = pd.DataFrame(cells, columns=["label", "cost", "score"]).dropna()
+    """Macro-F1 against a cost: seeds small and open, groups large, the front a line, the baseline in the legend."""
     if seeds.empty:
         return None
     by_label = seeds.groupby("label", sort=False)
     middles = by_label.agg(cost=("cost", "median"), score=("score", "mean"), n=("cost", "size"))
-    shown = middles.iloc[:MOST]
-    figure, (axes,) = canvas()
-    machine = groups[0].device.get("name") or groups[0].device.get("kind") or "device unknown"
-    place = f"{board.name}, {groups[0].record.seq_len} tokens"
+    shown, (figure, (axes,)) = middles.iloc[:MOST], canvas()
     axes.set(xlabel=f"{TITLES[cost]} (less is better)", ylabel="macro-F1 on validation (more is better)")
-    axes.set_title(counted(short(f"{place}, {machine}", 60), len(middles)))
+    axes.set_title(counted(short(f"{board.name}, {where}", 60), len(middles)))
     for label, x, y, _ in shown.itertuples():
         points, look = by_label.get_group(label), {**look_of(label, looks), "linestyle": ""}
         axes.plot(points["cost"], points["score"], **look, markersize=5, markerfacecolor="none", zorder=4)
         axes.plot(x, y, **look, markersize=9, markeredgecolor="black", label=short(label), zorder=5)
-    front = pareto_front(shown)
-    words = f"Macro-F1 on validation against {TITLES[cost]} on {place}: seeds small, groups large. "
-    words += f"Nothing is both cheaper and better than: {', '.join(map(str, front.index))}."
-    if len(shown) > 1:
-        axes.plot(front.cost, front.score, drawstyle="steps-post", color=SOFT, zorder=2, label="Pareto front")
+    front, baseline = pareto_front(shown), strictest(board.baselines)
+    axes.plot(front.cost, front.score, drawstyle="steps-post", color=SOFT, zorder=2, label="Pareto front")
     axes.margins(x=0.1, y=0.12)
     if seeds["cost"].max() > 8 * seeds["cost"].min() > 0:
         axes.set_xscale("log")
         plain_logs(axes.xaxis)
-    legend(axes, _baseline_line(axes, board))
+    if baseline is not None and (height := baseline.stat("macro_f1").mean) is not None:
+        low, high = axes.get_ylim()
+        axes.axhline(height, color="black", linestyle="--", linewidth=1, label=f"{BASELINE} ({height:.3f})")
+        if not low - (high - low) <= height <= high + (high - low):
+            axes.set_ylim(low, high)  # far off the others: in the legend alone
+    legend(axes)
     told = "; ".join(f"{label} {x:.4g} and {y:.3f} (n = {n})" for label, x, y, n in shown.itertuples())
-    title = f"Quality against {'time' if cost == 'time_per_epoch' else 'memory'}"
-    title += f", {groups[0].record.seq_len} tokens" if "-n" in suffix else ""
-    numbers = f"Median cost and mean macro-F1: {told}."
-    return Plot(f"quality_vs_{cost}-{board.slug}{suffix}", title, words, numbers, png(figure), board.slug)
-
-
-def _baseline_line(axes: Axes, board: DatasetResults) -> list[Any]:
-    """The baseline's score as a dashed line; where it lies far off the others, an entry for the legend alone."""
-    baseline = strictest(board.baselines)
-    if baseline is None:
-        return []
-    height, (low, high) = baseline.stat("macro_f1").mean or 0.0, axes.get_ylim()
-    name = f"{BASELINE} ({height:.3f})"
-    if low - (high - low) <= height <= high + (high - low):
-        return [axes.axhline(height, color="black", linestyle="--", linewidth=1, zorder=1, label=name)]
-    return [Line2D([], [], linestyle="", label=f"{name}: {'below' if height < low else 'above'} this plot")]
+    words = f"Macro-F1 on validation against {TITLES[cost]} on {board.name}, {where}: seeds small, groups large. "
+    words += f"Nothing is both cheaper and better than: {', '.join(map(str, front.index))}."
+    title = f"Quality against {'time' if cost == 'time_per_epoch' else 'memory'}{suffix.replace('-', ', ')}"
+    name, numbers = f"quality_vs_{cost}-{board.slug}{suffix}", f"Median cost and mean macro-F1: {told}."
+    return Plot(name, title, words, numbers, png(figure), board.slug)
 
 
 def read_curve(run: Run, score: str) -> pd.DataFrame | None:
@@ -242,32 +223,29 @@ def learning_plot(groups: Sequence[Group], board: DatasetResults | None, looks: 
     """Macro-F1, in pretraining (no `board`) the loss, over time and over tokens, a line per seed; None without curves."""
     score, about = ("macro_f1", "macro-F1 on validation") if board else ("val_loss", "validation loss (less is better)")
     title = f"{board.name}: fine-tuning" if board else "Pretraining (masked language modelling)"
-    curves = {
-        group.label: found
-        for group in groups[:MOST_CURVES]
-        if (found := [curve for run in group.runs if (curve := read_curve(run, score)) is not None])
-    }
-    if not curves:
+    found = [
+        (g.label, curve)
+        for g in groups[:MOST_CURVES]
+        for run in g.runs
+        if (curve := read_curve(run, score)) is not None
+    ]
+    if not found:
         return None
     figure, panels = canvas(6.4, down=2)
     units = {"seconds": ("time in training steps, minutes", 60.0), "tokens": ("tokens seen, millions", 1e6)}
     for axes, (way, (xlabel, divisor)) in zip(panels, units.items()):
         axes.set(xlabel=xlabel, ylabel=about)
-        for label, found in curves.items():
-            for place, curve in enumerate(found):
-                name = None if place else short(f"{label} (n = {len(found)})")
-                axes.plot(curve[way] / divisor, curve["score"], **look_of(label, looks), markersize=4.5, label=name)
+        for place, (label, curve) in enumerate(found):
+            name = None if place and found[place - 1][0] == label else short(label)
+            axes.plot(curve[way] / divisor, curve["score"], **look_of(label, looks), markersize=4.5, label=name)
     panels[0].set_title(counted(short(title, 44), len(groups), MOST_CURVES))
     legend(panels[0])
-    ends = {
-        label: [np.mean([curve["score"].iloc[at] for curve in found]) for at in (0, -1)]
-        for label, found in curves.items()
-    }
-    told = "; ".join(f"{label} from {first:.3f} to {last:.3f}" for label, (first, last) in ends.items())
+    ends = [f"{label} from {curve['score'].iloc[0]:.3f} to {curve['score'].iloc[-1]:.3f}" for label, curve in found]
     words = f"{title}: {about}, over time and over tokens; a line per seed."
     name, own = (f"learning-{board.slug}", board.slug) if board else ("pretraining", None)
-    numbers = f"Means, from the first evaluation to the last: {told}."
-    return Plot(name, "Learning curves", words, numbers, png(figure), own)
+    return Plot(
+        name, "Learning curves", words, f"From the first evaluation to the last: {'; '.join(ends)}.", png(figure), own
+    )
 
 
 def length_plot(board: DatasetResults, looks: Looks) -> Plot | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from xcls.config.schema import UserError, flatten, nearest
+from xcls.report.load import shown
 from xcls.report.measures import MEASURES
 from xcls.runs.paths import at
 
@@ -86,21 +86,17 @@ class Settings:
 
 def check(settings: Settings) -> Claims:
     """Refuses impossible settings with UserError; gives the claims."""
-    own = settings.intervals
     if not settings.runs:
         raise UserError("runs: at least one folder is needed, e.g. runs=[multirun/quick].")
     if settings.rank_by not in MEASURES:
         near = nearest(settings.rank_by, list(MEASURES))
         raise UserError(f"rank_by={settings.rank_by}: one of {', '.join(MEASURES)} is needed.{near}")
-    if own.most_groups < 0:
-        raise UserError(f"intervals.most_groups={own.most_groups}: a whole number of at least 0 is needed.")
-    if not 0.5 <= own.level < 1:
-        raise UserError(f"intervals.level={own.level}: a share of at least 0.5 and below 1 is needed, e.g. 0.95.")
-    prices = {"cost": settings.cost, **{f"cost.devices.{name}": price for name, price in settings.cost.devices.items()}}
-    for key, price in prices.items():
-        for name, value in (("price_per_hour", price.price_per_hour), ("watts", price.watts)):
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{key}.{name}={value}: a number of at least 0 is needed, or null.")
+    for key, value in flatten({"intervals": asdict(settings.intervals), "cost": asdict(settings.cost)}).items():
+        low, high = (0.5, 0.999999) if key == "intervals.level" else (0, math.inf)
+        if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
+            raise UserError(
+                f"{key}={value}: a number from {low} {'up' if high == math.inf else 'to below 1'} is needed."
+            )
     return claims_from(flatten(asdict(settings.claims)))
 
 
@@ -136,18 +132,8 @@ def _need(good: Any, key: str, value: Any, what: str) -> None:
 
 def inside(settings: Settings, root: Path) -> Settings:
     """The settings with every path that lies in the project relative to `root`, as another clone has it."""
-    runs = sorted({_relative(path, root) for path in settings.runs})
-    return replace(settings, runs=runs, out=_relative(settings.out, root))
-
-
-def _relative(path: str, root: Path) -> str:
-    if path.startswith("wandb:"):
-        return path
-    for whole in (os.path.abspath, os.path.realpath):
-        place, base = Path(whole(root / at(path))), Path(whole(root))
-        if place.is_relative_to(base):
-            return place.relative_to(base).as_posix()
-    return str(at(path))
+    runs = {path if path.startswith("wandb:") else shown(root / at(path), root) for path in settings.runs}
+    return replace(settings, runs=sorted(runs), out=shown(root / at(settings.out), root))
 
 
 def cli_overrides(settings: Settings, typed: Sequence[str] = ()) -> list[str]:

@@ -58,7 +58,6 @@ class Table:
 
     name: str  # of the file `<name>.csv`
     title: str  # the heading on the page
-    words: str  # what a row is and how to read it, in a sentence or two
     rows: Sequence[Row]
     columns: Sequence[str] = ()  # their order; where it is not given, the order in which the rows bring them
 
@@ -78,15 +77,15 @@ class Table:
     def where(self, wanted: Row) -> Table:
         """The rows that have these values, and the columns that hold anything there, without those of `wanted`."""
         rows = [row for row in self.rows if all(row.get(name) == value for name, value in wanted.items())]
-        told = [name for name in self.header if name not in wanted and any(row.get(name) is not None for row in rows)]
-        return Table(self.name, self.title, self.words, rows, told)
+        told = [name for name in self.header if name not in wanted and any(_cell(row.get(name)) for row in rows)]
+        return Table(self.name, self.title, rows, told)
 
 
 def _cell(value: Any) -> str:
     if value is None or isinstance(value, str):
         return no_formula(value or "")
     if isinstance(value, float):
-        return repr(value)
+        return "" if value != value else repr(value)
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)  # true, [0, 1], 12
 
 
@@ -102,13 +101,10 @@ def main_tables(study: Study) -> list[Table]:
     fixed = [*FIRST, *ALSO, *(name for name in MEASURES if name not in FIRST)]
     columns = [*fixed, *sorted({name for row in runs for name in row} - set(fixed))]
     of_group = [*OF_GROUP, *(f"{name}_{part}" for name in MEASURES for part in parts_of(name))]
-    about = "Every claim with value, threshold and margin."
     return [
-        Table("results", "Runs", "A row per run.", runs, columns),
-        Table(
-            "groups", "Groups", "A row per group of runs alike but for the seed.", group_rows(study, states), of_group
-        ),
-        Table("wnf", "Claims", about, claim_rows(study), OF_CLAIM),
+        Table("results", "Runs", runs, columns),
+        Table("groups", "Groups", group_rows(study, states), of_group),
+        Table("wnf", "Claims", claim_rows(study), OF_CLAIM),
     ]
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Sequence
 
 from xcls.report.claims import ClaimEvaluator, difference_pp, find_reference, ratio, strictest
-from xcls.report.conditions import unlike_groups
-from xcls.report.cost_ratio import excluded_note
-from xcls.report.groups import DatasetResults, Group
-from xcls.report.load import Found, Run, final_status
-from xcls.report.measures import MEASURES, NONE, TextTable, amount, class_count, cut_note, memory_measure, signed
+from xcls.report.cost_ratio import excluded_note, unlike_groups
+from xcls.report.groups import MACRO_F1, DatasetResults, Group
+from xcls.report.load import Found, final_status
+from xcls.report.measures import NONE, TextTable, amount, cut_note, memory_measure, signed
 from xcls.report.settings import quoted
 from xcls.report.summary import headline
 from xcls.report.tables import Study
-from xcls.runs.record import is_guess
 
 MOST_BOARDS, MOST_PRINTED = 3, 8  # printed: data sets, and rows of all their tables together, two of each at least
 MEMORY = {  # by the kind of the device
@@ -102,7 +98,7 @@ def unfinished(found: Found) -> TextTable:
     return ["run", "status", "cause", "folder"], rows
 
 
-def printed(study: Study, findings: Sequence[str], page: str, best: Sequence[Best]) -> str:
+def printed(study: Study, findings: Sequence[str], page: str, best: Sequence[tuple[str, str]]) -> str:
     """The text for stdout. findings: sentences; page: its path."""
     names = sorted({run.record.study for run in study.found.runs if run.record.study})
     blocks, following, boards = names[:MOST_BOARDS], [], study.boards
@@ -117,7 +113,7 @@ def printed(study: Study, findings: Sequence[str], page: str, best: Sequence[Bes
     more += [f"{lost} runs that did not complete, with their causes"] if lost else []
     last = [f"{len(study.found.runs)} runs. The page: {page}" + (f" (also: {'; '.join(more)})" if more else "")]
     text = "\n\n".join([*blocks, *findings, "\n".join([*last, *dict.fromkeys(following)])]) + "\n"
-    return text + "".join(f"\n{item.text}\n\n    {item.command}\n" for item in best)
+    return text + "".join(f"\n{about}\n\n    {command}\n" for about, command in best)
 
 
 def shortened(table: TextTable, keep: int, most: int) -> TextTable:
@@ -138,37 +134,19 @@ def markdown(table: TextTable) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Best:
-    """`text` names the run; `command` is for a shell in the project's folder."""
+def best_runs(boards: Sequence[DatasetResults]) -> list[tuple[str, str]]:
+    """(the run, the command that predicts with it) of the best run on each data set by validation macro-F1.
 
-    text: str
-    command: str
-
-
-def best_runs(boards: Sequence[DatasetResults], rank_by: str, root: Path) -> list[Best]:
-    """One for each board that has a completed fine-tuned run whose best checkpoint is there. Of a test score the run with the
-    best validation macro-F1 counts: test selects nothing. `root`: the working directory, to which the runs' places are relative.
+    Only fine-tuned runs whose best checkpoint is there, and only those that learned something.
     """
-    measure = MEASURES["macro_f1" if MEASURES[rank_by].place == "metrics.test" else rank_by]
-    sign = 1 if measure.low_is_better else -1
     found = []
     for board in boards:
-        runs = [run for group in board.groups for run in group.runs if _usable(run)]
-        values = [(value, run) for run in runs if (value := measure.of(run.record)) is not None]
-        if values:
-            value, run = min(values, key=lambda item: (sign * item[0], item[1].place))
-            exp = run.place if (root / "run.py").is_file() else str(run.folder)
-            words = ["mode=predict", f"exp={quoted(exp)}", "input=new.csv", "output=predictions.csv"]
-            text = f"The best run on {board.name} by {measure.name} ({value:.4g}) is {run.place}."
-            text += " Predict with it (input: .csv, .txt, .jsonl, …):"
-            found.append(Best(" ".join(text.split()), f"python run.py {' '.join(map(shlex.quote, words))}"))
+        groups = [group for group in board.groups if not group.learned_nothing]
+        runs = [run for group in groups for run in group.runs if (run.folder / "ckpt_best.pt").is_file()]
+        scored = [(score, run.place) for run in runs if (score := MACRO_F1.of(run.record)) is not None]
+        if scored:
+            score, place = max(scored)
+            text = f"The best run on {board.name} by macro-F1 on validation ({score:.3f}) is {place}. Predict with it:"
+            words = ["python", "run.py", "mode=predict", f"exp={quoted(place)}", "input=new.csv", "output=out.csv"]
+            found.append((text, shlex.join(words)))
     return found
-
-
-def _usable(run: Run) -> bool:
-    """Whether the run learned something, mode=predict can read it, and a shell its name."""
-    classes = class_count(run.record)
-    if classes and is_guess(MEASURES["macro_f1"].of(run.record), classes):
-        return False
-    return run.record.mode == "finetune" and (run.folder / "ckpt_best.pt").is_file() and str(run.folder).isprintable()

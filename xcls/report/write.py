@@ -10,7 +10,7 @@ from typing import Any, Callable, Sequence
 from xcls.config.schema import UserError, flatten
 from xcls.report.bench import benches_beside, crossovers, sentence
 from xcls.report.claims import ClaimEvaluator
-from xcls.report.comparisons import WORDS, disagreements, further_tables
+from xcls.report.comparisons import further_tables
 from xcls.report.groups import Group, group_runs, results_by_dataset
 from xcls.report.intervals import Differences
 from xcls.report.load import Found, collect, shown
@@ -19,12 +19,11 @@ from xcls.report.plots import MOST_BOARDS, Plot, draw
 from xcls.report.settings import Claims, Settings, check, claims_from, cli_overrides, inside, key_of
 from xcls.report.tables import Study, main_tables
 from xcls.report.text import best_runs, printed
-from xcls.runs.record import MORE_TRAINING, write_atomic
+from xcls.runs.record import write_atomic
 from xcls.runs.reproduce import read_patch, script
 
 # What an earlier report may have drawn.
 OWN_PLOTS = "quality_vs_* seeds-* cost_vs_length-* learning-* confusion-* pretraining* bench-* step-*".split()
-MOST_NAMED = 5  # groups in a note
 
 
 def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -> str:
@@ -51,16 +50,16 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     except OSError as error:
         raise UserError(f"out: {settings.out}: {error.strerror}. A folder is needed.") from error
     tables = [*main_tables(study), *further_tables(study)]
-    for name in WORDS:
-        (out / f"{name}.csv").unlink(missing_ok=True)  # of an earlier report
     for table in tables:
-        write_atomic(out / f"{table.name}.csv", table.csv)
+        if table.rows:
+            write_atomic(out / f"{table.name}.csv", table.csv)
+        else:
+            (out / f"{table.name}.csv").unlink(missing_ok=True)  # of an earlier report
     about, crossings, plots = remarks(study), crossovers(benches, groups), draw(study)
     _write_plots(out / "plots", plots)
-    best = best_runs(boards, settings.rank_by, root)
+    best = best_runs(boards)
     used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
-    notes = [*about, *disagreements(tables)]
-    html = page(study, tables, plots=plots, notes=notes, crossings=crossings, best=best, used=used)
+    html = page(study, tables, plots=plots, notes=about, crossings=crossings, best=best, used=used)
     write_atomic(out / "index.html", html)
     _write_script(out, found, cli_overrides(settings, typed))
     return printed(study, [*filter(None, map(sentence, crossings)), *about], f"{shown(out, root)}/index.html", best)
@@ -68,20 +67,12 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
 
 def remarks(study: Study) -> list[str]:
     """What a reader must know about the input as a whole: too few runs to compare, too many data sets to draw."""
-    notes, boards = [], study.boards
+    notes = []
     if len({run.record.hash for run in study.found.runs if run.record.mode != "baseline"}) == 1:
-        notes.append(
-            "Only one run of an encoder was found. A comparison needs two or more with different configurations: "
-            "type its command again with -m attention=sdpa,performer,reformer seed=0,1,2"
-        )
-    for board in boards:
-        nothing = [group.learned_nothing for group in [*board.groups, *board.baselines] if group.learned_nothing]
-        if nothing:
-            more = [f"and {len(nothing) - MOST_NAMED} more"] if len(nothing) > MOST_NAMED else []
-            told = "; ".join([*nothing[:MOST_NAMED], *more])
-            notes.append(f"{board.name}: {told}. These runs make no claim about quality. {MORE_TRAINING}")
-    if len(boards) > MOST_BOARDS:
-        drawn = f"Plots are drawn for the first {MOST_BOARDS} of {len(boards)} data sets"
+        again = "type its command again with -m attention=sdpa,performer,reformer seed=0,1,2"
+        notes.append(f"Only one run of an encoder was found. A comparison needs two or more configurations: {again}")
+    if len(study.boards) > MOST_BOARDS:
+        drawn = f"Plots are drawn for the first {MOST_BOARDS} of {len(study.boards)} data sets"
         notes.append(f"{drawn}; name fewer folders in runs=[…] for the others.")
     return notes
 
