@@ -5,19 +5,19 @@ Letters: B batch, H heads, N tokens, D head width, E model width.
 
 from __future__ import annotations
 
+import importlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcls.attention.base import Masks
-from xcls.bench.make import make
-from xcls.config.schema import Hardware, Size, Training
-from xcls.model.encoder import Encoder
-from xcls.model.heads import Classifier, TextClassifier
+from xcls.attention.work import Shape, Work
+from xcls.build import make_classifier
+from xcls.config.schema import Config, Hardware, Head, Size, Training
 from xcls.model.multihead import MultiHeadAttention
 from xcls.train.amp import DTYPES, Amp, compile_blocks
 from xcls.train.optim import make_optimizer
@@ -32,7 +32,8 @@ VOCAB_SIZE, NUM_CLASSES, FIRST_WORD = 8192, 8, 5  # of the step's classifier; id
 class Case:
     """One thing to measure. `part`: module (with its projections), core (without), step (a whole training step).
 
-    `origin`: OURS, or the package it comes from; then `node` names an adapter of others.py.
+    `origin`: OURS, or the package it comes from; then `node` names an adapter of rivals.py. `axis`: what grows, in
+    bench=growth.
     """
 
     mechanism: str
@@ -50,6 +51,7 @@ class Case:
     num_layers: int
     compile: bool = False
     gradient_checkpointing: bool = False  # of a step
+    axis: str = ""
     seed: int = 0
 
     @property
@@ -63,11 +65,22 @@ class Case:
 
 
 class Trial:
-    """A case, built. `forward` computes its output once; the methods are what is timed, and leave nothing behind."""
+    """A case, built. The methods named in MEASURES are what is timed; they leave nothing behind."""
 
-    def __init__(self, *, case: Case, model: nn.Module, attention: nn.Module, forward: Callable[[], Tensor]) -> None:
-        """model: what has a training mode; attention: the mechanism in it; forward() -> a tensor with a gradient."""
-        self.case, self.model, self.attention, self._forward = case, model, attention, forward
+    def __init__(
+        self,
+        *,
+        case: Case,
+        model: nn.Module,
+        attention: nn.Module,
+        forward: Callable[[], Tensor],
+        leaves: Sequence[Tensor] = (),
+    ) -> None:
+        """model: what has a training mode; attention: the mechanism in it; forward() -> a tensor with a gradient.
+
+        leaves: inputs that get gradients too, as they do within a network.
+        """
+        self.case, self.model, self.attention, self._forward, self.leaves = case, model, attention, forward, leaves
         self._gradient: Tensor | None = None
 
     def compile(self) -> None:
@@ -83,26 +96,22 @@ class Trial:
 
     def inference(self) -> None:
         """One forward pass without a graph."""
-        with torch.no_grad(), self.case.autocast():
-            self._forward()
+        with torch.no_grad():
+            self.forward()
 
-    def forward(self) -> None:
+    def forward(self) -> Tensor:
         """One forward pass that keeps what a backward pass needs."""
         with self.case.autocast():
-            self._forward()
+            return self._forward()
 
     def training(self) -> None:
         """Forward and backward."""
-        with self.case.autocast():
-            out = self._forward()
+        out = self.forward()
         if self._gradient is None:
             self._gradient = torch.randn_like(out)
         out.backward(self._gradient)
-        self._clear()
-
-    def _clear(self) -> None:
-        for parameter in self.model.parameters():
-            parameter.grad = None
+        for tensor in (*self.model.parameters(), *self.leaves):
+            tensor.grad = None
 
 
 class StepTrial(Trial):
@@ -126,8 +135,7 @@ class StepTrial(Trial):
 
     def training(self) -> None:
         """Forward, backward, clipping and the update, as in training."""
-        with self.case.autocast():
-            loss = self._forward()
+        loss = self.forward()
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -140,23 +148,31 @@ class StepTrial(Trial):
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def make_attention(case: Case, layer: int = 0) -> nn.Module:
-    """The mechanism of one layer, or of another package."""
+def make(node: dict[str, Any], **given: Any) -> Any:
+    """The object of a node of YAML: its `_target_`, called with `given` and with the node's own values but `name`."""
+    module, _, name = node["_target_"].rpartition(".")
+    own = {key: value for key, value in node.items() if key not in ("_target_", "name")}
+    return getattr(importlib.import_module(module), name)(**given, **own)
+
+
+def make_attention(case: Case, seed: int | None = None) -> Any:
+    """The mechanism, or that of another package."""
     if case.origin != OURS:
-        return make(case.node, {"width": case.width, "num_heads": case.num_heads})
-    return make(case.node, {"num_heads": case.num_heads, "head_dim": case.head_dim, "layer": layer, "seed": case.seed})
+        return make(case.node, width=case.width, num_heads=case.num_heads)
+    seed = case.seed if seed is None else seed
+    return make(case.node, num_heads=case.num_heads, head_dim=case.head_dim, layer=0, seed=seed)
 
 
-def make_position(case: Case) -> nn.Module:
+def make_position(case: Case) -> Any:
     """The position encoding."""
     sizes = {"embed_dim": case.width, "num_heads": case.num_heads, "head_dim": case.head_dim}
-    return make(case.position_node, {**sizes, "num_layers": case.num_layers, "seq_len": case.seq_len})
+    return make(case.position_node, **sizes, num_layers=case.num_layers, seq_len=case.seq_len)
 
 
 def build(case: Case) -> Trial:
     """The case as something to call, the same inputs for every mechanism."""
     torch.manual_seed(case.seed)
-    return PARTS[case.part](case)
+    return {"module": _module, "core": _core, "step": _step}[case.part](case)
 
 
 def _module(case: Case) -> Trial:
@@ -164,7 +180,7 @@ def _module(case: Case) -> Trial:
     x = torch.randn(case.batch, case.seq_len, case.width, device=case.device).requires_grad_()
     attention = make_attention(case).to(case.device)
     if case.origin != OURS:
-        return _Leaves(case=case, model=attention, attention=attention, forward=lambda: attention(x), leaves=[x])
+        return Trial(case=case, model=attention, attention=attention, forward=lambda: attention(x), leaves=[x])
     model = MultiHeadAttention(embed_dim=case.width, num_heads=case.num_heads, attention=attention).to(case.device)
     position = make_position(case).to(case.device)
     rotate = position.rotation(case.seq_len, x.device)
@@ -172,70 +188,67 @@ def _module(case: Case) -> Trial:
     def forward() -> Tensor:
         return model(x, Masks(bias=position.bias(0), rotate=rotate))
 
-    return _Leaves(case=case, model=model, attention=attention, forward=forward, leaves=[x, *position.parameters()])
+    leaves = [x, *position.parameters()]
+    return Trial(case=case, model=model, attention=attention, forward=forward, leaves=leaves)
 
 
 def _core(case: Case) -> Trial:
     """The mechanism alone: q, k, v [B, H, N, D], in the layout and dtype in which projections leave them."""
     shape = (case.batch, case.seq_len, case.width)
-    leaves = [torch.randn(shape, device=case.device, dtype=DTYPES[case.dtype]).requires_grad_() for _ in range(3)]
+    inputs = [torch.randn(shape, device=case.device, dtype=DTYPES[case.dtype]).requires_grad_() for _ in range(3)]
     attention = make_attention(case).to(case.device)
     position = make_position(case).to(case.device)
-    tied = attention.ties_qk
+    tied = getattr(attention, "ties_qk", False)
 
     def forward() -> Tensor:
-        q, k, v = (leaf.unflatten(2, (case.num_heads, -1)).transpose(1, 2) for leaf in leaves)
-        if case.origin != OURS:
-            return attention(q, q if tied else k, v)
-        return attention(q, q if tied else k, v, Masks(bias=position.bias(0)))
+        q, k, v = (part.unflatten(2, (case.num_heads, -1)).transpose(1, 2) for part in inputs)
+        masks = (Masks(bias=position.bias(0)),) if case.origin == OURS else ()
+        return attention(q, q if tied else k, v, *masks)
 
-    leaves = [leaves[0], leaves[0], leaves[2]] if tied else leaves
-    return _Leaves(
-        case=case, model=attention, attention=attention, forward=forward, leaves=[*leaves, *position.parameters()]
-    )
-
-
-class _Leaves(Trial):
-    """A trial whose inputs get gradients too, as they do within a network."""
-
-    def __init__(
-        self, *, case: Case, model: nn.Module, attention: nn.Module, forward: Callable[[], Tensor], leaves: list[Tensor]
-    ) -> None:
-        super().__init__(case=case, model=model, attention=attention, forward=forward)
-        self.leaves = leaves
-
-    def _clear(self) -> None:
-        super()._clear()
-        for leaf in self.leaves:
-            leaf.grad = None
+    leaves = [*inputs, *position.parameters()]
+    return Trial(case=case, model=attention, attention=attention, forward=forward, leaves=leaves)
 
 
 def _step(case: Case) -> Trial:
     """A classifier of `num_layers` layers on random ids, without padding."""
-    size = Size()
-    encoder = Encoder(
-        vocab_size=VOCAB_SIZE,
+    size = Size(num_layers=case.num_layers, width=case.width, num_heads=case.num_heads, feed_forward=4 * case.width)
+    config = Config(
+        seed=case.seed,
         seq_len=case.seq_len,
-        num_layers=case.num_layers,
-        embed_dim=case.width,
-        num_heads=case.num_heads,
-        feed_forward=4 * case.width,
-        norm=size.norm,
-        activation=size.activation,
-        dropout=size.dropout,
-        position=make_position(case),
-        make_attention=lambda layer: make_attention(case, layer),
-        gradient_checkpointing=case.gradient_checkpointing,
+        attention=case.node,
+        position=case.position_node,
+        size=size,
+        head=Head(pooling="mean", dropout=size.dropout),
+        hardware=Hardware(gradient_checkpointing=case.gradient_checkpointing),
     )
-    head = Classifier(embed_dim=case.width, num_classes=NUM_CLASSES, pooling="mean", dropout=size.dropout)
-    model = TextClassifier(encoder=encoder, head=head).to(case.device)
+    classes = [str(number) for number in range(NUM_CLASSES)]
+    model = make_classifier(config, vocab_size=VOCAB_SIZE, classes=classes).to(case.device)
     ids = torch.randint(FIRST_WORD, VOCAB_SIZE, (case.batch, case.seq_len), device=case.device)
     labels = torch.randint(NUM_CLASSES, (case.batch,), device=case.device)
 
     def forward() -> Tensor:
         return F.cross_entropy(model(ids, None).float(), labels)
 
-    return StepTrial(case=case, model=model, attention=encoder.blocks[0].attention.attention, forward=forward)
+    block: Any = model.encoder.blocks[0]
+    return StepTrial(case=case, model=model, attention=block.attention.attention, forward=forward)
 
 
-PARTS: dict[str, Callable[[Case], Trial]] = {"module": _module, "core": _core, "step": _step}
+def work_of(case: Case, attention: Any) -> dict[str, Work]:
+    """Work of inference and of training by the mechanism's formula, with the projections in a module.
+
+    Empty where there is no formula: of a whole step, of another package, with a relative bias. The projections of q, k,
+    v and of the output are 2 N E^2 each, thrice that in training.
+    """
+    plain = case.origin == OURS and case.part != "step" and make_position(case).bias(0) is None
+    itemsize = torch.empty(0, dtype=DTYPES[case.dtype]).element_size()
+    shape = Shape(case.batch, case.num_heads, case.seq_len, case.head_dim, itemsize)
+    found = attention.operations(shape) if plain else None
+    if found is None:
+        return {}
+    inference, training = found
+    if case.part == "module":
+        count, tokens = 4 - attention.ties_qk - 2 * (not attention.reads_qk), case.batch * case.seq_len
+        moved = float(itemsize) * (2 * tokens * case.width + case.width**2)
+        once = Work(2.0 * tokens * case.width**2, moved) * count
+        inference, training = inference + once, training + once * 3
+    return {"inference": inference, "training": training}

@@ -1,4 +1,4 @@
-"""How far a mechanism is from the exact attention that it approximates, on random and on trained queries and keys.
+"""How far a mechanism is from the exact attention that it approximates, on random queries and keys.
 
 Letters: B batch, H heads, N tokens, D head width, W window of the relative bias.
 """
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from xcls.attention.base import Masks, distance_matrix
+from xcls.bench.cases import Case, make_attention
+from xcls.bench.worker import Channel, cause_of
+from xcls.train.amp import DTYPES
 
 ROWS = 512  # queries at a time
 DRAWS, DRAWS_LONG, LONG = 5, 3, 4096  # so many draws, or fewer above so many tokens
@@ -26,7 +29,7 @@ def exact(q: Tensor, k: Tensor, v: Tensor, *, shared: bool = False, bias: Tensor
     attends to itself only where there is no other.
     """
     q, v, length = q.float(), v.float(), q.shape[2]
-    k = torch.nn.functional.normalize(q, dim=-1) if shared else k.float() * q.shape[-1] ** -0.5
+    k = nn.functional.normalize(q, dim=-1) if shared else k.float() * q.shape[-1] ** -0.5
     parts = []
     for start in range(0, length, ROWS):
         block = q[:, :, start : start + ROWS]
@@ -53,21 +56,16 @@ def errors_of(out: Tensor, reference: Tensor, v: Tensor) -> tuple[float, float]:
     return relative_error(out, reference), relative_error(v.mean(dim=2, keepdim=True).expand_as(v), reference)
 
 
-def summary(pairs: list[tuple[float, float]], reference: str) -> dict[str, Any]:
+def error_row(pairs: list[tuple[float, float]], *, shared: bool) -> dict[str, Any]:
     """Mean and standard deviation over what `errors_of` gave for each draw or layer, and what the error is against."""
     errors = [error for error, _ in pairs]
     return {
         "error_mean": mean(errors),
         "error_std": pstdev(errors),
         "error_of_mean": mean(of_mean for _, of_mean in pairs),
-        "error_reference": reference,
+        "error_reference": SHARED if shared else SOFTMAX,
         "error_draws": len(errors),
     }
-
-
-def draws(length: int) -> int:
-    """How many draws at N = length."""
-    return DRAWS if length <= LONG else DRAWS_LONG
 
 
 def random_inputs(
@@ -80,6 +78,37 @@ def random_inputs(
 
 
 @torch.no_grad()
-def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, *masks: Masks) -> Tensor:
     """The mechanism's output, in evaluation mode: [B, H, N, D]."""
-    return attention.eval()(q, q if attention.ties_qk else k, v, masks)
+    return attention.eval()(q, q if getattr(attention, "ties_qk", False) else k, v, *masks)
+
+
+def measure_error(channel: Channel, *, cases: list[Case]) -> list[dict[str, Any]]:
+    """A task of worker.py: relative error of each case's core on random inputs, over several draws of everything.
+
+    A single layer: what layers share does not show here, `measure_trained` has it. What fails has an empty answer.
+    """
+    first = cases[0]
+    shape = (1, first.num_heads, first.seq_len, first.head_dim)
+    errors: list[list[tuple[float, float]]] = [[] for _ in cases]
+    tied, lost = [False] * len(cases), set()
+    for draw in range(DRAWS if first.seq_len <= LONG else DRAWS_LONG):
+        q, k, v = random_inputs(shape, draw, dtype=DTYPES[first.dtype], device=first.device)
+        references: dict[bool, Tensor] = {}
+        for place, case in enumerate(cases):
+            if place in lost:
+                continue
+            channel.send("at", {"case": place, "round": draw + 1})
+            try:
+                torch.manual_seed(draw)
+                attention = make_attention(case, seed=draw).to(case.device)
+                tied[place] = shared = getattr(attention, "ties_qk", False)
+                if shared not in references:
+                    references[shared] = exact(q, k, v, shared=shared)
+                with case.autocast():
+                    out = attend(attention, q, k, v)
+                errors[place].append(errors_of(out, references[shared], v))
+            except Exception as error:
+                lost.add(place)
+                print(f"{case.mechanism}: no error measured: {cause_of(error)}")
+    return [{} if place in lost else error_row(pairs, shared=tied[place]) for place, pairs in enumerate(errors)]

@@ -1,7 +1,8 @@
-"""What the machine can do at most, measured on the spot, and PyTorch's count of operations."""
+"""What the machine can do at most, measured on the spot and by data sheet, and PyTorch's count of operations."""
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any, Callable
 
@@ -13,11 +14,39 @@ from xcls.train.amp import DTYPES
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
 COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes: far above any cache
+# TFLOP/s of dense products (no sparsity) in fp16 or bf16 with fp32 sums, by NVIDIA's data sheets; the first that fits
+# the card's name counts.
+TFLOPS = (
+    (r"\bT4\b", 65.0),
+    (r"\bV100-(SXM|DGX)", 125.0),
+    (r"\bV100", 112.0),  # PCIe
+    (r"\bA100\b", 312.0),  # PCIe and SXM
+    (r"\bL4\b", 121.0),  # 242 with sparsity
+    (r"\bRTX 4090$", 165.2),  # Ada architecture paper, appendix A: with fp16 sums it is twice as quick
+    (r"\bH100 PCIe\b", 756.0),  # 1,513 with sparsity
+    (r"\bH100 NVL\b", 835.0),  # 1,671
+    (r"\bH100\b", 989.0),  # SXM: 1,979
+    (r"\bH200 NVL\b", 836.0),  # 1,671
+    (r"\bH200\b", 989.0),  # SXM: 1,979
+)
+NO_BF16 = r"\bT4\b|\bV100"
+
+
+def card_peak(name: str | None, dtype: str) -> float | None:
+    """Operations a second by data sheet of the card that torch calls `name`.
+
+    None of a CPU, a part of a card (MIG), an unknown card, fp32, and bf16 where the card has none.
+    """
+    if name is None or dtype not in ("bf16", "fp16") or "MIG" in name:
+        return None
+    if dtype == "bf16" and re.search(NO_BF16, name):
+        return None
+    return next((tflops * 1e12 for pattern, tflops in TFLOPS if re.search(pattern, name)), None)
 
 
 def synchronizer(device: str) -> Callable[[], None]:
     """What waits until the device is done with everything asked of it."""
-    return torch.cuda.synchronize if device == "cuda" else _nothing
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
 def marker(device: str) -> Callable[[], torch.cuda.Event] | None:
@@ -31,10 +60,6 @@ def marker(device: str) -> Callable[[], torch.cuda.Event] | None:
         return event
 
     return mark
-
-
-def _nothing() -> None:
-    return None
 
 
 def _quickest(call: Callable[[], Any], device: str, seconds: float) -> float:
@@ -68,50 +93,26 @@ def copy_rate(device: str, *, seconds: float = 0.3, size: int | None = None) -> 
     return 2.0 * source.numel() * 4 / _quickest(lambda: target.copy_(source), device, seconds)
 
 
-def _product(query: tuple[int, ...], key: tuple[int, ...]) -> int:
-    """Operations of Q K^T, from the shapes [B, H, N, D] and [B, H, S, D]."""
-    batch, heads, length, width = query
-    return 2 * batch * heads * length * key[-2] * width
-
-
-def _fused_forward(
-    query: Any,
-    key: Any,
-    value: Any,
-    dropout: Any = 0.0,
-    causal: Any = False,
-    *,
-    attn_mask: Any = None,
-    scale: Any = None,
-    out_shape: Any = None,
-) -> int:
-    """Q K^T and P V."""
-    return 2 * _product(query, key)
-
-
-def _fused_backward(
-    grad: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    out: Any,
-    logsumexp: Any,
-    dropout: Any = 0.0,
-    causal: Any = False,
-    *,
-    attn_mask: Any = None,
-    scale: Any = None,
-    out_shape: Any = None,
-) -> int:
-    """The scores once more, and four products for the gradients."""
-    return 5 * _product(query, key)
+def measure_rates(channel: Any, *, dtype: str, device: str) -> dict[str, float]:
+    """A task of worker.py: both rates."""
+    return {"flops_per_s": matmul_rate(dtype, device), "bytes_per_s": copy_rate(device)}
 
 
 def counter() -> FlopCounterMode:
     """PyTorch's counter, with the fused CPU kernel, which it leaves out."""
-    aten, mapping = torch.ops.aten, {}
-    for name, formula in (("", _fused_forward), ("_backward", _fused_backward)):
-        kernel = getattr(aten, f"_scaled_dot_product_flash_attention_for_cpu{name}", None)
+
+    def products(query: tuple[int, ...], key: tuple[int, ...], count: int) -> int:
+        return count * 2 * query[0] * query[1] * query[2] * key[-2] * query[3]  # [B, H, N, D] and [B, H, S, D]
+
+    def forward(query: Any, key: Any, value: Any, *_: Any, **changes: Any) -> int:
+        return products(query, key, 2)  # Q K^T and P V
+
+    def backward(grad: Any, query: Any, key: Any, *_: Any, **changes: Any) -> int:
+        return products(query, key, 5)  # the scores once more, and four for the gradients
+
+    mapping = {}
+    for name, formula in (("", forward), ("_backward", backward)):
+        kernel = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{name}", None)
         if kernel is not None:
             mapping[kernel] = formula
     return FlopCounterMode(display=False, custom_mapping=mapping)
@@ -123,5 +124,5 @@ def counted(call: Callable[[], Tensor | None]) -> int | None:
         with counter() as mode:
             call()
         return mode.get_total_flops() or None
-    except Exception:  # the counter is a guest: what it cannot follow must not cost the row
+    except Exception:  # what the counter cannot follow must not cost the row
         return None

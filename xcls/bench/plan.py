@@ -1,40 +1,46 @@
-"""From settings to cases: everything that could be refused is refused here, before anything is measured."""
+"""From settings to what is measured: everything that could be refused is refused here, before anything is measured."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import copy
+import importlib.util
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator, Sequence
+
+import yaml
 
 from xcls.bench.cases import OURS, Case
-from xcls.bench.make import choose
-from xcls.bench.others import others
+from xcls.bench.rivals import rivals
 from xcls.bench.trained import checkpoint_of
-from xcls.config.schema import MAX_SEQ_LEN, Bench, UserError, check_name, nearest
+from xcls.config.schema import MAX_SEQ_LEN, Bench, Config, UserError, check_name, nearest
+from xcls.config.targets import check_node
 from xcls.train.amp import DTYPES
+from xcls.train.cards import Card
 
-PARTS = {"attention": ("module", "core"), "step": ("step",)}
-MEMORY_PARTS = ("module", "step")  # a core is not measured by itself: what surrounds it decides what lives how long
+Nodes = dict[str, dict[str, dict[str, Any]]]  # group (attention, position) -> file of conf/<group> -> its content
 AUTO = "auto"
 INSTALL = "To measure them too: make setup-bench"
+AXES = ("length", "width", "depth", "rows", "startup")  # of bench=growth
+HEAD = 64  # width of a head, where the width grows
+STAGES = {"finetune": "finetuning", "pretrain": "pretraining"}  # -> the node of Config that holds its recipe
+TRANSFORMERS = "transformers"
+BUILDER_GIVES = {
+    "attention": ("name", "num_heads", "head_dim", "layer", "seed"),
+    "position": ("name", "embed_dim", "num_heads", "head_dim", "num_layers", "seq_len"),
+}
 
 
-@dataclass
-class Cell:
-    """All cases of one length and dtype: they are timed together."""
+@dataclass(frozen=True)
+class Contender:
+    """One training of bench=training. `implementation`: of transformers' attention."""
 
-    seq_len: int
-    dtype: str
-    cases: list[Case]
-
-
-@dataclass
-class Plan:
-    """What will be measured. `nodes`: the mechanisms' nodes by name; `notes`: lines for the reader."""
-
-    cells: list[Cell]
-    nodes: dict[str, dict[str, Any]]
-    notes: list[str] = field(default_factory=list)
+    name: str
+    origin: str
+    position: str
+    config: Config
+    grouped: bool
+    implementation: str = ""
 
 
 def settled(settings: Bench, dtype: str) -> Bench:
@@ -42,30 +48,46 @@ def settled(settings: Bench, dtype: str) -> Bench:
     return replace(settings, dtypes=[dtype if entry == AUTO else entry for entry in settings.dtypes])
 
 
-def refuse_impossible(settings: Bench) -> None:
-    """Raises UserError, a line for each fault of the settings that their types do not show."""
-    wrong = []
-    for key in ("attentions", "positions", "seq_lens", "dtypes"):
+def check_dtypes(dtypes: Sequence[str], cards: Sequence[Card]) -> None:
+    """Refuses bf16 on a card that has none: its emulation says nothing about the mechanisms. Raises UserError."""
+    without = next((card for card in cards if not card.bf16), None)
+    if without is not None and "bf16" in dtypes:
+        better = ",".join(dict.fromkeys("fp16" if dtype == "bf16" else dtype for dtype in dtypes))
+        raise UserError(f"bench.dtypes: bf16: {without} only emulates it. Set 'bench.dtypes=[{better}]'.")
+
+
+def check(config: Config) -> None:
+    """Raises UserError, a line for each fault of `config.bench` that its types do not show."""
+    settings, wrong = config.bench, []
+    listed = ["attentions", "positions", "seq_lens", "dtypes"]
+    listed += {"training": ["stages"], "growth": ["axes", "widths", "depths", "row_counts"]}.get(settings.what, [])
+    for key in listed:
         values = getattr(settings, key)
-        if not values:
-            wrong.append(f"bench.{key}: at least one is needed.")
-        if len(set(values)) < len(values):
-            wrong.append(f"bench.{key}={values}: each may be named once.")
-    wrong += [
-        f"bench.seq_lens: {n}: from 1 to {MAX_SEQ_LEN} is needed."
-        for n in settings.seq_lens
-        if not 1 <= n <= MAX_SEQ_LEN
-    ]
-    known = [AUTO, *DTYPES]
-    for dtype in settings.dtypes:
-        if dtype not in DTYPES:
-            wrong.append(f"bench.dtypes: {dtype}: one of {', '.join(known)} is needed.{nearest(dtype, known)}")
+        if not values or len(set(values)) < len(values):
+            wrong.append(f"bench.{key}={values}: at least one is needed, each named once.")
+    known = {"dtypes": [AUTO, *DTYPES], "stages": list(STAGES), "axes": list(AXES)}
+    for key, words in known.items():
+        wrong += [
+            f"bench.{key}: {word}: one of {', '.join(words)} is needed.{nearest(word, words)}"
+            for word in getattr(settings, key)
+            if word not in words
+        ]
+    for key, least, most in (("seq_lens", 1, MAX_SEQ_LEN), ("widths", 8, 16_384), ("depths", 1, 128)):
+        wrong += [
+            f"bench.{key}: {value}: from {least} to {most} is needed."
+            for value in getattr(settings, key)
+            if not least <= value <= most
+        ]
     if not (settings.time or settings.memory or settings.error or settings.trained):
         wrong.append("bench.time, bench.memory, bench.error: all are false, and nothing is left to measure.")
-    if settings.gradient_checkpointing and settings.what != "step":
+    if settings.gradient_checkpointing and settings.what not in ("step", "growth"):
         wrong.append("bench.gradient_checkpointing=true: only a whole step has blocks to compute again: bench=step.")
-    if settings.width % settings.num_heads:
-        wrong.append(f"bench.num_heads={settings.num_heads}: the heads must divide the width {settings.width}.")
+    widths = [(settings.width, settings.num_heads)]
+    widths += [(width, heads_of(width)) for width in settings.widths] if settings.what == "growth" else []
+    wrong += [f"bench.width={width}: {heads} heads must divide it." for width, heads in widths if width % heads]
+    for stage in settings.stages if settings.what == "training" else ():
+        if stage in STAGES and getattr(config, STAGES[stage]).optimizer != "adamw":
+            wrong.append(f"{STAGES[stage]}.optimizer: bench=training compares trainings with adamw. Leave it so.")
     if wrong:
         raise UserError("\n".join(wrong))
     check_name("bench.name", settings.name)
@@ -73,72 +95,112 @@ def refuse_impossible(settings: Bench) -> None:
         checkpoint_of(Path(settings.trained))
 
 
-def foreign_cases(settings: Bench) -> tuple[list[tuple[str, str, str, dict[str, Any]]], list[str]]:
-    """(name, package, part, node) of each other implementation that is installed, and a line about the missing ones."""
-    if not settings.others or settings.what != "attention":
-        return [], []
-    found, missing = [], []
-    for other in others():
-        if other.installed:
-            found += [(other.name, other.package, part, node) for part, node in other.parts.items()]
-        elif other.package not in missing:
-            missing.append(other.package)
-    verb = "is" if len(missing) == 1 else "are"
-    lines = [f"Not measured: {', '.join(missing)} {verb} not installed. {INSTALL}"] if missing else []
-    return found, lines
+def heads_of(width: int) -> int:
+    """So many heads that each has about HEAD channels."""
+    return max(1, width // HEAD)
 
 
-def make_plan(
-    settings: Bench, *, attentions: dict[str, dict[str, Any]], positions: dict[str, dict[str, Any]], device: str
-) -> Plan:
-    """The cells of the bench, in order. attentions, positions: every file of conf/, by name. Raises UserError."""
-    refuse_impossible(settings)
-    nodes = {entry: choose("attention", entry, attentions) for entry in settings.attentions}
-    places = {entry: choose("position", entry, positions) for entry in settings.positions}
-    foreign, notes = foreign_cases(settings)
-    absent = [name for name in settings.references if name not in nodes]
+def choose(group: str, entries: Sequence[str], nodes: Nodes) -> dict[str, dict[str, Any]]:
+    """The nodes that entries name: files of conf/<group>, with changes after a colon (`reformer:num_hashes=4`).
+
+    Raises UserError for an unknown file, an unknown setting or a value of the wrong type.
+    """
+    found, known, key = {}, nodes[group], f"bench.{group}s"
+    for entry in entries:
+        name, _, changes = entry.partition(":")
+        if name not in known:
+            there = f"There is: {', '.join(known)}."
+            raise UserError(f"{key}: {name}: no such file in conf/{group}.{nearest(name, list(known))} {there}")
+        node = dict(known[name])
+        for change in filter(None, changes.split(",")):
+            setting, equals, value = change.partition("=")
+            if not equals:
+                raise UserError(f'{key}: {entry}: write changes as name=value, separated by commas: "{name}:x=1".')
+            node[setting.strip()] = yaml.safe_load(value)
+        try:
+            check_node(group, node, BUILDER_GIVES[group])
+        except UserError as error:
+            raise UserError(f"{key}: {entry}: {error}") from error
+        found[entry] = node
+    return found
+
+
+def points(settings: Bench) -> Iterator[dict[str, Any]]:
+    """The sizes that are measured: every length, and in bench=growth every axis by itself, at the shortest length."""
+    shape = {"width": settings.width, "num_heads": settings.num_heads, "num_layers": settings.num_layers}
+    if settings.what == "attention":
+        shape["num_layers"] = 1
+    lengths = [{**shape, "seq_len": seq_len} for seq_len in settings.seq_lens]
+    if settings.what != "growth":
+        yield from lengths
+        return
+    short = {**shape, "seq_len": min(settings.seq_lens)}
+    axes: dict[str, list[dict[str, Any]]] = {
+        "length": sorted(lengths, key=lambda point: point["seq_len"]),
+        "width": [{**short, "width": n, "num_heads": heads_of(n)} for n in sorted(settings.widths)],
+        "depth": [{**short, "num_layers": n} for n in sorted(settings.depths)],
+    }
+    for axis, along in axes.items():
+        yield from ({**point, "axis": axis} for point in along if axis in settings.axes)
+
+
+def make_cells(settings: Bench, nodes: Nodes, device: str) -> tuple[list[list[Case]], list[str]]:
+    """The cases of each size and dtype, which are timed together, and lines for the reader. Raises UserError."""
+    attentions, positions = (choose(group, getattr(settings, f"{group}s"), nodes) for group in nodes)
+    notes, cells = [], []
+    others = [rival for rival in rivals() if settings.others and settings.what == "attention"]
+    missing = list(dict.fromkeys(rival.package for rival in others if not rival.installed))
+    if missing:
+        notes.append(f"Not measured, because not installed: {', '.join(missing)}. {INSTALL}")
+    absent = [name for name in settings.references if name not in attentions]
     if absent:
         notes.append(f"No ratios to {', '.join(absent)}: not among bench.attentions.")
-    cells = []
-    for seq_len in settings.seq_lens:
+    whole = {"compile": settings.compile, "gradient_checkpointing": settings.gradient_checkpointing, "device": device}
+    parts = ("module", "core") if settings.what == "attention" else ("step",)
+    for point in points(settings):
         for dtype in settings.dtypes:
-            common = {
-                "seq_len": seq_len,
-                "batch": max(1, settings.tokens_per_step // seq_len),
-                "dtype": dtype,
-                "device": device,
-                "width": settings.width,
-                "num_heads": settings.num_heads,
-                "num_layers": settings.num_layers if settings.what == "step" else 1,
-                "compile": settings.compile,
-                "gradient_checkpointing": settings.gradient_checkpointing,
-            }
-            cases = [
-                Case(
-                    mechanism=name,
-                    origin=OURS,
-                    part=part,
-                    node=node,
-                    position=place,
-                    position_node=places[place],
-                    **common,
-                )
-                for part in PARTS[settings.what]
-                for place in places
-                for name, node in nodes.items()
+            batch = max(1, settings.tokens_per_step // point["seq_len"])
+            common: dict[str, Any] = {**whole, **point, "dtype": dtype, "batch": batch}
+            cell = [
+                Case(name, OURS, part, node, place, positions[place], **common)
+                for part in parts
+                for place in positions
+                for name, node in attentions.items()
             ]
             nowhere = {"_target_": "xcls.position.none.NoPosition"}
-            cases += [
-                Case(
-                    mechanism=name,
-                    origin=package,
-                    part=part,
-                    node=node,
-                    position="none",
-                    position_node=nowhere,
-                    **common,
-                )
-                for name, package, part, node in foreign
+            cell += [
+                Case(rival.name, rival.package, part, node, "none", nowhere, **common)
+                for rival in others
+                if rival.installed
+                for part, node in rival.parts.items()
             ]
-            cells.append(Cell(seq_len, dtype, cases))
-    return Plan(cells, nodes, notes)
+            cells.append(cell)
+    return cells, notes
+
+
+def installed() -> bool:
+    """Whether transformers and what its Trainer needs can be found."""
+    return all(importlib.util.find_spec(name) is not None for name in (TRANSFORMERS, "accelerate"))
+
+
+def make_contenders(config: Config, stage: str, nodes: Nodes) -> list[Contender]:
+    """Who trains in a stage of bench=training. Raises UserError."""
+    settings, found = config.bench, []
+    attentions, positions = (choose(group, getattr(settings, f"{group}s"), nodes) for group in nodes)
+
+    def changed(grouped: bool, **changes: Any) -> Config:
+        own = copy.deepcopy(config)
+        own.hardware.compile = settings.compile
+        getattr(own, STAGES[stage]).group_by_length = grouped
+        return replace(own, **changes)
+
+    grouped = getattr(config, STAGES[stage]).group_by_length
+    for place, position in positions.items():
+        for name, node in attentions.items():
+            own = changed(grouped, attention=node, position=position)
+            found.append(Contender(name, OURS, place, own, grouped))
+    for grouped in (False, True) if settings.others and installed() else ():
+        for attention in ("eager", "sdpa"):
+            name = f"BERT {attention}"
+            found.append(Contender(name, TRANSFORMERS, "learned", changed(grouped), grouped, attention))
+    return found

@@ -1,99 +1,122 @@
-"""Starts the processes that measure, and hears what they have to say."""
+"""Starts the processes that measure, and asks them.
+
+A process of its own keeps one measurement's memory, crash or death by the out-of-memory killer from the others and from
+the bench. The two ends send pickled objects over standard input and output: (task, arguments) to the process, events
+and one answer back. `worker.py` is the other end.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
 from xcls.runs.allocator import environment_with
 
+Hear = Callable[[dict[str, Any]], None]
+
 
 @dataclass
 class Outcome:
-    """How a process ended. `cause` is None when it came to its end; `last` is the case that it was at."""
+    """What came of a question: an answer, or the cause why there is none. `last`: the case that it was at."""
 
+    answer: Any = None
     cause: str | None = None
-    killed: bool = False
     last: int | None = None
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-    def of(self, event: str) -> list[dict[str, Any]]:
-        """The events of one kind."""
-        return [item for item in self.events if item["event"] == event]
 
 
-def environment(allocator: str) -> dict[str, str]:
-    """The environment of every measuring process: this one's, this package on the path, the allocator's settings."""
+def environment(allocator: str, threads: int | None = None) -> dict[str, str]:
+    """The environment of every measuring process: this package on the path, the allocator's settings, one GPU."""
     root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {
         **environment_with(allocator, dict(os.environ)),
-        "PYTHONPATH": path,
+        **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": first_gpu(os.environ.get("CUDA_VISIBLE_DEVICES")),
+        "XCLS_PROGRESS": "0",
     }
 
 
 def first_gpu(visible: str | None) -> str:
-    """The value of CUDA_VISIBLE_DEVICES that leaves one GPU of those of `visible` (None: all): the one that this process calls
-    cuda:0. With several, transformers' Trainer would spread each batch over all of them (DataParallel)."""
+    """The value of CUDA_VISIBLE_DEVICES that leaves the first GPU of `visible` (None: all).
+
+    With several, transformers' Trainer would spread each batch over all of them (DataParallel).
+    """
     return "0" if visible is None else visible.split(",")[0].strip()
 
 
 def allocator_settings(variables: dict[str, str]) -> dict[str, str]:
-    """Those variables that decide how memory and threads are handled: part of what was measured."""
+    """The variables that decide how memory and threads are handled: conditions of the measurement."""
     prefixes = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "MKL_", "KMP_", "PYTORCH_CUDA_ALLOC_CONF")
     return {key: value for key, value in sorted(variables.items()) if key.startswith(prefixes)}
 
 
-def measure(
-    job: dict[str, Any],
-    variables: dict[str, str],
-    hear: Callable[[dict[str, Any]], None],
-    module: str = "xcls.bench.worker",
-) -> Outcome:
-    """Runs a job (of worker.py, or another `module`) to its end; hear(event) is called for each event as it comes.
+class Worker:
+    """A measuring process, which answers one question after the other until it is closed. Use it in a `with`."""
 
-    An interruption ends the process as well. Never raises for what happens in there: see `Outcome.cause`.
-    """
-    outcome = Outcome()
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        command = [sys.executable, "-W", "ignore", "-m", module]
+    def __init__(self, variables: dict[str, str]) -> None:
+        """variables: its environment."""
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        command = [sys.executable, "-W", "ignore", "-m", "xcls.bench.worker"]
         pipe = subprocess.PIPE
-        worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=variables, text=True)
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, env=variables)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.input, self.output = self.process.stdin, self.process.stdout
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, task: str, hear: Hear = lambda event: None, **arguments: Any) -> Outcome:
+        """Gives the process a task and waits for what comes of it; hear(event) is called for each event on the way.
+
+        Never raises for what happens in there: see `Outcome.cause`.
+        """
+        outcome = Outcome()
         try:
-            with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code and last words tell why
-                worker.stdin.write(json.dumps(job))
-                worker.stdin.close()
-            for line in worker.stdout:
-                event = json.loads(line)
-                outcome.events.append(event)
-                outcome.last = event.get("case", outcome.last)
-                hear(event)
-            code = worker.wait()
-        finally:
-            if worker.poll() is None:
-                worker.kill()
-                worker.wait()
-            worker.stdout.close()
-        stopped = outcome.of("stopped")
-        if stopped:
-            outcome.cause = stopped[0]["cause"]
-        elif code < 0:
-            outcome.killed, outcome.cause = True, killed_by(-code)
-        elif code > 0 or not outcome.of("end"):
-            errors.seek(0)
-            lines = [line.strip() for line in errors if line.strip()]
-            outcome.cause = lines[-1][:300] if lines else f"exit code {code}"
-    return outcome
+            pickle.dump((task, arguments), self.input)
+            self.input.flush()
+            while True:
+                kind, value = pickle.load(self.output)
+                if kind == "answer":
+                    outcome.answer = value
+                    return outcome
+                if kind == "failed":
+                    outcome.cause = value
+                    return outcome
+                outcome.last = value.get("case", outcome.last)
+                hear(value)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            outcome.cause = self._last_words()
+        return outcome
+
+    def close(self) -> None:
+        """Ends the process at once."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.input, self.output, self.errors):
+            try:
+                stream.close()
+            except BrokenPipeError:  # a question that it did not live to read
+                pass
+
+    def _last_words(self) -> str:
+        """Why the process is gone."""
+        code = self.process.wait()
+        if code < 0:
+            return killed_by(-code)
+        self.errors.seek(0)
+        lines = [line.strip() for line in self.errors if line.strip()]
+        return lines[-1][:300] if lines else f"exit code {code}"
 
 
 def killed_by(number: int) -> str:

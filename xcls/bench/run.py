@@ -1,13 +1,12 @@
-"""mode=bench: plan, measure, compare, print. What is measured is written after every length and dtype."""
+"""mode=bench: measure, compare, print. What is measured is written after every size and dtype."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,228 +14,295 @@ import torch
 from tqdm import tqdm
 
 from xcls.bench.cases import OURS, Case
-from xcls.bench.others import others
-from xcls.bench.plan import MEMORY_PARTS, Cell, Plan, make_plan
-from xcls.bench.plot import crossover_plot
-from xcls.bench.process import Outcome, allocator_settings, environment, measure
+from xcls.bench.documents import document_rows, startup_rows
+from xcls.bench.machine import card_peak
+from xcls.bench.plan import (
+    INSTALL,
+    TRANSFORMERS,
+    Contender,
+    Nodes,
+    check,
+    choose,
+    installed,
+    make_cells,
+    make_contenders,
+)
+from xcls.bench.process import Hear, Outcome, Worker, allocator_settings, environment
 from xcls.bench.results import (
-    COMPLETED,
     FAILED,
     Row,
-    add_error,
-    add_memory,
-    add_times,
+    add,
+    add_segments,
+    add_work,
     compare,
-    crossovers,
-    fail,
+    compare_trainings,
     hold_against,
     row_of,
-    to_csv,
+    row_of_contender,
+    version,
+    write,
 )
-from xcls.bench.table import TITLES, report
-from xcls.config.schema import Bench
-from xcls.runs.record import plain, write_atomic
-from xcls.train.checkpoint import write_bytes
+from xcls.bench.rivals import rivals
+from xcls.bench.table import report
+from xcls.config.schema import Config
 from xcls.train.provenance import commit
 from xcls.train.versions import describe_device, versions
 
+LEAST_ROUNDS = 3  # of whole trainings
 
-class Measuring:
-    """A bench under way: its rows, and the processes that fill them."""
 
-    def __init__(
-        self, *, settings: Bench, plan: Plan, device: str, folder: Path, threads: int | None, bar: tqdm
-    ) -> None:
-        self.settings, self.plan, self.bar = settings, plan, bar
-        self.device, self.folder, self.threads = device, folder, threads
-        self.variables = environment(settings.allocator)
+class Bench:
+    """A bench under way: its rows, what the machine can do, and the files that hold both."""
+
+    def __init__(self, config: Config, nodes: Nodes, *, device: str, folder: Path, bar: tqdm, **changes: Any) -> None:
+        """changes: what else bench.json is to hold."""
+        self.config, self.settings, self.nodes, self.device = config, config.bench, nodes, device
+        self.folder, self.bar, self.more = folder, bar, changes
+        self.attentions = choose("attention", self.settings.attentions, nodes)
+        threads = config.hardware.threads
+        self.variables = environment(self.settings.allocator, threads)
+        self.plain = environment("plain", threads)  # transformers' trainings, as their users run them
         self.rows: list[Row] = []
         self.machine: dict[str, dict[str, float]] = {}  # dtype -> rates
+        self.notes: list[str] = []
         self.started = time.time()
 
-    def cell(self, cell: Cell) -> None:
-        """Memory of each, then the time of all that are left, then their error; then everything is written."""
-        rows = [row_of(case) for case in cell.cases]
-        self.rows += rows
-        if self.settings.memory:
-            self._memory(cell, rows)
-        if self.settings.time:
-            self._time(cell, rows)
-        if self.settings.error:
-            self._error(cell, rows)
-        self.write("running")
-
-    def trained(self) -> None:
-        """The error on the queries and keys of a trained run's layers, a row for each mechanism."""
-        names = list(self.plan.nodes)
-        job = {
-            "folder": self.settings.trained,
-            "device": self.device,
-            "nodes": [self.plan.nodes[name] for name in names],
-        }
-        outcome = self._ask("trained", job, names)
-        told = {event["case"]: event for event in (*outcome.of("error"), *outcome.of("no_error"))}
-        for place, name in enumerate(names):
-            row = dict.fromkeys(("position", "seq_len", "batch"))
-            row |= {"mechanism": name, "origin": OURS, "part": "trained", "dtype": "fp32", "device": self.device}
-            row["status"] = COMPLETED
-            event = told.get(place, {"cause": outcome.cause})
-            add_error(row, event)
-            if event.get("cause"):
-                fail(row, event["cause"])
-            self.rows.append(row)
-
-    def _ask(self, task: str, job: dict[str, Any], names: list[str]) -> Outcome:
-        """Runs one measuring process, with its doings beside the progress bar."""
-
-        def hear(event: dict[str, Any]) -> None:
-            if event["event"] == "begin":
-                count = f", round {event['round']}" if "round" in event else ""
-                self.bar.set_postfix_str(f"{names[event['case']]}: {task}{count}")
-
-        return measure(
-            {"task": task, "threads": self.threads, "brief": self.settings.brief, **job}, self.variables, hear
-        )
-
-    def _cases(self, task: str, cases: list[Case], job: dict[str, Any]) -> Outcome:
-        names = [f"{case.mechanism}, {case.seq_len} tokens, {case.dtype}" for case in cases]
-        return self._ask(task, {**job, "cases": [asdict(case) for case in cases]}, names)
-
-    def _memory(self, cell: Cell, rows: list[Row]) -> None:
-        """Peak memory, each case in a process of its own: what an earlier one left behind would count too, or hide a part.
-        A mechanism that dies there is not timed at that length.
-        """
-        pairs = [(case, row) for case, row in zip(cell.cases, rows) if case.part in MEMORY_PARTS]
-        with ThreadPoolExecutor(
-            2 if self.settings.brief and self.device == "cpu" else 1
-        ) as pool:  # beside another is as good
-            for (case, row), outcome in zip(pairs, pool.map(lambda pair: self._cases("memory", [pair[0]], {}), pairs)):
-                for event in outcome.of("memory"):
-                    add_memory(row, event)
-                for other, its_row in zip(cell.cases, rows) if outcome.cause is not None else ():
-                    if (other.mechanism, other.position) == (case.mechanism, case.position):
-                        fail(its_row, outcome.cause)
-                self.bar.update()
-
-    def _time(self, cell: Cell, rows: list[Row]) -> None:
-        """Times all that have not failed, in one process; if that dies, once more without the one it was at."""
-        left = [place for place, row in enumerate(rows) if row["status"] != FAILED]
-        while left:
-            settings = {key: getattr(self.settings, key) for key in ("rounds", "least_rounds", "seconds")}
-            outcome = self._cases("time", [cell.cases[place] for place in left], settings)
-            for event in outcome.of("machine"):
-                best = self.machine.setdefault(cell.dtype, {})
-                best.update({key: max(value, best.get(key, 0.0)) for key, value in event.items() if key != "event"})
-            for event in outcome.of("failed"):
-                fail(rows[left[event["case"]]], event["cause"])
-            if outcome.cause is None:
-                for event in outcome.of("timed"):
-                    add_times(rows[left[event["case"]]], event)
-                break
-            guilty = left if outcome.last is None else [left[outcome.last]]
-            for place in guilty:
-                fail(rows[place], outcome.cause)
-            left = [place for place in left if rows[place]["status"] != FAILED]
-        self.bar.update()
-
-    def _error(self, cell: Cell, rows: list[Row]) -> None:
-        """Error of the cores, each once, whatever the positions."""
-        once = cell.cases[0].position
-        places = [
-            place
-            for place, (case, row) in enumerate(zip(cell.cases, rows))
-            if case.part == "core"
-            and row["status"] != FAILED
-            and (case.position == once if case.origin == OURS else not _ties(case))
-        ]
-        if places:
-            outcome = self._cases("error", [cell.cases[place] for place in places], {})
-            for event in outcome.of("error"):
-                add_error(rows[places[event["case"]]], event)
-        self.bar.update()
-
     def write(self, status: str) -> None:
-        """Writes results.csv, bench.json and the plots as they stand."""
-        references = self.settings.references
-        for row in self.rows:
-            if row.get("training_ms") is not None and not self.settings.brief:
-                hold_against(row, self.machine[row["dtype"]])
-        compare(self.rows, references, self.plan.nodes)
-        write_atomic(self.folder / "results.csv", to_csv(self.rows, references))
-        packages = {other.package: _version(other.package) for other in others()}
+        """Writes results.csv and bench.json as they stand."""
+        config, threads = self.config, self.config.hardware.threads
+        packages = dict.fromkeys([rival.package for rival in rivals()] + [TRANSFORMERS, "accelerate"])
+        if self.settings.what == "training":
+            keys = ("size", "dataset", "tokenizer", "masking", "head", "pretraining", "finetuning", "hardware")
+            run = {key: asdict(getattr(config, key)) for key in keys}
+            self.more = {**self.more, **run, "seq_len": config.seq_len, "seed": config.seed}
+            compare_trainings(self.rows)
+        else:
+            compare(self.rows, self.settings.references, self.attentions)
         about = {
             "status": status,
             "name": self.settings.name,
             "settings": asdict(self.settings),
-            "attentions": self.plan.nodes,
-            "device": describe_device(torch.device(self.device)) | ({"threads": self.threads} if self.threads else {}),
+            "attentions": self.attentions,
+            "device": describe_device(torch.device(self.device)) | ({"threads": threads} if threads else {}),
             "environment": allocator_settings(self.variables),
             "machine": self.machine,
-            "versions": {**versions(), **packages},
+            "versions": {**versions(), **{package: version(package) for package in packages}},
             "commit": commit(),
-            "notes": self.plan.notes,
+            "notes": self.notes,
             "started": self.started,
             "ended": time.time(),
-            "crossovers": crossovers(self.rows, references),
-            "rows": self.rows,
+            **self.more,
         }
-        write_atomic(self.folder / "bench.json", json.dumps(plain(about), indent=1, ensure_ascii=False) + "\n")
-        for part in ("module", "core", "step"):
-            picture = crossover_plot(self.rows, part, TITLES[part])
-            if picture is not None:
-                write_bytes(self.folder / f"crossover-{part}.png", picture)
+        write(self.folder, self.rows, about)
 
+    def ask(self, task: str, names: list[str] = [], **arguments: Any) -> Outcome:  # noqa: B006
+        """One question to a process of its own; `names` of the cases, for the progress bar."""
+        with Worker(self.variables) as worker:
+            return worker.ask(task, self._hear(task, names), **arguments)
 
-def _ties(case: Case) -> bool:
-    """Whether it is LSH of another package, whose logits are scaled otherwise: no common exact attention."""
-    return "num_hashes" in case.node
+    def _hear(self, task: str, names: list[str]) -> Hear:
+        def hear(event: dict[str, Any]) -> None:
+            count = f", round {event['round']}" if "round" in event else ""
+            self.bar.set_postfix_str(f"{names[event['case']]}: {task}{count}")
 
+        return hear
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    def find_rates(self, dtype: str) -> None:
+        """The best rates that were met: what shares the machine lowers one now and then."""
+        found = self.ask("rates", dtype=dtype, device=self.device).answer or {}
+        best = self.machine.setdefault(dtype, {})
+        best.update({key: max(value, best.get(key, 0.0)) for key, value in found.items()})
+
+    # Cases: attention, step, growth.
+
+    def measure_cell(self, cases: list[Case]) -> None:
+        """Memory of each, then the time of all that are left, then their error; then everything is written."""
+        rows = [row_of(case) for case in cases]
+        self.rows += rows
+        if self.settings.memory:
+            self._memory(cases, rows)
+        if self.settings.time:
+            self._time(cases, rows)
+        if self.settings.error:
+            self._error(cases, rows)
+        self.write("running")
+        self.bar.update()
+
+    def _memory(self, cases: list[Case], rows: list[Row]) -> None:
+        """Peak memory, each case in a process of its own: what an earlier one left behind would count too.
+
+        Not of a core: what surrounds it decides what lives how long. A mechanism that fails is not timed there.
+        """
+        pairs = [(case, row) for case, row in zip(cases, rows) if case.part != "core"]
+        brief = self.settings.brief
+
+        def ask(pair: tuple[Case, Row]) -> Outcome:
+            return self.ask("memory", [pair[0].mechanism], case=pair[0], brief=brief)
+
+        with ThreadPoolExecutor(2 if brief and self.device == "cpu" else 1) as pool:
+            for (case, row), outcome in zip(pairs, pool.map(ask, pairs)):
+                add(row, outcome.answer or {"cause": outcome.cause})
+                for other, its_row in zip(cases, rows) if row["status"] == FAILED else ():
+                    if (other.mechanism, other.position) == (case.mechanism, case.position):
+                        add(its_row, {"cause": row["cause"]})
+
+    def _time(self, cases: list[Case], rows: list[Row]) -> None:
+        """Times all that have not failed, in one process; if that dies, once more without the one it was at."""
+        if not self.settings.brief:
+            self.find_rates(cases[0].dtype)
+        limits = {key: getattr(self.settings, key) for key in ("rounds", "least_rounds", "seconds", "brief")}
+        while left := [place for place, row in enumerate(rows) if row["status"] != FAILED]:
+            names = [f"{cases[place].mechanism}, {cases[place].seq_len} tokens" for place in left]
+            outcome = self.ask("time", names, cases=[cases[place] for place in left], **limits)
+            if outcome.cause is None:
+                for place, found in zip(left, outcome.answer):
+                    self._add_times(rows[place], found)
+                break
+            for place in left if outcome.last is None else [left[outcome.last]]:
+                add(rows[place], {"cause": outcome.cause})
+
+    def _add_times(self, row: Row, found: Row) -> None:
+        add(row, found)
+        if row.get("training_ms"):
+            if row["part"] == "step":
+                row["tokens_per_s"] = 1000.0 * row["batch"] * row["seq_len"] / row["training_ms"]
+            if self.machine.get(row["dtype"]):
+                hold_against(row, self.machine[row["dtype"]])
+
+    def _error(self, cases: list[Case], rows: list[Row]) -> None:
+        """Error of the cores, each once, whatever the positions.
+
+        Not of LSH of another package, whose logits are scaled otherwise: there is no common exact attention.
+        """
+        once = cases[0].position
+        places = [
+            place
+            for place, (case, row) in enumerate(zip(cases, rows))
+            if case.part == "core"
+            and row["status"] != FAILED
+            and (case.position == once if case.origin == OURS else "num_hashes" not in case.node)
+        ]
+        if places:
+            names = [cases[place].mechanism for place in places]
+            outcome = self.ask("error", names, cases=[cases[place] for place in places])
+            for place, found in zip(places, outcome.answer or []):
+                rows[place].update(found)
+
+    def measure_trained(self) -> None:
+        """The error on the queries and keys of a trained run's layers, a row for each mechanism."""
+        names, folder = list(self.attentions), self.settings.trained
+        outcome = self.ask("trained", names, folder=folder, device=self.device, nodes=list(self.attentions.values()))
+        for name, found in zip(names, outcome.answer or [{"cause": outcome.cause}] * len(names)):
+            row = dict.fromkeys(("position", "seq_len", "batch"))
+            row |= {"mechanism": name, "origin": OURS, "part": "trained", "dtype": "fp32", "device": self.device}
+            self.rows.append(row | {"status": "completed", "cause": None})
+            add(self.rows[-1], found)
+
+    # Whole trainings.
+
+    def measure_trainings(self, contenders: list[Contender], stage: str, dtype: str) -> None:
+        """Starts all, two segments each to warm up, then times the rounds by turns (A B C … A B C …)."""
+        self.find_rates(dtype)
+        rows = [row_of_contender(contender, stage, dtype, self.device) for contender in contenders]
+        self.rows += rows
+        workers: dict[int, Worker] = {}
+        counted: dict[int, Row] = {}
+        timed: dict[int, list[Row]] = {}
+        with ExitStack() as stack:
+            for place, contender in enumerate(contenders):
+                self.bar.set_postfix_str(f"{stage}, {contender.name}: start")
+                worker, outcome = self._start(contender, stage, dtype)
+                stack.callback(worker.close)
+                if self._keep(outcome, rows[place]):
+                    workers[place], counted[place], timed[place] = worker, outcome.answer, []
+                    self._segment(place, workers, rows)
+            began = time.perf_counter()
+            for number in range(self.settings.rounds):
+                if number >= LEAST_ROUNDS and time.perf_counter() - began > self.settings.seconds:
+                    break
+                for place in list(workers):
+                    self.bar.set_postfix_str(f"{stage}, {contenders[place].name}: round {number + 1}")
+                    timed[place] += self._segment(place, workers, rows)
+        card = card_peak(describe_device(torch.device(self.device)).get("name"), dtype)
+        for place in workers:
+            add_segments(rows[place], timed[place])
+            add_work(rows[place], counted[place], self.machine[dtype].get("flops_per_s"), card)
+        self.write("running")
+        self.bar.update()
+
+    def _start(self, contender: Contender, stage: str, dtype: str) -> tuple[Worker, Outcome]:
+        """A training after its first segment, in which operations are counted where the counter can follow."""
+        job: dict[str, Any] = {
+            "stage": stage,
+            "dtype": dtype,
+            "device": self.device,
+            "steps": self.settings.steps_per_segment,
+        }
+        job |= {"config": contender.config, "origin": contender.origin, "implementation": contender.implementation}
+        variables = self.variables if contender.origin == OURS else self.plain
+        for count in (False,) if self.settings.compile else (True, False):
+            worker = Worker(variables)
+            outcome = worker.ask("training", **job, count=count)
+            if outcome.cause is None:
+                break
+            worker.close()
+        return worker, outcome
+
+    def _segment(self, place: int, workers: dict[int, Worker], rows: list[Row]) -> list[Row]:
+        """One segment of one training; [] where it fails, and then it is out."""
+        outcome = workers[place].ask("segment")
+        if self._keep(outcome, rows[place]):
+            return [outcome.answer]
+        workers.pop(place).close()
+        return []
+
+    def _keep(self, outcome: Outcome, row: Row) -> bool:
+        add(row, {"cause": outcome.cause})
+        return outcome.cause is None
 
 
 def run_bench(
-    settings: Bench,
-    *,
-    attentions: dict[str, dict[str, Any]],
-    positions: dict[str, dict[str, Any]],
-    device: str,
-    folder: Path,
-    progress: bool,
-    threads: int | None = None,
+    config: Config, nodes: Nodes, *, device: str, folder: Path, root: Path, progress: bool, fingerprint: str = ""
 ) -> Path:
-    """Measures, prints the tables to standard output, and leaves results.csv, bench.json and plots in `folder`.
+    """Measures, prints the tables to standard output, and leaves results.csv and bench.json in `folder`.
 
-    attentions, positions: the nodes of every file of conf/attention and conf/position, by the file's name; settings
-    names those to take. device: 'cpu' or 'cuda'. threads: of every measuring process; None for PyTorch's choice.
-    A mechanism that fails is a row with its cause. Raises UserError before anything is measured. Returns `folder`.
+    nodes: every file of conf/attention and conf/position; `config.bench` names those to take. device: 'cpu' or 'cuda'.
+    root: the project whose run.py bench=growth starts. fingerprint: of the data of bench=training. What fails is a row
+    with its cause. Raises UserError before anything is measured. Returns `folder`.
     """
-    plan = make_plan(settings, attentions=attentions, positions=positions, device=device)
-    folder = Path(folder)
+    check(config)
+    settings = config.bench
+    if settings.what == "training":
+        cells: list[list[Case]] = []
+        notes = [] if installed() or not settings.others else [f"Ours alone: no transformers. {INSTALL}"]
+        jobs = [
+            (make_contenders(config, stage, nodes), stage, dtype)
+            for stage in settings.stages
+            for dtype in settings.dtypes
+        ]
+    else:
+        jobs, (cells, notes) = [], make_cells(settings, nodes, device)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("crossover-*.png"):
-        old.unlink()
-    for note in plan.notes:
+    for note in notes:
         print(note, file=sys.stderr)
-    with_memory = sum(case.part in MEMORY_PARTS for cell in plan.cells for case in cell.cases) if settings.memory else 0
-    total = with_memory + len(plan.cells) * (settings.time + settings.error) + (settings.trained is not None)
-    with tqdm(total=total, desc="bench", unit="job", disable=not progress) as bar:
-        measuring = Measuring(settings=settings, plan=plan, device=device, folder=folder, threads=threads, bar=bar)
+    status = "interrupted"
+    with tqdm(total=len(jobs) + len(cells), desc="bench", disable=not progress) as bar:
+        bench = Bench(config, nodes, device=device, folder=folder, bar=bar, fingerprint=fingerprint)
+        bench.notes = notes
         try:
-            for cell in plan.cells:
-                measuring.cell(cell)
+            if settings.what == "growth" and "startup" in settings.axes:
+                bench.rows += startup_rows(root, starts=settings.starts)
+            for cell in cells:
+                bench.measure_cell(cell)
+            for job in jobs:
+                bench.measure_trainings(*job)
+            if settings.what == "growth" and "rows" in settings.axes:
+                bench.rows += document_rows(root, settings.row_counts)
             if settings.trained is not None:
-                measuring.trained()
-                bar.update()
-        except KeyboardInterrupt:
-            measuring.write("interrupted")
-            raise
-    measuring.write("completed")
-    crossings = crossovers(measuring.rows, settings.references)
-    print(report(measuring.rows, crossings, settings.references, measuring.machine))
-    print(f"Written: {folder / 'results.csv'}, bench.json and plots beside it.")
+                bench.measure_trained()
+            status = "completed"
+        finally:
+            bench.write(status)
+    print(report(bench.rows, bench.machine))
+    print(f"Written: {folder / 'results.csv'} and bench.json beside it.")
     return folder

@@ -1,0 +1,155 @@
+"""transformers' training in the bench: BERT of our size with its Trainer.
+
+Letters: B batch, N tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models
+from torch import nn
+from torch.utils.data import Dataset
+
+from xcls.bench.training import ENDLESS, Meter
+from xcls.config.schema import Config
+from xcls.data.encode import encode_cached
+from xcls.data.splits import Prepared
+from xcls.data.tokenizer import TextTokenizer
+
+MODELS = {"finetune": transformers.BertForSequenceClassification, "pretrain": transformers.BertForMaskedLM}
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Rows(Dataset):
+    """Documents as lists of ids, as a tokenizer leaves them, in memory: quicker than a table on disk.
+
+    With a label, or for MLM (labels None) with special_tokens_mask.
+    """
+
+    def __init__(self, encoded: Any, labels: list[int] | None) -> None:
+        self.encoded, self.labels = encoded, labels
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        ids = self.encoded[row].tolist()
+        item = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        if self.labels is None:
+            return {**item, "special_tokens_mask": [int(token < len(SPECIAL)) for token in ids]}
+        return {**item, "label": self.labels[row]}
+
+
+def make_collator(config: Config, vocab_size: int, stage: str) -> Any:
+    """transformers' collator with dynamic padding; for MLM it draws the masks.
+
+    Of a tokenizer it asks the size and the special tokens alone: the texts are ids already.
+    """
+    words = [*SPECIAL, *(f"word{number}" for number in range(len(SPECIAL), vocab_size))]
+    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **dict(zip(names, SPECIAL)))
+    if stage == "finetune":
+        return transformers.DataCollatorWithPadding(tokenizer)
+    return transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=config.masking.probability)
+
+
+def make_model(config: Config, vocab_size: int, classes: int, stage: str, implementation: str) -> nn.Module:
+    """BERT with a head for the stage. No dropout on attention probabilities, since ours has none."""
+    size = config.size
+    settings = transformers.BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=size.width,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.num_heads,
+        intermediate_size=size.feed_forward,
+        max_position_embeddings=config.seq_len,
+        hidden_dropout_prob=size.dropout,
+        attention_probs_dropout_prob=0.0,
+        classifier_dropout=config.head.dropout,
+        num_labels=max(2, classes),
+        attn_implementation=implementation,
+    )
+    return MODELS[stage](settings)
+
+
+def make_arguments(config: Config, stage: str, device: str, dtype: str, folder: Path) -> Any:
+    """TrainingArguments of the same effective batch, optimizer and dtype; no evaluation, no checkpoint."""
+    training, hardware = config.finetuning if stage == "finetune" else config.pretraining, config.hardware
+    batch = training.batch_size
+    tokens = max(1, (hardware.micro_tokens or batch * config.seq_len) // config.seq_len)
+    most = min(hardware.micro_batch or batch, tokens, batch)
+    micro = next(size for size in range(most, 0, -1) if batch % size == 0)
+    modern = "train_sampling_strategy" in {field.name for field in fields(transformers.TrainingArguments)}
+    grouping = {"train_sampling_strategy": "group_by_length"} if modern else {"group_by_length": True}
+    return transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=ENDLESS,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=batch // micro,
+        gradient_checkpointing=hardware.gradient_checkpointing,
+        dataloader_num_workers=hardware.workers,
+        optim="adamw_torch_fused",
+        learning_rate=training.lr,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.beta1,
+        adam_beta2=training.beta2,
+        max_grad_norm=training.clip_norm,
+        warmup_steps=ENDLESS // 10,
+        bf16=dtype == "bf16",
+        fp16=dtype == "fp16",
+        use_cpu=device == "cpu",
+        torch_compile=hardware.compile,
+        seed=config.seed,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,  # else the MLM collator would have to find the special tokens by itself
+        **(grouping if training.group_by_length else {}),
+    )
+
+
+def train(
+    meter: Meter,
+    config: Config,
+    prepared: Prepared,
+    tokenizer: TextTokenizer,
+    *,
+    stage: str,
+    device: str,
+    dtype: str,
+    folder: Path,
+    implementation: str,
+) -> None:
+    """Trains with transformers' Trainer on the meter's clock. `folder`: for what it writes."""
+    transformers.logging.set_verbosity_error()
+
+    class TimedTrainer(transformers.Trainer):
+        """Tells the meter of every batch."""
+
+        def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **changes: Any) -> Any:
+            meter.batch(inputs["input_ids"], inputs["attention_mask"])
+            return super().compute_loss(model, inputs, *args, **changes)
+
+    texts = prepared.train["text"] if stage == "finetune" else prepared.mlm_texts
+    how: dict[str, Any] = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
+    encoded = encode_cached(texts, tokenizer, **how, what="train" if stage == "finetune" else "text for MLM")
+    rows = Rows(encoded, prepared.train.labels.tolist() if stage == "finetune" else None)
+    collate = make_collator(config, tokenizer.vocab_size, stage)
+    torch.manual_seed(config.seed)
+    meter.start_memory()
+    trainer = TimedTrainer(
+        model=make_model(config, tokenizer.vocab_size, len(prepared.classes), stage, implementation),
+        args=make_arguments(config, stage, device, dtype, folder),
+        train_dataset=rows,
+        data_collator=collate,
+    )
+    trainer.create_optimizer()
+    meter.watch(trainer.model)
+    trainer.train()

@@ -1,0 +1,131 @@
+"""Tasks of worker.py: peak memory of one case, and the time of many, interleaved. Answers are parts of rows."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from xcls.bench.cases import MEASURES, Case, build, work_of
+from xcls.bench.machine import counted, marker, synchronizer
+from xcls.bench.timing import LONG, Series, Timer, interleave
+from xcls.bench.worker import Channel, cause_of
+from xcls.train.amp import allow_graphs
+from xcls.train.cost import MemoryGauge
+
+WARM_LENGTH = 128  # tokens of the call that loads libraries before memory is measured
+
+
+def measure_memory(channel: Channel, *, case: Case, brief: bool) -> dict[str, Any]:
+    """Peak memory of inference and of training of one case, MiB, above what the warmed-up process holds already.
+
+    On CPU the growth of peak RSS; on CUDA the allocator's peak. Inputs, weights and the optimizer's state count, but
+    for compiled cases on CPU: those are compiled at full size first, since the compiler needs more memory than they
+    do. Two calls of each measure; one where a call takes longer than LONG. `brief`: one, of training alone, for all:
+    15 to 23 % less than what later steps hold where freed memory is retained, the ratios within 5 %. `cause`: why it
+    failed; what was found before is told.
+    """
+    measures = ("training",) if brief else ("inference", "training")
+    if case.compile:
+        allow_graphs()
+    trial = build(case if case.compile else replace(case, seq_len=min(case.seq_len, WARM_LENGTH), batch=1))
+    if case.compile:
+        trial.compile()
+    for measure in measures:
+        trial.prepare(measure)
+        getattr(trial, measure)()
+    if not case.compile:
+        del trial
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc: freed memory goes back, and does not hide what is measured next
+    gauge = MemoryGauge(torch.device(case.device))
+    found: dict[str, Any] = {}
+    try:
+        if not case.compile:
+            trial = build(case)
+        trial.settle()
+        for measure in measures:
+            trial.prepare(measure)
+            took = seconds_of(getattr(trial, measure), case.device)
+            if took < LONG and not brief:
+                getattr(trial, measure)()
+            gauge.pause()
+            found[f"{measure}_MiB"] = gauge.peaks["max_gpu_mem_MiB" if case.device == "cuda" else "rss_growth_MiB"]
+            gauge.resume()
+    except Exception as error:
+        found["cause"] = cause_of(error)
+    return found
+
+
+def seconds_of(call: Any, device: str) -> float:
+    """How long one call took, the device waited for."""
+    began = time.perf_counter()
+    call()
+    synchronizer(device)()
+    return time.perf_counter() - began
+
+
+def measure_time(
+    channel: Channel, *, cases: list[Case], rounds: int, least_rounds: int, seconds: float, brief: bool
+) -> list[dict[str, Any]]:
+    """Times all cases, which share a device, interleaved; with operations and compile time, or `cause`: why it failed.
+
+    `brief`: training alone, after one call to warm up; no operations.
+    """
+    found: list[dict[str, Any]] = [{} for _ in cases]
+    everything: list[Series] = []
+    places: dict[int, int] = {}
+    for place, case in enumerate(cases):
+        channel.send("at", {"case": place})
+        try:
+            everything.append(_series(case, found[place], brief))
+            places[id(everything[-1])] = place
+        except Exception as error:
+            found[place] = {"cause": cause_of(error)}
+
+    def begin(series: Series) -> None:
+        channel.send("at", {"case": places[id(series)], "round": series.rounds + 1})
+
+    def failed(series: Series, error: Exception) -> None:
+        series.cause, series.trial = cause_of(error), None
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    device = cases[0].device
+    timer = Timer(wait=synchronizer(device), mark=marker(device))
+    interleave(everything, timer, rounds=rounds, least=least_rounds, seconds=seconds, begin=begin, failed=failed)
+    for series in everything:
+        own = found[places[id(series)]]
+        if series.cause is None:
+            own.update(series.row(), path=getattr(series.trial.attention, "path", None))
+        else:
+            own["cause"] = series.cause
+    return found
+
+
+def _series(case: Case, row: dict[str, Any], brief: bool) -> Series:
+    """The case, built; fills `row` with its parameters and, unless `brief`, its operations and bytes."""
+    if case.compile:
+        allow_graphs()
+    trial, ran = build(case), {}
+    row["parameters"] = sum(parameter.numel() for parameter in trial.model.parameters())
+    if not brief:
+        for measure, amount in work_of(case, trial.attention).items():
+            row[f"{measure}_flops"], row[f"{measure}_bytes"] = amount.flops, amount.bytes
+        for measure, call in (("inference", trial.forward), ("training", trial.training)):
+            trial.prepare(measure)
+            began = time.perf_counter()
+            flops = counted(call)  # which cannot follow no_grad everywhere
+            row[f"{measure}_flops_counted"] = flops
+            if flops is not None:
+                ran[measure] = time.perf_counter() - began
+        if "inference" in ran:
+            ran["forward"] = ran["inference"]
+    if case.compile:
+        trial.compile()
+    measures, long = (("training",), 0.0) if brief else (MEASURES, LONG)
+    return Series(trial, measures, compiled=case.compile, long=long, ran=ran)

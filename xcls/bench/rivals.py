@@ -1,0 +1,120 @@
+"""Other implementations of the same mechanisms, at the settings of ours, behind one constructor and one call.
+
+Each package is imported when its adapter is built, so that a missing one costs a row and not the bench. Letters: B
+batch, H heads, N tokens, D head width, E model width.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from torch import Tensor, nn
+
+PERFORMER, REFORMER = "xcls.attention.favor.Performer", "xcls.attention.lsh.Reformer"
+FEATURES, BUCKET = 128, 64  # of all of them
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One implementation. `parts`: module or core -> its node; `rival_of`: `_target_` and settings of ours."""
+
+    name: str
+    package: str
+    parts: dict[str, dict[str, Any]]
+    rival_of: dict[str, Any]
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package can be found."""
+        return importlib.util.find_spec(self.package.replace("-", "_")) is not None
+
+
+def performer_module(*, width: int, num_heads: int, num_features: int) -> nn.Module:
+    """performer-pytorch's SelfAttention, with its projections: x [B, N, E] -> [B, N, E]."""
+    from performer_pytorch import SelfAttention
+
+    return SelfAttention(width, heads=num_heads, dim_head=width // num_heads, nb_features=num_features)
+
+
+def performer_core(*, width: int, num_heads: int, num_features: int) -> nn.Module:
+    """performer-pytorch's FastAttention: q, k, v [B, H, N, D] -> [B, H, N, D]."""
+    from performer_pytorch import FastAttention
+
+    return FastAttention(width // num_heads, nb_features=num_features)
+
+
+def reformer_module(*, width: int, num_heads: int, bucket_size: int, num_hashes: int) -> nn.Module:
+    """reformer-pytorch's LSHSelfAttention, with its projections: x [B, N, E] -> [B, N, E]."""
+    from reformer_pytorch import LSHSelfAttention
+
+    return LSHSelfAttention(width, heads=num_heads, bucket_size=bucket_size, n_hashes=num_hashes)
+
+
+class ReformerCore(nn.Module):
+    """reformer-pytorch's LSHAttention."""
+
+    ties_qk = True
+
+    def __init__(self, *, width: int, num_heads: int, bucket_size: int, num_hashes: int) -> None:
+        super().__init__()
+        from reformer_pytorch import LSHAttention
+
+        self.inner = LSHAttention(bucket_size=bucket_size, n_hashes=num_hashes)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (k is the same, and is not read), v [B, H, N, D] -> [B, H, N, D]."""
+        return self.inner(q.flatten(0, 1), v.flatten(0, 1))[0].view(q.shape)
+
+
+class TransformersModule(nn.Module):
+    """transformers' LSHSelfAttention, with the output projection that it leaves to another class."""
+
+    def __init__(self, *, width: int, num_heads: int, bucket_size: int, num_hashes: int) -> None:
+        super().__init__()
+        from transformers import ReformerConfig
+        from transformers.models.reformer.modeling_reformer import LSHSelfAttention
+
+        config = ReformerConfig(
+            hidden_size=width,
+            num_attention_heads=num_heads,
+            attention_head_size=width // num_heads,
+            lsh_attn_chunk_length=bucket_size,
+            num_hashes=num_hashes,
+            num_buckets=None,  # set by the length, as its documentation recommends
+            lsh_attention_probs_dropout_prob=0.0,
+            hash_seed=None,
+            is_decoder=False,
+            max_position_embeddings=16_384,
+            axial_pos_embds=False,
+        )
+        self.inner = LSHSelfAttention(config)
+        self.out_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, E] -> [B, N, E]."""
+        return self.out_proj(self.inner(hidden_states=x).hidden_states)
+
+
+def rivals() -> list[Rival]:
+    """Every implementation that the bench knows, installed or not; the LSH ones at one and at four rounds."""
+
+    def made(name: str, package: str, target: str, settings: dict[str, int], **parts: Callable[..., Any]) -> Rival:
+        nodes = {part: {"_target_": f"{__name__}.{adapter.__name__}", **settings} for part, adapter in parts.items()}
+        return Rival(name, package, nodes, {"_target_": target, **settings})
+
+    package, settings = "performer-pytorch", {"num_features": FEATURES}
+    found = [made(package, package, PERFORMER, settings, module=performer_module, core=performer_core)]
+    for rounds, word in ((1, "1 round"), (4, "4 rounds")):
+        package, settings = "reformer-pytorch", {"bucket_size": BUCKET, "num_hashes": rounds}
+        both = {"module": reformer_module, "core": ReformerCore}
+        found.append(made(f"{package}, {word}", package, REFORMER, settings, **both))
+        lsh = f"transformers LSH, {word}"
+        found.append(made(lsh, "transformers", REFORMER, settings, module=TransformersModule))
+    return found
+
+
+def rivals_of(node: dict[str, Any]) -> list[str]:
+    """The names of the implementations that a node of ours is compared with: same mechanism, same settings."""
+    return [rival.name for rival in rivals() if rival.rival_of.items() <= node.items()]

@@ -1,0 +1,225 @@
+"""bench=training in its process: a whole training, data loading included, that goes on for a segment when asked to.
+
+All contenders wait in such processes, and train a segment of steps by turns. On a GPU each leaves the card between its
+turns, but for CUDA's own context (some hundred MB).
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from xcls.bench.cases import OURS
+from xcls.bench.machine import counter, synchronizer
+from xcls.bench.worker import Channel
+from xcls.build import make_classifier, make_language_model, make_source
+from xcls.config.schema import Config, Training, Wandb
+from xcls.data.splits import Prepared, prepare
+from xcls.data.tokenizer import TextTokenizer, make_tokenizer
+from xcls.runs.record import Record
+from xcls.stages.finetune import finetune
+from xcls.stages.pretrain import pretrain
+from xcls.stages.texts import classification_data, language_data
+from xcls.train.amp import allow_graphs
+from xcls.train.cost import MemoryGauge
+from xcls.train.precision import Precision
+from xcls.train.run_logger import RunLogger
+
+ENDLESS = 10**9  # steps: the bench says when it is enough
+
+
+class Parking:
+    """Takes a training off its GPU while others have their turn there, so that none holds memory that another needs.
+
+    Weights, buffers, gradients and the optimizer's state are the same objects before and after.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, away: str = "cpu") -> None:
+        """away: the device that they wait on."""
+        self.model, self.optimizer, self.away = model, optimizer, torch.device(away)
+        self.parked: list[tuple[Tensor, torch.device]] = []  # each with the device that it came from
+
+    def leave(self) -> None:
+        """Moves everything away from its device and gives back what the allocator keeps."""
+        held = {id(tensor): tensor for tensor in self._held() if tensor.device.type != self.away.type}
+        for tensor in held.values():
+            self.parked.append((tensor, tensor.device))
+            self._move(tensor, self.away)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def come_back(self) -> None:
+        """Moves everything to where it was."""
+        for tensor, device in self.parked:
+            self._move(tensor, device)
+        self.parked.clear()
+
+    def _move(self, tensor: Tensor, device: torch.device) -> None:
+        tensor.data = tensor.data.to(device)  # the object stays: the optimizer and the model's modules know it
+
+    def _held(self) -> Iterator[Tensor]:
+        for parameter in self.model.parameters():
+            yield from (parameter,) if parameter.grad is None else (parameter, parameter.grad)
+        yield from self.model.buffers()
+        for state in self.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+class Meter:
+    """Answers with what a segment of `steps` optimizer steps took, and waits for the question after the next segment.
+
+    One step more goes before those that are timed, but for the first segment: this training has waited while others
+    ran, its caches are cold and the system may have taken its memory back.
+    """
+
+    def __init__(self, channel: Channel, *, device: str, steps: int, count: bool) -> None:
+        """count: the operations of the first segment."""
+        self.channel, self.device, self.segment = channel, device, steps
+        self.wait_for_device = synchronizer(device)
+        self.counting: Any = counter() if count else nullcontext()
+        self.parking: Parking | None = None
+
+    def start_memory(self) -> None:
+        """From here on memory counts: call it when code and data are loaded, before the model is made."""
+        self.gauge = MemoryGauge(torch.device(self.device))
+
+    def watch(self, model: nn.Module) -> None:
+        """Times the steps of the optimizer of `model`, whichever calls it, from now on."""
+        self.model, self.leading = model, False
+        register_optimizer_step_post_hook(lambda optimizer, args, settings: self._after_step(optimizer))
+        self.counting.__enter__()
+        self._start()
+
+    def batch(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """Counts the real tokens and computed positions of a batch, both [B, N], without waiting for the device."""
+        self.real.append(input_ids.numel() if attention_mask is None else attention_mask.sum())
+        self.computed += input_ids.numel()
+
+    def _start(self) -> None:
+        self.real: list[Tensor | int] = []
+        self.computed = self.steps = 0
+        self.wait_for_device()
+        self.began = time.perf_counter()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.leading:
+            self.leading = False
+            self._start()
+            return
+        self.steps += 1
+        if self.steps == self.segment:
+            self._end(optimizer)
+
+    def _end(self, optimizer: torch.optim.Optimizer) -> None:
+        """Answers, leaves a GPU to the others, and waits. Raises EOFError where nothing more is asked for."""
+        self.counting.__exit__(None, None, None)
+        self.wait_for_device()
+        seconds = time.perf_counter() - self.began
+        self.gauge.pause()  # keeps the peak
+        if self.device != "cpu":
+            self.parking = self.parking or Parking(self.model, optimizer)
+            self.parking.leave()
+        count = getattr(self.counting, "get_total_flops", lambda: None)
+        answer = {
+            "seconds": seconds,
+            "steps": self.steps,
+            "tokens": int(sum(self.real)),
+            "computed": self.computed,
+            "memory_MiB": self.gauge.peaks["max_gpu_mem_MiB" if self.device == "cuda" else "rss_growth_MiB"],
+            "flops": count(),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }
+        self.channel.send("answer", answer)
+        self.channel.receive()
+        if self.parking is not None:
+            self.parking.come_back()
+        self.counting, self.leading = nullcontext(), True
+        self.counting.__enter__()
+        self._start()
+
+
+def measure_training(
+    channel: Channel,
+    *,
+    origin: str,
+    config: Config,
+    stage: str,
+    device: str,
+    dtype: str,
+    steps: int,
+    count: bool,
+    implementation: str,
+) -> None:
+    """A task of worker.py: trains until nothing more is asked for; each answer is a segment.
+
+    stage: finetune or pretrain; implementation: of transformers' attention. Raises EOFError in the end.
+    """
+    if config.hardware.compile:
+        allow_graphs()
+    import_module("sklearn.metrics")  # a run loads it before its first step; it is none of the training's memory
+    meter = Meter(channel, device=device, steps=steps, count=count)
+    prepared = prepare(make_source(config), config.dataset)
+    tokenizer = make_tokenizer(config.tokenizer, prepared.mlm_texts)
+    with tempfile.TemporaryDirectory() as folder:
+        what: dict[str, Any] = {"stage": stage, "device": device, "dtype": dtype, "folder": Path(folder)}
+        if origin == OURS:
+            train(meter, config, prepared, tokenizer, **what)
+        else:
+            bert = import_module("xcls.bench.bert")
+            bert.train(meter, config, prepared, tokenizer, **what, implementation=implementation)
+    raise RuntimeError("the training came to an end by itself")
+
+
+def endless(training: Training) -> Training:
+    """The same without an end, evaluations and checkpoints."""
+    never: dict[str, Any] = dict.fromkeys(("eval_every_steps", "eval_every_epochs", "checkpoint_every_minutes"))
+    never |= dict.fromkeys(("checkpoint_every_steps", "checkpoint_every_epochs"))
+    return replace(training, max_steps=ENDLESS, **never)
+
+
+def train(
+    meter: Meter,
+    config: Config,
+    prepared: Prepared,
+    tokenizer: TextTokenizer,
+    *,
+    stage: str,
+    device: str,
+    dtype: str,
+    folder: Path,
+) -> None:
+    """The suite's own training, as a run has it, but for evaluations and checkpoints. `folder`: for what it writes."""
+    record = Record(run="bench", mode="bench", status="running", hash="", seed=config.seed, seq_len=config.seq_len)
+    how: dict[str, Any] = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
+    with RunLogger(folder=folder, record=record, wandb=Wandb(mode="disabled")) as journal:
+        common: dict[str, Any] = {"tokenizer": tokenizer, "hardware": config.hardware, "seed": config.seed}
+        common |= {"precision": Precision(device, dtype), "journal": journal, "resume": False}
+        if stage == "finetune":
+            data = classification_data(prepared, tokenizer, **how)
+            meter.start_memory()
+            model = make_classifier(config, vocab_size=tokenizer.vocab_size, classes=prepared.classes)
+            count_batches(meter, model)
+            finetune(model=model, data=data, training=endless(config.finetuning), **common)
+        else:
+            text = language_data(prepared, tokenizer, **how)
+            meter.start_memory()
+            learner = make_language_model(config, vocab_size=tokenizer.vocab_size)
+            count_batches(meter, learner)
+            training = endless(config.pretraining)
+            pretrain(model=learner, data=text, masking=config.masking, training=training, **common)
+
+
+def count_batches(meter: Meter, model: nn.Module) -> None:
+    """Has the meter watch `model`, which is called with ids and attention mask [B, N] first."""
+    model.register_forward_pre_hook(lambda module, inputs: meter.batch(inputs[0], inputs[1]))
+    meter.watch(model)
