@@ -93,14 +93,14 @@ long: setup  ## of these, the training steps at 16,384 tokens (twenty minutes on
 	  'bench.references=[performer]' bench.memory=false $(SLOW) bench.seconds=60
 	$(BENCH) bench=step 'bench.seq_lens=[8192]' 'bench.dtypes=[bf16]' bench.name=long_whole 'bench.attentions=[sdpa,sdpa_fused,performer,reformer]' \
 	  'bench.references=[sdpa]' $(SLOW) bench.seconds=60
-	$(PY) -m xcls.bench.document docs/mechanisms.md
+	$(PY) -m xcls.bench.table docs/mechanisms.md
 
 long-memory: setup  ## of these, the memory at 16,384 tokens of every attention and position (half an hour; the machine may be busy)
 	$(BENCH) $(LONG) bench.name=long_memory 'bench.positions=[none,sin,learned,relative,rope]' bench.time=false \
 	  'bench.attentions=[$(MECHANISMS),$(HASHING),reformer_learned,smyrf,window,mean]'
 	$(BENCH) $(LONG) bench.name=long_recomputed 'bench.attentions=[sdpa,sdpa_fused,performer,reformer]' bench.time=false \
 	  bench.gradient_checkpointing=true
-	$(PY) -m xcls.bench.document docs/mechanisms.md
+	$(PY) -m xcls.bench.table docs/mechanisms.md
 
 TEXT ?= dataset=imdb  # of the trainings beside transformers: dataset.path=… where there is no network
 BESIDE := bench=training $(TEXT) dataset.limit=3000 size=mini finetuning.batch_size=32 finetuning.embedding_lr_factor=1 bench.rounds=3 bench.steps_per_segment=5
@@ -108,7 +108,7 @@ BESIDE := bench=training $(TEXT) dataset.limit=3000 size=mini finetuning.batch_s
 performance: setup  ## measure the tables of docs/performance.md anew (half an hour on two cores that do nothing else)
 	$(BENCH) $(BESIDE) bench.name=training seq_len=256
 	$(BENCH) bench=growth finetuning.batch_size=32
-	$(PY) -m xcls.bench.document docs/performance.md
+	$(PY) -m xcls.bench.table docs/performance.md
 
 reliability: setup  ## try the faults, a thousand kills and ten thousand inputs among them (an hour), and write docs/reliability.md
 	$(PY) -m tests.faults.reliability full docs/reliability.md

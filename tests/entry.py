@@ -194,7 +194,6 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
     monkeypatch.setattr(xcls.stages.training, "run_stage", stage)
     monkeypatch.setattr(xcls.stages.training, "make_first", lambda spec: None)
     monkeypatch.setattr(xcls.bench.start, "run_bench", lambda *_, **__: None)
-    monkeypatch.setattr(xcls.bench.start, "run_training_bench", lambda *_, **__: None)
     monkeypatch.setattr(Plugins, "instantiate_launcher", launcher)
     monkeypatch.setenv("MALLOC_TOP_PAD_", "67108864")  # run.py starts anew where its allocator is not set
     monkeypatch.setenv("XCLS_CACHE", str(folder / "cache"))

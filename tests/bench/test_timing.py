@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Any
 
 import pytest
 
-from xcls.bench.timing import LEAST_ROUNDS, Series, interleave
-
-pytestmark = pytest.mark.slow
+from xcls.bench.timing import Series, Timer, interleave
 
 
 class Clock:
-    """Time that passes only where a call says so."""
+    """Time that passes only where a call says so; `device`: when the device is done."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = self.device = 0.0
 
     def __call__(self) -> float:
         return self.now
 
 
 class Fake:
-    """A trial with known times: every call takes so many seconds; call number `breaks` raises."""
+    """A trial with known times: every call takes so many seconds, the first one more; call number `breaks` raises."""
 
-    def __init__(self, name: str, seconds: float, clock: Clock, log: list[str], breaks: int | None = None) -> None:
-        self.name, self.seconds, self.clock, self.log, self.breaks, self.calls = name, seconds, clock, log, breaks, 0
+    def __init__(self, name: str, seconds: float, *, breaks: int | None = None, first: float = 0.0) -> None:
+        self.name, self.seconds, self.breaks, self.first, self.calls = name, seconds, breaks, first, 0
+        self.clock, self.log = Clock(), [""]
 
     def prepare(self, measure: str) -> None:
         self.mode = measure
@@ -33,135 +32,82 @@ class Fake:
     def training(self) -> None:
         assert self.mode == "training"
         self.calls += 1
-        self.log.append(self.name)
+        self.log[0] += self.name
         if self.calls == self.breaks:
             raise RuntimeError("no more memory")
-        self.clock.now += self.seconds
+        self.clock.now += self.seconds + (self.first if self.calls == 1 else 0.0)
 
 
-def run(
-    rounds: int, seconds: float, make: Callable[[Clock, list[str]], list[Fake]], **limits: int
-) -> tuple[list[Series], list[str], list[str]]:
-    clock, log, faults = Clock(), [], []
-    everything = [Series(fake, ("training",)) for fake in make(clock, log)]
+def run(*trials: Fake, rounds: int, seconds: float = 100.0, least: int = 3, **more: Any) -> tuple[list[Series], str]:
+    clock, log = Clock(), [""]
+    for trial in trials:
+        trial.clock, trial.log = clock, log
+    everything = [Series(trial, ("training",), **more) for trial in trials]
 
     def failed(series: Series, error: Exception) -> None:
         series.cause = str(error)
-        faults.append(str(error))
 
-    interleave(
-        everything,
-        rounds=rounds,
-        seconds=seconds,
-        wait=lambda: None,
-        begin=lambda s: None,
-        failed=failed,
-        clock=clock,
-        **limits,
-    )
-    return everything, log, faults
+    timer = Timer(wait=lambda: None, clock=clock)
+    limits: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "least": least}
+    interleave(everything, timer, **limits, begin=lambda series: None, failed=failed)
+    return everything, log[0]
+
+
+def test_rounds_alternate() -> None:
+    assert run(Fake("a", 0.5), Fake("b", 0.25), rounds=3)[1] == "aabb" + "ab" * 3  # two calls each to warm up
+
+
+def test_times_are_per_call_and_short_calls_are_repeated() -> None:
+    (slow, quick), log = run(Fake("s", 0.5), Fake("q", 0.001), rounds=4)
+    assert slow.times["training"] == [0.5] * 4 and quick.times["training"] == pytest.approx([0.001] * 4)
+    assert log.count("q") == 2 + 4 * 10
+
+
+@pytest.mark.parametrize("least", [3, 1])
+def test_a_slow_one_stops_after_the_least_rounds_and_the_others_go_on(least: int) -> None:
+    (slow, quick), _ = run(Fake("s", 9.0), Fake("q", 0.1), rounds=7, seconds=10.0, least=least)
+    assert (slow.rounds, quick.rounds) == (least, 7)
+
+
+def test_what_has_run_long_before_is_not_run_again_to_warm_up() -> None:
+    (long,), log = run(Fake("l", 6.0), rounds=2, ran={"training": 6.5})
+    assert log == "ll" and long.times["training"] == [6.0, 6.0]
+
+
+def test_a_failure_is_one_series_and_not_the_bench() -> None:
+    (bad, good), log = run(Fake("x", 0.5, breaks=3), Fake("g", 0.5), rounds=3)
+    assert bad.cause == "no more memory" and good.rounds == 3 and log.count("x") == 3
+
+
+def test_the_first_call_stands_apart_as_compile_time() -> None:
+    (series,), _ = run(Fake("c", 0.5, first=9.5), rounds=3, compiled=True)
+    assert series.row()["compile_s"] == pytest.approx(9.5) and series.times["training"] == [0.5] * 3
+
+
+def test_a_row_has_medians_and_extremes() -> None:
+    row = Series(None, ("training",), times={"training": [0.004, 0.002, 0.008]}).row()
+    assert [row[f"training_{word}ms"] for word in ("", "min_", "max_")] == [4.0, 2.0, 8.0]
+    assert row["rounds"] == 3 and row["host_ms"] is None
 
 
 def test_host_and_device_have_times_of_their_own() -> None:
     """A device that takes 3 s for what the host launches in 0.5 s."""
-    clock, now = Clock(), {"device": 0.0}
-
-    class Ahead(Fake):
-        def training(self) -> None:
-            super().training()
-            now["device"] = max(now["device"], self.clock.now - self.seconds) + 3.0
+    trial, clock = Fake("a", 0.5), Clock()
+    trial.clock = clock
 
     class Marked:
         def __init__(self) -> None:
-            self.at = max(now["device"], clock.now)
+            self.at = max(clock.device, clock.now)
 
         def elapsed_time(self, later: Marked) -> float:
             return 1000 * (later.at - self.at)
 
+    def call() -> None:
+        trial.training()
+        clock.device = max(clock.device, clock.now - trial.seconds) + 3.0
+
     def wait() -> None:
-        clock.now = max(clock.now, now["device"])
+        clock.now = max(clock.now, clock.device)
 
-    series = Series(Ahead("a", 0.5, clock, []), ("training",))
-    interleave(
-        [series],
-        rounds=2,
-        seconds=100.0,
-        wait=wait,
-        begin=lambda s: None,
-        failed=lambda s, e: None,
-        clock=clock,
-        mark=Marked,
-    )
-    assert (series.times["training"], series.host["training"], series.device["training"]) == (
-        [3.0] * 2,
-        [0.5] * 2,
-        [3.0] * 2,
-    )
-
-
-def test_rounds_alternate() -> None:
-    _, log, _ = run(3, 100.0, lambda c, log: [Fake("a", 0.5, c, log), Fake("b", 0.25, c, log)])
-    assert "".join(log) == "aabb" + "ab" * 3  # two calls each to warm up
-
-
-def test_times_are_per_call_and_short_calls_are_repeated() -> None:
-    (slow, quick), log, _ = run(4, 100.0, lambda c, log: [Fake("s", 0.5, c, log), Fake("q", 0.001, c, log)])
-    assert slow.times["training"] == [0.5] * 4
-    assert quick.times["training"] == pytest.approx([0.001] * 4)
-    assert quick.calls["training"] == 10 and log.count("q") == 2 + 4 * 10
-
-
-def test_a_slow_one_stops_after_the_least_rounds_and_the_others_go_on() -> None:
-    (slow, quick), _, _ = run(7, 10.0, lambda c, log: [Fake("s", 4.0, c, log), Fake("q", 0.1, c, log)])
-    assert (slow.rounds, quick.rounds) == (LEAST_ROUNDS, 7)
-
-
-def test_fewer_rounds_than_the_usual_least_can_be_asked_for() -> None:
-    (slow, quick), _, _ = run(7, 10.0, lambda c, log: [Fake("s", 9.0, c, log), Fake("q", 0.1, c, log)], least=1)
-    assert (slow.rounds, quick.rounds) == (1, 7)
-
-
-def test_what_has_run_long_before_is_not_run_again_to_warm_up() -> None:
-    clock, log = Clock(), []
-    everything = [
-        Series(Fake("l", 6.0, clock, log), ("training",), ran={"training": 6.5}),
-        Series(Fake("s", 0.5, clock, log), ("training",), ran={"training": 0.6}),
-    ]
-    interleave(
-        everything,
-        rounds=2,
-        seconds=100.0,
-        wait=lambda: None,
-        begin=lambda s: None,
-        failed=lambda s, e: None,
-        clock=clock,
-    )
-    assert "".join(log) == "ss" + "ls" * 2 and everything[0].times["training"] == [6.0, 6.0]
-
-
-def test_a_failure_is_one_series_and_not_the_bench() -> None:
-    (bad, good), log, faults = run(3, 100.0, lambda c, log: [Fake("x", 0.5, c, log, breaks=3), Fake("g", 0.5, c, log)])
-    assert faults == ["no more memory"] and bad.cause == "no more memory"
-    assert good.rounds == 3 and log.count("x") == 3
-
-
-def test_the_first_call_stands_apart_as_compile_time() -> None:
-    clock = Clock()
-
-    class Compiled(Fake):
-        def training(self) -> None:
-            self.clock.now += 9.5 if self.calls == 0 else 0.0
-            super().training()
-
-    series = Series(Compiled("c", 0.5, clock, []), ("training",), compiled=True)
-    interleave(
-        [series],
-        rounds=3,
-        seconds=100.0,
-        wait=lambda: None,
-        begin=lambda s: None,
-        failed=lambda s, e: None,
-        clock=clock,
-    )
-    assert series.compile_seconds() == pytest.approx(9.5)
-    assert series.times["training"] == [0.5] * 3
+    trial.prepare("training")
+    assert Timer(wait=wait, clock=clock, mark=Marked).sample(call, 2) == (3.0, 0.5, 3.0)

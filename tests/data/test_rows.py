@@ -185,27 +185,25 @@ def test_the_splits_of_a_seed_stay_what_they_were(tmp_path: Path, small: int, mo
 
 
 GROWTH = """
-import sys
+import resource, sys
 import pandas, pyarrow.ipc, tqdm, filelock, tokenizers, numpy
-from xcls.bench.growth_rows import Peak
 from xcls.data.batching import batches
 from xcls.data.files import Files
 from xcls.data.splits import prepare
 from xcls.data.tokenizer import make_tokenizer
 from xcls.config.schema import Dataset, Tokenizer
 from xcls.stages.texts import classification_data
-peak = Peak()
-peak.start()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 prepared = prepare(Files(path=sys.argv[1]), Dataset())
 data = classification_data(prepared, make_tokenizer(Tokenizer(kind="words"), prepared.mlm_texts), seq_len=64, truncate="head")
 batches(data.train.encoded.lengths, batch_size=32, seed=0, epoch=0)
-print(peak.growth)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
 @pytest.mark.slow
 def test_memory_hardly_grows_with_the_number_of_rows(tmp_path: Path) -> None:
-    from xcls.bench.growth_rows import write_rows
+    from xcls.bench.documents import write_rows
 
     grown = {}
     for count in (60_000, 260_000):  # both above what is read into memory as a whole

@@ -61,5 +61,5 @@ timeout "$(left)" $PY run.py mode=bench bench=training bench.name=gpu_training '
     bench.steps_per_segment=20 bench.seconds=20 > "$OUT/training.log" 2>&1; say training
 [ -f "$OUT/checks.json" ] || { say "nothing was measured, see $OUT/*.log"; exit 1; }
 $PY -m tests.gpu.tables "$OUT" docs/gpu.md
-$PY -m xcls.bench.document docs/gpu.md
+$PY -m xcls.bench.table docs/gpu.md
 say "all is in $OUT, the tables are in docs/gpu.md"

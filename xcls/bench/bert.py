@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models
 from torch import nn
 from torch.utils.data import Dataset
 
+from xcls.bench.plan import Contender
 from xcls.bench.training import ENDLESS, Meter
-from xcls.config.schema import Config
 from xcls.data.encode import encode_cached
 from xcls.data.splits import Prepared
 from xcls.data.tokenizer import TextTokenizer
@@ -45,7 +45,7 @@ class Rows(Dataset):
         return {**item, "label": self.labels[row]}
 
 
-def make_collator(config: Config, vocab_size: int, stage: str) -> Any:
+def make_collator(contender: Contender, vocab_size: int) -> Any:
     """transformers' collator with dynamic padding; for MLM it draws the masks.
 
     Of a tokenizer it asks the size and the special tokens alone: the texts are ids already.
@@ -54,13 +54,15 @@ def make_collator(config: Config, vocab_size: int, stage: str) -> Any:
     inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **dict(zip(names, SPECIAL)))
-    if stage == "finetune":
+    if contender.stage == "finetune":
         return transformers.DataCollatorWithPadding(tokenizer)
-    return transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=config.masking.probability)
+    share = contender.config.masking.probability
+    return transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=share)
 
 
-def make_model(config: Config, vocab_size: int, classes: int, stage: str, implementation: str) -> nn.Module:
+def make_model(contender: Contender, vocab_size: int, classes: int) -> nn.Module:
     """BERT with a head for the stage. No dropout on attention probabilities, since ours has none."""
+    config = contender.config
     size = config.size
     settings = transformers.BertConfig(
         vocab_size=vocab_size,
@@ -73,15 +75,15 @@ def make_model(config: Config, vocab_size: int, classes: int, stage: str, implem
         attention_probs_dropout_prob=0.0,
         classifier_dropout=config.head.dropout,
         num_labels=max(2, classes),
-        attn_implementation=implementation,
+        attn_implementation=contender.implementation,
     )
-    return MODELS[stage](settings)
+    return MODELS[contender.stage](settings)
 
 
-def make_arguments(config: Config, stage: str, device: str, dtype: str, folder: Path) -> Any:
+def make_arguments(contender: Contender, folder: Path) -> Any:
     """TrainingArguments of the same effective batch, optimizer and dtype; no evaluation, no checkpoint."""
-    training, hardware = config.finetuning if stage == "finetune" else config.pretraining, config.hardware
-    batch = training.batch_size
+    config, training = contender.config, contender.training
+    hardware, batch = config.hardware, training.batch_size
     tokens = max(1, (hardware.micro_tokens or batch * config.seq_len) // config.seq_len)
     most = min(hardware.micro_batch or batch, tokens, batch)
     micro = next(size for size in range(most, 0, -1) if batch % size == 0)
@@ -101,9 +103,9 @@ def make_arguments(config: Config, stage: str, device: str, dtype: str, folder: 
         adam_beta2=training.beta2,
         max_grad_norm=training.clip_norm,
         warmup_steps=ENDLESS // 10,
-        bf16=dtype == "bf16",
-        fp16=dtype == "fp16",
-        use_cpu=device == "cpu",
+        bf16=contender.dtype == "bf16",
+        fp16=contender.dtype == "fp16",
+        use_cpu=contender.device == "cpu",
         torch_compile=hardware.compile,
         seed=config.seed,
         logging_strategy="no",
@@ -115,18 +117,7 @@ def make_arguments(config: Config, stage: str, device: str, dtype: str, folder: 
     )
 
 
-def train(
-    meter: Meter,
-    config: Config,
-    prepared: Prepared,
-    tokenizer: TextTokenizer,
-    *,
-    stage: str,
-    device: str,
-    dtype: str,
-    folder: Path,
-    implementation: str,
-) -> None:
+def train(meter: Meter, contender: Contender, prepared: Prepared, tokenizer: TextTokenizer, folder: Path) -> None:
     """Trains with transformers' Trainer on the meter's clock. `folder`: for what it writes."""
     transformers.logging.set_verbosity_error()
 
@@ -137,16 +128,17 @@ def train(
             meter.batch(inputs["input_ids"], inputs["attention_mask"])
             return super().compute_loss(model, inputs, *args, **changes)
 
-    texts = prepared.train["text"] if stage == "finetune" else prepared.mlm_texts
+    config, finetunes = contender.config, contender.stage == "finetune"
+    texts = prepared.train["text"] if finetunes else prepared.mlm_texts
     how: dict[str, Any] = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
-    encoded = encode_cached(texts, tokenizer, **how, what="train" if stage == "finetune" else "text for MLM")
-    rows = Rows(encoded, prepared.train.labels.tolist() if stage == "finetune" else None)
-    collate = make_collator(config, tokenizer.vocab_size, stage)
+    encoded = encode_cached(texts, tokenizer, **how, what="train" if finetunes else "text for MLM")
+    rows = Rows(encoded, prepared.train.labels.tolist() if finetunes else None)
+    collate = make_collator(contender, tokenizer.vocab_size)
     torch.manual_seed(config.seed)
     meter.start_memory()
     trainer = TimedTrainer(
-        model=make_model(config, tokenizer.vocab_size, len(prepared.classes), stage, implementation),
-        args=make_arguments(config, stage, device, dtype, folder),
+        model=make_model(contender, tokenizer.vocab_size, len(prepared.classes)),
+        args=make_arguments(contender, folder),
         train_dataset=rows,
         data_collator=collate,
     )

@@ -13,7 +13,7 @@ import yaml
 from xcls.bench.cases import OURS, Case
 from xcls.bench.rivals import rivals
 from xcls.bench.trained import checkpoint_of
-from xcls.config.schema import MAX_SEQ_LEN, Bench, Config, UserError, check_name, nearest
+from xcls.config.schema import MAX_SEQ_LEN, Bench, Config, Training, UserError, check_name, nearest
 from xcls.config.targets import check_node
 from xcls.train.amp import DTYPES
 from xcls.train.cards import Card
@@ -33,14 +33,22 @@ BUILDER_GIVES = {
 
 @dataclass(frozen=True)
 class Contender:
-    """One training of bench=training. `implementation`: of transformers' attention."""
+    """One training of bench=training, in segments of `steps` steps. `implementation`: of transformers' attention."""
 
     name: str
     origin: str
     position: str
     config: Config
-    grouped: bool
+    stage: str
+    device: str
+    dtype: str
+    steps: int
     implementation: str = ""
+
+    @property
+    def training(self) -> Training:
+        """The recipe of its stage."""
+        return getattr(self.config, STAGES[self.stage])
 
 
 def settled(settings: Bench, dtype: str) -> Bench:
@@ -183,7 +191,7 @@ def installed() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in (TRANSFORMERS, "accelerate"))
 
 
-def make_contenders(config: Config, stage: str, nodes: Nodes) -> list[Contender]:
+def make_contenders(config: Config, nodes: Nodes, stage: str, dtype: str, device: str) -> list[Contender]:
     """Who trains in a stage of bench=training. Raises UserError."""
     settings, found = config.bench, []
     attentions, positions = (choose(group, getattr(settings, f"{group}s"), nodes) for group in nodes)
@@ -195,12 +203,12 @@ def make_contenders(config: Config, stage: str, nodes: Nodes) -> list[Contender]
         return replace(own, **changes)
 
     grouped = getattr(config, STAGES[stage]).group_by_length
+    how = (stage, device, dtype, settings.steps_per_segment)
     for place, position in positions.items():
         for name, node in attentions.items():
             own = changed(grouped, attention=node, position=position)
-            found.append(Contender(name, OURS, place, own, grouped))
+            found.append(Contender(name, OURS, place, own, *how))
     for grouped in (False, True) if settings.others and installed() else ():
         for attention in ("eager", "sdpa"):
-            name = f"BERT {attention}"
-            found.append(Contender(name, TRANSFORMERS, "learned", changed(grouped), grouped, attention))
+            found.append(Contender(f"BERT {attention}", TRANSFORMERS, "learned", changed(grouped), *how, attention))
     return found

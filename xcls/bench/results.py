@@ -30,19 +30,19 @@ def row_of(case: Case) -> Row:
     return {**about, **{name: getattr(case, name) for name in names}, "status": COMPLETED, "cause": None}
 
 
-def row_of_contender(contender: Contender, stage: str, dtype: str, device: str) -> Row:
+def row_of_contender(contender: Contender) -> Row:
     """The row of a training before anything is measured; `speeds` are its tokens/s, round by round."""
     config = contender.config
     return {
-        "stage": stage,
+        "stage": contender.stage,
         "contender": contender.name,
         "origin": contender.origin,
         "position": contender.position,
-        "group_by_length": contender.grouped,
-        "dtype": dtype,
-        "batch": (config.finetuning if stage == "finetune" else config.pretraining).batch_size,
+        "group_by_length": contender.training.group_by_length,
+        "dtype": contender.dtype,
+        "batch": contender.training.batch_size,
         "seq_len": config.seq_len,
-        "device": device,
+        "device": contender.device,
         "compile": config.hardware.compile,
         "gradient_checkpointing": config.hardware.gradient_checkpointing,
         "status": COMPLETED,

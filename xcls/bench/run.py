@@ -200,18 +200,19 @@ class Bench:
 
     # Whole trainings.
 
-    def measure_trainings(self, contenders: list[Contender], stage: str, dtype: str) -> None:
+    def measure_trainings(self, contenders: list[Contender]) -> None:
         """Starts all, two segments each to warm up, then times the rounds by turns (A B C … A B C …)."""
+        dtype = contenders[0].dtype
         self.find_rates(dtype)
-        rows = [row_of_contender(contender, stage, dtype, self.device) for contender in contenders]
+        rows = [row_of_contender(contender) for contender in contenders]
         self.rows += rows
         workers: dict[int, Worker] = {}
         counted: dict[int, Row] = {}
         timed: dict[int, list[Row]] = {}
         with ExitStack() as stack:
             for place, contender in enumerate(contenders):
-                self.bar.set_postfix_str(f"{stage}, {contender.name}: start")
-                worker, outcome = self._start(contender, stage, dtype)
+                self.bar.set_postfix_str(f"{contender.stage}, {contender.name}: start")
+                worker, outcome = self._start(contender)
                 stack.callback(worker.close)
                 if self._keep(outcome, rows[place]):
                     workers[place], counted[place], timed[place] = worker, outcome.answer, []
@@ -221,7 +222,7 @@ class Bench:
                 if number >= LEAST_ROUNDS and time.perf_counter() - began > self.settings.seconds:
                     break
                 for place in list(workers):
-                    self.bar.set_postfix_str(f"{stage}, {contenders[place].name}: round {number + 1}")
+                    self.bar.set_postfix_str(f"{contenders[place].name}: round {number + 1}")
                     timed[place] += self._segment(place, workers, rows)
         card = card_peak(describe_device(torch.device(self.device)).get("name"), dtype)
         for place in workers:
@@ -230,19 +231,12 @@ class Bench:
         self.write("running")
         self.bar.update()
 
-    def _start(self, contender: Contender, stage: str, dtype: str) -> tuple[Worker, Outcome]:
+    def _start(self, contender: Contender) -> tuple[Worker, Outcome]:
         """A training after its first segment, in which operations are counted where the counter can follow."""
-        job: dict[str, Any] = {
-            "stage": stage,
-            "dtype": dtype,
-            "device": self.device,
-            "steps": self.settings.steps_per_segment,
-        }
-        job |= {"config": contender.config, "origin": contender.origin, "implementation": contender.implementation}
         variables = self.variables if contender.origin == OURS else self.plain
         for count in (False,) if self.settings.compile else (True, False):
             worker = Worker(variables)
-            outcome = worker.ask("training", **job, count=count)
+            outcome = worker.ask("training", contender=contender, count=count)
             if outcome.cause is None:
                 break
             worker.close()
@@ -276,7 +270,7 @@ def run_bench(
         cells: list[list[Case]] = []
         notes = [] if installed() or not settings.others else [f"Ours alone: no transformers. {INSTALL}"]
         jobs = [
-            (make_contenders(config, stage, nodes), stage, dtype)
+            make_contenders(config, nodes, stage, dtype, device)
             for stage in settings.stages
             for dtype in settings.dtypes
         ]
@@ -295,7 +289,7 @@ def run_bench(
             for cell in cells:
                 bench.measure_cell(cell)
             for job in jobs:
-                bench.measure_trainings(*job)
+                bench.measure_trainings(job)
             if settings.what == "growth" and "rows" in settings.axes:
                 bench.rows += document_rows(root, settings.row_counts)
             if settings.trained is not None:

@@ -21,9 +21,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from xcls.bench.cases import OURS
 from xcls.bench.machine import counter, synchronizer
+from xcls.bench.plan import Contender
 from xcls.bench.worker import Channel
 from xcls.build import make_classifier, make_language_model, make_source
-from xcls.config.schema import Config, Training, Wandb
+from xcls.config.schema import Training, Wandb
 from xcls.data.splits import Prepared, prepare
 from xcls.data.tokenizer import TextTokenizer, make_tokenizer
 from xcls.runs.record import Record
@@ -148,35 +149,21 @@ class Meter:
         self._start()
 
 
-def measure_training(
-    channel: Channel,
-    *,
-    origin: str,
-    config: Config,
-    stage: str,
-    device: str,
-    dtype: str,
-    steps: int,
-    count: bool,
-    implementation: str,
-) -> None:
+def measure_training(channel: Channel, *, contender: Contender, count: bool) -> None:
     """A task of worker.py: trains until nothing more is asked for; each answer is a segment.
 
-    stage: finetune or pretrain; implementation: of transformers' attention. Raises EOFError in the end.
+    count: the operations of the first segment. Raises EOFError in the end.
     """
+    config = contender.config
     if config.hardware.compile:
         allow_graphs()
     import_module("sklearn.metrics")  # a run loads it before its first step; it is none of the training's memory
-    meter = Meter(channel, device=device, steps=steps, count=count)
+    meter = Meter(channel, device=contender.device, steps=contender.steps, count=count)
     prepared = prepare(make_source(config), config.dataset)
     tokenizer = make_tokenizer(config.tokenizer, prepared.mlm_texts)
+    trains = train if contender.origin == OURS else import_module("xcls.bench.bert").train
     with tempfile.TemporaryDirectory() as folder:
-        what: dict[str, Any] = {"stage": stage, "device": device, "dtype": dtype, "folder": Path(folder)}
-        if origin == OURS:
-            train(meter, config, prepared, tokenizer, **what)
-        else:
-            bert = import_module("xcls.bench.bert")
-            bert.train(meter, config, prepared, tokenizer, **what, implementation=implementation)
+        trains(meter, contender, prepared, tokenizer, Path(folder))
     raise RuntimeError("the training came to an end by itself")
 
 
@@ -187,35 +174,25 @@ def endless(training: Training) -> Training:
     return replace(training, max_steps=ENDLESS, **never)
 
 
-def train(
-    meter: Meter,
-    config: Config,
-    prepared: Prepared,
-    tokenizer: TextTokenizer,
-    *,
-    stage: str,
-    device: str,
-    dtype: str,
-    folder: Path,
-) -> None:
+def train(meter: Meter, contender: Contender, prepared: Prepared, tokenizer: TextTokenizer, folder: Path) -> None:
     """The suite's own training, as a run has it, but for evaluations and checkpoints. `folder`: for what it writes."""
+    config, training = contender.config, endless(contender.training)
     record = Record(run="bench", mode="bench", status="running", hash="", seed=config.seed, seq_len=config.seq_len)
     how: dict[str, Any] = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
     with RunLogger(folder=folder, record=record, wandb=Wandb(mode="disabled")) as journal:
         common: dict[str, Any] = {"tokenizer": tokenizer, "hardware": config.hardware, "seed": config.seed}
-        common |= {"precision": Precision(device, dtype), "journal": journal, "resume": False}
-        if stage == "finetune":
+        common |= {"precision": Precision(contender.device, contender.dtype), "journal": journal, "resume": False}
+        if contender.stage == "finetune":
             data = classification_data(prepared, tokenizer, **how)
             meter.start_memory()
             model = make_classifier(config, vocab_size=tokenizer.vocab_size, classes=prepared.classes)
             count_batches(meter, model)
-            finetune(model=model, data=data, training=endless(config.finetuning), **common)
+            finetune(model=model, data=data, training=training, **common)
         else:
             text = language_data(prepared, tokenizer, **how)
             meter.start_memory()
             learner = make_language_model(config, vocab_size=tokenizer.vocab_size)
             count_batches(meter, learner)
-            training = endless(config.pretraining)
             pretrain(model=learner, data=text, masking=config.masking, training=training, **common)
 
 

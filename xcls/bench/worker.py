@@ -42,9 +42,9 @@ class Channel:
 
 
 def cause_of(error: BaseException) -> str:
-    """The error in one line."""
+    """The error in one line; the second line of its text often says what it was about."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    told = f"{type(error).__name__}: {' '.join(lines[:2])[:300]}" if lines else type(error).__name__
     return f"out of memory: {told}" if is_out_of_memory(error) else told
 
 
