@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tokenizers import Tokenizer, models
 from torch import nn
 from torch.utils.data import Dataset
@@ -21,7 +20,7 @@ from xcls.data.encode import encode_cached
 from xcls.data.splits import Prepared
 from xcls.data.tokenizer import TextTokenizer
 
-MODELS = {"finetune": transformers.BertForSequenceClassification, "pretrain": transformers.BertForMaskedLM}
+MODELS = {"finetune": "BertForSequenceClassification", "pretrain": "BertForMaskedLM"}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -50,6 +49,8 @@ def make_collator(contender: Contender, vocab_size: int) -> Any:
 
     Of a tokenizer it asks the size and the special tokens alone: the texts are ids already.
     """
+    import transformers
+
     words = [*SPECIAL, *(f"word{number}" for number in range(len(SPECIAL), vocab_size))]
     inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
@@ -62,6 +63,8 @@ def make_collator(contender: Contender, vocab_size: int) -> Any:
 
 def make_model(contender: Contender, vocab_size: int, classes: int) -> nn.Module:
     """BERT with a head for the stage. No dropout on attention probabilities, since ours has none."""
+    import transformers
+
     config = contender.config
     size = config.size
     settings = transformers.BertConfig(
@@ -77,11 +80,13 @@ def make_model(contender: Contender, vocab_size: int, classes: int) -> nn.Module
         num_labels=max(2, classes),
         attn_implementation=contender.implementation,
     )
-    return MODELS[contender.stage](settings)
+    return getattr(transformers, MODELS[contender.stage])(settings)
 
 
 def make_arguments(contender: Contender, folder: Path) -> Any:
     """TrainingArguments of the same effective batch, optimizer and dtype; no evaluation, no checkpoint."""
+    import transformers
+
     config, training = contender.config, contender.training
     hardware, batch = config.hardware, training.batch_size
     tokens = max(1, (hardware.micro_tokens or batch * config.seq_len) // config.seq_len)
@@ -119,7 +124,10 @@ def make_arguments(contender: Contender, folder: Path) -> Any:
 
 def train(meter: Meter, contender: Contender, prepared: Prepared, tokenizer: TextTokenizer, folder: Path) -> None:
     """Trains with transformers' Trainer on the meter's clock. `folder`: for what it writes."""
+    import transformers
+
     transformers.logging.set_verbosity_error()
+    getattr(transformers, MODELS[contender.stage])  # loads the code, which is none of the training's memory
 
     class TimedTrainer(transformers.Trainer):
         """Tells the meter of every batch."""
