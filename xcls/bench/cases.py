@@ -148,11 +148,11 @@ class StepTrial(Trial):
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def make(node: dict[str, Any], **given: Any) -> Any:
-    """The object of a node of YAML: its `_target_`, called with `given` and with the node's own values but `name`."""
+def make(node: dict[str, Any], **shape: Any) -> Any:
+    """The object of a node of YAML: its `_target_`, called with `shape` and with the node's own values but `name`."""
     module, _, name = node["_target_"].rpartition(".")
     own = {key: value for key, value in node.items() if key not in ("_target_", "name")}
-    return getattr(importlib.import_module(module), name)(**given, **own)
+    return getattr(importlib.import_module(module), name)(**shape, **own)
 
 
 def make_attention(case: Case, seed: int | None = None) -> Any:

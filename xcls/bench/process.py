@@ -76,14 +76,14 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, task: str, hear: Hear = lambda event: None, **arguments: Any) -> Outcome:
-        """Gives the process a task and waits for what comes of it; hear(event) is called for each event on the way.
+    def ask(self, task: str, hear: Hear = lambda event: None, **changes: Any) -> Outcome:
+        """Gives the process a task, with `changes` as its arguments, and waits for what comes of it; hear(event) is called for each event on the way.
 
         Never raises for what happens in there: see `Outcome.cause`.
         """
         outcome = Outcome()
         try:
-            pickle.dump((task, arguments), self.input)
+            pickle.dump((task, changes), self.input)
             self.input.flush()
             while True:
                 kind, value = pickle.load(self.output)

@@ -100,18 +100,16 @@ class TransformersModule(nn.Module):
 def rivals() -> list[Rival]:
     """Every implementation that the bench knows, installed or not; the LSH ones at one and at four rounds."""
 
-    def made(name: str, package: str, target: str, settings: dict[str, int], **parts: Callable[..., Any]) -> Rival:
-        nodes = {part: {"_target_": f"{__name__}.{adapter.__name__}", **settings} for part, adapter in parts.items()}
-        return Rival(name, package, nodes, {"_target_": target, **settings})
+    def made(name: str, package: str, target: str, settings: dict[str, int], *adapters: Callable[..., Any]) -> Rival:
+        nodes = [{"_target_": f"{__name__}.{adapter.__name__}", **settings} for adapter in adapters]
+        return Rival(name, package, dict(zip(("module", "core"), nodes)), {"_target_": target, **settings})
 
     package, settings = "performer-pytorch", {"num_features": FEATURES}
-    found = [made(package, package, PERFORMER, settings, module=performer_module, core=performer_core)]
+    found = [made(package, package, PERFORMER, settings, performer_module, performer_core)]
     for rounds, word in ((1, "1 round"), (4, "4 rounds")):
         package, settings = "reformer-pytorch", {"bucket_size": BUCKET, "num_hashes": rounds}
-        both = {"module": reformer_module, "core": ReformerCore}
-        found.append(made(f"{package}, {word}", package, REFORMER, settings, **both))
-        lsh = f"transformers LSH, {word}"
-        found.append(made(lsh, "transformers", REFORMER, settings, module=TransformersModule))
+        found.append(made(f"{package}, {word}", package, REFORMER, settings, reformer_module, ReformerCore))
+        found.append(made(f"transformers LSH, {word}", "transformers", REFORMER, settings, TransformersModule))
     return found
 
 

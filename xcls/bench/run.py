@@ -95,10 +95,10 @@ class Bench:
         }
         write(self.folder, self.rows, about)
 
-    def ask(self, task: str, names: list[str] = [], **arguments: Any) -> Outcome:  # noqa: B006
+    def ask(self, task: str, names: list[str] = [], **changes: Any) -> Outcome:  # noqa: B006
         """One question to a process of its own; `names` of the cases, for the progress bar."""
         with Worker(self.variables) as worker:
-            return worker.ask(task, self._hear(task, names), **arguments)
+            return worker.ask(task, self._hear(task, names), **changes)
 
     def _hear(self, task: str, names: list[str]) -> Hear:
         def hear(event: dict[str, Any]) -> None:
