@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Iterator
+from types import SimpleNamespace
+from typing import Any, Iterator
 
 import pandas as pd
 import pytest
@@ -15,6 +17,8 @@ import pytest
 from tests.conftest import Project
 from tests.entry import Entry, entered
 from xcls.config.files import read_yaml, yaml_text
+from xcls.runs.record import read_record, write_record
+from xcls.stages import evaluate
 
 RUN = "multirun/sweep/files/finetune-sdpa-rope-tiny-n24-s0-abcdef"
 
@@ -47,6 +51,35 @@ def test_predict_gives_the_probabilities_of_eval(entry: Entry) -> None:
     assert list(found.loc[told.index, "prediction"]) == list(told["prediction"])
 
 
+def record_of(entry: Entry) -> dict[str, Any]:
+    return json.loads((entry.folder / RUN / "record.json").read_text())
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_eval_gives_the_same_numbers_and_leaves_the_rest_alone(
+    split: str, entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record(dataclasses.replace(read_record(entry.folder / RUN), wandb_id="w1"), entry.folder / RUN)
+    logged: list[Any] = []
+    tracker = SimpleNamespace(start=logged.append, log=lambda event, details: logged.append(details), finish=list)
+    monkeypatch.setattr(evaluate, "Tracker", lambda **_: tracker)
+    before = record_of(entry)
+    outcome = entry("mode=eval", f"exp={RUN}", f"split={split}")
+    assert outcome.code == 0, outcome.stderr
+    after = record_of(entry)
+    assert after["metrics"][f"eval.{split}"] == after["metrics"][split] == before["metrics"][split]
+    assert [after[name] for name in ("status", "costs", "files")] == [
+        before[name] for name in ("status", "costs", "files")
+    ]
+    assert logged[0].wandb_id == "w1" and logged[1]["macro_f1"] == before["metrics"][split]["macro_f1"]
+
+
+def test_eval_refuses_other_data(entry: Entry) -> None:
+    (entry.folder / "other.csv").write_text("text,label\nfine film,good\nawful plot,bad\n")
+    outcome = entry("mode=eval", f"exp={RUN}", "dataset.path=other.csv")
+    assert outcome.code == 2 and "dataset.path" in outcome.stderr and not outcome.traceback
+
+
 def test_a_run_of_a_sweep_is_named_by_its_path_from_anywhere(
     entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,10 +89,18 @@ def test_a_run_of_a_sweep_is_named_by_its_path_from_anywhere(
     for name in (RUN, f'"{entry.folder / RUN}"', f'"~/{RUN}/"'):
         predict(entry, "input=new.txt", "output=out.csv", exp=name)
         assert len(pd.read_csv(tmp_path / "out.csv")) == 1
-    outcome = entry("mode=eval", f"exp={RUN}", "split=validation")
-    metrics = json.loads((entry.folder / RUN / "record.json").read_text())["metrics"]
-    assert outcome.code == 0 and metrics["eval.validation"] == metrics["validation"], outcome.stderr
     assert RUN in predict(entry, "input=new.txt", exp="multirun/sweep", code=2)  # no run, but one is in it
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [("none.txt", "out.csv"), ("rows.csv", "missing/out.csv"), ("rows.csv", "out.xlsx"), ("rows.csv", "rows.csv")],
+)
+def test_a_bad_input_or_output_is_one_message_and_nothing_is_written(source: str, output: str, entry: Entry) -> None:
+    before = (entry.folder / "rows.csv").read_bytes()
+    said = predict(entry, f"input={source}", f"output={output}", code=2)
+    assert (output if output != "out.csv" else source) in said and not (entry.folder / "out.csv").exists()
+    assert (entry.folder / "rows.csv").read_bytes() == before
 
 
 def test_the_format_of_the_run_is_used_and_another_may_be_given(entry: Entry) -> None:

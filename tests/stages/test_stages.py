@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from safetensors.torch import load_file
 from tests.samples import (
     CPU,
     HARDWARE,
-    SEQ_LEN,
     TinyTokenizer,
     make_classifier,
     make_data,
@@ -26,16 +23,13 @@ from tests.samples import (
     make_mlm,
     make_training,
 )
-from xcls.config.schema import Config, Masking, UserError
+from xcls.config.schema import Masking, UserError
 from xcls.data.batching import MaskedBatches
 from xcls.data.encode import encode
 from xcls.data.masking import IGNORED
-from xcls.data.reading import Reading
 from xcls.data.tokenizer import ByteTokenizer
-from xcls.runs.record import Record, read_record, write_record
-from xcls.stages import evaluate
+from xcls.runs.record import Record, read_record
 from xcls.stages.finetune import finetune
-from xcls.stages.predict import predict
 from xcls.stages.pretrain import pretrain, with_chosen_tokens
 from xcls.stages.setup import check_classes
 from xcls.train.checkpoint import load_for_use, read_checkpoint
@@ -57,7 +51,6 @@ def run_finetune(
     data.classes = ["a", "b", "c", "d"][:classes]
     model = make_classifier(attention, classes=classes, dropout=0.1, vocab_size=tokenizer.vocab_size)
     journal = make_journal(folder)
-    journal.record.data["fingerprint"] = "f"
     what = {"model": model, "data": data, "tokenizer": tokenizer, "training": make_training(**changes)}
     with journal:
         return finetune(**what, journal=journal, parent=parent, **COMMON)
@@ -68,18 +61,6 @@ def run_pretrain(folder: Path, **changes: Any) -> Record:
     training = make_training(select_by="val_loss", **changes)
     with make_journal(folder, mode="pretrain") as journal:
         return pretrain(**what, training=training, masking=Masking(), journal=journal, **COMMON)
-
-
-def spec_of(folder: Path, **settings: Any) -> Any:
-    """What eval and predict ask of the run in `folder`, whose data are those of `make_data`."""
-    config = Config(mode="eval", seq_len=SEQ_LEN, hardware=HARDWARE, finetuning=make_training(), **settings)
-    build = SimpleNamespace(
-        make_classifier=lambda config, vocab_size, classes: make_classifier("performer", vocab_size=vocab_size, seed=9),
-        make_reading=lambda config: Reading(["text"]),
-    )
-    return SimpleNamespace(
-        config=config, parent=folder, precision=CPU, fingerprint="f", code={}, build=build, data=lambda: None
-    )
 
 
 def test_pretraining_lowers_the_validation_loss(tmp_path: Path) -> None:
@@ -140,90 +121,6 @@ def test_the_final_evaluation_and_its_files(tmp_path: Path) -> None:
     events = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()
     assert sum('"event": "test"' in line for line in events) == 1
     assert set(read_record(tmp_path).files) == {"metrics.csv", "predictions.parquet"}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a fine-tuned run."""
-    folder = tmp_path_factory.mktemp("run")
-    run_finetune(folder, max_steps=2, tokenizer=ByteTokenizer())
-    return folder
-
-
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_eval_gives_the_same_numbers_and_leaves_the_rest_alone(
-    split: str, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = read_record(trained)
-    monkeypatch.setattr(evaluate, "classification_data", lambda *_, **__: make_data())
-    assert evaluate.evaluate(spec_of(trained, split=split)) == 0
-    record = read_record(trained)
-    assert before.metrics[split] == record.metrics[f"eval.{split}"] == record.metrics[split]
-    assert (record.status, record.costs, record.files) == ("completed", before.costs, before.files)
-    logged: list[Any] = []
-    tracker = SimpleNamespace(start=logged.append, log=lambda event, details: logged.append(details), finish=list)
-    monkeypatch.setattr(evaluate, "Tracker", lambda **_: tracker)
-    write_record(dataclasses.replace(record, wandb_id="w1"), trained)
-    evaluate.evaluate(spec_of(trained, split=split))
-    assert logged[0].wandb_id == "w1" and logged[1]["macro_f1"] == before.metrics[split]["macro_f1"]
-    other = spec_of(trained)
-    other.fingerprint = "g"
-    with pytest.raises(UserError, match="dataset.path"):
-        evaluate.evaluate(other)
-
-
-DOCUMENTS = ["first one", "", "a much longer document, cut to the limit", "last"]
-
-
-def run_predict(folder: Path, source: Path, output: Path) -> None:
-    assert predict(spec_of(folder, input=str(source), output=str(output))) == 0
-
-
-def test_predict_keeps_the_order_whatever_the_format(trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("\n".join(DOCUMENTS) + "\n", encoding="utf-8")
-    pd.DataFrame({"text": DOCUMENTS, "n": range(4)}).to_csv(tmp_path / "in.csv", index=False)
-    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in DOCUMENTS), encoding="utf-8")
-    for kind in ("txt", "csv", "jsonl"):
-        run_predict(trained, tmp_path / f"in.{kind}", tmp_path / f"{kind}.csv")
-    found = {
-        kind: pd.read_csv(tmp_path / f"{kind}.csv", float_precision="round_trip") for kind in ("txt", "csv", "jsonl")
-    }
-    assert list(found["txt"]["row"]) == ["line 1", "line 2", "line 3", "line 4"]
-    assert list(found["csv"]["row"]) == ["line 2", "line 3", "line 4", "line 5"]
-    columns = ["prediction", "p_a", "p_b", "p_c"]
-    for kind in ("csv", "jsonl"):
-        pd.testing.assert_frame_equal(found[kind][columns], found["txt"][columns])
-    empty = found["txt"]["prediction"].isna()
-    assert list(empty) == [False, True, False, False] and found["txt"].loc[1, columns].isna().all()
-    np.testing.assert_allclose(found["txt"][columns[1:]].sum(axis=1)[~empty], 1.0)
-    for kind in ("jsonl", "parquet"):
-        run_predict(trained, tmp_path / "in.txt", tmp_path / f"out.{kind}")
-    tables = [pd.read_json(tmp_path / "out.jsonl", lines=True), pd.read_parquet(tmp_path / "out.parquet")]
-    for table in tables:
-        np.testing.assert_allclose(table["p_a"], found["txt"]["p_a"], rtol=1e-9)
-    (tmp_path / "one.txt").write_text(DOCUMENTS[3] + "\n", encoding="utf-8")
-    run_predict(trained, tmp_path / "one.txt", tmp_path / "one.csv")
-    np.testing.assert_allclose(pd.read_csv(tmp_path / "one.csv")["p_a"][0], found["txt"]["p_a"][3], rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "output"),
-    [
-        ("none.txt", None, "out.csv"),
-        ("x.jsonl", b"{broken\n", "out.csv"),
-        ("x.txt", b"fine\n", "missing/out.csv"),
-        ("x.txt", b"fine\n", "out.xlsx"),
-        ("x.csv", b"text\nfine\n", "x.csv"),
-    ],
-)
-def test_bad_input_is_one_message(name: str, content: bytes | None, output: str, trained: Path, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=output if output != "out.csv" else name):
-        run_predict(trained, tmp_path / name, tmp_path / output)
-    assert not (tmp_path / "out.csv").exists()
-    if content is not None:
-        assert (tmp_path / name).read_bytes() == content
 
 
 def masks_of(maker: MaskedBatches) -> int:
