@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from statistics import fmean, median, variance
-from typing import TYPE_CHECKING, Iterable
+from typing import TYPE_CHECKING
 
 from xcls.report.intervals import DIGITS, OPEN, RATIO, Interval
 from xcls.report.measures import CONDITIONS, MEASURES
 
 LARGEST = 500.0  # of a logarithm
-NOTABLE, MOST_TOLD = 0.05, 6  # of a run's time in steps: as much left out is told; of so many runs
 
 if TYPE_CHECKING:
     from xcls.report.groups import Group
@@ -74,20 +73,6 @@ def doubt(group: Group, other: Group, name: str, *, interval: Interval, threshol
         return ""
     span, place = f"{interval.low:.3g} … {interval.high:.3g}", max(beside, key=lambda item: item[:2])[1]
     return f"the interval of the {name} ratio, {span}, spans {threshold:g}: add seeds, or repeat {place}"
-
-
-def excluded_note(groups: Iterable[Group]) -> str:
-    """The runs that had much of their time in disturbed steps, which do not count as measured; '' where none had."""
-    told = []
-    for group in groups:
-        for run in group.runs:
-            names = ("excluded_s", "excluded_steps", "time_per_step")
-            seconds, steps, usual = (MEASURES[name].of(run.record) for name in names)
-            if seconds and usual and seconds > NOTABLE * usual * run.record.step:
-                told.append(f"{group.label}, seed {run.record.seed}: {steps:.0f} steps, {seconds:.3g} s too long")
-    more = [f"{len(told) - MOST_TOLD} more in results.csv"] if len(told) > MOST_TOLD else []
-    words = "Disturbed steps count with the usual time of their shape"
-    return f"{words}: {'; '.join(told[:MOST_TOLD] + more)}." if told else ""
 
 
 def _beside_others(group: Group, name: str) -> list[tuple[float, Run]]:

@@ -18,11 +18,11 @@ from xcls.report.bench import Crossover
 from xcls.report.claims import FAIL, MISSING, PASS, SPLITS, UNDECIDED
 from xcls.report.groups import DatasetResults, Group
 from xcls.report.load import Run
-from xcls.report.measures import NONE
+from xcls.report.measures import NONE, cut_note
 from xcls.report.plots import DPI, Plot
 from xcls.report.summary import headline, matrix
 from xcls.report.tables import Study, Table
-from xcls.report.text import comparison, footnotes, unfinished
+from xcls.report.text import comparison, unfinished
 
 CLASSES = {PASS: PASS, FAIL: FAIL, **dict.fromkeys((MISSING, UNDECIDED, "cannot tell"), MISSING)}  # words with a sign
 MOST_ROWS = 400
@@ -107,7 +107,7 @@ def _board(board: DatasetResults, study: Study, tables: Sequence[Table], plots: 
         "rule": f"Claims against {first} on validation, {' or '.join(told)}.",
         "plots": [_plot(plot) for plot in plots if plot.board == board.slug],
         "groups": view(*comparison(board, study.judge, first), caption, file="groups.csv"),
-        "footnotes": footnotes(board, first),
+        "cut": cut_note(run.record for group in board.groups for run in group.runs),
         "tables": folded,
     }
 

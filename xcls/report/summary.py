@@ -18,7 +18,7 @@ from xcls.report.claims import (
     ratio,
     strictest,
 )
-from xcls.report.groups import BASELINE, DatasetResults
+from xcls.report.groups import DatasetResults
 from xcls.report.intervals import OPEN
 from xcls.report.measures import NONE, memory_measure, signed
 from xcls.runs.record import MORE_TRAINING
@@ -85,27 +85,25 @@ def headline(board: DatasetResults, judge: ClaimEvaluator, references: Sequence[
     passing = sorted((verdict for verdict in judged if verdict.state == PASS), key=_saving)
     failing = [verdict.group.label for verdict in judged if verdict.state == FAIL]
     waiting = [verdict for verdict in judged if verdict.state == MISSING]
-    notes, following = [_better_baseline(board)], _remedy(board, judge, waiting, first) if waiting else ""
+    notes, following = [], _remedy(board, judge, waiting, first) if waiting else ""
     if passing:
         state, following, text = PASS, "", f"{passing[0].group.label} passes: {_beside(passing[0])}."
         also = [f"Also passing: {_listed([verdict.group.label for verdict in passing[1:]])}."] if passing[1:] else []
-        notes = [*also, *_against(passing[0], board, judge, references), *notes]
+        notes = [*also, *_against(passing[0], references)]
     elif not judged:
         best = max(done, key=lambda group: (group.stat("macro_f1").mean or 0.0, group.label))
         state, following = MISSING, _reference_wanted(board, first)
         text = f"No mechanism with a claim was run beside {first}. Best: {best.label}, macro-F1 {best.stat('macro_f1').text}."
     elif failing:
-        state, text = (
-            FAIL,
-            f"Nothing passes against {first}: {_listed(failing)} {'fails' if len(failing) == 1 else 'fail'}.",
-        )
+        verb = "fails" if len(failing) == 1 else "fail"
+        state, text = FAIL, f"Nothing passes against {first}: {_listed(failing)} {verb}."
         notes += [f"No verdict yet on {_listed([verdict.group.label for verdict in waiting])}."] if waiting else []
     else:
         reasons = [reason for verdict in waiting for reason in verdict.reasons] or ["something was not measured"]
         state, text = MISSING, f"No verdict yet: {max(sorted(set(reasons)), key=reasons.count)}."
     if not passing and any(group.learned_nothing for group in board.groups):
         following = MORE_TRAINING
-    return Headline(state, text, tuple(filter(None, notes)), following)
+    return Headline(state, text, tuple(notes), following)
 
 
 def _at_claims(verdict: Verdict, judge: ClaimEvaluator) -> bool:
@@ -141,31 +139,16 @@ def _beside(verdict: Verdict) -> str:
     return f"{', '.join(told)} against {verdict.reference} (n = {len(group.runs)})"
 
 
-def _against(best: Verdict, board: DatasetResults, judge: ClaimEvaluator, references: Sequence[str]) -> list[str]:
-    """What speaks against the group that passes: the test split, the other references."""
-    test = judge.verdict(best.group, board, references[0], "test").state
-    told = [f"On the test split {best.group.label} does not pass: {test}."] if test != PASS else []
+def _against(best: Verdict, references: Sequence[str]) -> list[str]:
+    """What the other references, which a practitioner would use instead, say of the group that passes."""
+    told = []
     for reference in references[1:]:
-        verdict = judge.verdict(best.group, board, reference, "validation")
+        verdict = best.judge.verdict(best.group, best.board, reference, "validation")
         if verdict.reference_group is None:
-            told.append(f"There are no runs of {reference}, which a practitioner would use instead of {references[0]}.")
+            told.append(f"There are no runs of {reference}, the kernel of practice, to compare with.")
         elif verdict.state != PASS:
-            instead = f"{reference}, which a practitioner would use instead"
-            told.append(f"Against {instead}, it does not pass: {_beside(verdict)}.")
+            told.append(f"Against {reference}, the kernel of practice, it does not pass: {_beside(verdict)}.")
     return told
-
-
-def _better_baseline(board: DatasetResults) -> str:
-    baseline = strictest(board.baselines)
-    scored = [(group.stat("macro_f1").mean or 0.0, group.label) for group in board.groups if group.stat("macro_f1").n]
-    if baseline is None or not scored:
-        return ""
-    best, label = max(scored)
-    for name, word in (("macro_f1", ""), ("tuned_macro_f1", " (tuned on validation)")):
-        value = baseline.stat(name).mean
-        if value is not None and value > best:
-            return f"{BASELINE}{word} is better than every encoder: macro-F1 {value:.3f} against {best:.3f} of {label}."
-    return ""
 
 
 def _remedy(board: DatasetResults, judge: ClaimEvaluator, waiting: Sequence[Verdict], reference: str) -> str:

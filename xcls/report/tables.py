@@ -70,7 +70,7 @@ class Table:
     def csv(self) -> str:
         """CSV text, missing values empty; the same rows give the same bytes."""
         out, header = io.StringIO(), self.header
-        lines = [header, *([row.get(column) for column in header] for row in self.rows)]
+        lines: list[list[Any]] = [header, *([row.get(column) for column in header] for row in self.rows)]
         csv.writer(out, lineterminator="\n").writerows([_cell(value) for value in line] for line in lines)
         return out.getvalue()
 

@@ -6,19 +6,14 @@ import shlex
 from typing import Sequence
 
 from xcls.report.claims import ClaimEvaluator, difference_pp, find_reference, ratio, strictest
-from xcls.report.cost_ratio import excluded_note, unlike_groups
 from xcls.report.groups import MACRO_F1, DatasetResults, Group
 from xcls.report.load import Found, final_status
-from xcls.report.measures import NONE, TextTable, amount, cut_note, memory_measure, signed
+from xcls.report.measures import NONE, TextTable, amount, memory_measure, signed
 from xcls.report.settings import quoted
 from xcls.report.summary import headline
 from xcls.report.tables import Study
 
 MOST_BOARDS, MOST_PRINTED = 3, 8  # printed: data sets, and rows of all their tables together, two of each at least
-MEMORY = {  # by the kind of the device
-    "cuda": "Memory on a GPU: the most that torch's allocator held in training, with weights, gradients and AdamW's state.",
-    "cpu": "Memory on a CPU: growth of peak RSS from before the first step, so with gradients and AdamW's state, without the weights.",
-}
 
 
 def comparison(board: DatasetResults, judge: ClaimEvaluator, reference: str) -> TextTable:
@@ -65,30 +60,7 @@ def _with_ratio(group: Group, other: Group | None, name: str) -> str:
     """The median of a cost, and in brackets its ratio to the reference."""
     middle = group.stat(name).middle
     share = ratio(group, other, name) if other is not None and other is not group else None
-    mark = "*" if group.shared and middle is not None else ""
-    unlike = " †" if share is not None and other is not None and unlike_groups(group, other) else ""
-    return amount(middle) + mark + (f" ({share:.2f}×{unlike})" if share is not None else "")
-
-
-def footnotes(board: DatasetResults, reference: str) -> list[str]:
-    """What one must know to read the comparison."""
-    notes = [
-        "n: completed seeds; ±: sample standard deviation over them. Costs: the median over them. In brackets: the ratio to "
-        f"the {reference} group equal in everything but attention."
-    ]
-    kinds = {group.device.get("kind") for group in board.groups}
-    notes += [excluded_note(board.groups), *(text for kind, text in MEMORY.items() if kind in kinds)]
-    if any(group.shared for group in board.groups):
-        notes.append("*: another job ran on the same device; no cost claim is made from it.")
-    for group in board.groups:
-        other, _ = find_reference(group, board, reference)
-        unlike = [] if other is None else unlike_groups(group, other)
-        if other is not None and unlike:
-            notes.append(f"†: {group.label} and {other.label} were measured differently: {'; '.join(unlike)}.")
-    if len({repr(group.device) for group in board.groups if group.runs}) > 1:
-        notes.append("The runs are from different devices or settings of them: costs do not compare across these.")
-    notes.append(cut_note(run.record for group in board.groups for run in group.runs) or "")
-    return [note for note in notes if note]
+    return amount(middle) + (f" ({share:.2f}×)" if share is not None else "")
 
 
 def unfinished(found: Found) -> TextTable:

@@ -158,7 +158,9 @@ def _line(text: str) -> str:
 
 def _file(record: Record, path: str) -> str:
     """The lines that write the configuration of `record` to `path`, unless it is there."""
-    values = {f"choices.{group}": record.choices[group] for group in GROUPS if record.choices.get(group) is not None}
+    values: dict[str, Any] = {
+        f"choices.{group}": record.choices[group] for group in GROUPS if record.choices.get(group) is not None
+    }
     values.update({key: value for key, value in record.config.items() if key.partition(".")[0] in NODES[record.mode]})
     threads, dtype = record.device.get("threads"), record.device.get("dtype")
     if record.mode != "baseline" and record.device.get("kind") == "cpu" and isinstance(threads, int):
