@@ -50,8 +50,8 @@ def make_reading(config: Config) -> Reading:
         variant = copy.deepcopy(config)
         variant.dataset.source = {**trained, **config.reading}
         typed = make_source(variant).reading()
-        own = replace(own, form=typed.form, id=typed.id, bare=None)
-    return own if config.text is None else replace(own, text=as_columns(config.text, "text"), bare=None)
+        own = replace(own, form=typed.form, id=typed.id)
+    return own if config.text is None else replace(own, text=as_columns(config.text, "text"))
 
 
 def _make_node(node: dict[str, Any], **shape: Any) -> Any:

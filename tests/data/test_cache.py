@@ -73,36 +73,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         build_once(tmp_path / "file" / "thing", slow_build, what="a thing")
 
 
-@pytest.mark.parametrize(
-    ("number", "where", "message"),
-    [
-        (
-            errno.ENOSPC,
-            None,
-            r"cannot keep a thing there \(No space left on device\). Make room on that disk, or set XCLS_CACHE",
-        ),
-        (errno.EDQUOT, None, "Make room on that disk"),
-        (
-            errno.EIO,
-            "data/train.csv",
-            r"^data/train.csv: Input/output error, while a thing was made. Check that it is there",
-        ),
-        (
-            errno.EACCES,
-            None,
-            r"cannot keep a thing there \(thing: Permission denied\). Look at that folder, or set XCLS_CACHE",
-        ),
-    ],
-)
-def test_only_a_full_disk_wants_room(number: int, where: str | None, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES])
+def test_only_a_full_disk_wants_room(number: int, tmp_path: Path) -> None:
     def fail(target: Path) -> None:
-        raise OSError(number, os.strerror(number), where)
+        raise OSError(number, os.strerror(number), "data/train.csv")
 
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=r"data/train\.csv.*XCLS_CACHE") as error:
         build_once(tmp_path / "thing", fail, what="a thing")
-    assert ("Make room" in str(error.value)) == (number in (errno.ENOSPC, errno.EDQUOT)) and "None" not in str(
-        error.value
-    )
+    assert ("Make room" in str(error.value)) == (number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -110,24 +88,3 @@ def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.delenv("XCLS_CACHE")
     assert cache_folder() == Path.home() / ".cache" / "xcls"
     assert digest([1, "a", None]) == digest([1, "a", None]) != digest([1, "a", "None"])
-
-
-def test_without_a_home_the_setting_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def unknown(uid: int) -> None:
-        raise KeyError(uid)
-
-    monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.delenv("XCLS_CACHE", raising=False)
-    monkeypatch.setattr("pwd.getpwuid", unknown)
-    with pytest.raises(UserError, match="XCLS_CACHE"):
-        cache_folder()
-    monkeypatch.setenv("XCLS_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-
-
-def test_a_home_that_cannot_be_written_names_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("XCLS_CACHE", raising=False)
-    (tmp_path / "home").write_text("HOME=/ of a user who may not write there; root may write everywhere")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    with pytest.raises(UserError, match="XCLS_CACHE"):
-        build_once(cache_folder() / "thing", slow_build, what="a thing")

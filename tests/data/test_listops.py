@@ -10,13 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xcls.config.schema import Dataset, Tokenizer, UserError
+from xcls.config.schema import UserError
 from xcls.data import listops
 from xcls.data.listops import CLASSES, ListOps
 from xcls.data.listops_trees import OPERATORS, TOKENS, Shape, as_text, expressions
-from xcls.data.source import column
-from xcls.data.splits import prepare
-from xcls.data.tokenizer import UNK, make_tokenizer
 
 SMALL = {"train_size": 300, "validation_size": 40, "test_size": 50, "min_length": 20, "max_length": 80, "max_depth": 5}
 LIKE = Shape(max_depth=5, max_args=6, min_length=10, max_length=120)
@@ -109,77 +106,32 @@ def test_trees_are_drawn_as_the_recursion_draws_them() -> None:
     assert counts["]"] == sum(counts[name] for name in OPERATORS)
 
 
-def test_the_full_length_has_the_arena_s_distribution() -> None:
-    texts, values = some(2000, Shape())
-    lengths = np.array([len(text.split()) for text in texts])
-    assert 501 <= lengths.min() and lengths.max() <= 1999 and 960 < lengths.mean() < 1110
-    shares = np.bincount(values, minlength=10) / len(values)
-    assert 0.05 < shares.min() and shares[[0, 9]].min() > 0.12 and shares.max() < 0.22  # MIN and MAX favour 0 and 9
-
-
 def test_splits_have_their_sizes_nothing_in_common_and_the_same_rows_every_time(own_cache: Path) -> None:
     splits = ListOps(**SMALL).load()
-    parts = [column(rows, "text") for rows in (splits.train, splits.validation, splits.test)]
+    parts = [list(rows["text"]) for rows in (splits.train, splits.validation, splits.test)]
     assert [len(part) for part in parts] == [300, 40, 50] and len({text for part in parts for text in part}) == 390
-    assert [value(text) for text in parts[2]] == column(splits.test, "label") and splits.classes == CLASSES
-    assert column(splits.test, "id")[:2] == ["test-0", "test-1"]
+    assert [value(text) for text in parts[2]] == list(splits.test["label"]) and splits.classes == CLASSES
+    assert list(splits.test["id"])[:2] == ["test-0", "test-1"]
     built = sorted((own_cache / "listops").glob("*/*/*.*"))
     assert len(built) == 12
     content = [file.read_bytes() for file in built]
     built[0].parents[1].rename(own_cache / "old")
-    assert column(ListOps(**SMALL).load().train, "text") == parts[0]
+    assert list(ListOps(**SMALL).load().train["text"]) == parts[0]
     assert [file.read_bytes() for file in built] == content
     fewer = ListOps(**{**SMALL, "train_size": 100}).load()
-    assert column(fewer.test, "text") == parts[2] and column(fewer.train, "text") == parts[0][:100]
-    assert column(ListOps(**SMALL, seed=1).load().test, "text") != parts[2]
+    assert list(fewer.test["text"]) == parts[2] and list(fewer.train["text"]) == parts[0][:100]
+    assert list(ListOps(**SMALL, seed=1).load().test["text"]) != parts[2]
 
 
 def test_they_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = ListOps(**SMALL).load()
     monkeypatch.setattr(listops, "expressions", lambda *_, **__: pytest.fail("made again"))
-    assert column(ListOps(**SMALL).load().train, "text") == column(first.train, "text")
+    assert list(ListOps(**SMALL).load().train["text"]) == list(first.train["text"])
     changes = [{"seed": 1}, {"train_size": 301}, {"max_args": 9}, {"min_length": 21}]
     assert len({ListOps(**{**SMALL, **change}).fingerprint() for change in [{}, *changes]}) == 5
 
 
-def test_brackets_are_tokens() -> None:
-    prepared = prepare(ListOps(**SMALL), Dataset(name="listops", text="Source", label="Target"))
-    words = make_tokenizer(Tokenizer(kind="words"), prepared.mlm_texts)
-    assert words.vocab_size == 5 + len(TOKENS)
-    ids, _ = words.encode(["[MAX 4 [SM 2 3 ] ]"])
-    assert len(ids) == 7 and UNK not in ids and words.decode(ids) == "[max 4 [sm 2 3 ] ]" and ids[-1] == ids[-2]
-    assert len(set(ids.tolist())) == 6
-
-
-def write(folder: Path, name: str, rows: list[tuple[str, str]]) -> None:
-    lines = ["Source\tTarget", *("\t".join(row) for row in rows)]
-    (folder / name).write_text("\r\n".join(lines) + "\r\n")
-
-
 ROUND = "( ( ( [MAX 4 ) ( ( ( [MIN 2 ) 3 ) ] ) ) ] )"
-
-
-def test_the_arena_s_own_files(tmp_path: Path) -> None:
-    for name, count in (("basic_train.tsv", 6), ("basic_val.tsv", 2), ("basic_test.tsv", 1)):
-        write(tmp_path, name, [(ROUND, "4")] * count)
-    splits = ListOps(path=str(tmp_path)).load()
-    assert [len(rows) for rows in (splits.train, splits.validation, splits.test)] == [6, 2, 1]
-    assert (
-        splits.train["text"][0] == "[MAX 4 [MIN 2 3 ] ]"
-        and value(splits.train["text"][0]) == splits.test["label"][0] == 4
-    )
-    before = ListOps(path=str(tmp_path)).fingerprint()
-    (tmp_path / "basic_val.tsv").unlink()
-    assert ListOps(path=str(tmp_path)).load().validation is None and ListOps(path=str(tmp_path)).fingerprint() != before
-    write(tmp_path, "basic_test.tsv", [(ROUND, "12")])
-    with pytest.raises(UserError, match="basic_test.tsv, line 2: the label '12'"):
-        ListOps(path=str(tmp_path)).load()
-    write(tmp_path, "basic_test.tsv", [("MAX 4 MIN 2 3", "4")])
-    with pytest.raises(UserError, match="line 2: the square brackets are missing"):
-        ListOps(path=str(tmp_path)).load()
-    (tmp_path / "basic_train.tsv").unlink()
-    with pytest.raises(UserError, match="no basic_train.tsv there"):
-        ListOps(path=str(tmp_path)).fingerprint()
 
 
 def test_what_cannot_be_made_is_refused(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

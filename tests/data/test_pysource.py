@@ -15,7 +15,6 @@ from xcls.config.schema import UserError
 from xcls.data import pysource
 from xcls.data.packages import name_masker
 from xcls.data.pysource import PACKAGES, Pysource, masked_source
-from xcls.data.source import column
 
 LICENCE = "#!/usr/bin/env python\n# Copyright: the alpha_pkg developers\n\n# mypy: strict\n"
 
@@ -51,7 +50,7 @@ def test_documents_are_whole_masked_files_each_in_one_split(packages: list[str])
     splits = Pysource(packages=packages, min_chars=1000).load()
     assert splits.classes == packages and packages[0] not in sys.modules
     parts = [splits.train, splits.validation, splits.test]
-    ids, texts = ([value for rows in parts for value in column(rows, name)] for name in ("id", "text"))
+    ids, texts = ([value for rows in parts for value in list(rows[name])] for name in ("id", "text"))
     assert len(ids) == len(set(ids)) == len(set(texts)) == 80  # the copies are gone, one of each pair
     assert not any("tests/" in name or "short" in name or "latin" in name for name in ids)
     for text in texts:
@@ -62,18 +61,18 @@ def test_documents_are_whole_masked_files_each_in_one_split(packages: list[str])
         )
     assert [len(rows) for rows in parts] == [60, 8, 12]
     for rows in parts:
-        assert set(Counter(column(rows, "label")).values()) == {len(rows) // 2}
-        assert all(name.startswith(packages[label]) for name, label in zip(column(rows, "id"), column(rows, "label")))
+        assert set(Counter(list(rows["label"])).values()) == {len(rows) // 2}
+        assert all(name.startswith(packages[label]) for name, label in zip(list(rows["id"]), list(rows["label"])))
     whole = texts[ids.index("beta_pkg/m39.py")]
     assert whole.endswith(module(139, 79)) and len(whole) > 2000
 
 
 def test_a_class_has_at_most_so_many_files(packages: list[str]) -> None:
     splits = Pysource(packages=packages, min_chars=1000, per_class=20).load()
-    labels = [label for rows in (splits.train, splits.validation, splits.test) for label in column(rows, "label")]
+    labels = [label for rows in (splits.train, splits.validation, splits.test) for label in list(rows["label"])]
     assert set(Counter(labels).values()) <= {19, 20}  # a copy may be among the twenty
     longer = Pysource(packages=packages, min_chars=2000).load()
-    assert 0 < len(longer.train) < 60 and min(map(len, column(longer.train, "text"))) >= 2000
+    assert 0 < len(longer.train) < 60 and min(map(len, list(longer.train["text"]))) >= 2000
 
 
 def test_they_are_read_once_and_known_by_their_versions(packages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +86,7 @@ def test_they_are_read_once_and_known_by_their_versions(packages: list[str], mon
     assert len({source.fingerprint(), *(other.fingerprint() for other in others)}) == 4
     with monkeypatch.context() as patch:
         patch.setattr(pysource, "package_files", lambda _: pytest.fail("read again"))
-        assert column(Pysource(packages=packages[::-1], min_chars=1000).load().test, "id") == column(first.test, "id")
+        assert list(Pysource(packages=packages[::-1], min_chars=1000).load().test["id"]) == list(first.test["id"])
     monkeypatch.setattr(pysource, "package_version", lambda package: "2.0")
     assert Pysource(packages=packages, min_chars=1000).fingerprint() != before
 
@@ -124,11 +123,11 @@ def test_the_installed_packages_make_long_documents() -> None:
     splits = Pysource().load()
     parts = [splits.train, splits.validation, splits.test]
     assert 1800 < sum(map(len, parts)) < 3300 and splits.classes == sorted(PACKAGES)
-    texts = [text for rows in parts for text in column(rows, "text")]
+    texts = [text for rows in parts for text in list(rows["text"])]
     lengths = np.array([len(text.encode()) for text in texts])
     assert lengths.min() >= 4096 and 12_000 < np.median(lengths) < 22_000 and (lengths >= 16_384).mean() > 0.4
     for rows in parts:
-        counts = Counter(column(rows, "label"))
+        counts = Counter(list(rows["label"]))
         assert len(counts) == len(PACKAGES) and max(counts.values()) < 4 * min(counts.values())
     names = re.compile("numpy|torch|pandas|scipy|sklearn|wandb|sympy|networkx|fonttools|matplotlib", re.IGNORECASE)
     assert not any(names.search(text) for text in texts)

@@ -66,7 +66,7 @@ def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
         ("a.json", b"[1]", "a.json, row 1: this is .*an object like"),
         ("a.csv.gz", gzip.compress(ROWS * 1000, mtime=0)[:-20], "a.csv.gz: the gzip file is damaged or cut off"),
         ("a.csv.gz", ROWS, "a.csv.gz: the gzip file is damaged"),
-        ("a.parquet", b"PAR1 and no more", "a.parquet: the parquet file is damaged or cut off"),
+        ("a.parquet", b"PAR1 and no more", "a.parquet: the file is damaged or cut off"),
         ("a.xlsx", b"PK", "a.xlsx: a file of this kind is not known"),
     ],
 )

@@ -17,7 +17,6 @@ from xcls.data.ag_news import AgNews
 from xcls.data.files import Files
 from xcls.data.formats import Format
 from xcls.data.imdb import Imdb
-from xcls.data.listops import ListOps
 from xcls.data.pydocs import Pydocs
 from xcls.data.pysource import Pysource
 from xcls.data.reading import Documents, Reading, read_documents
@@ -38,23 +37,11 @@ def test_tables_and_lines_are_read_in_the_format_of_the_training_data(tmp_path: 
     assert read(tmp_path, "d.tsv", "text\tn\na\tb\n", Files().reading()).texts == ["a"]
 
 
-def test_a_file_in_another_encoding_than_the_runs_is_doubted(tmp_path: Path) -> None:
-    form = Reading(["text"], Format(encoding="latin-1"))
-    assert any("dataset.source.encoding=utf-8" in note for note in read(tmp_path, "a.txt", "caf\xe9\n", form).notes)
-    assert read(tmp_path, "b.txt", b"caf\xe9\n", form).notes == [] == read(tmp_path, "c.txt", "plain\n", form).notes
-
-
 def test_empty_documents_stay_in_their_place(tmp_path: Path) -> None:
     found = read(tmp_path, "a.txt", "one\n\n  \nfour\n")
     assert found.texts[0::3] == ["one", "four"] and found.places == ["line 1", "line 2", "line 3", "line 4"]
     assert read(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": null}\n{"id": 3, "text": ""}\n').texts == ["a", "", ""]
     assert read(tmp_path, "a.csv", 'text,n\n,1\nb,2\n"",3\n').texts == ["", "b", ""]
-
-
-def test_a_carriage_return_ends_no_line_but_on_old_macs(tmp_path: Path) -> None:
-    assert read(tmp_path, "a.txt", b"one\rstill one\ntwo\r\n").texts == ["one\rstill one", "two"]
-    assert read(tmp_path, "b.txt", b"one\rtwo\r").texts == ["one", "two"]
-    assert read(tmp_path, "c.txt", b"some text\0more\n").texts == ["some text more"]
 
 
 @pytest.mark.parametrize(
@@ -124,11 +111,9 @@ def test_no_documents_are_one_message(content: bytes | None, stream: str, monkey
         read_documents(stream, Reading(["text"]))
 
 
-ARENA = "( ( ( [MAX 4 ) 3 ) ] )"
 CLEANED = [  # a source, a text of its files, the text that it trains on
     (Imdb(), "good<br /><br/>film", "good  film"),
     (Imdb(strip_breaks=False), "good<br />film", "good<br />film"),
-    (ListOps(), ARENA, "[MAX 4 3 ]"),
     (Pydocs(), "as numpy.array and pd.Series", "as LIB.array and LIB.Series"),
     (Pysource(), "# licence\nimport torch.nn\n", "import LIB\n"),
     (AgNews(), "a <br /> b", "a <br /> b"),
@@ -155,26 +140,6 @@ def test_what_training_reads_is_what_prediction_reads(tmp_path: Path) -> None:
     assert read_documents(tmp_path / "test", source.reading()).texts == sorted(
         source.load().test["text"], key=lambda text: "pos" in text
     )
-    (tmp_path / "basic_train.tsv").write_text(f"Source\tTarget\n{ARENA}\t4\n")
-    (tmp_path / "basic_test.tsv").write_text(f"Source\tTarget\n{ARENA}\t4\n")
-    arena = ListOps(path=str(tmp_path))
-    assert (
-        read_documents(tmp_path / "basic_test.tsv", arena.reading()).texts
-        == list(arena.load().test["text"])
-        == ["[MAX 4 3 ]"]
-    )
-
-
-def test_the_official_ag_news_layout_needs_no_header(tmp_path: Path) -> None:
-    for name in ("train.csv", "test.csv"):
-        (tmp_path / name).write_text('"3","Title","Some, text"\n"4","Other",""\n')
-    source = AgNews(path=str(tmp_path))
-    assert (
-        read_documents(tmp_path / "test.csv", source.reading()).texts
-        == list(source.load().test["text"])
-        == ["Title Some, text", "Other"]
-    )
-    assert read(tmp_path, "new.csv", "text,class,n\nmine,1,2\n", source.reading()).texts == ["mine"]
 
 
 def test_extra_text_is_read_as_the_data_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

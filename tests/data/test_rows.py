@@ -12,23 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from xcls.config.schema import Dataset, UserError
 from xcls.data import files, rows
 from xcls.data.files import Files
-from xcls.data.rows import MISSING, RowCollector, Rows, RowWriter, Texts, rows_of
-from xcls.data.source import column, make_rows
+from xcls.data.rows import MISSING, Rows, RowWriter, Texts, make_rows
 from xcls.data.splits import prepare
-from xcls.data.stratify import as_keys, first_alike, stands_in
+from xcls.data.stratify import first_alike
 
 TEXTS = ["one", None, " ONE ", "", "zwei ä", "three\nlines"] * 4
 LABELS = [0, 1, None, 2, 0, 1] * 4
 IDS = [f"file:{row}" for row in range(24)]
 
 
-def in_pieces(keeper: RowCollector, size: int = 5) -> Rows:
+def in_pieces(keeper: RowWriter, size: int = 5) -> Rows:
     for start in range(0, 24, size):
         part = slice(start, start + size)
         keeper.add(text=TEXTS[part], label=LABELS[part], id=IDS[part])
@@ -39,12 +36,12 @@ def in_pieces(keeper: RowCollector, size: int = 5) -> Rows:
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Rows:
     if request.param == "table":
         return make_rows(text=TEXTS, label=LABELS, id=IDS)
-    return in_pieces(RowCollector() if request.param == "collected" else RowWriter(tmp_path / "rows"))
+    return in_pieces(RowWriter(None if request.param == "collected" else tmp_path / "rows"))
 
 
 def test_rows_are_what_was_given(made: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "BATCH", 7)
-    assert len(made) == 24 and column(made, "text") == list(made["text"]) == TEXTS
+    assert len(made) == 24 and list(made["text"]) == list(made["text"]) == TEXTS
     assert list(made["label"]) == LABELS and list(made["id"]) == IDS
     assert made.labels.tolist() == [MISSING if label is None else label for label in LABELS]
     assert made[4] == {"text": "zwei ä", "label": 0, "id": "file:4"} == list(made)[4]
@@ -80,23 +77,6 @@ def test_texts_are_one_sequence() -> None:
         texts[4]
 
 
-@given(
-    st.lists(st.sampled_from([b"a", b"b", b"ab", b"x" * 16, b"x" * 15 + b"y", b""])),
-    st.lists(st.sampled_from([b"a", b"x" * 16])),
-)
-def test_equal_keys_are_found_as_a_dictionary_finds_them(keys: list[bytes], others: list[bytes]) -> None:
-    seen: dict[bytes, int] = {}
-    assert first_alike(as_keys(keys)).tolist() == [seen.setdefault(key, row) for row, key in enumerate(keys)]
-    assert stands_in(as_keys(keys), as_keys(others)).tolist() == [key in set(others) for key in keys]
-
-
-def test_a_data_set_of_the_library_is_taken_too() -> None:
-    datasets = pytest.importorskip("datasets")
-    table = {"text": TEXTS, "label": LABELS, "id": IDS}
-    found = rows_of(datasets.Dataset.from_dict(table).select([5, 1, 2]))
-    assert column(found, "text") == [TEXTS[5], None, " ONE "] and column(found, "label") == [1, 1, None]
-
-
 def many(count: int = 90) -> list[dict]:
     return [{"text": f"text number {row % 70}", "label": ["good", "bad", "so so"][row % 3]} for row in range(count)]
 
@@ -123,7 +103,7 @@ def everything(path: Path) -> list:
     return [
         splits.classes,
         splits.notes,
-        *([column(part, name) for name in ("text", "label", "id")] for part in (splits.train, splits.test)),
+        *([list(part[name]) for name in ("text", "label", "id")] for part in (splits.train, splits.test)),
     ]
 
 
@@ -179,7 +159,7 @@ def test_the_splits_of_a_seed_stay_what_they_were(tmp_path: Path, small: int, mo
         made, whole = prepare(source, settings), hashlib.sha256()
         for part in (made.train, made.validation, made.test):
             for name in ("id", "text", "label"):
-                whole.update(repr(column(part, name)).encode())
+                whole.update(repr(list(part[name])).encode())
         whole.update(repr(list(made.mlm_texts)).encode())
         assert whole.hexdigest().startswith(known)
 

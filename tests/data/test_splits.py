@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xcls.config.schema import Dataset, UserError
-from xcls.data.source import Splits, make_rows
+from xcls.data.rows import make_rows
+from xcls.data.source import Splits
 from xcls.data.splits import Prepared, prepare
 from xcls.data.stratify import allocate, as_keys, carve, first_alike, sample
 

@@ -10,20 +10,19 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as Library
-from tokenizers import models, trainers
+from tokenizers import models
 
 from xcls.config.schema import Tokenizer, UserError
 from xcls.data import tokenizer as module
-from xcls.data.extend import choose_subwords, split_word
 from xcls.data.tokenizer import (
     SPECIAL_TOKENS,
     UNK,
     ByteTokenizer,
-    LibraryTokenizer,
     TextTokenizer,
     check_tokenizer,
     from_json,
@@ -39,6 +38,11 @@ def corpus(seed: int = 0, documents: int = 300) -> list[str]:
     draw = random.Random(seed)
     words = ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 4))) for _ in range(400)]
     return [" ".join(draw.choices(words, k=30)) + draw.choice([".", "!", " (x)", "?"]) for _ in range(documents)]
+
+
+def unk_share(made: TextTokenizer, texts: Sequence[str]) -> float:
+    ids, _ = made.encode(texts)
+    return float((ids == UNK).mean())
 
 
 def vocabulary(tokenizer: TextTokenizer) -> list[str]:
@@ -143,28 +147,12 @@ def test_training_gives_the_same_vocabulary_in_every_process() -> None:
     assert len(found) == 1
 
 
-def test_training_finds_what_the_library_finds() -> None:
-    """The fixed order of characters changes ids alone: the library's own set of tokens has the same words in it."""
-    ours = set(vocabulary(make_tokenizer(Tokenizer(vocab_size=400), corpus())))
-    library = Library(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
-    blank = make_tokenizer(Tokenizer(vocab_size=400), corpus()).library
-    library.normalizer, library.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
-    library.train_from_iterator(
-        corpus(),
-        trainers.WordPieceTrainer(
-            vocab_size=400, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
-        ),
-    )
-    theirs = set(library.get_vocab())
-    assert len(ours & theirs) > 0.95 * len(theirs)
-
-
 def test_vocab_size_is_kept_and_rare_characters_are_unknown() -> None:
     texts = corpus() + ["".join(map(chr, range(0x4E00, 0x4E00 + 600)))]
     made = make_tokenizer(Tokenizer(vocab_size=200, min_frequency=1), texts)
     assert made.vocab_size == 200
     assert made.encode([chr(0x4E00 + 599)])[0].tolist() == [UNK]
-    assert made.unk_share(corpus()) < 0.01 < made.unk_share(texts)
+    assert unk_share(made, corpus()) < 0.01 < unk_share(made, texts)
 
 
 def test_continuing_pieces_are_known() -> None:
@@ -174,15 +162,6 @@ def test_continuing_pieces_are_known() -> None:
     assert 0 < made.continues.sum() < made.vocab_size
     space = 5 + ord(" ")
     assert not ByteTokenizer().continues[space] and ByteTokenizer().continues[5 + ord("a")]
-
-
-def test_a_long_document_is_tokenised_in_pieces_without_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = make_tokenizer(Tokenizer(vocab_size=300), corpus())
-    text = " ".join(corpus())
-    whole = made.encode([text, "karo", "x" * 200])
-    monkeypatch.setattr(module, "PIECE", 50)
-    for part, same in zip(whole, made.encode([text, "karo", "x" * 200])):
-        np.testing.assert_array_equal(part, same)
 
 
 def test_odd_characters_do_no_harm() -> None:
@@ -253,23 +232,6 @@ def test_extending_saves_tokens_and_keeps_old_ids(tmp_path: Path) -> None:
     assert counts[1] < counts[0] < before
 
 
-def test_extension_counts_its_savings_as_the_library_splits(tmp_path: Path) -> None:
-    made = make_tokenizer(Tokenizer(vocab_size=200), corpus())
-    known = set(vocabulary(made))
-    for word in {
-        word for text in corpus(4) for word in text.replace(".", " ").split() if word.isalpha() and word.isascii()
-    }:
-        assert (split_word(word, known) or ["[UNK]"]) == tokens(made, word)
-
-
-def test_the_subword_that_saves_most_comes_first() -> None:
-    vocabulary = ["a", "b", "c", "##a", "##b", "##c"]
-    words = {"abc": 10, "bc": 30, "cab": 1, "xyz": 9}
-    # bc saves 30 in "bc"; abc saves 20; the unknown xyz counts as three tokens a time and saves 18.
-    assert choose_subwords(words, vocabulary, count=3, min_frequency=2) == ["bc", "abc", "xyz"]
-    assert choose_subwords(words, vocabulary, count=9, min_frequency=10) == ["bc", "abc"]
-
-
 def test_words_are_extended_by_the_most_frequent_unknown_ones(tmp_path: Path) -> None:
     file = tmp_path / "vocab.txt"
     file.write_text("a\nb\n")
@@ -283,11 +245,6 @@ def test_the_tokenizer_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_tokenizer(Tokenizer(vocab_size=200), corpus()).digest == first.digest
     with pytest.raises(pytest.fail.Exception):
         make_tokenizer(Tokenizer(vocab_size=201), corpus())
-
-
-def test_words_keep_brackets() -> None:
-    made = make_tokenizer(Tokenizer(kind="words", min_frequency=1, lowercase=False), ["[MAX 2 9 [MIN 4 7 ] 0 ]"])
-    assert "[UNK]" not in tokens(made, "[MIN 4 [MAX 9 2 ] ]") and isinstance(made, LibraryTokenizer)
 
 
 MARKS = [
@@ -314,7 +271,7 @@ def test_marks_stay_when_capitals_go(tmp_path: Path) -> None:
             == made.encode([one])[0].tolist()
             == made.encode([decomposed])[0].tolist()
         )
-    assert made.unk_share(texts) == 0
+    assert unk_share(made, texts) == 0
     stripped = make_tokenizer(Tokenizer(vocab_size=400, strip_accents=True), texts)
     assert stripped.encode(["résumé"])[0].tolist() == stripped.encode(["resume"])[0].tolist()
     (tmp_path / "vocab.txt").write_text("resume\nrésumé\n", "utf-8")  # made elsewhere: as BERT reads it, unless told
@@ -341,14 +298,14 @@ def test_the_share_of_unknown_tokens_falls_with_the_size_of_the_vocabulary() -> 
         for size in (200, 600, 2500):
             made = make_tokenizer(Tokenizer(vocab_size=size), texts)
             assert made.vocab_size <= size
-            shares.append(made.unk_share(texts))
+            shares.append(unk_share(made, texts))
         assert shares[0] > shares[1] > shares[2] == 0
 
 
 def test_a_sentence_without_blanks_is_not_unknown_for_its_length() -> None:
     for sentence in ("ภาษาไทยไม่มีช่องว่างระหว่างคำ" * 8, "ひらがなだけのぶん" * 20, "ភាសាខ្មែរ" * 30):
         made = make_tokenizer(Tokenizer(vocab_size=300), [sentence] * 5)
-        assert made.unk_share([sentence]) == 0 and len(made.encode([sentence])[0]) > 3
+        assert unk_share(made, [sentence]) == 0 and len(made.encode([sentence])[0]) > 3
 
 
 def test_settings_of_accents_are_part_of_the_hash_where_they_matter() -> None:

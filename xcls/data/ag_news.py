@@ -6,23 +6,21 @@ with the hub's parquet files, or from the hub. The text is title and description
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 
 from xcls.config.schema import UserError
-from xcls.data.hub import coded_labels, hub_fingerprint, load_hub, parquet_files, read_shards
+from xcls.data.hub import HubSource, parquet_files, read_shards
 from xcls.data.readers import Format, Table, as_text_columns, read_table, text_column
-from xcls.data.reading import Reading
-from xcls.data.source import Splits, as_columns, files_digest, make_rows, where
 
 CLASSES = ["World", "Sports", "Business", "Sci/Tech"]
 TEXTS = ["title", "description"]
 OFFICIAL = Format(header=["class", "title", "description"])
-SPLITS = ("train", "test")
 
 
-class AgNews:
+class AgNews(HubSource):
     """AG News. `text` and `label` name the columns of the hub's files; the official csv files have none to name."""
+
+    name, classes = "ag_news", CLASSES
 
     def __init__(
         self,
@@ -33,56 +31,30 @@ class AgNews:
         hub_id: str = "fancyzhx/ag_news",
         revision: str | None = None,
     ) -> None:
-        self.path = path
-        self.text, self.label = as_columns(text), label
-        self.hub_id, self.revision = hub_id, revision
+        super().__init__(path, text, label, hub_id, revision)
 
-    @cached_property
-    def folder(self) -> Path | None:
-        """Where the files are, None for the hub. Raises UserError."""
-        return where(self.path, "ag_news")
+    def folder_files(self, folder: Path) -> list[Path]:
+        """The csv or parquet files of both splits. Raises UserError."""
+        return [file for split in self.splits for file in self._split_files(folder, split)]
 
-    def reading(self) -> Reading:
-        """Tables with the columns `text`, or in the official layout."""
-        return Reading(self.text, bare=(OFFICIAL, TEXTS))
+    def folder_tables(self, folder: Path) -> dict[str, Table]:
+        """Train and test, from either layout. Raises UserError."""
+        return {split: self._table(self._split_files(folder, split)) for split in self.splits}
 
-    def fingerprint(self) -> str:
-        """Of the files' contents, or of the hub id and revision; and of the columns."""
-        options = [self.text, self.label]
-        if self.folder is None:
-            return files_digest([], [hub_fingerprint(self.hub_id, self.revision), *options])
-        return files_digest([file for split in SPLITS for file in self._files(split)], options, root=self.folder)
-
-    def load(self) -> Splits:
-        """Reads train and test."""
-        made = {}
-        tables = self._hub_tables() if self.folder is None else {split: self._table(split) for split in SPLITS}
-        for split, table in tables.items():
-            texts = text_column(table, self.text)
-            labels = coded_labels(
-                table.columns[self.label], len(CLASSES), where=f"ag_news {split}", places=table.places
-            )
-            made[split] = make_rows(text=texts, label=labels, id=[f"{split}-{row}" for row in range(len(texts))])
-        return Splits(train=made["train"], test=made["test"], classes=CLASSES)
-
-    def _hub_tables(self) -> dict[str, Table]:
-        return load_hub(self.hub_id, self.revision, [*self.text, self.label], SPLITS, name="ag_news")
-
-    def _files(self, split: str) -> list[Path]:
+    def _split_files(self, folder: Path, split: str) -> list[Path]:
         """The official csv file of a split, or its parquet shards. Raises UserError when neither is there."""
-        official = [Path(self.folder) / f"{split}.csv", Path(self.folder) / f"{split}.csv.gz"]
-        found = [file for file in official if file.is_file()][:1] or parquet_files(self.folder, [split])[split]
+        official = [folder / f"{split}.csv", folder / f"{split}.csv.gz"]
+        found = [file for file in official if file.is_file()][:1] or parquet_files(folder, [split])[split]
         if not found:
             raise UserError(
-                f"{self.folder}: no {split}.csv there. AG News is needed as train.csv and test.csv (no header: "
+                f"{folder}: no {split}.csv there. AG News is needed as train.csv and test.csv (no header: "
                 "class 1-4, title, description) or as the hub's parquet files."
             )
         return found
 
-    def _table(self, split: str) -> Table:
-        files = self._files(split)
+    def _table(self, files: list[Path]) -> Table:
         if files[0].suffix == ".parquet":
-            return read_shards(files, [*self.text, self.label])
+            return read_shards(files, self.columns)
         raw = read_table(files[0], OFFICIAL.header, OFFICIAL)
         first = 0 if raw.columns["class"][0].strip().isdigit() else 1  # some copies have a header after all
         numbers = [number.strip() for number in raw.columns["class"][first:]]

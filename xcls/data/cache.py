@@ -10,9 +10,10 @@ import json
 import os
 import shutil
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
+
+from filelock import FileLock, Timeout
 
 from xcls.config.schema import UserError
 from xcls.runs.disk import is_full
@@ -36,34 +37,35 @@ def digest(parts: Any) -> str:
 def build_once(path: Path, build: Callable[[Path], None], *, what: str) -> Path:
     """Makes `path` (a file or a folder) by `build(temporary path)` unless it is there, under a lock between processes.
 
-    The result appears by one rename, so nobody sees half of it, and the lock of a process that died is free.
-    Raises UserError when the folder cannot be written, or what it is built from not be read.
+    The result appears by one rename, so nobody sees half of it, and the lock of a process that died is free. Raises UserError
+    when the folder cannot be written, or what it is built from cannot be read.
     """
     if path.exists():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path.with_name(path.name + ".lock"), what):
+        lock = FileLock(path.with_name(path.name + ".lock"))
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            print(f"xcls: waiting for another process that makes {what}", file=sys.stderr, flush=True)
+            lock.acquire()
+        try:
             if not path.exists():
                 _build(path, build)
+        finally:
+            lock.release()
     except OSError as error:
-        raise UserError(_not_kept(path, what, error)) from error
+        remedy = "Make room on that disk" if is_full(error) else "Check that it can be read and written"
+        place = error.filename or path.parent
+        raise UserError(
+            f"{place}: {error.strerror or error}, while {what} was made. {remedy}, or set XCLS_CACHE to another folder."
+        ) from error
     return path
 
 
-def _not_kept(path: Path, what: str, error: OSError) -> str:
-    """Why `what` could not be kept at `path`, and what to do: nobody is told to make room where there is some."""
-    cause, other = error.strerror or str(error), "set XCLS_CACHE to a folder that can be written"
-    if is_full(error):
-        return f"{path.parent}: cannot keep {what} there ({cause}). Make room on that disk, or {other}."
-    place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes, os.PathLike)) else path
-    if place.is_relative_to(path.parent) or path.parent.is_relative_to(place):
-        return f"{path.parent}: cannot keep {what} there ({place.name}: {cause}). Look at that folder, or {other}."
-    return f"{place}: {cause}, while {what} was made. Check that it is there, and that it may be read."
-
-
 def _build(path: Path, build: Callable[[Path], None]) -> None:
-    """Builds beside `path` and renames, with the lock held: what a killed builder left there is nobody's any more."""
+    """Builds beside `path` and renames, with the lock held: what a killed process left there is removed first."""
     temporary = path.with_name(f"{path.name}.part")
     _remove(temporary)
     try:
@@ -82,20 +84,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _lock(path: Path, what: str) -> Iterator[None]:
-    """Holds the lock file `path`; says so when another process has it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(str(path))
-    try:
-        lock.acquire(timeout=0.2)
-    except Timeout:
-        print(f"xcls: waiting for another process that makes {what}", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

@@ -19,8 +19,7 @@ CUT_WARNING = 0.2  # so is a larger share of tokens beyond seq_len,
 CUT_DOCUMENTS_WARNING = 0.5  # and of documents that are longer
 BATCH = 1000  # texts that are tokenised at once, at most
 CHARACTERS = 2_000_000  # of them together: a library's tokens take a hundred bytes each while they are made
-HEADER = 128  # bytes before the ids in their file
-VERSION = 2
+VERSION = 3
 
 
 @dataclass
@@ -201,27 +200,19 @@ def encode_cached(
 
     def build(folder: Path) -> None:
         folder.mkdir()
-        with open(folder / "ids.npy", "wb") as file:  # as it is made: a large corpus never lies in memory as ids
-            file.write(bytes(HEADER))
+        with open(folder / "ids", "wb") as file:  # as it is made: a large corpus never lies in memory as ids
             how = {"seq_len": seq_len, "truncate": truncate, "what": what, "progress": len(texts) > 5000}
             made = _encode(texts, tokenizer, lambda ids: file.write(ids.tobytes()), **how)
-            file.seek(0)
-            file.write(_npy_header(made.ids.dtype, int(made.offsets[-1])))
         np.save(folder / "offsets.npy", made.offsets)
-        info = {"cut": made.cut, "tokens": made.tokens, "unk": made.unk}
+        info = {"cut": made.cut, "tokens": made.tokens, "unk": made.unk, "dtype": made.ids.dtype.name}
         (folder / "info.json").write_text(json.dumps(info), "utf-8")
 
     return read_encoded(build_once(cache_folder() / "encoded" / name, build, what=f"the tokens of {what}"))
 
 
-def _npy_header(kind: np.dtype, count: int) -> bytes:
-    """The first `HEADER` bytes of a .npy file (format 1.0) with one dimension."""
-    text = repr({"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (count,)})
-    start = np.lib.format.magic(1, 0) + (HEADER - 10).to_bytes(2, "little")
-    return start + text.ljust(HEADER - 11).encode("latin1") + b"\n"
-
-
 def read_encoded(folder: Path) -> Encoded:
     """Maps what `encode_cached` wrote."""
     info = json.loads((folder / "info.json").read_text("utf-8"))
-    return Encoded(np.load(folder / "ids.npy", mmap_mode="r"), np.load(folder / "offsets.npy"), folder=folder, **info)
+    offsets, dtype = np.load(folder / "offsets.npy"), np.dtype(info.pop("dtype"))
+    ids = np.memmap(folder / "ids", dtype, "r") if offsets[-1] else np.empty(0, dtype)
+    return Encoded(ids, offsets, folder=folder, **info)

@@ -19,7 +19,7 @@ from xcls.data.formats import Format, Table, kind_of, sign
 from xcls.data.labels import ClassNames
 from xcls.data.readers import TABLES, as_text_columns, read_pieces, text_column
 from xcls.data.reading import Reading
-from xcls.data.rows import RowCollector, Rows, RowWriter, read_rows
+from xcls.data.rows import Rows, RowWriter, read_rows
 from xcls.data.source import Splits, as_columns, files_digest, where, writable
 from xcls.data.stratify import as_keys, carve, first_alike, text_key
 
@@ -179,7 +179,7 @@ class Files:
         """The rows of each split, in memory or below `folder`; their classes, and what was odd about the files."""
         names, made, parts, notes = ClassNames(self.labels), {}, self._parts(self.root), []
         for split, entries in parts.items():
-            keeper = RowCollector() if folder is None else RowWriter(folder / split)
+            keeper = RowWriter(None if folder is None else folder / split)
             rows = labelled = 0
             for piece in self._pieces(split, entries, notes):
                 rows += len(piece.places)

@@ -9,6 +9,7 @@ import csv
 import re
 import sys
 import unicodedata
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -75,24 +76,20 @@ def kind_of(file: Path) -> str:
     return Path(name).suffix
 
 
-class _Piece:
-    """Rows of the named columns as they are collected, and their size in characters."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.table = Table({name: [] for name in names}, [])
-        self.characters = 0
-
-    def add(self, place: str, values: Sequence[Any]) -> None:
-        """Adds one row."""
-        self.table.places.append(place)
-        for column, value in zip(self.table.columns.values(), values):
+def _in_pieces(rows: Iterator[tuple[str, Sequence[Any]]], names: Sequence[str]) -> Iterator[Table]:
+    """Rows (place, values of `names`) as tables of at most PIECE rows and about CHARACTERS characters."""
+    places: list[str] = []
+    columns: list[list[Any]] = [[] for _ in names]
+    size = 0
+    for place, values in rows:
+        places.append(place)
+        for column, value in zip(columns, values):
             column.append(value)
-            self.characters += len(value) if isinstance(value, str) else 8
-
-    @property
-    def full(self) -> bool:
-        """Whether it is time for the next piece."""
-        return len(self.table.places) >= PIECE or self.characters >= CHARACTERS
+            size += len(value) if isinstance(value, str) else 8
+        if len(places) >= PIECE or size >= CHARACTERS:
+            yield Table(dict(zip(names, columns)), places)
+            places, columns, size = [], [[] for _ in names], 0
+    yield Table(dict(zip(names, columns)), places)
 
 
 def clean_name(name: str) -> str:
@@ -234,12 +231,8 @@ def _read_separated(
     try:
         header, rows = _rows(file, form, nul_lines)
         places = _places(file, header, wanted, optional, hint)
-        piece, index = _Piece(list(places)), list(places.values())
-        for line, row in rows:
-            piece.add(f"line {line}", [row[place] for place in index])
-            if piece.full:
-                yield piece.table
-                piece = _Piece(list(places))
+        cells = ((f"line {line}", [row[place] for place in places.values()]) for line, row in rows)
+        yield from _in_pieces(cells, list(places))
     except _BadRow as error:
         line, reason = error.args
         mend = (
@@ -249,7 +242,6 @@ def _read_separated(
         )
         remedy = _remedy(file, form, wanted)
         raise UserError(f"{file}, line {line}: {reason}. {mend}{f', or {remedy}' if remedy else '.'}") from error
-    yield piece.table
     notes += _nul_note(file, nul_lines)
 
 
@@ -271,70 +263,62 @@ def _read_json(file: Path, form: Format, wanted: list[str], optional: list[str],
     nul_lines: list[int] = []
     existing: dict[str, None] = {}
     names = list(dict.fromkeys([*wanted, *optional]))
-    piece = _Piece(names)
-    with open_text(file, form.encoding, newline="\n") as stream:
-        for place, row in json_rows(file, _without_nul(raw_lines(stream), nul_lines), wanted):
+
+    def cells(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, list[Any]]]:
+        for place, row in rows:
             existing.update(dict.fromkeys(row))
-            piece.add(place, [row.get(name) for name in names])
-            if piece.full:
-                yield piece.table
-                piece = _Piece(names)
-    if existing or piece.table.places:
+            yield place, [row.get(name) for name in names]
+
+    with open_text(file, form.encoding, newline="\n") as stream:
+        yield from _in_pieces(cells(json_rows(file, _without_nul(raw_lines(stream), nul_lines))), names)
+    if existing:
         _places(file, list(existing), wanted, optional, str)  # any row may have a column that the others lack
-    yield piece.table
     notes += _nul_note(file, nul_lines)
 
 
-def _read_parquet(
-    file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]
-) -> Iterator[Table]:
+def _read_arrow(file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]) -> Iterator[Table]:
+    """A parquet file, a stream as `datasets` saves it, or an Arrow (Feather) file."""
+    import pyarrow as pa
+
+    row = 0
+    try:
+        with _arrow_batches(file) as (existing, batches):
+            names = {name: existing[place] for name, place in _places(file, existing, wanted, optional, str).items()}
+            for whole in batches(list(names.values())):
+                for start in range(0, len(whole), PIECE):
+                    columns = whole.slice(start, PIECE).to_pydict()
+                    size = min(PIECE, len(whole) - start)
+                    places = [f"row {number}" for number in range(row + 1, row + 1 + size)]
+                    row += size
+                    yield Table({name: columns[theirs] for name, theirs in names.items()}, places)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file}: a column holds bytes that are not UTF-8 text ({error}). Write texts there."
+        ) from error
+    except (pa.ArrowException, OSError) as error:
+        cause = str(error).splitlines()[0]
+        raise UserError(f"{file}: the file is damaged or cut off ({cause}). Copy it again.") from error
+
+
+@contextmanager
+def _arrow_batches(file: Path) -> Iterator[tuple[list[str], Callable[[list[str]], Iterator[Any]]]]:
+    """The names of the columns, and a function that gives the batches of some of them."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    row = 0
-    try:
+    if kind_of(file) == ".parquet":
         with parquet.ParquetFile(file, buffer_size=1 << 20) as table:
-            existing = table.schema_arrow.names
-            names = {name: existing[place] for name, place in _places(file, existing, wanted, optional, str).items()}
             about = table.metadata
             size = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
             most = min(max(CHARACTERS * about.num_rows // max(size, 1), 1), PIECE)
-            for batch in table.iter_batches(most, columns=list(names.values())):
-                columns = batch.to_pydict()
-                places = [f"row {number}" for number in range(row + 1, row + 1 + len(batch))]
-                row += len(batch)
-                yield Table({name: columns[theirs] for name, theirs in names.items()}, places)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file}: a column holds bytes that are no UTF-8 text ({error}). Write the file again from texts."
-        ) from error
-    except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{file}: the parquet file is damaged or cut off ({first}). Copy it again.") from error
-
-
-def _read_arrow(file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]) -> Iterator[Table]:
-    """A stream as `datasets` saves it, or an Arrow (Feather) file."""
-    import pyarrow as pa
-
-    row = 0
-    try:
-        with pa.memory_map(str(file)) as source:
-            opened = pa.ipc.open_file(source) if source.read(6) == b"ARROW1" else None
-            source.seek(0)
-            reader = opened or pa.ipc.open_stream(source)
-            names = _places(file, reader.schema.names, wanted, optional, str)
-            batches = map(opened.get_batch, range(opened.num_record_batches)) if opened else reader
-            for whole in batches:
-                for start in range(0, len(whole), PIECE):
-                    batch = whole.slice(start, PIECE)
-                    places = [f"row {number}" for number in range(row + 1, row + 1 + len(batch))]
-                    row += len(batch)
-                    yield Table({name: batch.column(place).to_pylist() for name, place in names.items()}, places)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{file}: the Arrow file is damaged or cut off ({str(error).splitlines()[0]}). Copy it again."
-        ) from error
+            yield table.schema_arrow.names, lambda columns: table.iter_batches(most, columns=columns)
+        return
+    with pa.memory_map(str(file)) as source:
+        opened = pa.ipc.open_file(source) if source.read(6) == b"ARROW1" else None
+        source.seek(0)
+        reader = opened or pa.ipc.open_stream(source)
+        batches = map(opened.get_batch, range(opened.num_record_batches)) if opened else reader
+        yield reader.schema.names, lambda columns: (batch.select(columns) for batch in batches)
 
 
 READERS: dict[str, Callable[[Path, Format, list[str], list[str], list[str]], Iterator[Table]]] = {
@@ -342,6 +326,6 @@ READERS: dict[str, Callable[[Path, Format, list[str], list[str], list[str]], Ite
     ".tsv": _read_separated,
     ".jsonl": _read_json,
     ".json": _read_json,
-    ".parquet": _read_parquet,
+    ".parquet": _read_arrow,
     ".arrow": _read_arrow,
 }

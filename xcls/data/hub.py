@@ -2,21 +2,75 @@
 
 from __future__ import annotations
 
-import os
-import urllib.error
-import urllib.request
+from functools import cached_property
 from pathlib import Path
 from typing import Sequence
 
 from xcls.config.schema import UserError
 from xcls.data.class_folder import by_name
-from xcls.data.readers import Table, read_table
-from xcls.data.source import column
+from xcls.data.readers import Table, read_table, text_column
+from xcls.data.reading import Reading
+from xcls.data.rows import make_rows
+from xcls.data.source import Splits, as_columns, files_digest, where
 
 
-def hub_fingerprint(hub_id: str, revision: str | None) -> str:
-    """Names a data set of the hub; only a `revision` pins its content for ever."""
-    return f"hub:{hub_id}@{revision or 'main'}"
+class HubSource:
+    """A data set of the hub, or a copy of its parquet files (or of the official files) in a folder.
+
+    A subclass names `name`, `classes` and `reading`, and says how a folder is read: `folder_tables` and `folder_files`.
+    """
+
+    name: str
+    classes: list[str]
+    splits = ["train", "test"]
+
+    def __init__(self, path: str | None, text: str | list[str], label: str, hub_id: str, revision: str | None) -> None:
+        self.path, self.text, self.label = path, as_columns(text), label
+        self.hub_id, self.revision = hub_id, revision
+        self.options: list[object] = [self.text, self.label]  # of the fingerprint
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where the files are, None for the hub. Raises UserError."""
+        return where(self.path, self.name)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the hub's files that are read."""
+        return [*self.text, self.label]
+
+    def reading(self) -> Reading:
+        """Tables with the columns `text`."""
+        return Reading(self.text)
+
+    def fingerprint(self) -> str:
+        """Of the files' contents, or of the hub id and revision; and of the options."""
+        if self.folder is None:
+            return files_digest([], [f"hub:{self.hub_id}@{self.revision or 'main'}", *self.options])
+        return files_digest(self.folder_files(self.folder), self.options, root=self.folder)
+
+    def load(self) -> Splits:
+        """Reads all splits; `unsupervised` is text for MLM alone. Raises UserError."""
+        if self.folder is None:
+            tables = load_hub(self.hub_id, self.revision, self.columns, self.splits, name=self.name)
+        else:
+            tables = self.folder_tables(self.folder)
+        clean, made = self.reading().clean, {}
+        for split, table in tables.items():
+            texts = [text and clean(text) for text in text_column(table, self.text)]
+            where = f"{self.name} {split}"
+            labels = coded_labels(table.columns[self.label], len(self.classes), where=where, places=table.places)
+            made[split] = make_rows(text=texts, label=labels, id=[f"{split}-{row}" for row in range(len(texts))])
+        unlabelled = made.get("unsupervised")
+        return Splits(train=made["train"], test=made["test"], unlabelled=unlabelled, classes=self.classes)
+
+    def folder_files(self, folder: Path) -> list[Path]:
+        """Every file that is read. Raises UserError."""
+        raise NotImplementedError
+
+    def folder_tables(self, folder: Path) -> dict[str, Table]:
+        """The splits, with the columns `text` and `label`. Raises UserError."""
+        raise NotImplementedError
 
 
 def load_hub(
@@ -24,12 +78,9 @@ def load_hub(
 ) -> dict[str, Table]:
     """The named splits of a hub data set, from its local cache where it is there, else by download.
 
-    Left to itself the hub's client retries for about half a minute when there is no network, so a quick look comes
-    first and offline mode follows from it. HF_HUB_OFFLINE, if set, is obeyed. Raises UserError with the ways to get
-    the data.
+    Without a network the hub's client tries for half a minute; HF_HUB_OFFLINE=1 saves that. Raises UserError with the
+    ways to get the data.
     """
-    if "HF_HUB_OFFLINE" not in os.environ and not _hub_answers():
-        _go_offline()
     from datasets import DatasetDict, load_dataset
 
     try:
@@ -54,31 +105,9 @@ def load_hub(
                 )
         rows = found[split]
         tables[split] = Table(
-            {wanted: column(rows, wanted) for wanted in columns}, [f"row {n}" for n in range(1, len(rows) + 1)]
+            {wanted: list(rows[wanted]) for wanted in columns}, [f"row {n}" for n in range(1, len(rows) + 1)]
         )
     return tables
-
-
-def _hub_answers(seconds: float = 4.0) -> bool:
-    """Whether the hub can be reached (through a proxy, if one is set); any answer will do."""
-    request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=seconds).close()
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _go_offline() -> None:
-    """Sets offline mode, also for libraries that have read their settings already."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import datasets
-    import huggingface_hub.constants
-
-    datasets.config.HF_HUB_OFFLINE = True
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
 def parquet_files(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:

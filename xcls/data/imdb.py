@@ -6,15 +6,13 @@ From a folder (the hub's parquet files, or the official archive unpacked: `train
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from pathlib import Path
 
 from xcls.config.schema import UserError
 from xcls.data.class_folder import by_name, read_class_folder
-from xcls.data.hub import coded_labels, hub_fingerprint, load_hub, parquet_files, read_shards
-from xcls.data.readers import Table, as_text_columns, text_column
+from xcls.data.hub import HubSource, parquet_files, read_shards
+from xcls.data.readers import Table, as_text_columns
 from xcls.data.reading import Reading
-from xcls.data.source import Splits, as_columns, files_digest, make_rows, where
 
 CLASSES = ["neg", "pos"]
 _BREAK = re.compile(r"<br\s*/?>")
@@ -25,8 +23,10 @@ def without_breaks(text: str) -> str:
     return _BREAK.sub(" ", text)
 
 
-class Imdb:
+class Imdb(HubSource):
     """IMDb reviews. `use_unlabelled` adds the 50,000 to the text for MLM; `strip_breaks` reads `<br />` as a space."""
+
+    name, classes = "imdb", CLASSES
 
     def __init__(
         self,
@@ -39,66 +39,36 @@ class Imdb:
         use_unlabelled: bool = True,
         strip_breaks: bool = True,
     ) -> None:
-        self.path = path
-        self.text, self.label = as_columns(text), label
-        self.hub_id, self.revision = hub_id, revision
-        self.use_unlabelled, self.strip_breaks = use_unlabelled, strip_breaks
-        self.needed = ["train", "test"] + ["unsupervised"] * use_unlabelled
-
-    @cached_property
-    def folder(self) -> Path | None:
-        """Where the files are, None for the hub. Raises UserError."""
-        return where(self.path, "imdb")
+        super().__init__(path, text, label, hub_id, revision)
+        self.strip_breaks = strip_breaks
+        self.splits = ["train", "test"] + ["unsupervised"] * use_unlabelled
+        self.options += [use_unlabelled, strip_breaks]
 
     def reading(self) -> Reading:
         """Reviews as tables, with `<br />` as the options say."""
         return Reading(self.text, **({"clean": without_breaks, "cleaning": "breaks"} if self.strip_breaks else {}))
 
-    def fingerprint(self) -> str:
-        """Of the files' contents, or of the hub id and revision; and of the options."""
-        options = [self.text, self.label, self.use_unlabelled, self.strip_breaks]
-        if self.folder is None:
-            return files_digest([], [hub_fingerprint(self.hub_id, self.revision), *options])
-        files = [file for shards in parquet_files(self.folder, self.needed).values() for file in shards]
-        return files_digest(files or by_name(self.folder, self.folder.rglob("*.txt")), options, root=self.folder)
+    def folder_files(self, folder: Path) -> list[Path]:
+        """The parquet files, else the .txt files of the official archive."""
+        files = [file for shards in parquet_files(folder, self.splits).values() for file in shards]
+        return files or by_name(folder, folder.rglob("*.txt"))
 
-    def load(self) -> Splits:
-        """Reads train, test and, if wanted, the unlabelled reviews."""
-        tables, clean = self._tables(), self.reading().clean
-        made = {}
-        for split, table in tables.items():
-            texts = [text and clean(text) for text in text_column(table, self.text)]
-            labels = coded_labels(table.columns[self.label], len(CLASSES), where=f"imdb {split}", places=table.places)
-            made[split] = make_rows(text=texts, label=labels, id=[f"{split}-{row}" for row in range(len(texts))])
-        return Splits(train=made["train"], test=made["test"], unlabelled=made.get("unsupervised"), classes=CLASSES)
-
-    def _tables(self) -> dict[str, Table]:
-        columns = [*self.text, self.label]
-        if self.folder is None:
-            return load_hub(self.hub_id, self.revision, columns, self.needed, name="imdb")
-        files = parquet_files(self.folder, self.needed)
-        if any(files.values()):
-            for split, shards in files.items():
-                if not shards:
-                    raise UserError(
-                        f"{self.folder}: no {split}.parquet there. "
-                        + (
-                            "Add it, or set dataset.source.use_unlabelled=false."
-                            if split == "unsupervised"
-                            else "Add it."
-                        )
-                    )
-            return {split: read_shards(shards, columns) for split, shards in files.items()}
-        if (self.folder / "train" / "pos").is_dir() and (self.folder / "test" / "pos").is_dir():
-            return {split: self._archive(split) for split in self.needed}
+    def folder_tables(self, folder: Path) -> dict[str, Table]:
+        """From the parquet files, else from the official archive. Raises UserError where neither is there."""
+        files = parquet_files(folder, self.splits)
+        missing = [f"{split}.parquet" for split, shards in files.items() if not shards]
+        if not missing:
+            return {split: read_shards(shards, self.columns) for split, shards in files.items()}
+        if (folder / "train" / "pos").is_dir() and (folder / "test" / "pos").is_dir():
+            return {split: self._archive(folder, split) for split in self.splits}
         raise UserError(
-            f"{self.folder}: IMDb is needed there, as train.parquet and test.parquet (the hub's files) or as "
-            "train/pos/*.txt, train/neg/*.txt, test/… (the official archive, unpacked)."
+            f"{folder}: no {', '.join(missing)} there. IMDb is needed as the hub's parquet files (without unsupervised.parquet: "
+            "dataset.source.use_unlabelled=false), or as the official archive, unpacked."
         )
 
-    def _archive(self, split: str) -> Table:
+    def _archive(self, folder: Path, split: str) -> Table:
         """One split of the official archive; its unlabelled reviews lie in train/unsup."""
         part, names = ("train", ["unsup"]) if split == "unsupervised" else (split, CLASSES)
-        texts, found, places = read_class_folder(Path(self.folder) / part, names)
+        texts, found, places = read_class_folder(folder / part, names)
         labels = [CLASSES.index(name) if name in CLASSES else -1 for name in found]
         return Table({**as_text_columns(self.text, texts), self.label: labels}, places)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from decimal import Decimal, InvalidOperation
 from typing import Any, Iterable, Sequence
 
 from xcls.config.schema import Labels, UserError
@@ -36,16 +35,6 @@ def class_order(names: Iterable[str]) -> list[str]:
     """Sorted: by value where all names are whole numbers (those of one value as text), else as text."""
     names = sorted(set(names))
     return sorted(names, key=int) if all(map(WHOLE_NUMBER.fullmatch, names)) else names
-
-
-def label_ids(
-    labels: Sequence[Any], classes: Sequence[str], *, where: str, row_names: Sequence[str]
-) -> list[int | None]:
-    """Labels to positions in `classes`. Raises UserError, naming the row, for a class that is not among them."""
-    known = ClassNames(Labels(missing=["nan"]))
-    known.numbers = {name: number for number, name in enumerate(classes)}
-    known.classes = list(classes)
-    return known.ids(labels, where=where, row_names=row_names)
 
 
 class ClassNames:
@@ -84,7 +73,7 @@ class ClassNames:
         """Puts the classes in order, once train is read. The position in `classes` for each number that `add` gave."""
         named = {name: name for name in self.numbers}
         if self.settings.casefold:
-            for names in _groups(self.numbers, fold):
+            for names in _groups(self.numbers):
                 best = max(sorted(names), key=lambda name: self.counts[name])
                 named.update(dict.fromkeys(names, best))
         self.classes = class_order(named.values())
@@ -153,15 +142,10 @@ class ClassNames:
                 f"{where}: {counts} are read as classes; if they mean no label: 'dataset.labels.missing=[{listed}]'."
             )
         joined = "joined" if self.settings.casefold else "dataset.labels.casefold=true joins them"
-        groups = _groups(self.counts, fold)
+        groups = _groups(self.counts)
         if groups:
             found.append(
                 f"{where}: class names that differ in capitals or blanks alone: {self._listed(groups)}; {joined}."
-            )
-        equal = [names for names in _groups(self.counts, _value) if names not in groups]
-        if equal:
-            found.append(
-                f"{where}: class names that are one number: {self._listed(equal)}; if they are one class, write them alike."
             )
         return found
 
@@ -176,20 +160,11 @@ def fold(name: str) -> str:
     return unicodedata.normalize("NFC", plain.casefold())
 
 
-def _value(name: str) -> Decimal | str:
-    """The number that a name writes, or the name."""
-    try:
-        value = Decimal(name)
-    except InvalidOperation:
-        return name
-    return value if value.is_finite() else name
-
-
-def _groups(names: Iterable[str], key: Any) -> list[list[str]]:
-    """The names that share a key with others."""
-    groups: dict[Any, list[str]] = defaultdict(list)
+def _groups(names: Iterable[str]) -> list[list[str]]:
+    """The names that differ from others in capitals and blanks alone."""
+    groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
-        groups[key(name)].append(name)
+        groups[fold(name)].append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
 MAGIC = {".parquet": "PAR1", ".arrow": "ARROW1"}  # first bytes of these
+PLAIN = Format()
 MOST_ENTRIES = 200_000  # below a folder of text
 
 
 def read_pieces(
-    file: Path, columns: Sequence[str], form: Format = Format(), *, optional: Sequence[str] = (), notes: list[str]
+    file: Path, columns: Sequence[str], form: Format = PLAIN, *, optional: Sequence[str] = (), notes: list[str]
 ) -> Iterator[Table]:
     """The named columns of one file, and those of `optional` that it has, a piece at a time.
 
@@ -56,7 +57,7 @@ def _refuse_content(file: Path, own: str = "") -> None:
         refuse_other_kinds(file, stream.read(HEAD), own=own)
 
 
-def read_table(file: Path, columns: Sequence[str], form: Format = Format(), *, optional: Sequence[str] = ()) -> Table:
+def read_table(file: Path, columns: Sequence[str], form: Format = PLAIN, *, optional: Sequence[str] = ()) -> Table:
     """The named columns of one file, and those of `optional` that it has, as a whole. Raises UserError."""
     whole = Table({}, [])
     for piece in read_pieces(file, columns, form, optional=optional, notes=whole.notes):
@@ -87,7 +88,7 @@ def text_pieces(path: str | Path, reading: Reading) -> Iterator[list[str]]:
     for file in text_files(path):
         if kind_of(file) == ".txt":
             lines = (line.replace("\0", " ").strip() for line in text_lines(file, reading.form.encoding))
-            pieces = iter(lambda: list(islice(lines, PIECE)), [])
+            pieces = iter(lambda lines=lines: list(islice(lines, PIECE)), [])
         else:
             pieces = (
                 text_column(piece, reading.text) for piece in read_pieces(file, reading.text, reading.form, notes=[])

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
 import re
 import shutil
-import stat
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -23,7 +21,7 @@ from xcls.data.class_folder import class_pieces
 from xcls.data.formats import Format, NoColumn, Table, kind_of
 from xcls.data.readers import TABLES, read_table, text_column
 from xcls.data.source import Source, as_columns
-from xcls.data.text_file import is_utf8, open_text, text_lines
+from xcls.data.text_file import text_lines
 from xcls.runs.paths import is_stream
 
 ID_COLUMNS = ("id", "ID", "Id")  # names of rows, where the run's configuration names no such column
@@ -38,16 +36,13 @@ def as_it_is(text: str) -> str:
 @dataclass(frozen=True)
 class Reading:
     """`form`: of tables, and the encoding of .txt files. `text`: the columns with the text. `id`: the column with the names of
-    the rows. `clean`: what is done to every text, and `cleaning` names it. `bare`: the format and text columns of a table that
-    has no header line, tried where the columns `text` are not there.
-    """
+    the rows. `clean`: what is done to every text, and `cleaning` names it."""
 
     text: list[str]
     form: Format = Format()
     id: str | None = None
     clean: Callable[[str], str] = as_it_is
     cleaning: str = ""
-    bare: tuple[Format, list[str]] | None = None
 
     @property
     def identity(self) -> list[Any]:
@@ -105,11 +100,10 @@ def _read(file: Path, reading: Reading) -> Documents:
         return Documents(texts, places)
     if file.stat().st_size == 0:
         raise UserError(f"input={file}: the file is empty. Give one document a line, or a table.")
-    notes = _doubt(file, encoding)
     if kind_of(file) == ".txt":
         lines = [line.replace("\0", " ") for line in text_lines(file, encoding)]
-        return Documents(lines, [f"line {number}" for number in range(1, len(lines) + 1)], notes=notes)
-    found, text = _table(file, reading)
+        return Documents(lines, [f"line {number}" for number in range(1, len(lines) + 1)])
+    found = _table(file, reading)
     ids = next(
         (
             found.columns[name]
@@ -118,39 +112,17 @@ def _read(file: Path, reading: Reading) -> Documents:
         ),
         None,
     )
-    return Documents([value or "" for value in text_column(found, text)], found.places, ids, [*notes, *found.notes])
+    return Documents([value or "" for value in text_column(found, reading.text)], found.places, ids, found.notes)
 
 
-def _table(file: Path, reading: Reading) -> tuple[Table, list[str]]:
-    """The columns with the texts and the rows' names, and which are those with the texts. Raises UserError."""
+def _table(file: Path, reading: Reading) -> Table:
+    """The columns with the texts and the rows' names. Raises UserError."""
     names = [name for name in dict.fromkeys([reading.id, *ID_COLUMNS]) if name and name not in reading.text]
     try:
-        return read_table(file, reading.text, reading.form, optional=names), reading.text
+        return read_table(file, reading.text, reading.form, optional=names)
     except NoColumn as error:
-        if (
-            reading.bare is not None
-            and kind_of(file) in (".csv", ".tsv")
-            and len(error.existing) == len(reading.bare[0].header)
-        ):
-            return read_table(file, reading.bare[1], reading.bare[0]), reading.bare[1]
         remedy = error.hint or "If the text is in another column: text=<its name>."
         raise UserError(f"{error.found} It is where the run's training data had the text. {remedy}") from error
-
-
-def _doubt(file: Path, encoding: str) -> list[str]:
-    """A note on a file that is UTF-8 for sure, and is read otherwise because the run's own files were."""
-    if is_utf8(encoding) or kind_of(file) in (".parquet", ".arrow"):
-        return []
-    try:
-        with open_text(file, "utf-8") as stream:
-            start = stream.read(1 << 20)
-    except UserError:
-        return []
-    if start.isascii():
-        return []
-    return [
-        f"{file}: read as {encoding}, as the run's own data were, but it looks like UTF-8. If it is: dataset.source.encoding=utf-8"
-    ]
 
 
 @contextmanager
@@ -164,12 +136,6 @@ def _copied(source: str | Path, reading: Reading, table: bool) -> Iterator[tuple
                     shutil.copyfileobj(sys.stdin.buffer, file)
                 else:
                     with open(source, "rb") as stream:
-                        if stat.S_ISBLK(mode := os.fstat(stream.fileno()).st_mode) or (
-                            stat.S_ISCHR(mode) and not stream.isatty()
-                        ):
-                            raise UserError(
-                                f"input={source}: this is a device, no file and no pipe."
-                            )  # /dev/zero has no end
                         shutil.copyfileobj(stream, file)
         except OSError as error:
             raise UserError(f"input={source}: cannot be read ({error.strerror or error}).") from error

@@ -21,37 +21,26 @@ MISSING = -1  # the label of a row that has none
 NAMES = ("text", "label", "id")
 
 
-class Memory:
-    """The columns `text` and `id` of a table in memory."""
+class ArrowFile(Sequence[Any]):
+    """The batches of an Arrow file, one of them in memory at a time."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self.batches = table.to_batches(max_chunksize=BATCH)
-        self.starts = np.cumsum([0, *(len(batch) for batch in self.batches)])
+    def __init__(self, file: Path) -> None:
+        self.file, self.reader, self.last = file, None, (-1, None)
 
-    def array(self, name: str, number: int) -> pa.Array:
-        """One column of batch `number`."""
-        return self.batches[number].column(name)
+    def __len__(self) -> int:
+        return self._open().num_record_batches
 
+    def __getitem__(self, number: Any) -> pa.RecordBatch:
+        """Batch `number`."""
+        if self.last[0] != number:
+            self.last = (number, self._open().get_batch(number))
+        return self.last[1]
 
-class File:
-    """The same in a file that `RowWriter` has made: one batch of each column lies in memory at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = str(folder / "rows.arrow")
-        self.starts = np.load(folder / "starts.npy")
-        self.readers: dict[str, Any] = {}
-        self.last: dict[str, tuple[int, Any]] = {}
-
-    def array(self, name: str, number: int) -> pa.Array:
-        """One column of batch `number`."""
+    def _open(self) -> Any:
         import pyarrow as pa
 
-        if name not in self.readers:
-            only = pa.ipc.IpcReadOptions(included_fields=[("text", "id").index(name)])
-            self.readers[name] = pa.ipc.open_file(pa.OSFile(self.file), options=only)
-        if self.last.get(name, (None,))[0] != number:
-            self.last[name] = (number, self.readers[name].get_batch(number).column(0))
-        return self.last[name][1]
+        self.reader = self.reader or pa.ipc.open_file(pa.OSFile(str(self.file)))
+        return self.reader
 
 
 class Column(Sequence[Any]):
@@ -87,26 +76,25 @@ class Rows:
 
     def __init__(
         self,
-        store: Memory | File,
+        batches: Sequence[pa.RecordBatch],
+        starts: np.ndarray,
         labels: np.ndarray,
         *,
         picked: np.ndarray | None = None,
         keys: np.ndarray | None = None,
     ) -> None:
-        """store: all rows; labels: int64 of all, MISSING where there is none; picked: int64 [R], the places in them of
-        these rows, None for all; keys: see `keys`, of all."""
-        self.store, self._labels, self.picked, self._keys = store, labels, picked, keys
+        """batches: `text` and `id` of all rows, and where each batch `starts`; labels: int64 of all, MISSING where there is
+        none; picked: int64 [R], the places of these rows among them, None for all; keys: see `keys`, of all."""
+        self.batches, self.starts, self._labels, self.picked, self._keys = batches, starts, labels, picked, keys
 
     def __len__(self) -> int:
-        return int(self.store.starts[-1]) if self.picked is None else len(self.picked)
+        return len(self._labels) if self.picked is None else len(self.picked)
 
     def __getitem__(self, which: Any) -> Any:
         if isinstance(which, str):
             if which not in NAMES:
                 raise KeyError(which)
             return Column(self, which)
-        if isinstance(which, slice):
-            return {name: self[name][which] for name in NAMES}
         return {name: self[name][which] for name in NAMES}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -129,7 +117,7 @@ class Rows:
         """The rows at these places, in this order."""
         rows = np.asarray(rows, np.int64)
         picked = rows if self.picked is None else self.picked[rows]
-        return Rows(self.store, self._labels, picked=picked, keys=self._keys)
+        return Rows(self.batches, self.starts, self._labels, picked=picked, keys=self._keys)
 
     def values(self, name: str, places: np.ndarray) -> list[Any]:
         """The values of a column in the rows at int64 [M] `places`, quickest where these ascend."""
@@ -139,11 +127,11 @@ class Rows:
         import pyarrow as pa
 
         found: list[Any] = []
-        batches = np.searchsorted(self.store.starts, places, side="right") - 1
+        batches = np.searchsorted(self.starts, places, side="right") - 1
         for part in np.split(np.arange(len(places)), np.flatnonzero(np.diff(batches)) + 1) if len(places) else ():
             number = int(batches[part[0]])
-            within = places[part] - int(self.store.starts[number])
-            found += self.store.array(name, number).take(pa.array(within)).to_pylist()
+            within = pa.array(places[part] - int(self.starts[number]))
+            found += self.batches[number].column(name).take(within).to_pylist()
         return found
 
 
@@ -171,83 +159,64 @@ class Texts(Sequence[str]):
             yield from column
 
 
-class RowCollector:
-    """Takes rows piece by piece and keeps them in memory; `rows` gives them."""
+class RowWriter:
+    """Takes rows piece by piece, in memory, or into a new `folder` with a piece in memory at a time; `rows` gives them."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         import pyarrow as pa
 
         self.schema = pa.schema([("text", pa.large_string()), ("id", pa.string())])
-        self.lengths = [0]
-        self.batches: list[pa.RecordBatch] = []
-        self.labels: list[np.ndarray] = []
-        self.keys: list[np.ndarray] = []
+        self.folder, self.batches, self.lengths = folder, [], [0]
+        self.labels, self.keys = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
+        if folder is not None:
+            folder.mkdir(parents=True)
+            self.writer = pa.ipc.new_file(str(folder / "rows.arrow"), self.schema)
 
     def add(self, *, text: Sequence[str | None], label: Sequence[int | None], id: Sequence[str]) -> None:
         """Adds rows, a batch. Texts must be such as UTF-8 can hold."""
         import pyarrow as pa
 
         arrays = [pa.array(values, field.type) for values, field in zip((text, id), self.schema)]
-        self.keep(pa.record_batch(arrays, schema=self.schema))
+        batch = pa.record_batch(arrays, schema=self.schema)
+        if self.folder is None:
+            self.batches.append(batch)
+        else:
+            self.writer.write_batch(batch)
         self.lengths.append(len(text))
         self.labels.append(np.array([MISSING if value is None else value for value in label], np.int64))
         self.keys.append(as_keys([text_key(value or "") for value in text]))
 
-    def keep(self, batch: pa.RecordBatch) -> None:
-        """Puts a batch where it stays."""
-        self.batches.append(batch)
-
     def rows(self, ids: np.ndarray | None = None) -> Rows:
         """All of them. ids: int64 [C], by which the labels are replaced."""
-        import pyarrow as pa
-
-        labels, keys = self._columns(ids)
-        return Rows(Memory(pa.Table.from_batches(self.batches, self.schema)), labels, keys=keys)
-
-    def _columns(self, ids: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.concatenate([np.empty(0, np.int64), *self.labels])
+        labels, keys, starts = np.concatenate(self.labels), np.concatenate(self.keys), np.cumsum(self.lengths)
         if ids is not None:
             labels = np.append(ids, MISSING)[labels]  # MISSING is the last
-        return labels, np.concatenate([np.empty((0, 2), np.uint64), *self.keys])
-
-
-class RowWriter(RowCollector):
-    """The same in a new folder, with a batch in memory at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        import pyarrow as pa
-
-        super().__init__()
-        folder.mkdir(parents=True)
-        self.folder = folder
-        self.sink = pa.OSFile(str(folder / "rows.arrow"), "wb")
-        self.writer = pa.ipc.new_file(self.sink, self.schema)
-
-    def keep(self, batch: pa.RecordBatch) -> None:
-        """Writes the batch."""
-        self.writer.write_batch(batch)
-
-    def rows(self, ids: np.ndarray | None = None) -> Rows:
-        """Ends the files and reads them."""
+        if self.folder is None:
+            return Rows(self.batches, starts, labels, keys=keys)
         self.writer.close()
-        self.sink.close()
-        labels, keys = self._columns(ids)
-        np.save(self.folder / "starts.npy", np.cumsum(self.lengths))
-        np.save(self.folder / "labels.npy", labels)
-        np.save(self.folder / "keys.npy", keys)
+        for name, array in (("starts", starts), ("labels", labels), ("keys", keys)):
+            np.save(self.folder / f"{name}.npy", array)
         return read_rows(self.folder)
 
 
 def read_rows(folder: Path) -> Rows:
     """The rows that a `RowWriter` wrote into `folder`."""
-    return Rows(File(folder), np.load(folder / "labels.npy"), keys=np.load(folder / "keys.npy", mmap_mode="r"))
+    starts, labels = np.load(folder / "starts.npy"), np.load(folder / "labels.npy")
+    return Rows(ArrowFile(folder / "rows.arrow"), starts, labels, keys=np.load(folder / "keys.npy", mmap_mode="r"))
+
+
+def make_rows(*, text: Sequence[str | None], label: Sequence[int | None], id: Sequence[str]) -> Rows:
+    """A split from its columns, held in memory."""
+    writer = RowWriter()
+    for start in range(0, len(text), BATCH):
+        piece = slice(start, start + BATCH)
+        writer.add(text=text[piece], label=label[piece], id=id[piece])
+    return writer.rows()
 
 
 def rows_of(table: Any) -> Rows:
-    """Rows of what has the columns text, label and id: Rows as they are, a pyarrow Table, a data set of `datasets`."""
+    """Rows of what has the columns text, label and id: Rows as they are, else a table of pyarrow or a data set of `datasets`."""
     if isinstance(table, Rows):
         return table
-    if hasattr(table, "with_format"):  # of `datasets`
-        table = table.with_format("arrow")[:]
-    labels = table.column("label").fill_null(MISSING).to_numpy().astype(np.int64)
-    return Rows(Memory(table.select(["text", "id"])), labels)
+    columns = table[:] if hasattr(table, "with_format") else table.select(NAMES).to_pydict()
+    return make_rows(**{name: columns[name] for name in NAMES})

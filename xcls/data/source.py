@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,25 +57,15 @@ def where(path: str | None, name: str) -> Path | None:
     if path is not None:
         found = at(path)
         if not found.is_file() and not found.is_dir():
-            raise UserError(f"dataset.path={path}: {_absent(path, found, name)}")
+            hub = (
+                f" A data set of the hub: dataset.source.hub_id={path}, without dataset.path."
+                if name != "files"
+                else ""
+            )
+            raise UserError(f"dataset.path={path}: no such file or folder (looked at {found.absolute()}).{hub}")
         return found
     shelf = os.environ.get("XCLS_DATA")
     return at(shelf) / name if shelf and (at(shelf) / name).exists() else None
-
-
-def _absent(path: str, found: Path, name: str) -> str:
-    """What is wrong with a `dataset.path` that is not there."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
-        return "a file or folder of this machine is needed, no address. Download it first (e.g. curl -L -O, hf download), then name where it lies."
-    hub = ""
-    if name != "files" and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        hub = f" If it is a data set of the Hugging Face hub: dataset.source.hub_id={path}, without dataset.path."
-    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not Path(path).suffix:
-        hub = (
-            f" A data set of the Hugging Face hub is downloaded first: datasets.load_dataset('{path}').save_to_disk('its_folder') "
-            "in Python, then dataset.path=its_folder."
-        )
-    return f"no such file or folder (looked at {found.absolute()}).{hub}"
 
 
 def files_digest(files: Sequence[Path], options: Sequence[Any] = (), *, root: Path | None = None) -> str:
@@ -114,27 +103,6 @@ def as_columns(names: Any, key: str = "dataset.text") -> list[str]:
     if not columns or not all(isinstance(column, str) and column for column in columns):
         raise UserError(f"{key}={names!r}: the name of a column, or a list of names, is needed.")
     return columns
-
-
-def make_rows(*, text: list[str | None], label: list[int | None], id: list[str]) -> Rows:
-    """A split from its columns, held in memory. For rows by the million: `RowWriter` in rows.py."""
-    import pyarrow as pa
-
-    from xcls.data.rows import rows_of
-
-    table = pa.table(
-        {
-            "text": pa.array(text, pa.large_string()),
-            "label": pa.array(label, pa.int64()),
-            "id": pa.array([writable(name) for name in id], pa.string()),
-        }
-    )
-    return rows_of(table)
-
-
-def column(rows: Rows, name: str) -> list[Any]:
-    """A whole column as a list. `rows[name]` by itself is a sequence that is read piece by piece."""
-    return list(rows[name][:])
 
 
 def is_missing(value: Any) -> bool:

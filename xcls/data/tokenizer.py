@@ -54,11 +54,6 @@ class TextTokenizer(ABC):
         """A hash of everything that decides the ids."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def unk_share(self, texts: Sequence[str]) -> float:
-        """The share of [UNK] among the tokens of `texts`."""
-        ids, _ = self.encode(texts)
-        return float((ids == UNK).mean()) if len(ids) else 0.0
-
 
 class ByteTokenizer(TextTokenizer):
     """UTF-8 bytes: byte b is the id 5 + b, so nothing is unknown. Bytes other than white space go on with a word."""
@@ -242,7 +237,7 @@ def _state(settings: Tokenizer, texts: Sequence[str]) -> str:
         how = {"lowercase": settings.lowercase, "strip_accents": settings.strip_accents}
         state = vocabulary.load(at(settings.path), kind=settings.kind, **how)
     if settings.extend:
-        from xcls.data.extend import extend
-
-        state = extend(state, texts, kind=settings.kind, count=settings.extend, min_frequency=settings.min_frequency)
+        state = vocabulary.extend(
+            state, texts, kind=settings.kind, count=settings.extend, min_frequency=settings.min_frequency
+        )
     return state

@@ -26,6 +26,7 @@ CHARACTER_SHARE = (
 # Thai, Lao, Tibetan, Burmese, Khmer, kana: whole sentences without a blank, and WordPiece reads no word of over 100 characters.
 WITHOUT_BLANKS = "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]"
 LONGEST_RUN = 50  # characters of these that are one word
+LONGEST_WORD = 100  # characters; WordPiece reads longer words as unknown
 MODELS = {"wordpiece": "WordPiece", "words": "WordLevel"}
 
 
@@ -88,7 +89,7 @@ def wordpiece_state(tokens: Sequence[str], lowercase: bool, strip_accents: bool 
 
 
 def _with_tokens(library: Tokenizer, tokens: Sequence[str]) -> str:
-    library.model = models.WordPiece(_numbered(tokens), unk_token="[UNK]", max_input_chars_per_word=100)
+    library.model = models.WordPiece(_numbered(tokens), unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD)
     library.decoder = decoders.WordPiece(prefix="##")
     return library.to_str()
 
@@ -175,6 +176,29 @@ def _library(model: models.Model, lowercase: bool, strip_accents: bool | None) -
     library.normalizer = normalizers.Sequence([normalizers.NFC(), bert]) if strip_accents is False else bert
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return library
+
+
+def extend(state: str, texts: Sequence[str], *, kind: str, count: int, min_frequency: int) -> str:
+    """The tokenizer's JSON with up to `count` words of `texts` more, at the end of the vocabulary, so that old ids stay.
+
+    Those words are added that save the most tokens: (pieces of the word now - 1) times how often it occurs. An unknown word
+    counts as its characters, and as two at least; words of a word-level tokenizer are one piece or unknown.
+    """
+    library = Tokenizer.from_str(state)
+    counts = {word: times for word, times in count_words(library, texts).items() if times >= min_frequency}
+    words = sorted(word for word in counts if len(word) <= LONGEST_WORD)
+    unknown = library.token_to_id("[UNK]")
+    saved = {}
+    for word, encoding in zip(words, library.encode_batch(words, add_special_tokens=False)):
+        if kind == "words":
+            pieces = 1 + (unknown in encoding.ids)
+        else:
+            pieces = max(len(word), 2) if unknown in encoding.ids else len(encoding.ids)
+        saved[word] = (pieces - 1) * counts[word]
+    chosen = sorted((word for word in words if saved[word]), key=lambda word: (-saved[word], word))[:count]
+    changed = json.loads(state)
+    changed["model"]["vocab"] = _numbered([*ordered(library.get_vocab()), *chosen])
+    return Tokenizer.from_str(json.dumps(changed)).to_str()
 
 
 def words_of(library: Tokenizer, text: str) -> list[str]:

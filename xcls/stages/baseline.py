@@ -21,7 +21,6 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from tqdm import tqdm
 
 from xcls.config.schema import Baseline
-from xcls.data.source import column
 from xcls.data.splits import Prepared
 from xcls.stages.predictions import prediction_table, write_predictions
 from xcls.train.metrics import guess_told, scores
@@ -124,8 +123,8 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: RunLogger, resume: 
     journal.begin(rows=[], wandb_id=None)
     if resume:
         journal.rewind([], step=0)
-    texts = {name: column(getattr(prepared, name), "text") for name in ("train", "validation", "test")}
-    labels = {name: np.asarray(column(getattr(prepared, name), "label"), np.int64) for name in texts}
+    texts = {name: list(getattr(prepared, name)["text"]) for name in ("train", "validation", "test")}
+    labels = {name: getattr(prepared, name).labels for name in texts}
     analyzer, why = plan.analyzer, f"baseline.analyzer={plan.analyzer}"
     if analyzer == "auto":
         analyzer, why = analyzer_of(texts["train"])
