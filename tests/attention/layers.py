@@ -1,4 +1,5 @@
-"""What the tests of the contract share: every mechanism of conf/attention within its smallest surroundings, and masks."""
+"""What the tests of the contract share: every mechanism of conf/attention within its smallest surroundings, and
+masks."""
 
 from __future__ import annotations
 

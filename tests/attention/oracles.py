@@ -50,7 +50,8 @@ def allowed_pairs(masks: Masks, like: Tensor) -> Tensor:
 
 
 def softmax_over(allowed: Tensor, logits: Tensor, v: Tensor) -> Tensor:
-    """Softmax from exponentials and sums alone: allowed, logits [B, H, N, N], v [B, H, N, D]; zeros where nothing is allowed."""
+    """Softmax from exponentials and sums alone: allowed, logits [B, H, N, N], v [B, H, N, D]; zeros where nothing is
+    allowed."""
     peak = logits.masked_fill(~allowed, -torch.inf).amax(dim=-1, keepdim=True).clamp(min=-1e30).detach()
     weights = torch.where(allowed, (logits - peak).masked_fill(~allowed, 0.0).exp(), 0.0)
     total = weights.sum(dim=-1, keepdim=True)
@@ -80,7 +81,8 @@ def dense_kernel(attention: KernelAttention, q: Tensor, k: Tensor, v: Tensor, ma
 
 
 def dense_band(attention: PerformerBand, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
-    """exp(q.k) for pairs in the same chunk or in neighbouring ones, phi(q).phi(k) for the others, times exp(bias), in logarithms."""
+    """exp(q.k) for pairs in the same chunk or in neighbouring ones, phi(q).phi(k) for the others, times exp(bias), in
+    logarithms."""
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = (x.to(full_dtype(x)) for x in (q, k, v))
         directions = attention.directions(q, k, masks)
@@ -111,7 +113,8 @@ def ranks(order: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def lsh_buckets(x: Tensor, rotations: Tensor, bucket_size: int, padding: Tensor | None) -> Tensor:
-    """argmax([xR; -xR]) over as many columns as an example needs: x [B, H, N, D], rotations [R, H, D, most] -> [B, H, R, N]."""
+    """argmax([xR; -xR]) over as many columns as an example needs: x [B, H, N, D], rotations [R, H, D, most] -> [B, H,
+    R, N]."""
     found = []
     for number, example in enumerate(x):
         real = example.shape[1] if padding is None else int((~padding[number]).sum())
@@ -132,7 +135,8 @@ def lsh_over(
     after: int,
     similar: Tensor | float = 0.0,
 ) -> Tensor:
-    """LSH attention with these buckets [B, H, R, N], without sorting: qk, v [B, H, N, D], similar [B, H, N, N] added to logits."""
+    """LSH attention with these buckets [B, H, R, N], without sorting: qk, v [B, H, N, D], similar [B, H, N, N] added
+    to logits."""
     place = ranks(buckets, masks.padding) // chunk  # [B, H, R, N]
     apart = place[..., None, :] - place[..., :, None]
     met = ((apart >= -before) & (apart <= after)).any(dim=2)  # in some round: [B, H, N, N]
@@ -144,7 +148,8 @@ def lsh_over(
 
 
 def dense_lsh(attention: Reformer, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
-    """Hashed before or after the rotation; a round by position where the class has one; the agreement of trained codes."""
+    """Hashed before or after the rotation; a round by position where the class has one; the agreement of trained
+    codes."""
     turned = q if masks.rotate is None else masks.rotate(q)
     hashed = turned if attention.hash_rotated else q
     with torch.autocast(q.device.type, enabled=False):

@@ -21,7 +21,8 @@ PERFORMERS = [name for name in ATTENTIONS if name.startswith("performer")]
 
 
 def rounded_inputs(layer: Layer, dtype: torch.dtype) -> tuple[list[Tensor], object]:
-    """q, k, v [B, H, N, D] as a projection in half precision leaves them, and the rotation where the mechanism wants it.
+    """q, k, v [B, H, N, D] as a projection in half precision leaves them, and the rotation where the mechanism wants
+    it.
 
     Rotated before they are rounded, so that both precisions hash the same numbers.
     """
@@ -34,7 +35,8 @@ def rounded_inputs(layer: Layer, dtype: torch.dtype) -> tuple[list[Tensor], obje
 
 
 def results(layer: Layer, qkv: list[Tensor], rotate: object, dtype: torch.dtype | None, masks: dict) -> list[Tensor]:
-    """The output and the gradients of q, k, v and of the position: under autocast, or of the oracle where dtype is None."""
+    """The output and the gradients of q, k, v and of the position: under autocast, or of the oracle where dtype is
+    None."""
     leaves = [(x.float() if dtype is None else x).clone().requires_grad_() for x in qkv]
     q, k, v = leaves
     given = Masks.make(relative_bias=layer.position.bias(0), rotate=rotate, **masks)
@@ -77,7 +79,8 @@ def test_is_near_the_oracle_in_fp32(attention_file: str, position_file: str, kin
 def test_features_and_normaliser_are_fp32(
     attention_file: str, position_file: str, kind: str, dtype: torch.dtype
 ) -> None:
-    """Where a mask or a bias keeps FAVOR+ from its quick way: values in fp32 show what rounding the output would hide."""
+    """Where a mask or a bias keeps FAVOR+ from its quick way: values in fp32 show what rounding the output would
+    hide."""
     layer = Layer(attention_file, position_file, width=WIDTH).float()
     (q, k, v), _ = rounded_inputs(layer, dtype)
     found, exact = (results(layer, [q, k, v.float()], None, each, masks_of(kind, 21))[0] for each in (dtype, None))

@@ -1,4 +1,5 @@
-"""A mechanism that nobody here has written yet: cosFormer, from `Attention` alone, with all masks, in less than 40 lines."""
+"""A mechanism that nobody here has written yet: cosFormer, from `Attention` alone, with all masks, in less than 40
+lines."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ Note = Callable[[str, dict[str, Any]], None]
 
 
 def errors(note: Note, length: int, heads: int = 8, width: int = 64) -> None:
-    """Of every mechanism and dtype: the distance of output and gradients from float64, and whether a second call repeats."""
+    """Of every mechanism and dtype: the distance of output and gradients from float64, and whether a second call
+    repeats."""
     shape = {"num_heads": heads, "head_dim": width, "layer": 0, "seed": 1}
     draws = torch.Generator().manual_seed(0)
     base = [torch.randn(2, heads, length, width, generator=draws).to(DEVICE) for _ in range(3)]
@@ -70,7 +71,8 @@ def errors(note: Note, length: int, heads: int = 8, width: int = 64) -> None:
 
 
 def steps(note: Note, name: str, batch: int, length: int, dtype: str) -> None:
-    """A forward and backward pass of the classifier, size=small, padded: ms, host ms, kernels, waits, peak memory, top kernels."""
+    """A forward and backward pass of the classifier, size=small, padded: ms, host ms, kernels, waits, peak memory, top
+    kernels."""
     config = configuration(name, "size=tiny" if SMALL else "size=small", f"seq_len={length}")
     model = make_classifier(config, vocab_size=VOCABULARY, classes=["a", "b"]).to(DEVICE)
     given = {key: x if x is None else x.to(DEVICE) for key, x in batch_of(batch, length, False, True).items()}

@@ -1,4 +1,5 @@
-"""What a training step will cost on a GPU, estimated without one: kernels, bytes moved, waits of the host, peak memory, time.
+"""What a training step will cost on a GPU, estimated without one: kernels, bytes moved, waits of the host, peak
+memory, time.
 
     python -m tests.gpu.cost                                    # size=small, 32 x 512 tokens, padded; Markdown
     python -m tests.gpu.cost --batch 1 --length 16384 --where   # and where the bytes are moved
@@ -70,8 +71,8 @@ CARDS = {
     "V100": Card(0.78e12, 65e12, 11e12, 7e-6, torch.float16, (7, 0), 16 * 2**30),
 }
 NO_KERNEL = set(
-    "empty new_empty empty_like empty_strided new_empty_strided detach _unsafe_view alias set_ resize_ is_same_size view"
-    " _local_scalar_dense sym_size lift_fresh _reshape_alias record_stream is_pinned".split()
+    "empty new_empty empty_like empty_strided new_empty_strided detach _unsafe_view alias set_ resize_ is_same_size"
+    " view _local_scalar_dense sym_size lift_fresh _reshape_alias record_stream is_pinned".split()
 )
 SEVERAL = {  # kernels of one call, roughly
     "sort": 6,
@@ -91,8 +92,8 @@ OPTIMIZER = 40  # launches of clipping and a fused AdamW, and bytes that they mo
 
 
 class Work(NamedTuple):
-    """What an operation does: operations of matrix products, their dtype (None: that of the first tensor), kernels, and how
-    often it moves what it takes and gives."""
+    """What an operation does: operations of matrix products, their dtype (None: that of the first tensor), kernels,
+    and how often it moves what it takes and gives."""
 
     products: float = 0.0
     dtype: torch.dtype | None = None
@@ -168,7 +169,8 @@ class Trace(NamedTuple):
 # Functions by name, as CUDA's lists of autocast have them: in 16 bits, in fp32.
 LOW = set("linear matmul bmm baddbmm einsum __matmul__ __rmatmul__ mm addmm".split())
 HIGH = set(
-    "softmax layer_norm cross_entropy exp cumsum log logsumexp sum norm linalg_vector_norm reciprocal rsqrt nll_loss".split()
+    "softmax layer_norm cross_entropy nll_loss exp log logsumexp cumsum sum norm linalg_vector_norm reciprocal"
+    " rsqrt".split()
 )
 FUSED = F.scaled_dot_product_attention
 
@@ -190,7 +192,8 @@ class Autocast(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def fused(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **rest: Any) -> Tensor:
-        """In place of `F.scaled_dot_product_attention`, also where a gradient of our own calls it, which no mode sees."""
+        """In place of `F.scaled_dot_product_attention`, also where a gradient of our own calls it, which no mode
+        sees."""
         if attn_mask is not None and attn_mask.requires_grad:  # with such a mask PyTorch leaves its fused kernels
             return FUSED(q, k, v, attn_mask, **rest)
         q, k, v = (self.cast(x, self.dtype) if self.on else x for x in (q, k, v))
@@ -225,7 +228,8 @@ class _Switched:
 
 
 class FusedAttention(torch.autograd.Function):
-    """F.scaled_dot_product_attention: one kernel forward and three backward, with the products at half of a card's rate."""
+    """F.scaled_dot_product_attention: one kernel forward and three backward, with the products at half of a card's
+    rate."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, meter: Meter) -> Tensor:
@@ -333,7 +337,8 @@ def _bytes(tensor: Tensor) -> int:
 
 @functools.cache
 def configuration(attention: str, *words: str) -> Config:
-    """The configuration of `python run.py attention=… words`; `reformer:num_hashes=4` changes a setting of the mechanism."""
+    """The configuration of `python run.py attention=… words`; `reformer:num_hashes=4` changes a setting of the
+    mechanism."""
     name, *changes = attention.split(":")
     overrides = [f"attention={name}", *(f"attention.{change}" for change in changes), *words]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -2,8 +2,9 @@
 
     python -m tests.gpu.tables multirun/gpu docs/gpu.md
 
-A mark is a comment `<!-- measured: steps -->`; what stands between it and `<!-- end -->` is made anew from `checks.json`,
-or stays where that says nothing of it. The tables of benches are filled by `python -m xcls.bench.table docs/gpu.md`.
+A mark is a comment `<!-- measured: steps -->`; what stands between it and `<!-- end -->` is made anew from
+`checks.json`, or stays where that says nothing of it. The tables of benches are filled by
+`python -m xcls.bench.table docs/gpu.md`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a training step may cost on cards, held by the cost model (tests/gpu/cost.py): kernels, bytes, waits, memory, time.
+"""What a training step may cost on cards, held by the cost model (tests/gpu/cost.py): kernels, bytes, waits, memory,
+time.
 
 size=small, 32 x 512 tokens, padded; forward and backward pass of the classifier, eager. All of it is estimated, so only
 ratios of times are held. A budget that a change breaks is a reason to look at `python -m tests.gpu.cost --where`.

@@ -1,4 +1,5 @@
-"""What only a card can tell: kernels in every dtype, whole trainings, memory that runs out, long texts. `make test-gpu`."""
+"""What only a card can tell: kernels in every dtype, whole trainings, memory that runs out, long texts. `make
+test-gpu`."""
 
 from __future__ import annotations
 

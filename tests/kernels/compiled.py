@@ -1,9 +1,11 @@
-"""Compiles Triton kernels for GPUs, which needs none: run with what to compile as JSON, in a process without Triton's interpreter.
+"""Compiles Triton kernels for GPUs, which needs none: run with what to compile as JSON, in a process without Triton's
+interpreter.
 
-    python tests/kernels/compiled.py '{"module": …, "kernel": …, "capability": 80, "fixed": {…}, "types": {…}, "spilled": 0}'
+    python tests/kernels/compiled.py '{"module": …, "kernel": …, "capability": 80, "fixed": {…}, "types": {…},
+    "spilled": 0}'
 
-fixed: values of arguments; types: "*fp16" and the like of the others, i32 where not named. Fails where a thread has more
-than `spilled` bytes of its registers in memory, or a program more shared memory than a card has.
+fixed: values of arguments; types: "*fp16" and the like of the others, i32 where not named. Fails where a thread has
+more than `spilled` bytes of its registers in memory, or a program more shared memory than a card has.
 """
 
 from __future__ import annotations

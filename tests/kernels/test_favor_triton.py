@@ -75,7 +75,7 @@ def check_close(ours: list[Tensor], theirs: list[Tensor], error: float) -> None:
     ("shape", "num_features", "dtype", "pads", "epsilon", "size"),
     [
         ((2, 1, 1, 16), 16, torch.float32, "none", 1e-12, 1.0),
-        ((2, 1, 17, 24), 20, torch.float32, "ragged", 1e-12, 1.0),
+        ((2, 1, 17, 16), 20, torch.float32, "ragged", 1e-12, 1.0),
         ((1, 1, 128, 64), 128, torch.float32, "none", 1e-12, 1.0),
         ((2, 1, 100, 32), 64, torch.float32, "ragged", 1e-2, 1.0),
         ((3, 1, 40, 16), 32, torch.float32, "all", 0.0, 1.0),
@@ -174,16 +174,6 @@ def test_shapes_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_operations_of_the_products() -> None:
     product = 2 * 2 * 3 * 40 * 64 * 128
     assert favor_triton.operations((2, 3, 40, 64), 128) == (6 * product, 10 * product)
-
-
-def test_what_does_not_fit_is_refused() -> None:
-    q = torch.empty(2, 3, 40, 64, device="meta")
-    with pytest.raises(ValueError, match="float16"):
-        favor(q, q, q.half(), torch.empty(128, 64, device="meta"), None, 1e-12)
-    with pytest.raises(ValueError, match=r"directions \[128, 32\]"):
-        favor(q, q, q, torch.empty(128, 32, device="meta"), None, 1e-12)
-    with pytest.raises(ValueError, match=r"padding \[2, 39\]"):
-        favor(q, q, q, torch.empty(128, 64, device="meta"), torch.empty(2, 39, device="meta"), 1e-12)
 
 
 def compiled(capability: int, width: int, num_features: int, dtype: str) -> list[dict[str, Any]]:

@@ -55,10 +55,11 @@ class Masks:
         finite: bool = False,
         layers: int = 1,
     ) -> Masks:
-        """Masks of `key_padding_mask` [B, N] and `attn_mask` [N, N] or [B, 1|H, N, N], as for PyTorch's MultiheadAttention.
+        """Masks of `key_padding_mask` [B, N] and `attn_mask` [N, N] or [B, 1|H, N, N], as for PyTorch's
+        MultiheadAttention.
 
-        Raises TypeError where a mask is not bool, ValueError where attn_mask has another rank. Waits for the device once
-        where there is an attn_mask, to tell whether it is causal.
+        Raises TypeError where a mask is not bool, ValueError where attn_mask has another rank. Waits for the device
+        once where there is an attn_mask, to tell whether it is causal.
         """
         for name, mask in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask)):
             if mask is not None and mask.dtype != torch.bool:
@@ -74,7 +75,8 @@ class Masks:
         return replace(self, **changes)
 
     def blocked(self, rows: slice = slice(None)) -> Tensor | None:
-        """Padding and pairs as one mask for some rows of queries: bool [1|B, 1|H, 1|rows, N], True = may not be attended."""
+        """Padding and pairs as one mask for some rows of queries: bool [1|B, 1|H, 1|rows, N], True = may not be
+        attended."""
         pairs = None if self.pairs is None else self.pairs[:, :, rows]
         if self.padding is None:
             return pairs
@@ -209,8 +211,8 @@ WORKING = (
 
 
 def fits(matrix: tuple[int, ...], like: Tensor, layers: int = 1) -> bool:
-    """Do N x N matrices of shape `matrix` in the dtype of `like`, one kept by each of `layers`, fit into half the memory of
-    a card, or a quarter of the machine's, which other jobs use too?
+    """Do N x N matrices of shape `matrix` in the dtype of `like`, one kept by each of `layers`, fit into half the
+    memory of a card, or a quarter of the machine's, which other jobs use too?
     """
     entries = 1
     for size in matrix:

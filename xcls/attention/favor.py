@@ -1,11 +1,12 @@
 """Linear attention through feature maps, and FAVOR+: the map whose kernel estimates that of softmax attention.
 
-Katharopoulos et al. 2020, "Transformers are RNNs": with weights phi(q).phi(k), attention is phi(Q) (phi(K)^T V), divided
-by the same of ones: no N x N matrix. Choromanski et al. 2021, "Rethinking Attention with Performers": exp(q.k) is the mean
-over w ~ N(0, I) of phi(q) phi(k) with phi(x) = exp(w.x - |x|^2 / 2), which is positive.
+Katharopoulos et al. 2020, "Transformers are RNNs": with weights phi(q).phi(k), attention is phi(Q) (phi(K)^T V),
+divided by the same of ones: no N x N matrix. Choromanski et al. 2021, "Rethinking Attention with Performers": exp(q.k)
+is the mean over w ~ N(0, I) of phi(q) phi(k) with phi(x) = exp(w.x - |x|^2 / 2), which is positive.
 
 A mechanism of its own needs a subclass of `KernelAttention` with `features`. What is quicker for a device: `kernels/`.
-Letters: B batch, H heads, N tokens, D head width, M features, W window of the relative bias, C tokens of a chunk, n chunks.
+Letters: B batch, H heads, N tokens, D head width, M features, W window of the relative bias, C tokens of a chunk, n
+chunks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ DEAD = 1e-30  # a normaliser below this is that of a row with nothing to attend 
 
 
 def linear_attention(phi_q: Tensor, phi_k: Tensor, v: Tensor, masks: Masks, *, chunk_size: int = 128) -> Tensor:
-    """sum_j w_ij v_j / sum_j w_ij with w_ij = phi_q[i].phi_k[j] exp(bias): phi [B, H, N, M], v [B, H, N, D] -> [B, H, N, D].
+    """sum_j w_ij v_j / sum_j w_ij with w_ij = phi_q[i].phi_k[j] exp(bias): phi [B, H, N, M], v [B, H, N, D] -> [B, H,
+    N, D].
 
     Linear in N without `pairs`, with a causal mask, and with a bias; any other `pairs` takes the dense kernel, exact.
     Computed in the dtype of phi, returned in that of v. Features of pads count for nothing, but must be finite.
@@ -61,9 +63,11 @@ class KernelAttention(Attention):
         self.chunk_size = chunk_size
 
     def features(self, q: Tensor, k: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        """phi(q) and phi(k), [B, H, N, D] -> [B, H, N, M], in fp32 (fp64 for fp64 input), not negative, finite in pads too.
+        """phi(q) and phi(k), [B, H, N, D] -> [B, H, N, M], in fp32 (fp64 for fp64 input), not negative, finite in pads
+        too.
 
-        A factor per query, or per head of an example for keys, cancels. Pads must not reach the features of other tokens.
+        A factor per query, or per head of an example for keys, cancels. Pads must not reach the features of other
+        tokens.
         """
         raise NotImplementedError
 
@@ -94,7 +98,8 @@ def draw_projection(num_features: int, head_dim: int, *, orthogonal: bool, gener
 
 
 def query_features(q: Tensor, directions: Tensor, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """phi_m(q) = exp(w_m.q + c_m - |q|^2 / (2 sqrt D)), each row divided by its largest, and the log of that: [B, H, N, D]
+    """phi_m(q) = exp(w_m.q + c_m - |q|^2 / (2 sqrt D)), each row divided by its largest, and the log of that: [B, H,
+    N, D]
     -> [B, H, N, M], [B, H, N, 1].
 
     directions: w [B|1, H|1, M, D], with the scale D^(-1/4) of q and of k in it; offset: c [B|1, H|1, 1, M].
@@ -109,7 +114,8 @@ def query_features(q: Tensor, directions: Tensor, offset: Tensor | None = None) 
 def key_features(
     k: Tensor, directions: Tensor, offset: Tensor | None = None, *, padding: Tensor | None = None, epsilon: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """As `query_features`, divided by the largest of all real tokens of the example and head; the log of that is [B, H, 1, 1].
+    """As `query_features`, divided by the largest of all real tokens of the example and head; the log of that is [B,
+    H, 1, 1].
 
     epsilon is added to the features, of which the largest is 1. The maximum is over real keys alone: otherwise padding
     would reach the stabiliser. In pads the features are epsilon.
@@ -185,10 +191,12 @@ class RandomFeatures(KernelAttention):
 
 
 class Performer(RandomFeatures):
-    """FAVOR+. epsilon is added to the features of keys, of which the largest is 1; a query has a feature of 1 anyway."""
+    """FAVOR+. epsilon is added to the features of keys, of which the largest is 1; a query has a feature of 1
+    anyway."""
 
     def directions(self, q: Tensor, k: Tensor, masks: Masks) -> tuple[Tensor, Tensor | None]:
-        """w [B|1, H|1, M, D] with the scale D^(-1/4) of q and of k in it, and c [B|1, H|1, 1, M] or None: see `query_features`."""
+        """w [B|1, H|1, M, D] with the scale D^(-1/4) of q and of k in it, and c [B|1, H|1, 1, M] or None: see
+        `query_features`."""
         return self.projection[None, None] * self.head_dim**-0.25, None
 
     def features(self, q: Tensor, k: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
@@ -254,8 +262,8 @@ def chunked_sums(
 def add_band(out: Tensor, q: Tensor, k: Tensor, values: Tensor, near: Tensor, step: int) -> Tensor:
     """out + sum over the R chunks of a band of (q k^T x near) values: [n step, C, D+1], in the memory of `out`.
 
-    q [n step, C, M]; k, values: the same with the neighbours of the first chunks before and those of the last behind them;
-    near [R, 1|H, C, C]; step = B H, the distance to the next chunk of a sequence.
+    q [n step, C, M]; k, values: the same with the neighbours of the first chunks before and those of the last behind
+    them; near [R, 1|H, C, C]; step = B H, the distance to the next chunk of a sequence.
     """
     if not is_compiling():
         return AddBand.apply(out, q, k, values, near, step)
@@ -267,8 +275,9 @@ def add_band(out: Tensor, q: Tensor, k: Tensor, values: Tensor, near: Tensor, st
 
 
 def to_chunks(x: Tensor, size: int, beside: int) -> Tensor:
-    """[B, H, N, F] -> [(n + 2 beside) B H, C, F]: the first chunks of all sequences, the second ones, …, with `beside` chunks
-    of zeros at either end. So what lies B H further on is the next chunk of the same sequence, never another sequence.
+    """[B, H, N, F] -> [(n + 2 beside) B H, C, F]: the first chunks of all sequences, the second ones, …, with `beside`
+    chunks of zeros at either end. So what lies B H further on is the next chunk of the same sequence, never another
+    sequence.
     """
     behind = -x.shape[2] % size
     x = F.pad(x, (0, 0, 0, behind)) if behind else x
@@ -285,7 +294,8 @@ def from_chunks(x: Tensor, heads: tuple[int, int], length: int) -> Tensor:
 def far_field(
     k: Tensor, values: Tensor, factor: Tensor | None, heads: tuple[int, int], *, causal: bool, reach: int
 ) -> Tensor:
-    """For each chunk the sum of phi(k) values^T over all keys outside its band, times their constant factor: [n B H, M, D+1].
+    """For each chunk the sum of phi(k) values^T over all keys outside its band, times their constant factor: [n B H,
+    M, D+1].
 
     k, values: chunks with `reach` empty ones at either end; heads = (B, H).
     """

@@ -5,7 +5,8 @@ on near pairs. Here the near pairs are left out of the far field instead of bein
 weight is positive. Near are the tokens of the same chunk and of the two beside it: all at most `window` away, and some
 further.
 Where exact attention is peaked on neighbours, features alone are at their worst; here they only estimate the rest.
-Letters: B batch, H heads, N tokens, D head width, M random features, C tokens of a chunk, n chunks, W window of the bias.
+Letters: B batch, H heads, N tokens, D head width, M random features, C tokens of a chunk, n chunks, W window of the
+bias.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ LOWEST = -1e30  # the stabiliser of a row without keys: finite
 
 @dataclass(frozen=True)
 class Parts:
-    """What both ways of computing need, in fp32 (fp64 for fp64 input): q (scaled by 1 / sqrt D), k [B, H, N, D], their features
-    [B, H, N, M], the log of the features' factor [B, H, N, 1], values with ones [B, H, N, D+1], bias [H, 2W+1] of maximum 0.
+    """What both ways of computing need, in fp32 (fp64 for fp64 input): q (scaled by 1 / sqrt D), k [B, H, N, D], their
+    features [B, H, N, M], the log of the features' factor [B, H, N, 1], values with ones [B, H, N, D+1], bias [H,
+    2W+1] of maximum 0.
     """
 
     q: Tensor
@@ -43,7 +45,8 @@ class Parts:
 
 
 def chunked_sums(parts: Parts, size: int, *, causal: bool) -> Tensor:
-    """The band pair by pair and the far field through sums over chunks of `size` tokens: sums of weights x [v, 1], [B, H, N, D+1]."""
+    """The band pair by pair and the far field through sums over chunks of `size` tokens: sums of weights x [v, 1], [B,
+    H, N, D+1]."""
     *heads, length, _ = parts.q.shape
     q, phi_q, level = (to_chunks(x, size, 0) for x in (parts.q, parts.phi_q, parts.level))
     k, phi_k, values = (to_chunks(x, size, 1) for x in (parts.k, parts.phi_k, parts.values))
@@ -69,7 +72,8 @@ def chunked_sums(parts: Parts, size: int, *, causal: bool) -> Tensor:
 
 
 def outside_chunks(parts: Parts, size: int) -> list[Tensor]:
-    """Which places of the chunk before, of the own one and of the one behind hold no real token: bool [n, B|1, 1, 1, C] each."""
+    """Which places of the chunk before, of the own one and of the one behind hold no real token: bool [n, B|1, 1, 1,
+    C] each."""
     length = parts.q.shape[2]
     outside = parts.q.new_zeros(1, length, dtype=torch.bool) if parts.masks.padding is None else parts.masks.padding
     outside = F.pad(outside, (size, -length % size + size), value=True).unflatten(1, (-1, size)).transpose(0, 1)

@@ -84,8 +84,8 @@ class PerformerSderf(Performer):
         return sderf_directions(self.projection, moments(q, k, masks.padding))
 
     def operations(self, shape: Shape) -> tuple[Work, Work]:
-        """As in FAVOR++, and Q^T Q and K^T K with their gradients. Of each head A, B and the directions times both, with
-        theirs, whatever its length; the eigenvectors of S are not counted.
+        """As in FAVOR++, and Q^T Q and K^T K with their gradients. Of each head A, B and the directions times both,
+        with theirs, whatever its length; the eigenvectors of S are not counted.
         """
         inference, training = super().operations(shape)
         heads, width = shape.batch * shape.heads, shape.head_dim

@@ -62,7 +62,8 @@ def hash_buckets(x: Tensor, rotations: Tensor, *, bucket_size: int, masks: Masks
 
 
 def hash_tokens(x: Tensor, rotations: Tensor, spare: Tensor | None) -> Tensor:
-    """`hash_buckets` with the columns in use: the largest |xR| is looked for, and then its sign, which halves the products."""
+    """`hash_buckets` with the columns in use: the largest |xR| is looked for, and then its sign, which halves the
+    products."""
     buckets = []
     for rotation in rotations:
         turned = x @ rotation  # [B, H, N, width]
@@ -85,7 +86,8 @@ def sort_keys(buckets: Tensor, masks: Masks) -> Tensor:
 
 
 def sorted_positions(keys: Tensor) -> Tensor:
-    """Each round's positions, sorted by (bucket, position): keys as `sort_keys` makes them -> [B, H, R, N] of their dtype."""
+    """Each round's positions, sorted by (bucket, position): keys as `sort_keys` makes them -> [B, H, R, N] of their
+    dtype."""
     return lsh_cpu.sorted_on_cpu(keys) if on_cpu(keys) else keys.sort(dim=-1).values % keys.shape[-1]
 
 
@@ -150,7 +152,8 @@ class Reformer(Attention):
     ) -> None:
         """num_hashes: R; bucket_size: tokens of a chunk; chunks_before, chunks_after: neighbouring chunks seen.
 
-        max_buckets: even. hash_rotated: hash after the rotary embedding, which makes buckets depend on position, or before it.
+        max_buckets: even. hash_rotated: hash after the rotary embedding, which makes buckets depend on position, or
+        before it.
         """
         super().__init__(**shape)
         if min(num_hashes, bucket_size) < 1 or min(chunks_before, chunks_after) < 0:
@@ -199,7 +202,8 @@ class Reformer(Attention):
         return hashes + inference + codes, hashes + training + codes * 3
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
-        """q (k is the same, and is not read), v [B, H, N, D] -> [B, H, N, D]. Rotates and hashes in the configured order."""
+        """q (k is the same, and is not read), v [B, H, N, D] -> [B, H, N, D]. Rotates and hashes in the configured
+        order."""
         turned = q if masks.rotate is None else masks.rotate(q)
         hashed = turned if self.hash_rotated else q
         return lsh_attention(

@@ -20,7 +20,8 @@ LOWEST_HALF = torch.finfo(torch.float16).min
 
 
 def additive_mask(masks: Masks, like: Tensor) -> Tensor | None:
-    """Padding, pairs and relative bias as one summand of the scores, [1|B, 1|H, 1|N, N] in the dtype of `like` [B, H, N, D].
+    """Padding, pairs and relative bias as one summand of the scores, [1|B, 1|H, 1|N, N] in the dtype of `like` [B, H,
+    N, D].
 
     Blocked entries are finite, so that a row of nothing else is no NaN, and so low that their weight is zero elsewhere.
     """
@@ -53,8 +54,8 @@ def scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _HalfScores(torch.autograd.Function):
-    """`scores` in fp16, up to a constant per row: what is written down is at most 65,504 / 16, and then grown again about
-    the largest of its row, in one pass and in place. q, k [G, N, D], summand [G, 1|N, 1|N] -> [G, N, N].
+    """`scores` in fp16, up to a constant per row: what is written down is at most 65,504 / 16, and then grown again
+    about the largest of its row, in one pass and in place. q, k [G, N, D], summand [G, 1|N, 1|N] -> [G, N, N].
     """
 
     @staticmethod

@@ -2,8 +2,9 @@
 
 Each round sorts the tokens of a sequence and cuts them into chunks; a query attends to the keys of its own chunk and of
 some chunks beside it, its window. The result is one softmax over the union of the rounds' windows.
-Letters: B batch, H heads, N tokens, F and D widths of keys and of values, R rounds, T chunks of a sequence, C slots of a
-chunk, K slots of a window, S = T C. A token's rank is its place in a round's order. A slot without a real token is empty.
+Letters: B batch, H heads, N tokens, F and D widths of keys and of values, R rounds, T chunks of a sequence, C slots of
+a chunk, K slots of a window, S = T C. A token's rank is its place in a round's order. A slot without a real token is
+empty.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ BLOCKED = -1e37  # finite, so that a row of nothing else is no NaN
 
 
 def real_tokens(masks: Masks) -> Tensor | None:
-    """How many tokens of each example are no pads, int32 [B]; None where nothing is padded. Counted once per forward pass."""
+    """How many tokens of each example are no pads, int32 [B]; None where nothing is padded. Counted once per forward
+    pass."""
     if masks.padding is None:
         return None
     key = "real tokens"
@@ -35,8 +37,8 @@ def real_tokens(masks: Masks) -> Tensor | None:
 class Chunks:
     """Which tokens stand in which chunk, in each round, as queries and as keys.
 
-    q_order, k_order: [B, H, R, N], each round's positions in sorted order, pads last; the same object where it is one order.
-    count: [B], the real tokens of each example, or None where all are real.
+    q_order, k_order: [B, H, R, N], each round's positions in sorted order, pads last; the same object where it is one
+    order. count: [B], the real tokens of each example, or None where all are real.
     size: C. before, after: chunks on either side that a query sees besides its own.
     balanced: spread the tokens of a sequence evenly over as few chunks as hold them, so that sizes differ by one at the
         most; otherwise all chunks but the last are full. Where a token goes depends on the real tokens alone.
@@ -71,7 +73,8 @@ class Chunks:
 
     @property
     def rank_in_slot(self) -> tuple[Tensor, Tensor]:
-        """The rank that stands in each slot, [B|1, S], any where the slot is empty; and which are filled, bool [B|1, S]."""
+        """The rank that stands in each slot, [B|1, S], any where the slot is empty; and which are filled, bool [B|1,
+        S]."""
         slot = torch.arange(self.number * self.size, device=self.q_order.device)[None]
         count = self.length if self.count is None else self.count[:, None]
         if not self.balanced:
@@ -96,7 +99,8 @@ class Chunks:
         return slot.clamp(max=self.number * self.size - 1)
 
     def token_in_slot(self, order: Tensor) -> Tensor:
-        """The position that stands in each slot, [B, H, R, S], by q_order or k_order; some of its own sequence if empty."""
+        """The position that stands in each slot, [B, H, R, S], by q_order or k_order; some of its own sequence if
+        empty."""
         rank = self.rank_in_slot[0]
         if len(rank) == 1:
             return order.long()[..., rank[0]]
@@ -108,7 +112,8 @@ class Chunks:
         return torch.empty_like(slot, memory_format=torch.contiguous_format).scatter_(-1, order.long(), slot)
 
     def windows(self, x: Tensor) -> Tensor:
-        """What the chunks of a sequence see: x [.., T, C, F] -> [.., T, K, F], zeros beyond the ends of the sequence."""
+        """What the chunks of a sequence see: x [.., T, C, F] -> [.., T, K, F], zeros beyond the ends of the
+        sequence."""
         if not self.before and not self.after:
             return x
         chunks, size = x.shape[-3:-1]
@@ -122,7 +127,8 @@ def attend(
     """Softmax of scale q.k over the union of all rounds' windows: q, k [B, H, N, F], v [B, H, N, D] -> [B, H, N, D].
 
     A key met in several rounds counts once. avoid_self: a token attends to itself only where nothing else is allowed.
-    Products in the dtype of q, k, v, softmax in fp32 at least. Rows with nothing to attend to are zero, pads anything finite.
+    Products in the dtype of q, k, v, softmax in fp32 at least. Rows with nothing to attend to are zero, pads anything
+    finite.
     """
     from xcls.attention.kernels.sorted_chunks_blocks import attend_in_blocks
 

@@ -17,7 +17,8 @@ from xcls.attention.work import Shape, Work
 
 
 class Window(Attention):
-    """Softmax attention within |i - j| <= window: chunks of `window` tokens meet themselves and their two neighbours."""
+    """Softmax attention within |i - j| <= window: chunks of `window` tokens meet themselves and their two
+    neighbours."""
 
     def __init__(self, *, window: int = 64, **shape: Any) -> None:
         """window: tokens seen on either side."""

@@ -88,5 +88,6 @@ class Block(nn.Module):
 
 
 def _sum(x: Tensor, y: Tensor) -> Tensor:
-    """x + y in the dtype of x, both [..., E]. On a CPU a sum of two dtypes takes three times as long as a cast and a sum."""
+    """x + y in the dtype of x, both [..., E]. On a CPU a sum of two dtypes takes three times as long as a cast and a
+    sum."""
     return x + (y.to(x.dtype) if x.device.type == "cpu" else y)

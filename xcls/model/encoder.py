@@ -77,8 +77,8 @@ class Encoder(nn.Module):
         """input_ids [B, N], attention_mask bool [B, N] (True = real token; None: nothing is padded) -> [B, N, E].
 
         `attn_mask` ([N, N] or [B, 1|H, N, N], True = may not be attended) goes to every layer. Rows of padding are
-        finite and reach no other row. With `rows` [K], of the B * N tokens, the result is [K, E]: theirs alone, for which
-        the last layer does less. Raises UserError when N is greater than `seq_len`.
+        finite and reach no other row. With `rows` [K], of the B * N tokens, the result is [K, E]: theirs alone, for
+        which the last layer does less. Raises UserError when N is greater than `seq_len`.
         """
         length = input_ids.shape[1]
         if length > self.seq_len:
@@ -111,8 +111,8 @@ class Encoder(nn.Module):
         return x
 
     def _weights(self, x: Tensor, recomputes: bool) -> AbstractContextManager[None]:
-        """All weights of the blocks in the dtype of autocast at once, on a GPU. Not where a block is compiled or computed
-        again: it casts them itself."""
+        """All weights of the blocks in the dtype of autocast at once, on a GPU. Not where a block is compiled or
+        computed again: it casts them itself."""
         compiled = getattr(self.blocks[0], "_compiled_call_impl", None) is not None
         if x.device.type == "cpu" or recomputes or compiled:
             return nullcontext()

@@ -46,10 +46,8 @@ class MultiHeadAttention(nn.Module):
         q, k = qk if len(qk) == 2 else (*qk, *qk) if qk else (v, v)
         out = self.attention(q, k, v, masks)
         if out.shape != v.shape:
-            kind = type(self.attention)
-            raise ValueError(
-                f"{kind.__module__}.{kind.__name__}: its output is {list(out.shape)}, and must be of the shape of v, {list(v.shape)}"
-            )
+            name = f"{type(self.attention).__module__}.{type(self.attention).__name__}"
+            raise ValueError(f"{name}: its output is {list(out.shape)}, and must be of the shape of v, {list(v.shape)}")
         out = out.transpose(1, 2).flatten(2)  # [B, H, N, D] -> [B, N, E]
         return self.out_proj(out if rows is None else out.flatten(0, 1).index_select(0, rows))
 

@@ -30,14 +30,8 @@ def split_heads(x: Tensor, cos: Tensor | None, sin: Tensor | None, turned: int) 
 
     The first `turned` of the P parts are turned as `rotate_pairs` does: channel i with i + D // 2, by the angles whose
     cos and sin [N, D // 2] (fp32) are given; the others are copied. Computed in fp32. With an odd D the last channel is
-    not turned. With turned = 0 there is no need of cos and sin. Ask `available` first. ValueError where shapes differ.
+    not turned. With turned = 0 there is no need of cos and sin. Ask `available` first.
     """
-    parts, _, width = x.shape[2:]
-    if not 1 <= parts <= 3 or not 0 <= turned <= parts:
-        raise ValueError(f"x {list(x.shape)}: dimension 2 must be 1 to 3, and turned={turned} lie between 0 and that")
-    angles = [x.shape[1], width // 2]
-    if turned and (cos is None or sin is None or list(cos.shape) != angles or list(sin.shape) != angles):
-        raise ValueError(f"cos and sin must be {angles} for x {list(x.shape)}")
     return _SplitHeads.apply(x, cos, sin, turned)
 
 
@@ -91,7 +85,8 @@ def run_merge(grads: list[Tensor], cos: Tensor | None, sin: Tensor | None, turne
 def launch(
     merged: Tensor, parts: list[Tensor], cos: Tensor | None, sin: Tensor | None, turned: int, backwards: bool
 ) -> None:
-    """Starts the kernel between merged [B, N, P, H, D], channels side by side, and its parts [B, H, N, D], contiguous."""
+    """Starts the kernel between merged [B, N, P, H, D], channels side by side, and its parts [B, H, N, D],
+    contiguous."""
     batch, length, number, heads, width = merged.shape
     half = triton.next_power_of_2(max(1, width // 2))
     rows = max(1, min(triton.next_power_of_2(max(1, length)), TILE // half))
@@ -128,7 +123,8 @@ if triton is not None:
         rows: tl.constexpr,
         backwards: tl.constexpr,
     ):
-        """One program: one part (a, b or c) of one sequence, `rows` tokens, all heads; angles are read once for all heads.
+        """One program: one part (a, b or c) of one sequence, `rows` tokens, all heads; angles are read once for all
+        heads.
 
         Forward from `merged` to the part, backwards from the part to `merged`, by the opposite angle.
         """

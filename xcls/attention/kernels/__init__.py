@@ -25,7 +25,8 @@ assumed_capability = (0, 0)  # of the card that PyTorch's meta device stands for
 def capability(device: torch.device) -> tuple[int, int]:
     """The compute capability for which Triton makes kernels there; (0, 0) where it makes none.
 
-    Triton 3 and NVIDIA GPUs alone. Below 8.0 it uses no tensor cores (since 3.3), so that kernels with products ask for 8.0.
+    Triton 3 and NVIDIA GPUs alone. Below 8.0 it uses no tensor cores (since 3.3), so that kernels with products ask
+    for 8.0.
     """
     if device.type == "meta":
         return assumed_capability
@@ -40,7 +41,8 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=1)
 def starts() -> bool:
-    """Whether Triton can start kernels in this process: at its first one it compiles a file with a C compiler and Python's headers.
+    """Whether Triton can start kernels in this process: at its first one it compiles a file with a C compiler and
+    Python's headers.
 
     Warns where it cannot; all that it would do is then computed by PyTorch's operations.
     """
@@ -48,7 +50,7 @@ def starts() -> bool:
         return triton.runtime.driver.active.utils is not None
     except Exception as error:
         warnings.warn(
-            f"Triton cannot start kernels here, so attention is computed by PyTorch's operations, which is slower: {error} "
+            f"Triton cannot start kernels here, so attention takes PyTorch's operations, which are slower: {error} "
             "It needs a C compiler and Python's headers (on Debian: apt-get install gcc python3-dev).",
             stacklevel=2,
         )

@@ -1,4 +1,5 @@
-"""The band of `favor.chunked_sums`, a cacheful of chunks at a time, and again in the backward pass: nothing of it is kept.
+"""The band of `favor.chunked_sums`, a cacheful of chunks at a time, and again in the backward pass: nothing of it is
+kept.
 
 Letters: B batch, H heads, C tokens of a chunk, n chunks, M features, F width of the values, R chunks of a band.
 """

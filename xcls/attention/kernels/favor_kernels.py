@@ -3,7 +3,7 @@
 Each tile of exponents lives in registers. Offsets that may pass 2^31 are 64-bit. Nothing is added atomically, so that
 results repeat to the bit.
 
-Letters: n tokens, m features, d channels; TILE_N, TILE_M, TILE_D how many of them a program holds; `row` counts the
+Letters: n tokens, m features; TILE_N, TILE_M how many of them a program holds; `row` counts the
 pairs of an example and a head, WIDTH is the head width. q, k, v and their gradients are [B, H, N, D] in memory, `out`
 and `grad` [B, N, H, D].
 """
@@ -29,15 +29,17 @@ def _dot(a, b, total=None):
 
 
 @triton.jit
-def _head(row, n, length, d, WIDTH: tl.constexpr):
-    """Where the channels d of the tokens n lie in [B, H, N, D]."""
-    return (row.to(tl.int64) * length + n)[:, None] * WIDTH + d[None, :]
+def _head(row, n, length, WIDTH: tl.constexpr):
+    """Where the channels of the tokens n lie in [B, H, N, D]."""
+    return (row.to(tl.int64) * length + n)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
 
 
 @triton.jit
-def _merged(row, n, heads, length, d, WIDTH: tl.constexpr):
-    """Where the channels d of the tokens n lie in [B, N, H, D]."""
-    return (((row // heads).to(tl.int64) * length + n) * heads + row % heads)[:, None] * WIDTH + d[None, :]
+def _merged(row, n, heads, length, WIDTH: tl.constexpr):
+    """Where the channels of the tokens n lie in [B, N, H, D]."""
+    return (((row // heads).to(tl.int64) * length + n) * heads + row % heads)[:, None] * WIDTH + tl.arange(0, WIDTH)[
+        None, :
+    ]
 
 
 @triton.jit
@@ -63,23 +65,23 @@ def _end(padding, row, heads, length, first, last):
 
 
 @triton.jit
-def _load_halves(halves, m, d, num_features, WIDTH: tl.constexpr):
-    """The directions m as two halves [TILE_M, TILE_D]; the low one of fp32 is zero and not multiplied."""
-    here = (m < num_features)[:, None] & (d < WIDTH)[None, :]
-    at = halves + m[:, None] * WIDTH + d[None, :]
+def _load_halves(halves, m, num_features, WIDTH: tl.constexpr):
+    """The directions m as two halves [TILE_M, WIDTH]; the low one of fp32 is zero and not multiplied."""
+    here = (m < num_features)[:, None]
+    at = halves + m[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     return tl.load(at, mask=here, other=0.0), tl.load(at + num_features * WIDTH, mask=here, other=0.0)
 
 
 @triton.jit
-def _load_means(means, row, m, d, num_features, WIDTH: tl.constexpr):
-    """The features m of `row` from means [rows, M, D]: [TILE_M, TILE_D]."""
-    here = (m < num_features)[:, None] & (d < WIDTH)[None, :]
-    return tl.load(means + _head(row, m, num_features, d, WIDTH), mask=here, other=0.0)
+def _load_means(means, row, m, num_features, WIDTH: tl.constexpr):
+    """The features m of `row` from means [rows, M, D]: [TILE_M, WIDTH]."""
+    here = (m < num_features)[:, None]
+    return tl.load(means + _head(row, m, num_features, WIDTH), mask=here, other=0.0)
 
 
 @triton.jit
 def _exponents(high, low, x, TOKENS_FIRST: tl.constexpr):
-    """w_m.x_n for directions in two halves [TILE_M, TILE_D] and x [TILE_N, TILE_D]: [N, M] or [M, N]."""
+    """w_m.x_n for directions in two halves [TILE_M, WIDTH] and x [TILE_N, WIDTH]: [N, M] or [M, N]."""
     if TOKENS_FIRST:
         y = _dot(x, tl.trans(high))
         if high.dtype != tl.float32:
@@ -109,28 +111,27 @@ def sum_keys(
     splits,
     BLOCKS: tl.constexpr,
     WIDTH: tl.constexpr,
-    TILE_D: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
 ):
     """One program: the sums over one split of the keys for one block of features, of one example and head.
 
-    With x_jm = w_m.k_j - |k_j|^2 / (2 sqrt D), and peak_m the largest: the sums of exp(x_jm - peak_m) and of its product
-    with v, and those of v and of 1, which get epsilon.
+    With x_jm = w_m.k_j - |k_j|^2 / (2 sqrt D), and peak_m the largest: the sums of exp(x_jm - peak_m) and of its
+    product with v, and those of v and of 1, which get epsilon.
     """
     program = tl.program_id(0)
     block, part = program % BLOCKS, (program // BLOCKS).to(tl.int64)
     split, row = part % splits, part // splits
-    m, d, n = block * TILE_M + tl.arange(0, TILE_M), tl.arange(0, TILE_D), tl.arange(0, TILE_N)
-    high, low = _load_halves(halves, m, d, num_features, WIDTH)
+    m, n = block * TILE_M + tl.arange(0, TILE_M), tl.arange(0, TILE_N)
+    high, low = _load_halves(halves, m, num_features, WIDTH)
     first = split.to(tl.int32) * span
     end = _end(padding, row, heads, length, first, min(first + span, length))
     peak, total = tl.full([TILE_M], NEVER, tl.float32), tl.zeros([TILE_M], tl.float32)
-    weighted = tl.zeros([TILE_M, TILE_D], tl.float32)
-    values, count = tl.zeros([TILE_D], tl.float32), tl.zeros([TILE_N], tl.float32)
+    weighted = tl.zeros([TILE_M, WIDTH], tl.float32)
+    values, count = tl.zeros([WIDTH], tl.float32), tl.zeros([TILE_N], tl.float32)
     for start in range(first, end, TILE_N):
         real = _real(padding, row, heads, length, start + n)
-        here, at = real[:, None] & (d < WIDTH)[None, :], _head(row, start + n, length, d, WIDTH)
+        here, at = real[:, None], _head(row, start + n, length, WIDTH)
         keys, vals = tl.load(k + at, mask=here, other=0.0), tl.load(v + at, mask=here, other=0.0)
         x = _exponents(high, low, keys, False)
         half_norm = tl.sum(keys.to(tl.float32) * keys.to(tl.float32), 1) * (0.5 / WIDTH**0.5)
@@ -145,8 +146,8 @@ def sum_keys(
     to = part * (BLOCKS * TILE_M) + m
     tl.store(peaks + to, tl.where(m < num_features, peak, NEVER))
     tl.store(totals + to, total)
-    tl.store(weighteds + to[:, None] * WIDTH + d[None, :], weighted, mask=(d < WIDTH)[None, :])
-    tl.store(valueses + part * WIDTH + d, values, mask=d < WIDTH)
+    tl.store(weighteds + to[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], weighted)
+    tl.store(valueses + part * WIDTH + tl.arange(0, WIDTH), values)
     tl.store(counts + part, tl.sum(count, 0))
 
 
@@ -165,7 +166,6 @@ def merge_sums(
     splits,
     log_epsilon,
     WIDTH: tl.constexpr,
-    TILE_D: tl.constexpr,
     TILE_M: tl.constexpr,
     PADDED: tl.constexpr,
 ):
@@ -174,18 +174,18 @@ def merge_sums(
     tops: the largest exponent of each example and head, and so the stabiliser.
     """
     row, block = tl.program_id(0) // (PADDED // TILE_M), tl.program_id(0) % (PADDED // TILE_M)
-    m, d = block * TILE_M + tl.arange(0, TILE_M), tl.arange(0, TILE_D)
+    m = block * TILE_M + tl.arange(0, TILE_M)
     peak, total, count = tl.full([TILE_M], NEVER, tl.float32), tl.zeros([TILE_M], tl.float32), 0.0
-    weighted, values = tl.zeros([TILE_M, TILE_D], tl.float32), tl.zeros([TILE_D], tl.float32)
+    weighted, values = tl.zeros([TILE_M, WIDTH], tl.float32), tl.zeros([WIDTH], tl.float32)
     for split in range(splits):
         part = row.to(tl.int64) * splits + split
         to = part * PADDED + m
         above = tl.maximum(peak, tl.load(peaks + to))
         old, new = tl.exp(peak - above), tl.exp(tl.load(peaks + to) - above)
-        more = tl.load(weighteds + to[:, None] * WIDTH + d[None, :], mask=(d < WIDTH)[None, :], other=0.0)
+        more = tl.load(weighteds + to[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :])
         total = total * old + tl.load(totals + to) * new
         weighted = weighted * old[:, None] + more * new[:, None]
-        values += tl.load(valueses + part * WIDTH + d, mask=d < WIDTH, other=0.0)
+        values += tl.load(valueses + part * WIDTH + tl.arange(0, WIDTH))
         count += tl.load(counts + part)
         peak = above
     floors = tl.load(tops + row) + log_epsilon
@@ -196,7 +196,7 @@ def merge_sums(
     average = weighted * tl.exp(peak - levels)[:, None] + tl.exp(floors - levels)[:, None] * values[None, :]
     here = m < num_features
     tl.store(level + row.to(tl.int64) * num_features + m, levels, mask=here)
-    tl.store(mean + _head(row, m, num_features, d, WIDTH), average, mask=here[:, None] & (d < WIDTH)[None, :])
+    tl.store(mean + _head(row, m, num_features, WIDTH), average, mask=here[:, None])
     tl.store(floor + row, floors)
 
 
@@ -214,7 +214,6 @@ def answer_queries(
     num_features,
     BLOCKS: tl.constexpr,
     WIDTH: tl.constexpr,
-    TILE_D: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
 ):
@@ -224,16 +223,16 @@ def answer_queries(
     """
     tiles = tl.cdiv(length, TILE_N)
     row, start = tl.program_id(0) // tiles, tl.program_id(0) % tiles * TILE_N
-    d, n = tl.arange(0, TILE_D), start + tl.arange(0, TILE_N)
+    n = start + tl.arange(0, TILE_N)
     inside = n < length
     real = _real(padding, row, heads, length, n)
-    queries = tl.load(q + _head(row, n, length, d, WIDTH), mask=real[:, None] & (d < WIDTH)[None, :], other=0.0)
+    queries = tl.load(q + _head(row, n, length, WIDTH), mask=real[:, None], other=0.0)
     peak, total = tl.full([TILE_N], 2 * NEVER, tl.float32), tl.zeros([TILE_N], tl.float32)
-    answer = tl.zeros([TILE_N, TILE_D], tl.float32)
+    answer = tl.zeros([TILE_N, WIDTH], tl.float32)
     for block in range(BLOCKS * tl.max(real.to(tl.int32), 0)):  # no work on a tile of pads
         m = block * TILE_M + tl.arange(0, TILE_M)
-        high, low = _load_halves(halves, m, d, num_features, WIDTH)
-        means = _load_means(mean, row, m, d, num_features, WIDTH)
+        high, low = _load_halves(halves, m, num_features, WIDTH)
+        means = _load_means(mean, row, m, num_features, WIDTH)
         levels = tl.load(level + row.to(tl.int64) * num_features + m, mask=m < num_features, other=NEVER)
         y = _exponents(high, low, queries, True) + levels[None, :]
         above = tl.maximum(peak, tl.max(y, 1))
@@ -242,7 +241,7 @@ def answer_queries(
         answer = _dot(weights.to(means.dtype), means, answer * shrink[:, None])
         peak = above
     answer = tl.where(real[:, None], answer / total[:, None], 0.0)
-    tl.store(out + _merged(row, n, heads, length, d, WIDTH), answer, mask=inside[:, None] & (d < WIDTH)[None, :])
+    tl.store(out + _merged(row, n, heads, length, WIDTH), answer, mask=inside[:, None])
     tl.store(normaliser + row.to(tl.int64) * length + n, tl.where(real, peak + tl.log(total), -NEVER), mask=inside)
 
 
@@ -266,7 +265,6 @@ def backward_queries(
     splits,
     BLOCKS: tl.constexpr,
     WIDTH: tl.constexpr,
-    TILE_D: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
 ):
@@ -278,21 +276,21 @@ def backward_queries(
     """
     program = tl.program_id(0)
     split, row = program % splits, program // splits
-    d, n = tl.arange(0, TILE_D), tl.arange(0, TILE_N)
+    n = tl.arange(0, TILE_N)
     first = split * span
     last = min(first + span, length)
     end = _end(padding, row, heads, length, first, last)
     for block in range(BLOCKS):
         m = block * TILE_M + tl.arange(0, TILE_M)
-        high, low = _load_halves(halves, m, d, num_features, WIDTH)
-        means = _load_means(mean, row, m, d, num_features, WIDTH)
+        high, low = _load_halves(halves, m, num_features, WIDTH)
+        means = _load_means(mean, row, m, num_features, WIDTH)
         levels = tl.load(level + row.to(tl.int64) * num_features + m, mask=m < num_features, other=NEVER)
-        dmeans, dtotals = tl.zeros([TILE_M, TILE_D], tl.float32), tl.zeros([TILE_M], tl.float32)
+        dmeans, dtotals = tl.zeros([TILE_M, WIDTH], tl.float32), tl.zeros([TILE_M], tl.float32)
         for start in range(first, end, TILE_N):
             inside = start + n < length
             norm = tl.load(normaliser + row.to(tl.int64) * length + start + n, mask=inside, other=-NEVER)
-            here = (norm < -NEVER)[:, None] & (d < WIDTH)[None, :]  # no pads
-            at, there = _head(row, start + n, length, d, WIDTH), _merged(row, start + n, heads, length, d, WIDTH)
+            here = (norm < -NEVER)[:, None]  # no pads
+            at, there = _head(row, start + n, length, WIDTH), _merged(row, start + n, heads, length, WIDTH)
             queries, g = tl.load(q + at, mask=here, other=0.0), tl.load(grad + there, mask=here, other=0.0)
             delta = tl.sum(g.to(tl.float32) * tl.load(out + there, mask=here, other=0.0).to(tl.float32), 1)
             y = _exponents(high, low, queries, False)
@@ -301,17 +299,17 @@ def backward_queries(
             dtotals -= tl.sum(weights * delta[None, :], 1)
             dy = (weights * (_dot(means, tl.trans(g)) - delta[None, :])).to(high.dtype)
             dqueries = _dot(tl.trans(dy), high)
-            here = inside[:, None] & (d < WIDTH)[None, :]
+            here = inside[:, None]
             if block > 0:
                 dqueries += tl.load(dq + at, mask=here, other=0.0).to(tl.float32)
             tl.store(dq + at, dqueries, mask=here)
         to = program.to(tl.int64) * (BLOCKS * TILE_M) + m
-        tl.store(dmean + to[:, None] * WIDTH + d[None, :], dmeans, mask=(d < WIDTH)[None, :])
+        tl.store(dmean + to[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], dmeans)
         tl.store(dtotal + to, dtotals)
         tl.debug_barrier()  # what is added to in memory has been written
     for start in range(first + tl.cdiv(end - first, TILE_N) * TILE_N, last, TILE_N):
-        at = dq + _head(row, start + n, length, d, WIDTH)
-        tl.store(at, tl.zeros([TILE_N, TILE_D], tl.float32), mask=(start + n < last)[:, None] & (d < WIDTH)[None, :])
+        at = dq + _head(row, start + n, length, WIDTH)
+        tl.store(at, tl.zeros([TILE_N, WIDTH], tl.float32), mask=(start + n < last)[:, None])
 
 
 @triton.jit(do_not_specialize=VARIES)
@@ -325,7 +323,6 @@ def merge_gradients(
     num_features,
     splits,
     WIDTH: tl.constexpr,
-    TILE_D: tl.constexpr,
     TILE_M: tl.constexpr,
     PADDED: tl.constexpr,
 ):
@@ -334,17 +331,17 @@ def merge_gradients(
     So they fit 16 bits; `share` = level - log(the largest) gives the factor back, in the exponent of exp(x - share).
     """
     row, block = tl.program_id(0) // (PADDED // TILE_M), tl.program_id(0) % (PADDED // TILE_M)
-    m, d = block * TILE_M + tl.arange(0, TILE_M), tl.arange(0, TILE_D)
-    by_mean, by_total = tl.zeros([TILE_M, TILE_D], tl.float32), tl.zeros([TILE_M], tl.float32)
+    m = block * TILE_M + tl.arange(0, TILE_M)
+    by_mean, by_total = tl.zeros([TILE_M, WIDTH], tl.float32), tl.zeros([TILE_M], tl.float32)
     for split in range(splits):
         at = (row.to(tl.int64) * splits + split) * PADDED + m
-        by_mean += tl.load(dmeans + at[:, None] * WIDTH + d[None, :], mask=(d < WIDTH)[None, :], other=0.0)
+        by_mean += tl.load(dmeans + at[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :])
         by_total += tl.load(dtotals + at)
     largest = tl.maximum(tl.max(tl.abs(by_mean), 1), tl.abs(by_total))
     largest = tl.where(largest == 0, 1.0, largest)
     here, to = m < num_features, row.to(tl.int64) * num_features + m
-    whole = here[:, None] & (d < WIDTH)[None, :]
-    tl.store(dmean + _head(row, m, num_features, d, WIDTH), by_mean / largest[:, None], mask=whole)
+    whole = here[:, None]
+    tl.store(dmean + _head(row, m, num_features, WIDTH), by_mean / largest[:, None], mask=whole)
     tl.store(dtotal + to, by_total / largest, mask=here)
     tl.store(share + to, tl.load(level + to, mask=here, other=0.0) - tl.log(largest), mask=here)
 
@@ -366,7 +363,6 @@ def backward_keys(
     num_features,
     BLOCKS: tl.constexpr,
     WIDTH: tl.constexpr,
-    TILE_D: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
 ):
@@ -378,17 +374,17 @@ def backward_keys(
     """
     tiles = tl.cdiv(length, TILE_N)
     row, start = tl.program_id(0) // tiles, tl.program_id(0) % tiles * TILE_N
-    d, n = tl.arange(0, TILE_D), start + tl.arange(0, TILE_N)
+    n = start + tl.arange(0, TILE_N)
     real = _real(padding, row, heads, length, n)
-    here, at = real[:, None] & (d < WIDTH)[None, :], _head(row, n, length, d, WIDTH)
+    here, at = real[:, None], _head(row, n, length, WIDTH)
     keys, vals = tl.load(k + at, mask=here, other=0.0), tl.load(v + at, mask=here, other=0.0)
     half_norm = tl.sum(keys.to(tl.float32) * keys.to(tl.float32), 1) * (0.5 / WIDTH**0.5)
-    dkeys, dvals = tl.zeros([TILE_N, TILE_D], tl.float32), tl.zeros([TILE_N, TILE_D], tl.float32)
+    dkeys, dvals = tl.zeros([TILE_N, WIDTH], tl.float32), tl.zeros([TILE_N, WIDTH], tl.float32)
     dnorm, top = tl.zeros([TILE_N], tl.float32), tl.full([TILE_N], 2 * NEVER, tl.float32)
     for block in range(BLOCKS * tl.max(real.to(tl.int32), 0)):
         m = block * TILE_M + tl.arange(0, TILE_M)
-        high, low = _load_halves(halves, m, d, num_features, WIDTH)
-        dmeans = _load_means(dmean, row, m, d, num_features, WIDTH)
+        high, low = _load_halves(halves, m, num_features, WIDTH)
+        dmeans = _load_means(dmean, row, m, num_features, WIDTH)
         of = row.to(tl.int64) * num_features + m
         shares = tl.load(share + of, mask=m < num_features, other=-NEVER)
         dtotals = tl.load(dtotal + of, mask=m < num_features, other=0.0)
@@ -405,6 +401,6 @@ def backward_keys(
         top = above
     size = tl.where(real, tl.exp(top), 0.0)[:, None]
     dkeys = (dkeys - keys.to(tl.float32) * (dnorm / WIDTH**0.5)[:, None]) * size
-    here = (n < length)[:, None] & (d < WIDTH)[None, :]
+    here = (n < length)[:, None]
     tl.store(dk + at, dkeys, mask=here)
     tl.store(dv + at, dvals * size, mask=here)

@@ -1,6 +1,8 @@
-"""FAVOR+ without masks between tokens, in few large operations: `favor.Performer` on CPUs, and on GPUs where `favor_triton` does not run.
+"""FAVOR+ without masks between tokens, in few large operations: `favor.Performer` on CPUs, and on GPUs where
+`favor_triton` does not run.
 
-Linear attention is softmax attention twice: directions attend to keys, queries to directions. With t_m = sum_j phi_m(k_j),
+Linear attention is softmax attention twice: directions attend to keys, queries to directions. With t_m = sum_j
+phi_m(k_j),
 
     mean_m = sum_j softmax_j(w_m.k_j - |k_j|^2 / (2 sqrt D)) v_j,    out_i = sum_m softmax_m(w_m.q_i + log t_m) mean_m
 
@@ -26,8 +28,8 @@ def favor(
 ) -> Tensor:
     """Linear attention with the features exp(w.x + c - |x|^2 / (2 sqrt D)): q, k, v [B, H, N, D] -> [B, H, N, D].
 
-    directions: w [B|1, H|1, M, D]; offset: c [B|1, H|1, 1, M] or None; padding [B, N]: pads hold finite numbers, and the
-    output in their rows means nothing; epsilon is added to the features of keys, the largest of which is 1.
+    directions: w [B|1, H|1, M, D]; offset: c [B|1, H|1, 1, M] or None; padding [B, N]: pads hold finite numbers, and
+    the output in their rows means nothing; epsilon is added to the features of keys, the largest of which is 1.
     Gradients reach q, k, v, w and c. They hold the stabiliser, the largest exponent of a key, constant: exact at
     epsilon = 0, where it cancels, and else up to terms of the size of epsilon. Features and normaliser are fp32 (fp64
     for fp64 input); the products behind them are in the dtype of v. On a CPU some examples at a time.
@@ -57,7 +59,8 @@ class _Favor(torch.autograd.Function):
         padding: Tensor | None,
         epsilon: float,
     ) -> Tensor:
-        """The weights of keys `h` [G, M + 1, N] have a row more: 1 / n for the n real tokens, for the epsilon of each feature."""
+        """The weights of keys `h` [G, M + 1, N] have a row more: 1 / n for the n real tokens, for the epsilon of each
+        feature."""
         (batch, heads, length, width), features, full = q.shape, directions.shape[2], full_dtype(q)
         w = directions.to(full).expand(batch, heads, -1, -1).flatten(0, 1)  # [G, M, D], not copied where shared
         c = 0.0 if offset is None else offset.to(full).expand(batch, heads, -1, -1).flatten(0, 1).transpose(1, 2)
@@ -135,7 +138,8 @@ def _gradient_of_means(mean_grad: Tensor, means: Tensor, share: Tensor, level_gr
 
 
 def _with_column(x: Tensor, column: Tensor | float, dtype: torch.dtype | None = None) -> Tensor:
-    """x [..., n, D] with one column more, [G, n, D+1]; column: a number, or a tensor of as many entries as x has rows."""
+    """x [..., n, D] with one column more, [G, n, D+1]; column: a number, or a tensor of as many entries as x has
+    rows."""
     out = x.new_empty(*x.shape[:-1], x.shape[-1] + 1, dtype=dtype)
     out[..., :-1] = x
     out[..., -1] = column.reshape(x.shape[:-1]) if isinstance(column, Tensor) else column

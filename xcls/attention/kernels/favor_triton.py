@@ -33,10 +33,11 @@ SPLIT_TOKENS = 256  # the fewest tokens that are worth partial sums of their own
 def available(q: Tensor, num_features: int) -> bool:
     """Whether `favor` takes q [B, H, N, D], with k and v like it, and this number of features.
 
-    D from 16 to 128 (fp32: to 64), M from 16 to 256, and tensor cores that Triton uses (`kernels.capability`).
+    D a power of two from 16 to 128 (fp32: to 64), M from 16 to 256, and tensor cores that Triton uses
+    (`kernels.capability`).
     """
     widest = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 64}.get(q.dtype, 0)
-    if not 16 <= q.shape[-1] <= widest or not 16 <= num_features <= 256:
+    if q.shape[-1] not in (16, 32, 64, 128) or q.shape[-1] > widest or not 16 <= num_features <= 256:
         return False
     return kernels.capability(q.device) >= (8, 0)
 
@@ -48,15 +49,8 @@ def favor(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor |
     bool [B, N], True = a pad, or None; pads may hold anything, their rows of the output are zero. epsilon: added to the
     features of keys, of which the largest of an example and head is 1. The output has the memory of [B, N, H, D], so
     that heads are merged without a copy. Gradients reach q, k and v; they hold the stabiliser constant, and are not
-    themselves differentiable. Ask `available` first. ValueError where dtypes or shapes differ.
+    themselves differentiable. Ask `available` first.
     """
-    if not (q.dtype == k.dtype == v.dtype and q.shape == k.shape == v.shape):
-        given = ", ".join(f"{list(x.shape)} {x.dtype}" for x in (q, k, v))
-        raise ValueError(f"q, k and v must have one shape and one dtype, not {given}")
-    if directions.dim() != 2 or directions.shape[1] != q.shape[3]:
-        raise ValueError(f"directions {list(directions.shape)} must be [M, {q.shape[3]}] for q {list(q.shape)}")
-    if padding is not None and padding.shape != q.shape[::2]:
-        raise ValueError(f"padding {list(padding.shape)} must be {list(q.shape[::2])} for q {list(q.shape)}")
     return _Favor.apply(q, k, v, directions, padding, epsilon)
 
 
@@ -121,7 +115,7 @@ class _Plan:
         wanted = round(2 * _processors(q.device) / self.rows)
         self.span = triton.cdiv(self.tiles, max(1, min(wanted, length // SPLIT_TOKENS))) * tokens
         self.splits = triton.cdiv(length, self.span)
-        shared = {"WIDTH": width, "TILE_D": max(16, triton.next_power_of_2(width))}
+        shared = {"WIDTH": width}
 
         def launch(features: int, warps: int) -> dict[str, int]:
             features = min(features, max(16, triton.next_power_of_2(num_features)))

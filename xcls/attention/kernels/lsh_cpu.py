@@ -1,4 +1,5 @@
-"""What LSH attention does before it attends, on a CPU: in small buffers, which stay in the cache and cost no page faults.
+"""What LSH attention does before it attends, on a CPU: in small buffers, which stay in the cache and cost no page
+faults.
 
 The readable versions are `sorted_positions` and `unit_keys` of xcls/attention/lsh.py.
 Letters: B batch, H heads, N tokens, D head width, R rounds, rows = B N H.
@@ -17,7 +18,8 @@ PART = 2**14  # rows made to unit keys at a time
 
 
 def sorted_on_cpu(keys: Tensor) -> Tensor:
-    """One flat stable sort of the buckets of all sequences, which PyTorch does by radix: keys [B, H, R, N] -> the same."""
+    """One flat stable sort of the buckets of all sequences, which PyTorch does by radix: keys [B, H, R, N] -> the
+    same."""
     length = keys.shape[-1]
     buckets = (keys // length).flatten(0, 2)  # [sequences, N]
     sequence = torch.arange(len(buckets))[:, None]

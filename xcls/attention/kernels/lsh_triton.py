@@ -22,8 +22,8 @@ if kernels.triton is not None:
 def available(x: Tensor) -> bool:
     """Whether `attend_sorted` takes tensors like x [B, H, N, D]: fp32, fp16 or bf16, D a power of two from 16 to 128.
 
-    It needs tensor cores that Triton uses (`kernels.capability`). Not in bf16 under Triton's interpreter, whose products
-    are wrong there.
+    It needs tensor cores that Triton uses (`kernels.capability`). Not in bf16 under Triton's interpreter, whose
+    products are wrong there.
     """
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         return False
@@ -41,12 +41,8 @@ def attend_sorted(
     the real tokens of its chunk of the sorted sequence and of `before` and `after` chunks beside it; a key met in
     several rounds counts once; a token attends to itself only where nothing else is allowed. Pads give zeros.
     qk and v have one dtype of fp32, fp16 and bf16; logits, softmax and sums are fp32, and R > 1 rounds are rounded to
-    that dtype R times. Ask `available` first. ValueError where dtypes or shapes do not fit.
+    that dtype R times. Ask `available` first.
     """
-    if qk.dtype != v.dtype or qk.shape != v.shape:
-        raise ValueError(f"qk and v must be alike, not {qk.dtype} {tuple(qk.shape)} and {v.dtype} {tuple(v.shape)}")
-    if order.dtype != torch.int32 or order.dim() != 4 or (*order.shape[:2], order.shape[3]) != qk.shape[:3]:
-        raise ValueError(f"order must be int32 [B, H, R, N], not {order.dtype} {tuple(order.shape)}")
     count = None if count is None else count.int().contiguous()
     return SortedAttention.apply(qk.contiguous(), v.contiguous(), order.contiguous(), count, chunk, before, after)
 

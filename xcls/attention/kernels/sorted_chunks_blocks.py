@@ -1,5 +1,5 @@
-"""Attention within chunks of sorted tokens in blocks, nothing stored: on a CPU they stay in the cache, on a GPU they are
-large, and memory is what they save.
+"""Attention within chunks of sorted tokens in blocks, nothing stored: on a CPU they stay in the cache, on a GPU they
+are large, and memory is what they save.
 
 `attend_plainly` of xcls/attention/sorted_chunks.py is the readable version. This one keeps neither logits nor sorted
 copies for the backward pass: it computes them again, block by block (as Dao et al. 2022 do for whole rows).
@@ -88,7 +88,8 @@ class Block:
         self.closed = None if plan.closed is None else plan.closed[start:stop]
 
     def _spare(self, start: int, stop: int) -> Tensor | None:
-        """The spare chunks among the chunks `start` to `stop` of the list of keys, counted from the first; None without any."""
+        """The spare chunks among the chunks `start` to `stop` of the list of keys, counted from the first; None
+        without any."""
         numbers, host = self.plan.spare
         first, behind = bisect_left(host, start), bisect_left(host, stop)
         return numbers[first:behind] - start if first < behind else None

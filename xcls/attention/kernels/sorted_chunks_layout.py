@@ -1,10 +1,10 @@
 """Where the tokens of sorted chunks lie in the lists that `sorted_chunks_blocks.py` works on.
 
-Tokens of all sequences are the rows of one list, row (b N + n) H + h, which is how the projections leave them in memory.
-The chunks of an example, head after head, and behind them `before + after` spare ones, lie one behind the other in a
-list of slots, example after example; so what a chunk sees is a view of that list, and no window holds real tokens of two
-examples. Letters: B batch, H heads, N tokens, D head width, R rounds, C slots of a chunk, K slots of a window, S slots of
-a sequence, rows = B N H.
+Tokens of all sequences are the rows of one list, row (b N + n) H + h, which is how the projections leave them in
+memory. The chunks of an example, head after head, and behind them `before + after` spare ones, lie one behind the
+other in a list of slots, example after example; so what a chunk sees is a view of that list, and no window holds real
+tokens of two examples. Letters: B batch, H heads, N tokens, D head width, R rounds, C slots of a chunk, K slots of a
+window, S slots of a sequence, rows = B N H.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def as_rows(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where each token goes. The list of slots has `per_example` chunks for each example, of which `real` are none spare.
+    """Where each token goes. The list of slots has `per_example` chunks for each example, of which `real` are none
+    spare.
 
     q_take: [R, slots], the row in each slot; an empty slot names a row of its own sequence, a spare one any.
     k_take: [R, before C + slots + after C], the same for keys: the list has more spare chunks at both ends.
