@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from xcls.bench.documents import document_rows, first_step_time, startup_rows, write_rows
 from xcls.bench.plan import TRANSFORMERS, installed
 from xcls.bench.process import Worker, allocator_settings, environment, killed_by
 from xcls.bench.run import run_bench
@@ -49,7 +48,6 @@ NODES: dict[str, Any] = {
     },
     "position": {"none": {"_target_": "xcls.position.none.NoPosition", "name": "none"}},
 }
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +74,7 @@ def bench(folder: Path, **changes: Any) -> list[dict[str, str]]:
         hardware=Hardware(threads=1),
         bench=Bench(**{**settings, **changes}),
     )
-    assert run_bench(config, NODES, device="cpu", folder=folder, root=ROOT, progress=False) == folder
+    assert run_bench(config, NODES, device="cpu", folder=folder, progress=False) == folder
     return list(csv.DictReader((folder / "results.csv").open()))
 
 
@@ -120,7 +118,8 @@ def test_memory_alone_and_what_was_found_before_it_ran_out(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_trainings_take_turns_and_one_that_fails_is_a_row(tmp_path: Path) -> None:
-    write_rows(tmp_path / "rows.csv", 100)
+    lines = [f"word{row % 7} word{row % 5} and some more words to read,class {row % 3}" for row in range(100)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *lines]) + "\n")
     rows = bench(tmp_path, what="training", attentions=["performer", "invalid"], others=installed(), references=[])
     assert len(rows) == (12 if installed() else 4)
     for row in rows:
@@ -136,7 +135,7 @@ def test_trainings_take_turns_and_one_that_fails_is_a_row(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_growth_along_an_axis_and_with_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growth_along_an_axis(tmp_path: Path) -> None:
     axes: dict[str, Any] = {"axes": ["depth"], "depths": [1, 2], "brief": True, "error": False, "references": []}
     rows = bench(tmp_path, what="growth", attentions=["performer"], **axes)
     assert [(row["axis"], row["num_layers"], row["status"]) for row in rows] == [
@@ -144,28 +143,6 @@ def test_growth_along_an_axis_and_with_the_documents(tmp_path: Path, monkeypatch
         ("depth", "2", "completed"),
     ]
     assert float(rows[0]["tokens_per_s"]) > 0 and float(rows[1]["parameters"]) > float(rows[0]["parameters"])
-    words = ["size=tiny", "tokenizer.vocab_size=200"]
-    (row,) = document_rows(ROOT, [200], words)
-    assert row["status"] == "completed" and row["first_step_warm_s"] > 0, row["cause"]
-    assert row["memory_MiB"] > 100 and row["cache_MiB"] > 0 and row["file_MiB"] > 0
-    asked, stepped = startup_rows(ROOT, starts=1, words=["dataset=files", "dataset.path=nowhere"])
-    assert asked["seconds"] > 0 and "nowhere" in stepped["cause"]
-
-
-def test_half_a_line_of_events_is_not_read(tmp_path: Path) -> None:
-    events = tmp_path / "events.jsonl"
-    assert first_step_time(events) is None
-    events.write_text('{"event": "start", "time": 1.0}\n{"event": "step", "ti')
-    assert first_step_time(events) is None
-    events.write_text('{"event": "start", "time": 1.0}\n{"event": "step", "time": 2.5}\n{"event": "st')
-    assert first_step_time(events) == 2.5
-
-
-def test_the_file_of_documents_is_the_same_every_time(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        write_rows(tmp_path / name, 150)
-    lines = (tmp_path / "one").read_text().splitlines()
-    assert lines == (tmp_path / "two").read_text().splitlines() and len(lines) == 151
 
 
 def test_a_process_that_cannot_do_its_task_says_why_and_goes_on() -> None:

@@ -63,7 +63,6 @@ def test_everything_leaves_the_device_and_comes_back(monkeypatch: pytest.MonkeyP
     assert sorted(moves) == sorted((id(tensor), "cpu") for tensor in held) and parking.parked == []
 
 
-@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
 def test_a_gpu_is_free_meanwhile_and_training_goes_on_as_before() -> None:
     torch.cuda.empty_cache()

@@ -16,10 +16,9 @@ from tests.pairwise import spread
 from xcls.attention.base import Attention, Masks
 from xcls.attention.lsh import Reformer
 from xcls.attention.lsh_shared import ReformerShared
-from xcls.attention.work import Shape, Work
 from xcls.bench.cases import Case, build, work_of
 from xcls.bench.error import attend, errors_of, exact, measure_error, random_inputs, relative_error
-from xcls.bench.machine import card_peak, copy_rate, counted, matmul_rate
+from xcls.bench.machine import card_peak, counted
 from xcls.bench.measure import measure_memory, measure_time
 from xcls.bench.trained import catch, layer_errors, trained_inputs
 from xcls.build import make_classifier
@@ -50,15 +49,6 @@ class Silent:
         """Nothing."""
 
 
-@pytest.mark.parametrize("part", ["core", "module"])
-@pytest.mark.parametrize("node", [SDPA, FUSED], ids=lambda node: node["_target_"])
-def test_formulas_agree_with_the_counter(node: dict[str, Any], part: str) -> None:
-    trial = build(case(node, part))
-    found = work_of(trial.case, trial.attention)
-    assert counted(trial.forward) == found["inference"].flops
-    assert counted(trial.training) == found["training"].flops
-
-
 @pytest.mark.parametrize(
     ("path", "length", "part"), spread(sorted(CONF.glob("*.yaml")), [64, 300, 1024], ["core", "module"])
 )
@@ -81,16 +71,6 @@ def test_formulas_of_sorted_chunks_count_every_round(target: str) -> None:
     assert counted(trial.training) == found["training"].flops
 
 
-def test_lsh_counts_products_of_whole_chunks_beside_hashing() -> None:
-    attention = Reformer(num_heads=2, head_dim=8, layer=0, seed=0, num_hashes=3, bucket_size=4)
-    inference, training = attention.operations(Shape(batch=2, heads=2, length=16, head_dim=8, itemsize=4))
-    vectors = 2 * 2 * 16 * 8
-    slots = 2 * (2 * 4 + 1) * 4  # four chunks of each head, and a spare one behind each example
-    hashing, product = 2 * 3 * vectors * 2, 2 * 3 * slots * 8 * 8  # 4 buckets: 2 columns; a window of 2 chunks of 4
-    assert inference.flops == hashing + 2 * product
-    assert training.flops == hashing + 7 * product  # the logits are computed again
-
-
 def test_no_formula_is_no_work() -> None:
     class Own(Attention):
         """A mechanism without a formula."""
@@ -98,15 +78,6 @@ def test_no_formula_is_no_work() -> None:
     assert work_of(case(SDPA, "core"), Own(num_heads=2, head_dim=8, layer=0, seed=0)) == {}
     step = build(case(SDPA, "step"))
     assert work_of(step.case, step.attention) == {}
-
-
-def test_the_bound_is_the_slower_of_arithmetic_and_memory() -> None:
-    assert Work(10.0, 1.0).bound(2.0, 1.0) == 5.0 and Work(1.0, 10.0).bound(2.0, 1.0) == 10.0
-
-
-def test_rates_of_the_machine_are_those_of_real_work() -> None:
-    assert 1e6 < matmul_rate("fp32", "cpu", seconds=0.01, side=64) < 1e16
-    assert 1e6 < copy_rate("cpu", seconds=0.01, size=2**16) < 1e14
 
 
 @pytest.mark.parametrize(

@@ -183,20 +183,22 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 @pytest.mark.slow
 def test_memory_hardly_grows_with_the_number_of_rows(tmp_path: Path) -> None:
-    from xcls.bench.documents import write_rows
-
-    grown = {}
+    draws, grown = np.random.default_rng(0), {}
+    words = np.array([f"w{number**2}" for number in range(5000)], dtype=object)
     for count in (60_000, 260_000):  # both above what is read into memory as a whole
-        write_rows(tmp_path / f"{count}.csv", count)
+        with open(tmp_path / f"{count}.csv", "w", encoding="utf-8") as out:
+            out.write("text,label\n")
+            for row in range(count):
+                out.write(f"{' '.join(words[draws.integers(0, 5000, 25)])},class {row % 4}\n")
         assert (tmp_path / f"{count}.csv").stat().st_size > files.SMALL
-        out = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", GROWTH, str(tmp_path / f"{count}.csv")],
             cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
         )
-        assert out.returncode == 0, out.stderr
-        grown[count] = float(out.stdout)
+        assert done.returncode == 0, done.stderr
+        grown[count] = float(done.stdout)
     a_row = 2**20 * (grown[260_000] - grown[60_000]) / 200_000
     assert a_row < 250, (
         grown

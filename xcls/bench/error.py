@@ -98,7 +98,7 @@ def measure_error(channel: Channel, *, cases: list[Case]) -> list[dict[str, Any]
         for place, case in enumerate(cases):
             if place in lost:
                 continue
-            channel.send("at", {"case": place, "round": draw + 1})
+            channel.send("at", place)
             try:
                 torch.manual_seed(draw)
                 attention = make_attention(case, seed=draw).to(case.device)

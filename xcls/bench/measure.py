@@ -80,7 +80,7 @@ def measure_time(
     everything: list[Series] = []
     places: dict[int, int] = {}
     for place, case in enumerate(cases):
-        channel.send("at", {"case": place})
+        channel.send("at", place)
         try:
             everything.append(_series(case, found[place], brief))
             places[id(everything[-1])] = place
@@ -88,7 +88,7 @@ def measure_time(
             found[place] = {"cause": cause_of(error)}
 
     def begin(series: Series) -> None:
-        channel.send("at", {"case": places[id(series)], "round": series.rounds + 1})
+        channel.send("at", places[id(series)])
 
     def failed(series: Series, error: Exception) -> None:
         series.cause, series.trial = cause_of(error), None

@@ -21,7 +21,7 @@ from xcls.train.cards import Card
 Nodes = dict[str, dict[str, dict[str, Any]]]  # group (attention, position) -> file of conf/<group> -> its content
 AUTO = "auto"
 INSTALL = "To measure them too: make setup-bench"
-AXES = ("length", "width", "depth", "rows", "startup")  # of bench=growth
+AXES = ("length", "width", "depth")  # of bench=growth
 HEAD = 64  # width of a head, where the width grows
 STAGES = {"finetune": "finetuning", "pretrain": "pretraining"}  # -> the node of Config that holds its recipe
 TRANSFORMERS = "transformers"
@@ -68,7 +68,7 @@ def check(config: Config) -> None:
     """Raises UserError, a line for each fault of `config.bench` that its types do not show."""
     settings, wrong = config.bench, []
     listed = ["attentions", "positions", "seq_lens", "dtypes"]
-    listed += {"training": ["stages"], "growth": ["axes", "widths", "depths", "row_counts"]}.get(settings.what, [])
+    listed += {"training": ["stages"], "growth": ["axes", "widths", "depths"]}.get(settings.what, [])
     for key in listed:
         values = getattr(settings, key)
         if not values or len(set(values)) < len(values):

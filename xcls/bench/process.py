@@ -15,11 +15,9 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from xcls.runs.allocator import environment_with
-
-Hear = Callable[[dict[str, Any]], None]
 
 
 @dataclass
@@ -76,8 +74,8 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, task: str, hear: Hear = lambda event: None, **changes: Any) -> Outcome:
-        """Gives the process a task, with `changes` as its arguments, and waits for what comes of it; hear(event) is called for each event on the way.
+    def ask(self, task: str, **changes: Any) -> Outcome:
+        """Gives the process a task, with `changes` as its arguments, and waits for what comes of it.
 
         Never raises for what happens in there: see `Outcome.cause`.
         """
@@ -93,8 +91,7 @@ class Worker:
                 if kind == "failed":
                     outcome.cause = value
                     return outcome
-                outcome.last = value.get("case", outcome.last)
-                hear(value)
+                outcome.last = value
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             outcome.cause = self._last_words()
         return outcome

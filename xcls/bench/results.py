@@ -58,18 +58,21 @@ def add(row: Row, measured: Row) -> None:
         row["status"] = FAILED
 
 
-def hold_against(row: Row, machine: dict[str, float]) -> None:
-    """Fills in how a row's times are to what the machine can do, `flops_per_s` and `bytes_per_s`."""
-    for measure in ("inference", "training"):
-        flops, moved = row.get(f"{measure}_flops"), row.get(f"{measure}_bytes")
-        achieved = flops or row.get(f"{measure}_flops_counted")
-        if achieved and row.get(f"{measure}_ms"):
-            rate = achieved / (row[f"{measure}_ms"] / 1000.0)
-            row[f"{measure}_tflops_per_s"] = rate / 1e12
-            row[f"{measure}_share_of_peak"] = rate / machine["flops_per_s"]
-            if flops and moved:
-                bound = 1000.0 * Work(flops, moved).bound(machine["flops_per_s"], machine["bytes_per_s"])
-                row[f"{measure}_bound_ms"], row[f"{measure}_times_bound"] = bound, row[f"{measure}_ms"] / bound
+def hold_against(rows: Sequence[Row], machine: dict[str, dict[str, float]]) -> None:
+    """Fills in tokens/s of steps, and how times are to the machine's rates (dtype -> `flops_per_s`, `bytes_per_s`)."""
+    for row in rows:
+        if row.get("training_ms") and row["part"] == "step":
+            row["tokens_per_s"] = 1000.0 * row["batch"] * row["seq_len"] / row["training_ms"]
+        rates = machine.get(row["dtype"])
+        for measure in ("inference", "training") if rates else ():
+            flops, moved, took = (row.get(f"{measure}_{what}") for what in ("flops", "bytes", "ms"))
+            achieved = flops or row.get(f"{measure}_flops_counted")
+            if rates and achieved and took:
+                row[f"{measure}_tflops_per_s"] = achieved / took / 1e9
+                row[f"{measure}_share_of_peak"] = achieved / took * 1000.0 / rates["flops_per_s"]
+            if rates and flops and moved and took:
+                bound = 1000.0 * Work(flops, moved).bound(rates["flops_per_s"], rates["bytes_per_s"])
+                row[f"{measure}_bound_ms"], row[f"{measure}_times_bound"] = bound, took / bound
 
 
 def compare(rows: Sequence[Row], references: Sequence[str], nodes: dict[str, dict[str, Any]]) -> None:

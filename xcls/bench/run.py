@@ -13,35 +13,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from xcls.bench import plan, results
 from xcls.bench.cases import OURS, Case
-from xcls.bench.documents import document_rows, startup_rows
 from xcls.bench.machine import card_peak
-from xcls.bench.plan import (
-    INSTALL,
-    TRANSFORMERS,
-    Contender,
-    Nodes,
-    check,
-    choose,
-    installed,
-    make_cells,
-    make_contenders,
-)
-from xcls.bench.process import Hear, Outcome, Worker, allocator_settings, environment
-from xcls.bench.results import (
-    FAILED,
-    Row,
-    add,
-    add_segments,
-    add_work,
-    compare,
-    compare_trainings,
-    hold_against,
-    row_of,
-    row_of_contender,
-    version,
-    write,
-)
+from xcls.bench.process import Outcome, Worker, allocator_settings, environment
+from xcls.bench.results import FAILED, Row, add
 from xcls.bench.rivals import rivals
 from xcls.bench.table import report
 from xcls.config.schema import Config
@@ -54,11 +30,13 @@ LEAST_ROUNDS = 3  # of whole trainings
 class Bench:
     """A bench under way: its rows, what the machine can do, and the files that hold both."""
 
-    def __init__(self, config: Config, nodes: Nodes, *, device: str, folder: Path, bar: tqdm, **changes: Any) -> None:
+    def __init__(
+        self, config: Config, nodes: plan.Nodes, *, device: str, folder: Path, bar: tqdm, **changes: Any
+    ) -> None:
         """changes: what else bench.json is to hold."""
         self.config, self.settings, self.nodes, self.device = config, config.bench, nodes, device
         self.folder, self.bar, self.more = folder, bar, changes
-        self.attentions = choose("attention", self.settings.attentions, nodes)
+        self.attentions = plan.choose("attention", self.settings.attentions, nodes)
         threads = config.hardware.threads
         self.variables = environment(self.settings.allocator, threads)
         self.plain = environment("plain", threads)  # transformers' trainings, as their users run them
@@ -70,14 +48,15 @@ class Bench:
     def write(self, status: str) -> None:
         """Writes results.csv and bench.json as they stand."""
         config, threads = self.config, self.config.hardware.threads
-        packages = dict.fromkeys([rival.package for rival in rivals()] + [TRANSFORMERS, "accelerate"])
+        packages = dict.fromkeys([rival.package for rival in rivals()] + [plan.TRANSFORMERS, "accelerate"])
         if self.settings.what == "training":
             keys = ("size", "dataset", "tokenizer", "masking", "head", "pretraining", "finetuning", "hardware")
             run = {key: asdict(getattr(config, key)) for key in keys}
             self.more = {**self.more, **run, "seq_len": config.seq_len, "seed": config.seed}
-            compare_trainings(self.rows)
+            results.compare_trainings(self.rows)
         else:
-            compare(self.rows, self.settings.references, self.attentions)
+            results.hold_against(self.rows, self.machine)
+            results.compare(self.rows, self.settings.references, self.attentions)
         about = {
             "status": status,
             "name": self.settings.name,
@@ -86,26 +65,20 @@ class Bench:
             "device": describe_device(torch.device(self.device)) | ({"threads": threads} if threads else {}),
             "environment": allocator_settings(self.variables),
             "machine": self.machine,
-            "versions": {**versions(), **{package: version(package) for package in packages}},
+            "versions": {**versions(), **{package: results.version(package) for package in packages}},
             "commit": commit(),
             "notes": self.notes,
             "started": self.started,
             "ended": time.time(),
             **self.more,
         }
-        write(self.folder, self.rows, about)
+        results.write(self.folder, self.rows, about)
 
-    def ask(self, task: str, names: list[str] = [], **changes: Any) -> Outcome:  # noqa: B006
-        """One question to a process of its own; `names` of the cases, for the progress bar."""
+    def ask(self, task: str, **changes: Any) -> Outcome:
+        """One question to a process of its own."""
+        self.bar.set_postfix_str(task)
         with Worker(self.variables) as worker:
-            return worker.ask(task, self._hear(task, names), **changes)
-
-    def _hear(self, task: str, names: list[str]) -> Hear:
-        def hear(event: dict[str, Any]) -> None:
-            count = f", round {event['round']}" if "round" in event else ""
-            self.bar.set_postfix_str(f"{names[event['case']]}: {task}{count}")
-
-        return hear
+            return worker.ask(task, **changes)
 
     def find_rates(self, dtype: str) -> None:
         """The best rates that were met: what shares the machine lowers one now and then."""
@@ -117,7 +90,7 @@ class Bench:
 
     def measure_cell(self, cases: list[Case]) -> None:
         """Memory of each, then the time of all that are left, then their error; then everything is written."""
-        rows = [row_of(case) for case in cases]
+        rows = [results.row_of(case) for case in cases]
         self.rows += rows
         if self.settings.memory:
             self._memory(cases, rows)
@@ -137,7 +110,7 @@ class Bench:
         brief = self.settings.brief
 
         def ask(pair: tuple[Case, Row]) -> Outcome:
-            return self.ask("memory", [pair[0].mechanism], case=pair[0], brief=brief)
+            return self.ask("memory", case=pair[0], brief=brief)
 
         with ThreadPoolExecutor(2 if brief and self.device == "cpu" else 1) as pool:
             for (case, row), outcome in zip(pairs, pool.map(ask, pairs)):
@@ -152,22 +125,13 @@ class Bench:
             self.find_rates(cases[0].dtype)
         limits = {key: getattr(self.settings, key) for key in ("rounds", "least_rounds", "seconds", "brief")}
         while left := [place for place, row in enumerate(rows) if row["status"] != FAILED]:
-            names = [f"{cases[place].mechanism}, {cases[place].seq_len} tokens" for place in left]
-            outcome = self.ask("time", names, cases=[cases[place] for place in left], **limits)
+            outcome = self.ask("time", cases=[cases[place] for place in left], **limits)
             if outcome.cause is None:
                 for place, found in zip(left, outcome.answer):
-                    self._add_times(rows[place], found)
+                    add(rows[place], found)
                 break
             for place in left if outcome.last is None else [left[outcome.last]]:
                 add(rows[place], {"cause": outcome.cause})
-
-    def _add_times(self, row: Row, found: Row) -> None:
-        add(row, found)
-        if row.get("training_ms"):
-            if row["part"] == "step":
-                row["tokens_per_s"] = 1000.0 * row["batch"] * row["seq_len"] / row["training_ms"]
-            if self.machine.get(row["dtype"]):
-                hold_against(row, self.machine[row["dtype"]])
 
     def _error(self, cases: list[Case], rows: list[Row]) -> None:
         """Error of the cores, each once, whatever the positions.
@@ -183,15 +147,14 @@ class Bench:
             and (case.position == once if case.origin == OURS else "num_hashes" not in case.node)
         ]
         if places:
-            names = [cases[place].mechanism for place in places]
-            outcome = self.ask("error", names, cases=[cases[place] for place in places])
+            outcome = self.ask("error", cases=[cases[place] for place in places])
             for place, found in zip(places, outcome.answer or []):
                 rows[place].update(found)
 
     def measure_trained(self) -> None:
         """The error on the queries and keys of a trained run's layers, a row for each mechanism."""
         names, folder = list(self.attentions), self.settings.trained
-        outcome = self.ask("trained", names, folder=folder, device=self.device, nodes=list(self.attentions.values()))
+        outcome = self.ask("trained", folder=folder, device=self.device, nodes=list(self.attentions.values()))
         for name, found in zip(names, outcome.answer or [{"cause": outcome.cause}] * len(names)):
             row = dict.fromkeys(("position", "seq_len", "batch"))
             row |= {"mechanism": name, "origin": OURS, "part": "trained", "dtype": "fp32", "device": self.device}
@@ -200,11 +163,11 @@ class Bench:
 
     # Whole trainings.
 
-    def measure_trainings(self, contenders: list[Contender]) -> None:
+    def measure_trainings(self, contenders: list[plan.Contender]) -> None:
         """Starts all, two segments each to warm up, then times the rounds by turns (A B C … A B C …)."""
         dtype = contenders[0].dtype
         self.find_rates(dtype)
-        rows = [row_of_contender(contender) for contender in contenders]
+        rows = [results.row_of_contender(contender) for contender in contenders]
         self.rows += rows
         workers: dict[int, Worker] = {}
         counted: dict[int, Row] = {}
@@ -226,12 +189,12 @@ class Bench:
                     timed[place] += self._segment(place, workers, rows)
         card = card_peak(describe_device(torch.device(self.device)).get("name"), dtype)
         for place in workers:
-            add_segments(rows[place], timed[place])
-            add_work(rows[place], counted[place], self.machine[dtype].get("flops_per_s"), card)
+            results.add_segments(rows[place], timed[place])
+            results.add_work(rows[place], counted[place], self.machine[dtype].get("flops_per_s"), card)
         self.write("running")
         self.bar.update()
 
-    def _start(self, contender: Contender) -> tuple[Worker, Outcome]:
+    def _start(self, contender: plan.Contender) -> tuple[Worker, Outcome]:
         """A training after its first segment, in which operations are counted where the counter can follow."""
         variables = self.variables if contender.origin == OURS else self.plain
         for count in (False,) if self.settings.compile else (True, False):
@@ -256,26 +219,26 @@ class Bench:
 
 
 def run_bench(
-    config: Config, nodes: Nodes, *, device: str, folder: Path, root: Path, progress: bool, fingerprint: str = ""
+    config: Config, nodes: plan.Nodes, *, device: str, folder: Path, progress: bool, fingerprint: str = ""
 ) -> Path:
     """Measures, prints the tables to standard output, and leaves results.csv and bench.json in `folder`.
 
     nodes: every file of conf/attention and conf/position; `config.bench` names those to take. device: 'cpu' or 'cuda'.
-    root: the project whose run.py bench=growth starts. fingerprint: of the data of bench=training. What fails is a row
-    with its cause. Raises UserError before anything is measured. Returns `folder`.
+    fingerprint: of the data of bench=training. What fails is a row with its cause. Raises UserError before anything is
+    measured. Returns `folder`.
     """
-    check(config)
+    plan.check(config)
     settings = config.bench
     if settings.what == "training":
         cells: list[list[Case]] = []
-        notes = [] if installed() or not settings.others else [f"Ours alone: no transformers. {INSTALL}"]
+        notes = [] if plan.installed() or not settings.others else [f"Ours alone: no transformers. {plan.INSTALL}"]
         jobs = [
-            make_contenders(config, nodes, stage, dtype, device)
+            plan.make_contenders(config, nodes, stage, dtype, device)
             for stage in settings.stages
             for dtype in settings.dtypes
         ]
     else:
-        jobs, (cells, notes) = [], make_cells(settings, nodes, device)
+        jobs, (cells, notes) = [], plan.make_cells(settings, nodes, device)
     folder.mkdir(parents=True, exist_ok=True)
     for note in notes:
         print(note, file=sys.stderr)
@@ -284,14 +247,10 @@ def run_bench(
         bench = Bench(config, nodes, device=device, folder=folder, bar=bar, fingerprint=fingerprint)
         bench.notes = notes
         try:
-            if settings.what == "growth" and "startup" in settings.axes:
-                bench.rows += startup_rows(root, starts=settings.starts)
             for cell in cells:
                 bench.measure_cell(cell)
             for job in jobs:
                 bench.measure_trainings(job)
-            if settings.what == "growth" and "rows" in settings.axes:
-                bench.rows += document_rows(root, settings.row_counts)
             if settings.trained is not None:
                 bench.measure_trained()
             status = "completed"

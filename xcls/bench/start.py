@@ -29,7 +29,6 @@ def bench(spec: RunSpec) -> int:
         nodes,
         device=precision.device,
         folder=folder,
-        root=spec.root,
         progress=os.environ.get("XCLS_PROGRESS") != "0",
         fingerprint=spec.fingerprint if config.bench.what == "training" else "",
     )

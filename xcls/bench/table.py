@@ -160,22 +160,6 @@ def growth_columns(rows: Sequence[Row]) -> list[Column]:
     return [*sizes, *costs, ("failed", failure)]
 
 
-def document_columns(rows: Sequence[Row]) -> list[Column]:
-    """Start-up and memory with the number of documents."""
-    found = named(("documents", "rows"), ("file, MiB", "file_MiB"), ("first step, s: cold", "first_step_cold_s"))
-    found += named(("warm", "first_step_warm_s"), ("memory, MiB: cold", "memory_MiB"), ("warm", "memory_warm_MiB"))
-    return [
-        *found,
-        *named(("bytes a document more", "bytes_per_row"), ("cache, MiB", "cache_MiB")),
-        ("failed", failure),
-    ]
-
-
-def start_columns(rows: Sequence[Row]) -> list[Column]:
-    """Seconds until something happens."""
-    return [*named(("what", "what"), ("s (min…max)", "seconds"), ("starts", "rounds")), ("failed", failure)]
-
-
 def training_columns(rows: Sequence[Row]) -> list[Column]:
     """Whole trainings beside transformers' Trainer."""
     found = named(("stage", "stage"), ("contender", "contender"), ("position", "position"), ("dtype", "dtype"))
@@ -226,8 +210,6 @@ TABLES = {
     ),
     "trained": Table("Error on the queries and keys of a trained run", _part("trained"), error_columns),
     "trainings": Table("Training, data loading included", lambda row: row.get("stage"), training_columns),
-    "startup": Table("Start-up", _axis("startup"), start_columns),
-    "rows": Table("Against the number of documents", _axis("rows"), document_columns),
 }
 TABLES |= {axis: Table(f"Against the {axis}", _axis(axis), growth_columns) for axis in AXES[:3]}
 

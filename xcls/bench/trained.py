@@ -163,7 +163,7 @@ def measure_trained(channel: Channel, *, folder: str, device: str, nodes: list[d
     }
     found = []
     for place, node in enumerate(nodes):
-        channel.send("at", {"case": place})
+        channel.send("at", place)
         try:
             found.append({**about, **layer_errors(node, layers)})
         except Exception as error:

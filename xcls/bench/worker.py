@@ -36,7 +36,7 @@ class Channel:
         return pickle.load(self.input)
 
     def send(self, kind: str, value: Any) -> None:
-        """answer, failed (a cause), or at (an event: {"case": its number, "round": …})."""
+        """answer, failed (a cause), or at (the number of the case that comes next)."""
         pickle.dump((kind, value), self.output)
         self.output.flush()
 

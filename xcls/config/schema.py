@@ -159,7 +159,7 @@ class Bench:
     """mode=bench: which mechanisms are measured, at which lengths and dtypes, and how often.
 
     `attentions` are files of conf/attention, with changes (`"reformer:num_hashes=4"`); `references` those that the others are compared with.
-    `seconds`: of one length and dtype. Of what=training alone: `stages`, `steps_per_segment`; of what=growth: `axes` … `starts`.
+    `seconds`: of one length and dtype. Of what=training alone: `stages`, `steps_per_segment`; of what=growth: `axes`, `widths`, `depths`.
     """
 
     name: str = "attention"
@@ -187,11 +187,9 @@ class Bench:
     allocator: str = one_of("inherit", "retain", "plain")
     stages: List[str] = field(default_factory=lambda: ["finetune", "pretrain"])
     steps_per_segment: int = between(10, 1, 10_000)
-    axes: List[str] = field(default_factory=lambda: ["startup", "length", "width", "depth", "rows"])
+    axes: List[str] = field(default_factory=lambda: ["length", "width", "depth"])
     widths: List[int] = field(default_factory=lambda: [128, 256, 512, 768])
     depths: List[int] = field(default_factory=lambda: [2, 4, 8, 12])
-    row_counts: List[int] = field(default_factory=lambda: [10_000, 100_000, 1_000_000])
-    starts: int = between(3, 1, 100)
 
 
 @dataclass
