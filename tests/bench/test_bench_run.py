@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from xcls.bench.plan import TRANSFORMERS, installed
-from xcls.bench.process import Worker, allocator_settings, environment, killed_by
+from xcls.bench.process import Worker, allocator_settings, environment
 from xcls.bench.run import run_bench
 from xcls.config.schema import Bench, Config, Dataset, Hardware, Size, Tokenizer, Training
 from xcls.runs.allocator import RETAIN
@@ -150,7 +150,7 @@ def test_a_process_that_cannot_do_its_task_says_why_and_goes_on() -> None:
         assert worker.ask("nothing").cause == "KeyError: 'nothing'"
         assert worker.ask("rates", dtype="fp33", device="cpu").cause == "KeyError: 'fp33'"
         worker.process.terminate()
-        assert "SIGTERM" in str(worker.ask("rates").cause)
+        assert worker.ask("rates").cause == "killed by signal 15"
 
 
 def test_the_allocator_is_the_same_for_all_and_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +159,3 @@ def test_the_allocator_is_the_same_for_all_and_on_record(monkeypatch: pytest.Mon
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
     assert environment("inherit")["MALLOC_TOP_PAD_"] == "1"
     assert not set(RETAIN) & set(environment("plain")) and "MALLOC_TOP_PAD_" in os.environ
-
-
-@pytest.mark.parametrize(("number", "words"), [(9, "out of memory"), (11, "SIGSEGV"), (250, "signal 250")])
-def test_causes_of_death(number: int, words: str) -> None:
-    assert words in killed_by(number)

@@ -109,18 +109,10 @@ class Worker:
     def _last_words(self) -> str:
         """Why the process is gone."""
         code = self.process.wait()
+        if code == -signal.SIGKILL:
+            return "out of memory: killed by the system (SIGKILL)"
         if code < 0:
-            return killed_by(-code)
+            return f"killed by signal {-code}"
         self.errors.seek(0)
         lines = [line.strip() for line in self.errors if line.strip()]
         return lines[-1][:300] if lines else f"exit code {code}"
-
-
-def killed_by(number: int) -> str:
-    """The cause of death by a signal; SIGKILL from nowhere is the kernel, out of memory."""
-    if number == signal.SIGKILL:
-        return "out of memory: killed by the system (SIGKILL)"
-    try:
-        return f"killed by {signal.Signals(number).name}"
-    except ValueError:
-        return f"killed by signal {number}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any, Sequence
@@ -142,11 +141,3 @@ def write(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
     write_atomic(folder / "results.csv", pandas.DataFrame(cells, dtype=object).to_csv(index=False))
     whole = plain({**about, "rows": list(rows)})
     write_atomic(folder / "bench.json", json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
-
-
-def version(package: str) -> str | None:
-    """Of an installed package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -65,7 +65,7 @@ class Bench:
             "device": describe_device(torch.device(self.device)) | ({"threads": threads} if threads else {}),
             "environment": allocator_settings(self.variables),
             "machine": self.machine,
-            "versions": {**versions(), **{package: results.version(package) for package in packages}},
+            "versions": versions(*packages),
             "commit": commit(),
             "notes": self.notes,
             "started": self.started,

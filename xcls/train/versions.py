@@ -14,14 +14,14 @@ import torch
 PACKAGES = ("numpy", "tokenizers", "datasets", "scikit-learn", "pandas", "xcls")
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of Python, torch, CUDA and the packages that shape a result."""
+def versions(*more: str) -> dict[str, str | None]:
+    """Versions of Python, torch, CUDA, the packages that shape a result and `more` of them; None where one is missing."""
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a plain string: checkpoints load with weights_only
         "cuda": torch.version.cuda,
     }
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
