@@ -10,10 +10,9 @@ from typing import Any, Callable
 import pytest
 import torch
 
-from tests.samples import CPU, HARDWARE, TinyTokenizer, make_classifier, make_data, make_journal, make_training
+from tests.faults.runs import Case, live
 from xcls.config.schema import UserError
 from xcls.runs.record import sha256
-from xcls.stages.finetune import finetune
 from xcls.train.checkpoint import (
     FORMAT,
     SUMS,
@@ -175,23 +174,10 @@ def only_plain(value: Any, path: str = "") -> list[str]:
 
 
 def test_a_run_s_checkpoint_is_complete_and_plain(tmp_path: Path) -> None:
-    journal = make_journal(tmp_path)
-    with journal:
-        finetune(
-            model=make_classifier(),
-            data=make_data(),
-            tokenizer=TinyTokenizer(),
-            training=make_training(max_steps=2),
-            hardware=HARDWARE,
-            precision=CPU,
-            seed=0,
-            journal=journal,
-            resume=False,
-        )
+    live(tmp_path, Case("finetune", "sdpa"), max_steps=2)
     payload = read_checkpoint(tmp_path / "ckpt_last.pt")
     wanted = {"format", "model", "optimizer", "scheduler", "scaler", "tokenizer", "random", "data", "config"}
-    wanted |= {"progress", "wandb_id", "rows", "classes", "hash", "stage"}
-    assert wanted <= set(payload)
+    assert wanted | {"progress", "faults", "wandb_id", "rows", "classes", "hash", "stage"} <= set(payload)
     assert only_plain({**payload, "model": dict(payload["model"])}) == []
     assert payload["data"] == {"epoch": 0, "step_in_epoch": 2, "seed": 0}
 

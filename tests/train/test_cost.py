@@ -83,16 +83,6 @@ def test_new_features_are_no_stall(now: list[float]) -> None:
     assert clock.costs(1)["time_per_step"] == pytest.approx(1.2) and clock.costs(1)["excluded_steps"] == 0
 
 
-@pytest.mark.parametrize("places", [[0], [4], [9], [2, 6]])
-def test_few_steps_of_different_shapes_bear_a_stall_anywhere(now: list[float], places: list[int]) -> None:
-    clock = StepClock()
-    step(clock, now, 9.0)
-    for number in range(10):
-        step(clock, now, 1.0 + number + (50.0 if number in places else 0.0), positions=100 * (number + 1))
-    costs = clock.costs(10)
-    assert costs["time_per_epoch"] == pytest.approx(55.0, rel=0.01) and costs["excluded_steps"] == len(places)
-
-
 def test_a_clock_goes_on_from_its_state(now: list[float], tmp_path: Path) -> None:
     clock = StepClock()
     for number in range(12):

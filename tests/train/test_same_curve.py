@@ -81,12 +81,3 @@ def test_the_curve_is_that_of_the_formulas(attention: str, stage: str, tmp_path:
         plain = curve(tmp_path / "plain", case)
     assert len(quick) == 10 and quick.isfinite().all() and quick.std() > 0.01
     torch.testing.assert_close(quick, plain, rtol=1e-5, atol=0.0)
-
-
-@pytest.mark.parametrize(("attention", "stage"), [("sdpa", "finetune"), ("performer", "pretrain")])
-def test_in_bf16_the_curve_is_the_same_to_its_rounding(attention: str, stage: str, tmp_path: Path) -> None:
-    case = Case(stage, attention, dtype="bf16")
-    quick = curve(tmp_path / "quick", case)
-    with written_out(attention):
-        plain = curve(tmp_path / "plain", case)
-    torch.testing.assert_close(quick, plain, rtol=2**-6, atol=0.0)
