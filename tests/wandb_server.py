@@ -1,4 +1,4 @@
-"""A stand-in for a W&B server: what `wandb.init`, `wandb sync` and the public API ask of one, kept in memory.
+"""A stand-in for a W&B server: what `wandb.init` and `wandb sync` ask of one, kept in memory.
 
 It proves that our side speaks and orders things rightly, with the real `wandb` package and its real processes. It does
 not prove how W&B's own server behaves. Requests and answers are those of wandb 0.31.
@@ -54,11 +54,11 @@ class QuietServer(ThreadingHTTPServer):
 class WandbServer:
     """A server on a free port of this machine, while the context lasts.
 
-    `delay`: seconds before every answer; `silent`: it accepts connections and never answers.
+    `silent`: it accepts connections and never answers.
     """
 
-    def __init__(self, *, delay: float = 0.0, silent: bool = False) -> None:
-        self.delay, self.silent = delay, silent
+    def __init__(self, *, silent: bool = False) -> None:
+        self.silent = silent
         self.runs: dict[tuple[str, str, str], StoredRun] = {}
         self.asked: list[str] = []  # names of the GraphQL operations
         self.unknown: list[str] = []  # those that this server has no answer to
@@ -134,11 +134,10 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({})
 
     def body(self) -> bytes:
-        """The request's body, after as long as this server takes."""
+        """The request's body."""
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.server_state.silent:
             self.server_state.stopping.wait()
-        self.server_state.stopping.wait(self.server_state.delay)
         return content
 
     def answer(self, content: Any) -> None:
@@ -187,8 +186,6 @@ class Handler(BaseHTTPRequestHandler):
             "teams": {"edges": []},
         }
         return {"viewer": viewer}
-
-    on_GetDefaultEntity = on_Viewer
 
     def on_ServerFeaturesQuery(self, values: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
@@ -243,48 +240,8 @@ class Handler(BaseHTTPRequestHandler):
     def on_RunStoppedStatus(self, values: dict[str, Any]) -> dict[str, Any]:
         return {"project": {"run": {"stopped": False}}}
 
-    def on_Run(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The public API's question for a run."""
-        run = self.server_state.runs.get((values["entity"], values["project"], values["name"]))
-        if run is None:
-            return {"project": None}
-        config = run.fields.get("config") or "{}"
-        return {
-            "project": {
-                "run": {
-                    "id": f"b-{run.id}",
-                    "projectId": "7",
-                    "name": run.id,
-                    "displayName": run.fields.get("displayName"),
-                    "tags": run.fields.get("tags"),
-                    "sweepName": None,
-                    "state": run.state,
-                    "config": config,
-                    "group": run.fields.get("groupName"),
-                    "jobType": run.fields.get("jobType"),
-                    "commit": None,
-                    "readOnly": False,
-                    "createdAt": "2026-01-01T00:00:00",
-                    "heartbeatAt": "2026-01-01T00:00:00",
-                    "description": "",
-                    "notes": None,
-                    "systemMetrics": "{}",
-                    "summaryMetrics": json.dumps(run.summary),
-                    "historyLineCount": len(run.history),
-                    "user": {"name": "someone", "username": "someone"},
-                    "historyKeys": {},
-                }
-            }
-        }
-
     def on_OrganizationCoreWeaveOrganizationID(self, values: dict[str, Any]) -> dict[str, Any]:
         return {"entity": None}
-
-    def on_XXHashDigestsEnabled(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {"entity": {"xxhashDigestsEnabled": False}}
-
-    def on_FetchArtifactDigestAlgorithm(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {"project": None}
 
     def on_ArtifactType(self, values: dict[str, Any]) -> dict[str, Any]:
         return {"project": None}
@@ -313,11 +270,6 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.server_state.url}/upload/artifact/{values['artifactID']}/{values['name']}"
         manifest = {"id": values["artifactID"], "file": {"id": "f", "uploadUrl": url, "uploadHeaders": []}}
         return {"createArtifactManifest": {"artifactManifest": manifest}}
-
-    def on_UpdateArtifactManifest(self, values: dict[str, Any]) -> dict[str, Any]:
-        url = f"{self.server_state.url}/upload/artifact/{values['artifactManifestID']}/manifest.json"
-        manifest = {"id": values["artifactManifestID"], "file": {"id": "f", "uploadUrl": url, "uploadHeaders": []}}
-        return {"updateArtifactManifest": {"artifactManifest": manifest}}
 
     def on_CreateArtifactFiles(self, values: dict[str, Any]) -> dict[str, Any]:
         edges = []

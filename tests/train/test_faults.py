@@ -1,4 +1,4 @@
-"""What a run survives by configuration, and what it says of the rest: bad numbers, lack of memory, full disks, signals."""
+"""What a run survives by configuration, and what it says of the rest: bad numbers, lack of memory, signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop: accumulation, resume, evaluation, checkpoints, what a run leaves. Stages run it, so that both are tested."""
+"""The loop: accumulation, resume, evaluation, checkpoints, what a run leaves. Both stages run it here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record names a commit, and what a clone of that commit lacks lies beside it: changed and new sources, no secrets."""
+"""The record names a commit, and what a clone of it lacks lies beside: changed and new sources, no secrets."""
 
 from __future__ import annotations
 

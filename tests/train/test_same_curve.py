@@ -1,4 +1,4 @@
-"""What is quick changes nothing: the same seed gives the same loss curve as the formulas written out, within rounding."""
+"""Quick code changes nothing: the same seed gives the same loss curve as the formulas written out."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def all_logits(
 
 @contextmanager
 def written_out(attention: str) -> Iterator[None]:
-    """Every quick path replaced by its formula: dense attention, rotation, masks, dropout, projections, logits, AdamW."""
+    """Every quick path replaced by its formula: dense attention, rotation, dropout, projections, logits, AdamW."""
     mechanism = from_yaml("attention", attention)[0]
     with ExitStack() as stack:
         for owner, name, plain in (

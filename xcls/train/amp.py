@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 
 from xcls.config.schema import Hardware, UserError
+from xcls.model.encoder import Encoder
 from xcls.train.precision import Precision
 
 GRAPHS = 1024  # of one function, before torch.compile gives up
@@ -36,8 +38,8 @@ class Amp:
 
 
 def set_products() -> None:
-    """How CUDA computes matrix products, in this process: without TF32 (10 bits of mantissa), for fp32 is the reference, and
-    what bf16 and fp16 runs still compute in fp32 are hashes and feature maps; sums within 16-bit products in fp32.
+    """How CUDA computes matrix products, in this process: without TF32 (10 bits of mantissa), as fp32 is the reference
+    and what bf16 and fp16 runs still compute in fp32 are hashes and feature maps; sums within 16-bit products in fp32.
     """
     products = torch.backends.cuda.matmul
     products.allow_tf32 = False
@@ -85,16 +87,16 @@ class Arriving:
 def compile_blocks(model: torch.nn.Module) -> None:
     """Compiles each block of `model.encoder` in place (parameters keep their names), anew for every shape of batch.
 
-    Shapes are fixed for all mechanisms: left open, they suit explicit softmax, while those that sort or cut up sequences
+    Shapes are fixed for all mechanisms: left open they suit explicit softmax, while those that sort or cut up sequences
     are compiled anew for every length all the same, until the compiler gives up. `width_multiple` keeps them few.
     """
     allow_graphs()
-    for block in model.encoder.blocks:
+    for block in cast(Encoder, model.encoder).blocks:
         block.compile(dynamic=False)
 
 
 def allow_graphs() -> None:
-    """Lets one function have as many compiled graphs as it needs: by default torch gives up after 8, without an error."""
+    """Lets one function have as many compiled graphs as it needs: by default torch gives up after 8, with no error."""
     import torch._dynamo as dynamo
 
     for limit in ("recompile_limit", "cache_size_limit"):  # the new name and the old one

@@ -1,6 +1,7 @@
 """The GPUs that torch can use, and why it can use none: asked of torch itself, which is imported only when asked.
 
-A launcher asks in a process of its own (`of_jobs`): a process that has asked torch may hold memory of a GPU, which belongs to the jobs.
+A launcher asks in a process of its own (`of_jobs`): one that has asked torch may hold memory of a GPU, which is for the
+jobs.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Card:
         return self.capability >= BF16_CAPABILITY
 
     def __str__(self) -> str:
-        return "{}, capability {}.{}".format(self.name, *self.capability)
+        return f"{self.name}, capability {self.capability[0]}.{self.capability[1]}"
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,7 @@ def look() -> Cards:
         why, warn = _why_none(version, torch.version.cuda)
         return Cards(version, why=why, warn=warn)
     places = range(torch.cuda.device_count())
-    found = [
-        Card(torch.cuda.get_device_name(place), tuple(torch.cuda.get_device_capability(place))) for place in places
-    ]
+    found = [Card(torch.cuda.get_device_name(place), torch.cuda.get_device_capability(place)) for place in places]
     code = torch.cuda.get_arch_list() if torch.version.cuda else []  # of ROCm, the names are others
     return Cards(version, tuple(found), tuple(code))
 
@@ -102,7 +101,7 @@ def of_jobs() -> Cards:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UserError(
-            f"hardware=auto: torch could not be asked which GPUs are here: {last}. Name the hardware: hardware=cpu, a100, …."
+            f"hardware=auto: torch could not be asked which GPUs are here: {last}. Name it: hardware=cpu, a100, …."
         )
     told = json.loads(done.stdout.splitlines()[-1])
     cards = tuple(Card(card["name"], tuple(card["capability"])) for card in told["cards"])
@@ -110,10 +109,11 @@ def of_jobs() -> Cards:
 
 
 def runs_on(capability: tuple[int, int], code: tuple[str, ...]) -> bool:
-    """Whether a card of this capability runs one of the architectures `code` of a torch (`sm_80`, `sm_90a`, `compute_120`).
+    """Whether a card of this capability runs one of a torch's architectures `code` (`sm_80`, `sm_90a`, `compute_120`).
 
-    Code of a card (sm) runs on later cards of the same major version, with an `a` only on its own; PTX (compute) is translated for
-    every later card. Source: CUDA C++ Programming Guide, Binary and PTX Compatibility. Without any `code` nothing is known: True.
+    Code of a card (sm) runs on later cards of the same major version, with an `a` only on its own; PTX (compute) is
+    translated for every later card. Source: CUDA C++ Programming Guide, Binary and PTX Compatibility. True
+    without any `code`: nothing is known then.
     """
     for kind, digits, special in (
         found.groups() for name in code if (found := re.fullmatch(r"(sm|compute)_(\d+)([a-z]?)", name))
@@ -155,8 +155,9 @@ def _why_none(version: str, cuda: str | None) -> tuple[str, bool]:
         oldest = min((card.capability for card in driver_cards()), default=None)
         return f"{built}, but a GPU is here ({seen}). Install {remedy(oldest)}", True
     return (
-        f"torch {version} (CUDA {cuda}) cannot use the GPU that is here ({seen}): {_torch_says()}. Update the driver, or install a torch "
-        f"for an older CUDA: pip install --force-reinstall torch --index-url {OLD_WHEELS}. In a container, start it with its GPUs (--gpus all)"
+        f"torch {version} (CUDA {cuda}) cannot use the GPU that is here ({seen}): {_torch_says()}. Update the driver, "
+        f"or install a torch for an older CUDA: pip install --force-reinstall torch --index-url {OLD_WHEELS}. "
+        "In a container, start it with its GPUs (--gpus all)"
     ), True
 
 

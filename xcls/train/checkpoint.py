@@ -15,7 +15,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator
+from typing import Any, BinaryIO, Callable, Iterator, cast
 
 import torch
 
@@ -93,7 +93,7 @@ def write_checkpoint(path: Path, payload: dict[str, Any]) -> None:
         with _replacing(path) as temporary:
             with open(temporary, "wb") as file:
                 summed = _Summed(file)
-                torch.save({"format": FORMAT, **payload}, summed)
+                torch.save({"format": FORMAT, **payload}, cast(BinaryIO, summed))
                 if summed.error is not None:
                     raise summed.error
                 _sync(file)
@@ -238,7 +238,7 @@ class Checkpoints:
 
 
 def _step_of(path: Path) -> int:
-    return int(STEP_FILE.fullmatch(path.name).group(1))
+    return int(path.stem.removeprefix("ckpt_step"))
 
 
 def _set_aside(path: Path) -> None:

@@ -9,13 +9,14 @@ import sys
 import time
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
 from torch import nn
 
+from xcls.model.encoder import Encoder
 from xcls.model.multihead import MultiHeadAttention
 
 MIB = 2**20
@@ -27,8 +28,8 @@ ROUNDS, SAMPLE = 50, 5000  # of the fit; steps that it looks at
 class StepClock:
     """Seconds and tokens of the training steps alone: no evaluation, no checkpoint, no compilation, no downtime.
 
-    A step that takes more than SLOW times as long as its shape usually does (`usual_seconds`) was disturbed, by a stall or
-    by another program, and counts with the usual time. `excluded_steps` and `excluded_s` tell how many and how much.
+    A step that takes more than SLOW times as long as its shape usually does (`usual_seconds`) was disturbed, by a stall
+    or by another program, and counts with the usual time. `excluded_steps` and `excluded_s` tell how many and how much.
     The first step of a process (lazy initialisation) and every step in which a graph was compiled go to `set_aside`.
     A resumed run goes on from all its steps.
     """
@@ -132,7 +133,9 @@ def _least_absolute(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
     least = 1e-6 * float(values.mean()) if len(values) else 1.0
     fit, weights = np.zeros(terms.shape[1]), np.ones_like(values)
     for _ in range(ROUNDS):
-        root = np.linalg.qr(np.column_stack([terms, values]) * weights[:, None], mode="r")  # few rows, the same squares
+        root = np.asarray(
+            np.linalg.qr(np.column_stack([terms, values]) * weights[:, None], mode="r")
+        )  # few rows, the same squares
         fit = nnls(root[:, :-1], root[:, -1])[0]
         weights = np.abs(values - terms @ fit).clip(least) ** -0.5
     return fit
@@ -204,9 +207,9 @@ def _forget_highest() -> None:
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Numbers of parameters: total, trainable, embeddings (tokens and positions), attention (with its projections)."""
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    embeddings.append(model.encoder.position)
-    attentions = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
+    embeddings: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    embeddings.append(cast(Encoder, model.encoder).position)
+    attentions: list[nn.Module] = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
     return {
         "total": sum(parameter.numel() for parameter in model.parameters()),
         "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),

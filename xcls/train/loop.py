@@ -10,12 +10,13 @@ import math
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any, Callable, Generator, Iterator
+from typing import Any, Callable, Generator, Iterator, cast
 
 from torch import Tensor, nn
 
 from xcls.config.rates import steps_between, total_steps
 from xcls.config.schema import Hardware, Training
+from xcls.model.encoder import Encoder
 from xcls.train.amp import Amp
 from xcls.train.checkpoint import Checkpoints, fit
 from xcls.train.cost import MemoryGauge, StepClock
@@ -45,8 +46,8 @@ class Loop:
     loss(model, micro-batch on the device) -> sum of the losses of its terms (labels other than -100).
     evaluate(poll) -> scores with `val_loss`; it calls poll() between batches, which raises Interrupted.
     extras: plain values that every checkpoint carries along (tokenizer, config, classes, …).
-    deferred: on a GPU (None), or always or never, the host reads how a step went when the next is on its way, and all of
-    them before it evaluates, saves or ends. Results are the same.
+    deferred: on a GPU (None), or always or never, the host reads how a step went when the next is on its way, and all
+    of them before it evaluates, saves or ends. Results are the same.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Loop:
         """Begins one update with `batch`."""
         step, redraws = self.progress.step, self._redraws()
         if redraws:
-            self.model.encoder.redraw(derived_generator(self.seed, step))
+            cast(Encoder, self.model.encoder).redraw(derived_generator(self.seed, step))
         lr = rate(step, self.total, self.training)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
@@ -149,8 +150,8 @@ class Loop:
     def _read_steps(self, display: StepDisplay, *, leave: int) -> None:
         """Reads how the steps under way went, all but the last `leave`: they count, with their time, on bar and events.
 
-        Where bad numbers are allowed a bad step counts too and leaves the weights as they are; those begun after it have
-        changed nothing, and begin again. Raises BadNumbers where they are not allowed.
+        Where bad numbers are allowed a bad step counts too and leaves the weights as they are; those begun after it
+        have changed nothing, and begin again. Raises BadNumbers where they are not allowed.
         """
         while len(self.unread) > leave:
             step = self.unread.pop(0)

@@ -28,10 +28,11 @@ def auroc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
 
 
 def guess_told(found: Scores, classes: int) -> str:
-    """`it names 1 of 8 classes, macro-F1 0.077, and a guess gives 0.125` where scores are no better than that, else ''."""
+    """`it names 1 of 8 classes, macro-F1 0.077, and a guess gives 0.125` where scores are no better, else ''."""
     if not is_guess(found["macro_f1"], classes):
         return ""
-    return f"it names {found['predicted_classes']} of {classes} classes, macro-F1 {found['macro_f1']:.3f}, and a guess gives {1 / classes:.3f}"
+    named, score = found["predicted_classes"], found["macro_f1"]
+    return f"it names {named} of {classes} classes, macro-F1 {score:.3f}, and a guess gives {1 / classes:.3f}"
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> Scores:

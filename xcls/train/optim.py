@@ -6,7 +6,7 @@ import math
 from typing import Any, Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from xcls.config.schema import Training, UserError
 
@@ -26,7 +26,7 @@ class Lion(torch.optim.Optimizer):
         self._step_supports_amp_scaling = True  # PyTorch's name for: it heeds `found_inf`
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """One update of every parameter that has a gradient. `closure` is not supported.
 
         Where the tensor `self.found_inf` is set and is 1, nothing changes, and the host does not wait to know.
@@ -63,7 +63,7 @@ def parameter_groups(model: nn.Module, training: Training) -> list[dict[str, Any
     factor = training.embedding_lr_factor or 1.0
     tokens = [] if encoder is None or factor == 1.0 else list(encoder.token_embedding.parameters())
     spared = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    if getattr(encoder, "position", None) is not None:
+    if encoder is not None and encoder.position is not None:
         spared |= {id(parameter) for parameter in encoder.position.parameters()}
     apart = {id(parameter) for parameter in tokens}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in apart]
@@ -84,6 +84,7 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimize
     (Shazeer & Stern 2018), PyTorch's own; its decay rates are its own too. lion: `Lion`.
     """
     groups, betas = parameter_groups(model, training), (training.beta1, training.beta2)
+    assert training.lr is not None
     if training.optimizer == "lion":
         return Lion(groups, lr=training.lr, betas=betas)
     if training.optimizer == "adamw":
@@ -104,6 +105,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # from the share of the step
 
 def rate(step: int, total: int, training: Training) -> float:
     """The learning rate of the update number `step` (0-based) of `total`: linear warm-up, then the schedule."""
+    assert training.lr is not None
     warmup = round(training.warmup * total)
     if step < warmup:
         return training.lr * (step + 1) / (warmup + 1)

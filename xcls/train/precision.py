@@ -19,7 +19,8 @@ PLANNED = "XCLS_PRECISION"  # `cuda fp16`: what the launcher of a sweep has plan
 class Precision:
     """The resolved device ('cpu', 'cuda') and dtype of the matrix products ('fp32', 'bf16', 'fp16').
 
-    `why`: what was chosen and why, in a line for people; '' where the configuration names both. `warn`: it is worth a warning.
+    `why`: what was chosen and why, in a line for people; '' where the configuration names both. `warn`: it is worth a
+    warning.
     """
 
     device: str
@@ -31,9 +32,10 @@ class Precision:
 def resolve(hardware: Hardware, find: Callable[[], Cards] = here) -> Precision:
     """Settles `auto`. Nothing is asked that the configuration names, so a login node may resolve for a GPU node.
 
-    Device: cuda where torch can use a GPU, else cpu. Dtype: on cuda bf16 from Ampere on, else fp16; on cpu bf16 where the processor
-    has instructions for it, else fp32. `find`: the cards that may be computed on; of several, the dtype is one that each has. A job of
-    a sweep takes what its launcher has planned. Raises UserError for cuda with an automatic dtype and no GPU.
+    Device: cuda where torch can use a GPU, else cpu. Dtype: on cuda bf16 from Ampere on, else fp16; on cpu bf16 where
+    the processor has instructions for it, else fp32. `find`: the cards that may be computed on; of several, the dtype
+    is one that each has. A job of a sweep takes what its launcher has planned. Raises UserError for cuda with an
+    automatic dtype and no GPU.
     """
     device, dtype = hardware.device, hardware.dtype
     if "auto" not in (device, dtype):
@@ -49,7 +51,7 @@ def resolve(hardware: Hardware, find: Callable[[], Cards] = here) -> Precision:
         return Precision("cpu", dtype, why, warn=found is not None and found.warn)
     if not found.cards:
         raise UserError(
-            f"hardware.device=cuda: {found.why}. Set hardware=cpu, or name hardware.dtype to resolve for another machine."
+            f"hardware.device=cuda: {found.why}. Set hardware=cpu, or name hardware.dtype for another machine."
         )
     if dtype == "auto":
         dtype = "bf16" if all(card.bf16 for card in found.cards) else "fp16"
@@ -60,15 +62,13 @@ def resolve(hardware: Hardware, find: Callable[[], Cards] = here) -> Precision:
 def check_cards(precision: Precision, cards: Cards, *, emulate: bool = False) -> str:
     """Refuses a GPU that cannot do what it is to do: there is none, this torch has no code for it, or it has no bf16.
 
-    With `emulate` a card without bf16 is a warning, which is returned: a finished run is read with the arithmetic of its training.
-    Raises UserError.
+    With `emulate` a card without bf16 is a warning, which is returned: a finished run is read with the arithmetic of
+    its training. Raises UserError.
     """
     if precision.device != "cuda":
         return ""
     if not cards.cards:
-        raise UserError(
-            f"hardware.device=cuda: {cards.why}. Set hardware=cpu, or make the GPU usable: torch.cuda.is_available() must be True."
-        )
+        raise UserError(f"hardware.device=cuda: {cards.why}. Set hardware=cpu, or make torch.cuda.is_available() true.")
     cards.refuse()
     without = next((card for card in cards.cards if not card.bf16), None)
     if precision.dtype != "bf16" or without is None:

@@ -26,8 +26,8 @@ def derived_generator(seed: int, step: int) -> torch.Generator:
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """The states of Python's, numpy's and torch's generators, those of GPUs where `device` is one: a run on the CPU of a
-    machine with GPUs leaves them alone."""
+    """The states of Python's, numpy's and torch's generators, those of GPUs where `device` is one: a run on the CPU
+    leaves GPUs alone."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": random.getstate(),

@@ -129,7 +129,7 @@ class RunLogger:
             self.log.warning(message)
 
     def fault(self, kind: str, step: int, cause: str, details: dict[str, Any]) -> None:
-        """A fault that the run survives (bad_step, halved): in the record, in the events with all details, a warning."""
+        """A fault that the run survives (bad_step, halved): in the record, the events with all details, a warning."""
         fault = {"kind": kind, "step": step, "cause": cause}
         self.record.faults.append(fault)
         self.event("fault", {**details, **fault})
@@ -163,7 +163,7 @@ class RunLogger:
         self._write_rows()
 
     def add_row(self, row: Row) -> None:
-        """One evaluation: an event, a row of metrics.csv, and the record; no row without its event, whenever a kill comes."""
+        """One evaluation: an event, a row of metrics.csv, and the record; a kill leaves no row without its event."""
         self.rows.append(plain({name: row.get(name) for name in COLUMNS}))
         self.event("eval", self.rows[-1])
         self._write_rows()
@@ -183,7 +183,8 @@ class RunLogger:
         self.log.setLevel(logging.INFO)
         self.log.propagate = False
         to_file = logging.FileHandler(self.folder / "logs" / "run.log", encoding="utf-8")
-        to_file.handleError = lambda record: None  # a full disk is told by what has to be on it
+        # A full disk is told by what has to be on it.
+        to_file.handleError = lambda record: None  # type: ignore[method-assign]
         to_file.setFormatter(Redacted("%(asctime)s %(levelname)s %(message)s"))
         to_stderr = logging.StreamHandler(sys.stderr)
         to_stderr.setLevel(logging.WARNING)

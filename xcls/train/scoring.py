@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Iterable, Iterator, TypeVar
 
 import numpy as np
@@ -45,8 +46,8 @@ class Inference:
 
 
 class _InParts:
-    """Batches of an evaluation in the parts that the hardware allows; with on_oom=halve in ever smaller ones where memory
-    runs out. What comes out depends on neither."""
+    """Batches of an evaluation in the parts that the hardware allows; with on_oom=halve in ever smaller ones where
+    memory runs out. What comes out depends on neither."""
 
     def __init__(self, stage: str, amp: Amp) -> None:
         self.stage, self.amp = stage, amp
@@ -57,7 +58,7 @@ class _InParts:
         while True:
             size = rows_at_once(batch, self.most, tokens=self.amp.hardware.micro_tokens)
             try:
-                with memory_errors(lambda: _sizes(batch, size, self.stage, self.amp)):
+                with memory_errors(partial(_sizes, batch, size, self.stage, self.amp)):
                     return [self._one(part, use) for part in on_device(batch, size, self.amp)]
             except OutOfMemory:
                 rows = min(size or len(batch["input_ids"]), len(batch["input_ids"]))

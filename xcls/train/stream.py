@@ -10,7 +10,7 @@ import signal
 import threading
 from dataclasses import dataclass
 from types import FrameType
-from typing import Generator, Iterator, Sequence
+from typing import Any, Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -92,13 +92,19 @@ def batches_from(
             yield from (rest[item] for item in range(len(rest)))
         else:
             generator = torch.Generator().manual_seed(0)  # else the loader would draw its seed from the model's stream
-            options = {"num_workers": workers, "worker_init_fn": _begin_worker, "pin_memory": pinned}
-            yield from DataLoader(rest, batch_size=None, generator=generator, **options)
+            yield from DataLoader(
+                rest,
+                batch_size=None,
+                generator=generator,
+                num_workers=workers,
+                worker_init_fn=_begin_worker,
+                pin_memory=pinned,
+            )
         step += len(rest)
 
 
 def ahead(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch, None, None]:
-    """`batches`, up to `depth` of them built ahead by a thread, which ends with this generator. What it raises, this does."""
+    """`batches`, up to `depth` of them built ahead by a thread; it ends with this generator and its errors are raised here."""
     built: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
     closed = threading.Event()
 
@@ -157,23 +163,25 @@ def rows_at_once(batch: Batch, *limits: int | None, tokens: int | None) -> int |
     return min(sizes, default=None)
 
 
-def on_device(batch: Batch, size: int | None, amp: Amp) -> Iterator[dict[str, Tensor | None]]:
+def on_device(batch: Batch, size: int | None, amp: Amp) -> Iterator[Batch]:
     """The micro-batches of at most `size` rows (`micro_batches`) on the device; `index` stays here."""
     for micro in micro_batches(batch, size, multiple=trimming(batch, amp.hardware)):
-        moved = {name: tensor if name == "index" else to_device(tensor, amp.device) for name, tensor in micro.items()}
+        moved: dict[str, Any] = {
+            name: tensor if name == "index" else to_device(tensor, amp.device) for name, tensor in micro.items()
+        }
         if amp.hardware.compile and "rows" in moved:  # a copy does not keep the mark
             torch._dynamo.maybe_mark_dynamic(moved["rows"], 0)  # else every number of chosen tokens costs a graph
         yield moved
 
 
 def trimming(batch: Batch, hardware: Hardware) -> int:
-    """What the widths of micro-batches are rounded up to: compiled, they keep the batch's, for which there is a graph."""
+    """What the widths of micro-batches are rounded up to: compiled, they keep the batch's, which has a graph."""
     return batch["input_ids"].shape[1] if hardware.compile else MULTIPLE
 
 
 def real_and_padded(batch: Batch, size: int | None, multiple: int = MULTIPLE) -> tuple[int, int]:
-    """Numbers of real tokens and of computed positions of a batch on the CPU, in micro-batches of `size` rows whose widths
-    are rounded up to a `multiple`."""
+    """Numbers of real tokens and of computed positions of a batch on the CPU, in micro-batches of `size` rows whose
+    widths are rounded up to a `multiple`."""
     lengths, width = batch["attention_mask"].sum(1), batch["input_ids"].shape[1]
     parts = lengths.split(size or len(lengths))
     widths = [min(-(-int(part.max()) // multiple) * multiple, width) for part in parts]

@@ -1,7 +1,7 @@
 """Weights & Biases: a thread of this process sends what the run logs. Nothing that happens there holds or ends the run.
 
-The run's own folder is the source of truth. W&B gets the numbers of every `step`, `eval`, `test` and `evaluation` event,
-the files that `report.py` reads (record.json, metrics.csv, …), and the artifacts that `wandb.artifacts` names.
+The run's own folder is the source of truth. W&B gets the numbers of every `step`, `eval`, `test` and `evaluation`
+event, the files that `report.py` reads (record.json, metrics.csv, …), and the artifacts that `wandb.artifacts` names.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ class Updater:
     """Gradients, clipping, the optimizer's step. The learning rate is set by the loop.
 
     Whether an update is bad (its loss or gradient is not finite) is decided before it reaches the weights. At once on a
-    CPU. `deferred`, the default on a GPU, leaves the decision to the device, so that the host need not wait at each step:
-    a bad update leaves weights, moments and counters as they are, and so do all after it until `undo`. The host learns of
-    it by `is_bad`, as late as it likes.
+    CPU. `deferred`, the default on a GPU, leaves the decision to the device, so that the host need not wait at each
+    step: a bad update leaves weights, moments and counters as they are, and so do all after it until `undo`. The host
+    learns of it by `is_bad`, as late as it likes.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Updater:
         return rows_at_once(batch, hardware.micro_batch, progress.micro_batch, tokens=hardware.micro_tokens)
 
     def show_paths(self, device: dict[str, Any]) -> None:
-        """Adds to `device`, of the record, how attention was computed: the report compares no costs of different ways."""
+        """Adds to the record's `device` how attention was computed: costs of different ways are not compared."""
         paths = self.paths.union(filter(None, str(device.get("attention_path") or "").split(",")))
         if paths:
             device["attention_path"] = ",".join(sorted(paths))
@@ -86,7 +86,8 @@ class Updater:
 
     def _step(self, loss_sum: Tensor) -> Arriving:
         """Clipping, and the optimizer's step unless the update is bad. Returns the numbers of an `Update`."""
-        optimizer, scaler = self.optimizer, self.amp.scaler
+        optimizer: Any = self.optimizer
+        scaler = self.amp.scaler
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm or math.inf)
@@ -108,7 +109,9 @@ class Updater:
     def _scaling(self) -> list[Tensor]:
         """The loss scale and its counter of steps, on the device; nothing before the first step, or without scaling."""
         scaler = self.amp.scaler
-        return [] if scaler is None or scaler._scale is None else [scaler._scale, scaler._growth_tracker]
+        if scaler is None or scaler._scale is None or scaler._growth_tracker is None:
+            return []
+        return [scaler._scale, scaler._growth_tracker]
 
     def is_bad(self, update: Update) -> bool:
         """Was it bad? Waits until the device is done with it."""
@@ -123,6 +126,7 @@ class Updater:
 
     def undo(self, update: Update) -> None:
         """As if `update` had never begun: it came after a bad one, and changed no weight."""
+        assert update.random is not None
         restore_random_states(update.random, self.amp.device)
         for tensor, before in zip(self._scaling(), update.scaling):
             tensor.copy_(before)
@@ -151,7 +155,7 @@ class Updater:
             free_memory()  # only here, after `except`: the error has kept the attempt's tensors alive
 
     def _gradients(self, batch: Batch, size: int | None) -> tuple[Tensor, int]:
-        """Gradients of the effective batch, `size` rows at once. Returns the sum of its losses, and the number of terms.
+        """Gradients of the effective batch, `size` rows at once. Returns the sum of its losses and the number of terms.
 
         Each term weighs 1 / (terms of the whole effective batch), so that the split into micro-batches has no meaning.
         """

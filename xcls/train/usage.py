@@ -45,7 +45,7 @@ class ResourceUsage:
 def energy_counter(device: torch.device) -> Callable[[], int] | None:
     """Reads the millijoules that the GPU `device` has drawn since its driver was loaded; None where it cannot be read.
 
-    That is so without an NVIDIA GPU, on one that is old or divided (MIG), and with torch before 2.4, which names no UUID.
+    That is so without an NVIDIA GPU, on one that is old or divided (MIG), and with torch before 2.4 (no UUIDs).
     """
     if device.type != "cuda":
         return None
