@@ -104,7 +104,7 @@ def batches_from(
 
 
 def ahead(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch, None, None]:
-    """`batches`, up to `depth` of them built ahead by a thread; it ends with this generator and its errors are raised here."""
+    """`batches`, up to `depth` of them built ahead by a thread, which ends with this generator. Errors are raised here."""
     built: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
     closed = threading.Event()
 
