@@ -165,7 +165,7 @@ def differences(whole: Path, parts: Path, before: bytes = b"") -> list[str]:
         first, second = (read_checkpoint(folder / name) for folder in (whole, parts))
         parts_of = ("model", "optimizer", "progress", "random", "scheduler", "data")
         found += [f"{name}: {part}" for part in parts_of if not same(first[part], second[part])]
-    if [str(step) for step in Events(parts).standing()] != [row["step"] for row in rows(parts)]:
+    if [str(step) for step in Events(parts).evaluated_steps()] != [row["step"] for row in rows(parts)]:
         found.append("events.jsonl: the evaluations that count are not those of metrics.csv")
     return found + [f"left behind: {path.name}" for path in parts.glob(".*")]
 

@@ -185,7 +185,7 @@ def test_without_a_checkpoint_a_run_starts_again_and_keeps_its_history(
 
     def look(self: Loop, payload: Any) -> Any:
         assert payload is None and not list(parts.glob("predictions.parquet"))
-        assert Events(parts).standing() == [] and rows(parts) == []
+        assert Events(parts).evaluated_steps() == [] and rows(parts) == []
         return run(self, payload)
 
     monkeypatch.setattr(Loop, "run", look)

@@ -109,7 +109,7 @@ def test_metrics_are_whole_and_checked_and_no_row_is_without_its_event(
 
         monkeypatch.setattr(journal, "_write_rows", dying)
         journal.add_row({**ROW, "step": 8})
-    assert journal.events.standing() == [4, 8]
+    assert journal.events.evaluated_steps() == [4, 8]
     assert (tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines() == lines
 
 
@@ -122,9 +122,9 @@ def test_rows_newer_than_the_checkpoint_leave_metrics_and_stay_marked_in_events(
     with make_journal(tmp_path) as again:
         again.begin(rows=journal.rows[:1], wandb_id=None)
         again.rewind(journal.rows[:1], step=5)
-        assert again.events.standing() == [4]
+        assert again.events.evaluated_steps() == [4]
         again.add_row({**ROW, "step": 8})
-        assert again.events.standing() == [4, 8]
+        assert again.events.evaluated_steps() == [4, 8]
     after = (tmp_path / "events.jsonl").read_text(encoding="utf-8")
     assert after.startswith(before), "the file only grows"
     marked = [json.loads(line) for line in after.splitlines() if '"withdrawn"' in line]
@@ -140,7 +140,7 @@ def test_an_event_after_half_a_line_begins_a_line(tmp_path: Path) -> None:
     events.add("end")
     lines = events.path.read_text(encoding="utf-8").splitlines()
     assert [line[:16] for line in lines] == ['{"event": "start', '{"event": "eval"', '{"event": "end",']
-    assert events.standing() == []
+    assert events.evaluated_steps() == []
 
 
 def test_a_warning_is_written_down_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

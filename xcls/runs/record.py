@@ -189,8 +189,8 @@ class Events:
                 line = line if file.read(1) == b"\n" else "\n" + line  # after a line that a full disk has cut off
             file.write((line + "\n").encode("utf-8", errors="replace"))
 
-    def standing(self) -> list[int]:
-        """The steps of the evaluations that count: all but those that a later `withdrawn` event has taken back."""
+    def evaluated_steps(self) -> list[int]:
+        """The steps of the evaluations that count: all but those that a later `withdrawn` event names."""
         steps: dict[int, None] = {}
         for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
             try:

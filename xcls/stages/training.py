@@ -196,11 +196,10 @@ def _origins(spec: RunSpec) -> list[Record]:
 
 def _summary(spec: RunSpec, record: Record) -> str:
     """One line about a completed run."""
-    parts = [
-        f"{split} {name} {value:.4f}"
-        for split in ("validation", "test")
-        for name, value in record.metrics.get(split, {}).items()
-        if name in ("macro_f1", "accuracy", "val_loss") and value is not None
-    ]
+    parts = []
+    for split, scores in record.metrics.items():
+        found = [(name, scores.get(name)) for name in ("macro_f1", "accuracy", "val_loss")]
+        shown = [f"{name} {value:.4f}" for name, value in found if value is not None]
+        parts += [f"{split} {', '.join(shown)}"] if shown else []
     speed = record.costs.get("tokens_per_s")
     return f"{spec.shown}: completed. " + "; ".join([*parts, *([f"{speed:,.0f} tokens/s"] if speed else [])])

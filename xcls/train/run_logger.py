@@ -156,7 +156,7 @@ class RunLogger:
         """These rows and no others count: newer ones leave metrics.csv; in events.jsonl they stay and are marked, by
         a `withdrawn` event each, for that file only grows."""
         known = {row["step"] for row in rows}
-        for step in self.events.standing():
+        for step in self.events.evaluated_steps():
             if step not in known:
                 self.event("withdrawn", {"step": step})
         self.rows = [dict(row) for row in rows]
