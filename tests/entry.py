@@ -8,79 +8,46 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import runpy
-import shutil
-import signal
 import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Iterator
+from unittest import mock
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from omegaconf import OmegaConf
+
+from hydra_plugins.xcls_launcher._sweep import SweepLauncher
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-CHANGES = (
-    "os.mkdir",
-    "os.rename",
-    "os.remove",
-    "os.rmdir",
-    "os.link",
-    "os.symlink",
-    "os.truncate",
-    "os.chmod",
-    "os.chown",
-    "os.chdir",
-    "shutil.rmtree",
-    "os.system",
-    "os.exec",
-    "os.fork",
-    "os.forkpty",
-    "os.posix_spawn",
-    "os.spawn",
-    "subprocess.Popen",
-    "socket.connect",
+CHANGES = re.compile(
+    r"os\.(mkdir|rename|remove|rmdir|link|symlink|truncate|chmod|chown|chdir|system|exec|fork|forkpty|posix_spawn|spawn)"
+    r"|shutil\.rmtree|subprocess\.Popen|socket\.connect"
 )
-HARMLESS = ("/dev/null", "__pycache__")
 ASKS = ("rev-parse", "-c", "ls-files", "diff")  # commands of git that change nothing
 seen: list[str] | None = None  # what the hook has seen; None: it does not look
 
 
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+def _hook(event: str, given: tuple[Any, ...]) -> None:
     if seen is None:
         return
-    if (
-        event == "open"
-        and isinstance(arguments[2], int)
-        and arguments[2] & WRITING
-        and not isinstance(arguments[0], int)
-    ):
-        seen.append(f"open {os.path.abspath(os.fsdecode(arguments[0]))}")
-    elif event in CHANGES:
-        place = arguments[0] if arguments else ""
-        if event == "subprocess.Popen" and place == "git" and arguments[1][1] in ASKS:
-            return
-        if event == "os.mkdir" and os.path.isdir(place):
-            return  # it will fail, or is allowed to
-        seen.append(
-            f"{event} {os.path.abspath(os.fsdecode(place)) if isinstance(place, (str, bytes, os.PathLike)) else place}"
-        )
+    place = given[0] if given else ""
+    shown = os.path.abspath(os.fsdecode(place)) if isinstance(place, (str, bytes, os.PathLike)) else place
+    if event == "open":
+        if isinstance(given[2], int) and given[2] & WRITING and not isinstance(place, int):
+            seen.append(f"open {shown}")
+    elif CHANGES.fullmatch(event):
+        asks = event == "subprocess.Popen" and place == "git" and given[1][1] in ASKS
+        there = event == "os.mkdir" and os.path.isdir(place)  # it will fail, or is allowed to
+        if not asks and not there:
+            seen.append(f"{event} {shown}")
 
 
 sys.addaudithook(_hook)
-
-
-class Hang(BaseException):
-    """A call took too long."""
-
-
-def _too_long(number: int, frame: Any) -> None:
-    raise Hang("no answer")
 
 
 @dataclass
@@ -90,13 +57,13 @@ class Outcome:
     code: Any
     stderr: str
     stdout: str
-    traceback: str = ""
-    writes: list[str] = field(default_factory=list)
+    traceback: str
+    writes: list[str]
 
     @property
     def files(self) -> list[str]:
         """The writes but for Python's own, as `event path`."""
-        return [write for write in self.writes if not any(word in write for word in HARMLESS)]
+        return [write for write in self.writes if "/dev/null" not in write and "__pycache__" not in write]
 
 
 @dataclass
@@ -106,101 +73,66 @@ class Entry:
     folder: Path
     stages: list[str] = field(default_factory=list)  # folders of the runs that would have begun
     prepared: Any = None  # the data of the last one
-    jobs: int = 0  # of sweeps that would have begun
-    working: Path | None = None  # the working directory of a call; None: `folder`
+    sweeps: list[Any] = field(default_factory=list)  # that would have begun, as planned
 
-    def __call__(self, *words: str, seconds: int = 30) -> Outcome:
+    def __call__(self, *words: str) -> Outcome:
         """Calls run.py with these words, as a process would; what it raises is caught and shown."""
-        return self._watched(
-            lambda: runpy.run_path(str(self.folder / "run.py"), run_name="__main__"), list(words), seconds
-        )
-
-    def composed(self, *words: str) -> Callable[[], Outcome]:
-        """What `run.py words` does after Hydra has composed them, as a function: to call it often, with other files."""
-        main = runpy.run_path(str(self.folder / "run.py"), run_name="run")["main"]
-        with initialize_config_dir(str(self.folder / "conf"), version_base="1.3"):
-            whole = compose("config", overrides=list(words), return_hydra_config=True)
-        task = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
-        HydraConfig.instance().set_config(whole)
-        hydra_node = HydraConfig.instance().cfg
-
-        def call() -> None:
-            HydraConfig.instance().cfg = hydra_node
-            main(task)
-
-        return lambda: self._watched(call, list(words), 30)
-
-    def _watched(self, call: Callable[[], Any], words: list[str], seconds: int) -> Outcome:
         global seen
-        out, err, before = io.StringIO(), io.StringIO(), (sys.argv, os.getcwd(), dict(os.environ), sys.path[:])
-        os.chdir(self.working or self.folder)
-        sys.argv = [str(self.folder / "run.py"), *words]
-        code: Any = None
-        caught, seen = "", []
-        alarm = signal.signal(signal.SIGALRM, _too_long)
-        signal.alarm(seconds)
+        out, err = io.StringIO(), io.StringIO()
+        code, caught, folder = None, "", os.getcwd()
+        os.chdir(self.folder)
+        seen = []
         try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                call()
+            with (
+                mock.patch.object(sys, "argv", [str(self.folder / "run.py"), *words]),
+                mock.patch.object(sys, "path", sys.path[:]),
+                mock.patch.dict(os.environ),
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(err),
+            ):
+                runpy.run_path(str(self.folder / "run.py"), run_name="__main__")
         except SystemExit as end:
             code = end.code
         except BaseException:
             caught = traceback.format_exc()
         finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, alarm)
             found, seen = seen, None
-            sys.argv, sys.path[:] = before[0], before[3]
-            os.chdir(before[1])
-            for name in set(os.environ) - set(before[2]):
-                del os.environ[name]
-            os.environ.update(before[2])
+            os.chdir(folder)
             GlobalHydra.instance().clear()
             HydraConfig.instance().cfg = None
         return Outcome(code, err.getvalue(), out.getvalue(), caught, found)
 
-    def clean(self) -> None:
-        """Removes what runs have made."""
-        for name in ("pretrain", "finetune", "multirun"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        self.stages.clear()
-        self.jobs = 0
-
 
 def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
-    """run.py of the project in `folder`: stages, jobs of sweeps and processes do not start, but count."""
+    """run.py of the project in `folder`: stages, sweeps and processes do not start, but are noted."""
     import xcls.bench.start
     import xcls.stages.training
 
     entry = Entry(folder)
 
-    def stage(plan: Any, prepared: Any, before: Any, sources: Any) -> int:
-        entry.stages.append(str(plan.folder))
+    def stage(spec: Any, prepared: Any, before: Any, sources: Any) -> int:
+        entry.stages.append(str(spec.folder))
         entry.prepared = prepared
         return 0
 
-    make_launcher = Plugins.instantiate_launcher
-
-    def launcher(plugins: Any, **what: Any) -> Any:
-        made = make_launcher(plugins, **what)
-
-        def launch(job_overrides: Any, initial_job_idx: int) -> list[Any]:
-            entry.jobs += len(made.plan(job_overrides).jobs)
-            return []
-
-        made.launch = launch
-        return made
+    def launch(launcher: Any, job_overrides: Any, initial_job_idx: int) -> list[Any]:
+        entry.sweeps.append(launcher.plan(job_overrides))
+        return []
 
     monkeypatch.setattr(xcls.stages.training, "run_stage", stage)
     monkeypatch.setattr(xcls.stages.training, "make_first", lambda spec: None)
-    monkeypatch.setattr(xcls.bench.start, "run_bench", lambda *_, **__: None)
-    monkeypatch.setattr(Plugins, "instantiate_launcher", launcher)
-    monkeypatch.setenv("MALLOC_TOP_PAD_", "67108864")  # run.py starts anew where its allocator is not set
-    monkeypatch.setenv("XCLS_CACHE", str(folder / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(folder / "hub"))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("XCLS_PROGRESS", "0")
+    monkeypatch.setattr(xcls.bench.start, "bench", lambda spec: 0)
+    monkeypatch.setattr(SweepLauncher, "launch", launch)
+    variables = {
+        "MALLOC_TOP_PAD_": "67108864",  # the allocator of this process stays as it is
+        "XCLS_CACHE": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hub"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "XCLS_PROGRESS": "0",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("XCLS_DATA", raising=False)
     return entry
 

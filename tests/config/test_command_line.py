@@ -135,7 +135,7 @@ def test_bad_input_is_refused_before_anything_is_written(project: Project, words
     assert outcome.code == 2 and not outcome.traceback, outcome.stderr + outcome.traceback
     assert outcome.stderr.count("run.py: ") == 1 and named in outcome.stderr
     assert "Traceback" not in outcome.stderr and "hydra.cc" not in outcome.stderr
-    assert enter.jobs == 0 and enter.stages == [] and outcome.files == []
+    assert enter.sweeps == [] and enter.stages == [] and outcome.files == []
 
 
 def test_a_refusal_is_exit_code_2_of_the_process(project: Project) -> None:
