@@ -14,7 +14,8 @@ from xcls.data.readers import Format, Table, as_text_columns, read_table, text_c
 
 CLASSES = ["World", "Sports", "Business", "Sci/Tech"]
 TEXTS = ["title", "description"]
-OFFICIAL = Format(header=["class", "title", "description"])
+HEADER = ["class", *TEXTS]
+OFFICIAL = Format(header=HEADER)
 
 
 class AgNews(HubSource):
@@ -55,7 +56,7 @@ class AgNews(HubSource):
     def _table(self, files: list[Path]) -> Table:
         if files[0].suffix == ".parquet":
             return read_shards(files, self.columns)
-        raw = read_table(files[0], OFFICIAL.header, OFFICIAL)
+        raw = read_table(files[0], HEADER, OFFICIAL)
         first = 0 if raw.columns["class"][0].strip().isdigit() else 1  # some copies have a header after all
         numbers = [number.strip() for number in raw.columns["class"][first:]]
         labels: list[int | None] = []

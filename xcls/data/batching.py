@@ -6,7 +6,7 @@ Nothing here has a state, so a resumed run or another number of workers makes th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Sequence
+from typing import Any, Protocol, Sequence
 
 import numpy as np
 import torch
@@ -72,9 +72,9 @@ def micro_batches(
     and the `labels` [B, N] of MLM become `rows` and `targets` (`chosen_rows`).
     """
     count, width = batch["input_ids"].shape
-    parts = []
+    parts: list[dict[str, torch.Tensor | None]] = []
     for start in range(0, count, size or max(count, 1)):
-        part = {name: tensor[start : start + (size or count)] for name, tensor in batch.items()}
+        part: dict[str, Any] = {name: tensor[start : start + (size or count)] for name, tensor in batch.items()}
         longest = max(int(part["attention_mask"].sum(1).max()), 1)
         longest = min(-(-longest // multiple) * multiple, width)
         for name, tensor in part.items():

@@ -201,7 +201,12 @@ def encode_cached(
     def build(folder: Path) -> None:
         folder.mkdir()
         with open(folder / "ids", "wb") as file:  # as it is made: a large corpus never lies in memory as ids
-            how = {"seq_len": seq_len, "truncate": truncate, "what": what, "progress": len(texts) > 5000}
+            how: dict[str, Any] = {
+                "seq_len": seq_len,
+                "truncate": truncate,
+                "what": what,
+                "progress": len(texts) > 5000,
+            }
             made = _encode(texts, tokenizer, lambda ids: file.write(ids.tobytes()), **how)
         np.save(folder / "offsets.npy", made.offsets)
         info = {"cut": made.cut, "tokens": made.tokens, "unk": made.unk, "dtype": made.ids.dtype.name}

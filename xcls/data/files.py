@@ -93,24 +93,8 @@ class Files:
 
     def fingerprint(self) -> str:
         """Of the files' names below `path`, their contents and the options."""
-        form = self.form
-        options = [
-            self.text,
-            self.label,
-            self.id,
-            form.separator,
-            form.quotes,
-            form.encoding,
-            self.test_share,
-            self.test_seed,
-        ]
-        later = {
-            "header": form.header,
-            "escape": form.escape,
-            **asdict(self.labels),
-        }  # as they came: the others keep their digest
-        usual = {"header": True, "escape": None, **asdict(Labels())}
-        options += [[key, value] for key, value in later.items() if value != usual[key]]
+        options: list[Any] = [self.text, self.label, self.id, asdict(self.form), asdict(self.labels)]
+        options += [self.test_share, self.test_seed]
         return files_digest(self._files(), options, root=self.root)
 
     def load(self) -> Splits:
@@ -177,7 +161,8 @@ class Files:
 
     def _read(self, folder: Path | None) -> tuple[dict[str, Rows], dict[str, Any]]:
         """The rows of each split, in memory or below `folder`; their classes, and what was odd about the files."""
-        names, made, parts, notes = ClassNames(self.labels), {}, self._parts(self.root), []
+        names, made, parts = ClassNames(self.labels), {}, self._parts(self.root)
+        notes: list[str] = []
         for split, entries in parts.items():
             keeper = RowWriter(None if folder is None else folder / split)
             rows = labelled = 0

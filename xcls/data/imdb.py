@@ -46,7 +46,7 @@ class Imdb(HubSource):
 
     def reading(self) -> Reading:
         """Reviews as tables, with `<br />` as the options say."""
-        return Reading(self.text, **({"clean": without_breaks, "cleaning": "breaks"} if self.strip_breaks else {}))
+        return Reading(self.text, clean=without_breaks, cleaning="breaks") if self.strip_breaks else Reading(self.text)
 
     def folder_files(self, folder: Path) -> list[Path]:
         """The parquet files, else the .txt files of the official archive."""

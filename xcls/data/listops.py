@@ -72,7 +72,8 @@ class ListOps:
         folder = build_once(
             cache_folder() / "listops" / self.fingerprint()[:16], self._build, what="the data set listops"
         )
-        return Splits(classes=CLASSES, **{split: read_rows(folder / split) for split in self.sizes})
+        train, validation, test = (read_rows(folder / split) for split in ("train", "validation", "test"))
+        return Splits(train=train, validation=validation, test=test, classes=CLASSES)
 
     def _build(self, folder: Path) -> None:
         """Writes the rows of each split into a folder of its own."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 from xcls.config.schema import UserError
 from xcls.data.class_folder import is_junk
@@ -88,13 +88,15 @@ def text_pieces(path: str | Path, reading: Reading) -> Iterator[list[str]]:
     for file in text_files(path):
         if kind_of(file) == ".txt":
             lines = (line.replace("\0", " ").strip() for line in text_lines(file, reading.form.encoding))
-            pieces = iter(lambda lines=lines: list(islice(lines, PIECE)), [])
+            while piece := list(islice(lines, PIECE)):
+                yield _cleaned(piece, reading)
         else:
-            pieces = (
-                text_column(piece, reading.text) for piece in read_pieces(file, reading.text, reading.form, notes=[])
-            )
-        for piece in pieces:
-            yield [text for text in (reading.clean(text or "") for text in piece) if text.strip()]
+            for table in read_pieces(file, reading.text, reading.form, notes=[]):
+                yield _cleaned(text_column(table, reading.text), reading)
+
+
+def _cleaned(texts: Sequence[str | None], reading: Reading) -> list[str]:
+    return [text for text in (reading.clean(text or "") for text in texts) if text.strip()]
 
 
 def text_files(path: str | Path) -> list[Path]:
@@ -119,6 +121,6 @@ def text_column(table: Table, names: Sequence[str]) -> list[str | None]:
     return [join_text(parts) for parts in zip(*(table.columns[name] for name in names))]
 
 
-def as_text_columns(names: Sequence[str], texts: list[str | None]) -> dict[str, list[str | None]]:
+def as_text_columns(names: Sequence[str], texts: Sequence[str | None]) -> dict[str, list[Any]]:
     """Whole texts as the columns `names`: the first one holds them, the others nothing."""
-    return {name: texts if name == names[0] else [None] * len(texts) for name in names}
+    return {name: list(texts) if name == names[0] else [None] * len(texts) for name in names}

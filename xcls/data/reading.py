@@ -104,14 +104,8 @@ def _read(file: Path, reading: Reading) -> Documents:
         lines = [line.replace("\0", " ") for line in text_lines(file, encoding)]
         return Documents(lines, [f"line {number}" for number in range(1, len(lines) + 1)])
     found = _table(file, reading)
-    ids = next(
-        (
-            found.columns[name]
-            for name in (reading.id, *ID_COLUMNS)
-            if any(value is not None for value in found.columns.get(name, ()))
-        ),
-        None,
-    )
+    named = [found.columns.get(name, []) for name in (reading.id or "", *ID_COLUMNS)]
+    ids = next((column for column in named if any(value is not None for value in column)), None)
     return Documents([value or "" for value in text_column(found, reading.text)], found.places, ids, found.notes)
 
 

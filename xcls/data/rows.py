@@ -166,7 +166,8 @@ class RowWriter:
         import pyarrow as pa
 
         self.schema = pa.schema([("text", pa.large_string()), ("id", pa.string())])
-        self.folder, self.batches, self.lengths = folder, [], [0]
+        self.folder, self.lengths = folder, [0]
+        self.batches: list[pa.RecordBatch] = []
         self.labels, self.keys = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
         if folder is not None:
             folder.mkdir(parents=True)

@@ -80,7 +80,7 @@ def files_digest(files: Sequence[Path], options: Sequence[Any] = (), *, root: Pa
             while block := stream.read(1 << 20):
                 total.update(block)
         named = root is not None and root.is_dir()
-        name = unicodedata.normalize("NFC", file.relative_to(root).as_posix()) if named else ""
+        name = unicodedata.normalize("NFC", os.path.relpath(file, root).replace(os.sep, "/")) if named else ""
         contents.append([name, total.hexdigest()])
     return digest([contents, list(options)])
 

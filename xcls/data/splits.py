@@ -16,9 +16,7 @@ from xcls.data.rows import Rows, RowWriter, Texts, read_rows, rows_of
 from xcls.data.source import Source, Splits, files_digest
 from xcls.data.stratify import as_keys, carve, first_alike, sample, stands_in, text_key
 
-FEWEST_HELD_OUT = (
-    1000  # validation rows under a limit: the standard error of a share is 1.6 points at most, of 100 rows 5
-)
+FEWEST_HELD_OUT = 1000  # validation rows under a limit: a share has a standard error of 1.6 points at most
 EXTRA_VERSION = 2  # of extra text in the cache folder; goes up when it is read otherwise
 Keys = dict[str, np.ndarray]  # of each split, uint64 [R, 2]
 
@@ -65,8 +63,8 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
             made["train"].labels, settings.validation, seed=settings.split_seed, alike=first_alike(keys["train"])
         )
         for name, side in (("validation", chosen), ("train", ~chosen)):  # train last: both are cut from it
-            rows = np.flatnonzero(side)
-            made[name], keys[name] = made["train"].select(rows), keys["train"][rows]
+            places = np.flatnonzero(side)
+            made[name], keys[name] = made["train"].select(places), keys["train"][places]
         if not len(made["validation"]):
             place = f" ({settings.path})" if settings.path else ""
             raise UserError(
@@ -197,7 +195,7 @@ def _mlm_texts(
 ) -> Texts:
     """Text of train, then unlabelled and extra text (under a limit `share` of it); nothing of validation or test."""
     held_out = np.concatenate([keys["validation"], keys["test"]])
-    texts = made["train"].select(np.flatnonzero(~stands_in(keys["train"], held_out)))
+    train = made["train"].select(np.flatnonzero(~stands_in(keys["train"], held_out)))
     more, kept = [], []
     if splits.unlabelled is not None:
         rows = rows_of(splits.unlabelled)
@@ -214,10 +212,10 @@ def _mlm_texts(
         rows = rows.select(np.arange(left)) if left < len(rows) else rows
         kept.append(rows.select(np.flatnonzero(~stands_in(rows.keys(), held_out))))
         left -= len(rows)
-    found = Texts([rows["text"] for rows in (texts, *kept)])
-    report["mlm_held_out"] = len(made["train"]) + count - len(found)
-    report["rows"]["mlm"] = len(found)
-    return found
+    texts = Texts([rows["text"] for rows in (train, *kept)])
+    report["mlm_held_out"] = len(made["train"]) + count - len(texts)
+    report["rows"]["mlm"] = len(texts)
+    return texts
 
 
 def _extra_rows(path: str, reading: Reading) -> Rows:

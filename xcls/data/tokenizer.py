@@ -223,21 +223,16 @@ def _state(settings: Tokenizer, texts: Sequence[str]) -> str:
     """The library's JSON for `settings`."""
     from xcls.data import vocabulary
 
-    if settings.path is None:
-        how = {
-            "vocab_size": settings.vocab_size,
-            "lowercase": settings.lowercase,
-            "min_frequency": settings.min_frequency,
-        }
-        if settings.kind == "wordpiece":
-            state = vocabulary.train_wordpiece(texts, **how, strip_accents=bool(settings.strip_accents))
-        else:
-            state = vocabulary.train_words(texts, **how)
-    else:
-        how = {"lowercase": settings.lowercase, "strip_accents": settings.strip_accents}
+    how: dict[str, Any] = {"lowercase": settings.lowercase}
+    trained: dict[str, Any] = {"vocab_size": settings.vocab_size, "min_frequency": settings.min_frequency}
+    if settings.path is not None:
+        how["strip_accents"] = settings.strip_accents
         state = vocabulary.load(at(settings.path), kind=settings.kind, **how)
+    elif settings.kind == "wordpiece":
+        state = vocabulary.train_wordpiece(texts, **trained, **how, strip_accents=bool(settings.strip_accents))
+    else:
+        state = vocabulary.train_words(texts, **trained, **how)
     if settings.extend:
-        state = vocabulary.extend(
-            state, texts, kind=settings.kind, count=settings.extend, min_frequency=settings.min_frequency
-        )
+        more = {"count": settings.extend, "min_frequency": settings.min_frequency}
+        state = vocabulary.extend(state, texts, kind=settings.kind, **more)
     return state
