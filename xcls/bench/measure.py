@@ -111,21 +111,15 @@ def _series(case: Case, row: dict[str, Any], brief: bool) -> Series:
     """The case, built; fills `row` with its parameters and, unless `brief`, its operations and bytes."""
     if case.compile:
         allow_graphs()
-    trial, ran = build(case), {}
+    trial = build(case)
     row["parameters"] = sum(parameter.numel() for parameter in trial.model.parameters())
     if not brief:
         for measure, amount in work_of(case, trial.attention).items():
             row[f"{measure}_flops"], row[f"{measure}_bytes"] = amount.flops, amount.bytes
         for measure, call in (("inference", trial.forward), ("training", trial.training)):
             trial.prepare(measure)
-            began = time.perf_counter()
-            flops = counted(call)  # which cannot follow no_grad everywhere
-            row[f"{measure}_flops_counted"] = flops
-            if flops is not None:
-                ran[measure] = time.perf_counter() - began
-        if "inference" in ran:
-            ran["forward"] = ran["inference"]
+            row[f"{measure}_flops_counted"] = counted(call)  # which cannot follow no_grad everywhere
     if case.compile:
         trial.compile()
     measures, long = (("training",), 0.0) if brief else (MEASURES, LONG)
-    return Series(trial, measures, compiled=case.compile, long=long, ran=ran)
+    return Series(trial, measures, compiled=case.compile, long=long)

@@ -22,10 +22,10 @@ COMPARED = (*(f"{measure}_ms" for measure in MEASURES), "inference_MiB", "traini
 
 
 def row_of(case: Case) -> Row:
-    """The row of a case before anything is measured. In bench=growth it has its axis and no origin."""
-    names = ["mechanism", "position", "part", "seq_len", "dtype", "batch", "device"]
+    """The row of a case before anything is measured. In bench=growth it has its axis, and no origin and part."""
+    names = ["mechanism", "position", "seq_len", "dtype", "batch", "device"]
     names += ["width", "num_heads", "num_layers", "compile", "gradient_checkpointing"]
-    about = {"axis": case.axis} if case.axis else {"origin": case.origin}
+    about = {"axis": case.axis} if case.axis else {"origin": case.origin, "part": case.part}
     return {**about, **{name: getattr(case, name) for name in names}, "status": COMPLETED, "cause": None}
 
 
@@ -60,7 +60,7 @@ def add(row: Row, measured: Row) -> None:
 def hold_against(rows: Sequence[Row], machine: dict[str, dict[str, float]]) -> None:
     """Fills in tokens/s of steps, and how times are to the machine's rates (dtype -> `flops_per_s`, `bytes_per_s`)."""
     for row in rows:
-        if row.get("training_ms") and row["part"] == "step":
+        if row.get("training_ms") and row.get("part", "step") == "step":
             row["tokens_per_s"] = 1000.0 * row["batch"] * row["seq_len"] / row["training_ms"]
         rates = machine.get(row["dtype"])
         for measure in ("inference", "training") if rates else ():

@@ -9,10 +9,12 @@ bench that is not there leaves its tables as they are.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -37,35 +39,24 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) >= 1e-3 else f"{value:.1e}"
 
 
-def shown(key: str, factor: float = 1.0) -> Callable[[Row], str]:
-    """A column's number, with its range where there is one; text and whole numbers as they are."""
-
-    def show(row: Row) -> str:
-        value, stem = row.get(key), key.removesuffix("_ms")
-        if value in (None, ""):
-            return NONE
-        if not isinstance(value, float) and factor == 1.0:
-            return str(value)
-        ends = [row.get(key.replace(stem, f"{stem}_{end}", 1)) for end in ("min", "max")]
-        told = [number(end * factor) for end in ends if end is not None]
-        return number(value * factor) + (f" ({'…'.join(told)})" if told else "")
-
-    return show
-
-
-def percent(key: str) -> Callable[[Row], str]:
-    """A column's share."""
-    return lambda row: NONE if row.get(key) is None else f"{row[key]:.1%}"
-
-
-def error(row: Row) -> str:
-    """Mean and standard deviation."""
-    return f"{number(row['error_mean'])} ± {number(row['error_std'])}" if row.get("error_mean") is not None else NONE
-
-
-def failure(row: Row) -> str:
-    """Why there is nothing."""
-    return str(row["cause"]) if row["status"] == FAILED else NONE
+def shown(row: Row, key: str) -> str:
+    """A row's value: three digits, its range in brackets where there is one; shares in percent; text as it is."""
+    value, stem = row.get(key), key.removesuffix("_ms")
+    if value in (None, ""):
+        return NONE
+    if not isinstance(value, float):
+        return (
+            f"{value:,}"
+            if type(value) is int and value < 10**6
+            else f"{value:.3g}"
+            if type(value) is int
+            else str(value)
+        )
+    if key.endswith(("share", "share_of_peak", "mfu")):
+        return f"{value:.1%}"
+    ends = [row.get(key.replace(stem, f"{stem}_{end}", 1)) for end in ("min", "max")]
+    told = [number(end) for end in ends if end is not None]
+    return (number(value) if value < 1e6 else f"{value:.3g}") + (f" ({'…'.join(told)})" if told else "")
 
 
 def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
@@ -83,140 +74,74 @@ def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     return "\n".join([joined(cells[0]), rule, *map(joined, cells[1:])])
 
 
+WHERE = "mechanism part position seq_len batch dtype"
+COSTS = f"{WHERE} inference_ms forward_ms training_ms host_ms device_ms training_ms_vs_* training_MiB training_MiB_vs_*"
+COSTS += " rival rounds compile_s path cause"
+WORK = f"{WHERE} training_flops training_flops_counted training_bytes training_share_of_peak training_bound_ms"
+WORK += " training_ms training_times_bound"
+ERRORS = (
+    f"{WHERE} error_mean error_std error_by_layer error_of_mean error_reference error_draws trained_attention cause"
+)
+GROWTH = "mechanism seq_len width num_layers batch parameters tokens_per_s training_ms training_MiB cause"
+TRAININGS = (
+    "stage contender position dtype group_by_length tokens_per_s vs_transformers padding_share step_ms memory_MiB"
+)
+TRAININGS += " parameters flops_per_token share_of_peak mfu rounds cause"
+
+
 @dataclass(frozen=True)
 class Table:
-    """One table. `wanted`: which rows it has; `screen`: whether the bench prints it; `single`: one row a mechanism."""
+    """One table. `wanted`: which rows it has; `columns`: of results.csv, `*` for anything; `title`: on a screen."""
 
-    title: str
     wanted: Callable[[Row], Any]
-    columns: Callable[[Sequence[Row]], list[Column]]
-    screen: bool = True
-    single: bool = False
+    columns: str
+    title: str = ""
 
     def text(self, rows: Sequence[Row]) -> str:
         """The table of those of `rows` that belong to it; '' without any."""
         own = [row for row in rows if self.wanted(row)]
-        lines = list({row["mechanism"]: row for row in reversed(own)}.values())[::-1] if self.single else own
-        return markdown(self.columns(own), lines) if own else ""
+        there = dict.fromkeys(key for row in own for key in row)
+        keys = [key for pattern in self.columns.split() for key in fnmatch.filter(there, pattern)]
+        return markdown([(key, partial(shown, key=key)) for key in keys], own) if own else ""
 
 
-def named(*pairs: tuple[str, str]) -> list[Column]:
-    """Columns (title, key) that are shown as they are."""
-    return [(title, shown(key)) for title, key in pairs]
+class Places(Table):
+    """Peak memory of a training step and, in brackets, of inference: a row for each mechanism, a column a position."""
+
+    def text(self, rows: Sequence[Row]) -> str:
+        """The table of steps."""
+        lines: dict[str, dict[str, str]] = {}
+        for row in rows:
+            if self.wanted(row):
+                trained = row["cause"] if row["status"] == FAILED else number(row.get("training_MiB"))
+                told = f"{trained} ({number(row.get('inference_MiB'))})"
+                lines.setdefault(row["mechanism"], {"mechanism": row["mechanism"]})[row["position"]] = told
+        keys = dict.fromkeys(key for line in lines.values() for key in line)
+        return markdown([(key, partial(shown, key=key)) for key in keys], list(lines.values()))
 
 
-WHERE = named(("mechanism", "mechanism"), ("part", "part"), ("position", "position"), ("tokens", "seq_len"))
-WHERE += named(("batch", "batch"), ("dtype", "dtype"))
-RATIO = re.compile(r"(?:training_ms|training_MiB)_vs_(.+)")
+def _has(key: str, *values: str) -> Callable[[Row], Any]:
+    """Rows that have one of `values` there, or anything."""
+    return lambda row: row.get(key) in values if values else row.get(key)
 
 
-def ratios(rows: Sequence[Row], measure: str, title: str) -> list[Column]:
-    """A column for each thing that rows are compared with."""
-    names = dict.fromkeys(found[1] for row in rows for key in row if (found := RATIO.fullmatch(key)))
-    return [(f"{title} × {name}", shown(f"{measure}_vs_{name}")) for name in names]
-
-
-def cost_columns(rows: Sequence[Row]) -> list[Column]:
-    """Time and memory, and their ratios."""
-    times = named(("inference, ms", "inference_ms"), ("forward, ms", "forward_ms"), ("training, ms", "training_ms"))
-    sides = named(("of it launching, ms", "host_ms"), ("of the device, ms", "device_ms"))
-    found = [*WHERE, *times, *sides, *ratios(rows, "training_ms", "training")]
-    found += [*named(("memory, MiB", "training_MiB")), *ratios(rows, "training_MiB", "memory")]
-    last = named(("rival", "rival"), ("rounds", "rounds"), ("compile, s", "compile_s"), ("path", "path"))
-    return [*found, *last, ("failed", failure)]
-
-
-def work_columns(rows: Sequence[Row]) -> list[Column]:
-    """What a training call must compute and move by formula, and how far the measured time is from it."""
-    return [
-        *WHERE,
-        ("GFLOP", shown("training_flops", 1e-9)),
-        ("GFLOP counted", shown("training_flops_counted", 1e-9)),
-        ("MiB moved", shown("training_bytes", 2**-20)),
-        ("share of peak", percent("training_share_of_peak")),
-        *named(
-            ("bound, ms", "training_bound_ms"), ("measured, ms", "training_ms"), ("× bound", "training_times_bound")
-        ),
-    ]
-
-
-def error_columns(rows: Sequence[Row]) -> list[Column]:
-    """Relative error against exact attention."""
-    more = named(("by layer", "error_by_layer"), ("of the mean of values", "error_of_mean"))
-    more += named(("against", "error_reference"), ("draws or layers", "error_draws"))
-    return [
-        *WHERE,
-        ("relative error", error),
-        *more,
-        *named(("run's attention", "trained_attention"), ("left out", "cause")),
-    ]
-
-
-def growth_columns(rows: Sequence[Row]) -> list[Column]:
-    """Speed and memory along an axis."""
-    sizes = named(("mechanism", "mechanism"), ("tokens", "seq_len"), ("width", "width"), ("layers", "num_layers"))
-    sizes += [*named(("batch", "batch")), ("parameters, M", shown("parameters", 1e-6))]
-    costs = named(("tokens/s", "tokens_per_s"), ("step, ms", "training_ms"), ("memory, MiB", "training_MiB"))
-    return [*sizes, *costs, ("failed", failure)]
-
-
-def training_columns(rows: Sequence[Row]) -> list[Column]:
-    """Whole trainings beside transformers' Trainer."""
-    found = named(("stage", "stage"), ("contender", "contender"), ("position", "position"), ("dtype", "dtype"))
-    found += [("grouped", lambda row: "yes" if row["group_by_length"] else "no")]
-    found += named(("real tokens/s (min…max)", "tokens_per_s"), ("× best transformers (min…max)", "vs_transformers"))
-    found += [("padding", percent("padding_share")), *named(("step, ms", "step_ms"), ("memory, MiB", "memory_MiB"))]
-    found += [("parameters, M", shown("parameters", 1e-6))]
-    found += [("MFLOP a token", shown("flops_per_token", 1e-6)), ("share of peak", percent("share_of_peak"))]
-    return [*found, ("MFU", percent("mfu")), *named(("rounds", "rounds")), ("failed", failure)]
-
-
-def place_columns(rows: Sequence[Row]) -> list[Column]:
-    """Peak memory of a training step and, in brackets, of inference, by position."""
-
-    def cell(place: str) -> Callable[[Row], str]:
-        def show(row: Row) -> str:
-            same = [r for r in rows if (r["mechanism"], r["position"]) == (row["mechanism"], place)]
-            if not same:
-                return NONE
-            trained = failure(same[0]) if same[0]["status"] == FAILED else number(same[0].get("training_MiB"))
-            return f"{trained} ({number(same[0].get('inference_MiB'))})"
-
-        return show
-
-    places = dict.fromkeys(row["position"] for row in rows)
-    return [*named(("mechanism", "mechanism")), *((place, cell(place)) for place in places)]
-
-
-def _part(*parts: str) -> Callable[[Row], bool]:
-    return lambda row: row.get("part") in parts and "axis" not in row
-
-
-def _axis(axis: str) -> Callable[[Row], bool]:
-    return lambda row: row.get("axis") == axis
-
-
-TABLES = {
-    "costs": Table("Time and memory", lambda row: _part("module", "core", "step")(row), cost_columns),
-    "fused": Table("", lambda row: _part("module", "core")(row) and row["origin"] == "xcls", cost_columns, False),
-    "rivals": Table("", lambda row: row.get("rival"), cost_columns, False),
-    "steps": Table("", _part("step"), cost_columns, False),
-    "places": Table("", _part("step"), place_columns, False, True),
-    "work": Table("Work of one training call", lambda row: row.get("training_bound_ms"), work_columns),
-    "errors": Table(
-        "Error on random queries and keys",
-        lambda row: row.get("part") == "core" and row.get("error_mean") is not None,
-        error_columns,
-    ),
-    "trained": Table("Error on the queries and keys of a trained run", _part("trained"), error_columns),
-    "trainings": Table("Training, data loading included", lambda row: row.get("stage"), training_columns),
+TABLES: dict[str, Table] = {
+    "costs": Table(_has("part", "module", "core", "step"), COSTS, "Time and memory"),
+    "fused": Table(_has("part", "module", "core"), COSTS),
+    "rivals": Table(_has("rival"), COSTS),
+    "steps": Table(_has("part", "step"), COSTS),
+    "places": Places(_has("part", "step"), ""),
+    "work": Table(_has("training_bound_ms"), WORK, "Work of one training call"),
+    "errors": Table(lambda row: row.get("part") == "core" and "error_mean" in row, ERRORS, "Error on random q, k, v"),
+    "trained": Table(_has("part", "trained"), ERRORS, "Error on q, k, v of a trained run"),
+    "trainings": Table(_has("stage"), TRAININGS, "Training, data loading included"),
+    **{axis: Table(_has("axis", axis), GROWTH, f"Against the {axis}") for axis in AXES},
 }
-TABLES |= {axis: Table(f"Against the {axis}", _axis(axis), growth_columns) for axis in AXES[:3]}
 
 
 def report(rows: Sequence[Row], machine: dict[str, dict[str, float]]) -> str:
     """Everything that is printed on a screen."""
-    texts = {table.title: table.text(rows) for table in TABLES.values() if table.screen}
+    texts = {table.title: table.text(rows) for table in TABLES.values() if table.title}
     blocks = [f"## {title}\n\n{text}" for title, text in texts.items() if text]
     return "\n\n".join([*blocks, *(f"This machine, {rates_of(dtype, rates)}." for dtype, rates in machine.items())])
 

@@ -25,7 +25,6 @@ class Series:
     measures: Sequence[str]
     compiled: bool = False
     long: float = LONG  # seconds: a call that long needs no second one to warm up
-    ran: dict[str, float] = field(default_factory=dict)  # seconds of a call made before the rounds, for another purpose
     times: dict[str, list[float]] = field(default_factory=dict)
     host: dict[str, list[float]] = field(default_factory=dict)
     device: dict[str, list[float]] = field(default_factory=dict)
@@ -82,11 +81,8 @@ class Timer:
         return seconds, (launched - start) / calls, first.elapsed_time(last) / 1000 / calls
 
     def warm_up(self, series: Series) -> None:
-        """Calls every measure once or twice, and settles how many calls make a sample. What has run long is warm."""
+        """Calls every measure once or twice, and settles how many calls make a sample."""
         for measure in series.measures:
-            if series.ran.get(measure, -1.0) >= series.long and not series.compiled:
-                series.first[measure], series.calls[measure] = series.ran[measure], 1
-                continue
             series.trial.prepare(measure)
             call = getattr(series.trial, measure)
             series.first[measure] = took = self.sample(call, 1)[0]
