@@ -157,7 +157,8 @@ def measure_training(channel: Channel, *, contender: Contender, count: bool) -> 
     config = contender.config
     if config.hardware.compile:
         allow_graphs()
-    import_module("sklearn.metrics")  # a run loads it before its first step; it is none of the training's memory
+    for name in ("sklearn.metrics", "torch._dynamo"):  # loaded by every run: none of the training's memory
+        import_module(name)
     meter = Meter(channel, device=contender.device, steps=contender.steps, count=count)
     prepared = prepare(make_source(config), config.dataset)
     tokenizer = make_tokenizer(config.tokenizer, prepared.mlm_texts)
