@@ -113,16 +113,13 @@ class Attention(nn.Module):
         A row with nothing to attend to is zero. Products run in the dtype of q, k, v as they come, outside autocast.
         """
         masks = Masks() if masks is None else masks
-        zeroed = masks.padding is not None and not masks.finite
-        pads = masks.padding[:, None, :, None] if zeroed else None
-        if zeroed:
-            q, k, v = (x.masked_fill(pads, 0.0) for x in (q, k, v))
+        padding = None if masks.finite else masks.padding
+        q, k, v = (zero_padding(x, padding) for x in (q, k, v))
         with torch.autocast(v.device.type, enabled=False):
             out = self.attend(q, k, v, masks)
         if masks.pairs is not None:
-            nothing = masks.blocked().all(dim=-1, keepdim=True)  # [1|B, 1|H, 1|N, 1]
-            out = out.masked_fill(nothing, 0.0)
-        return out.masked_fill(pads, 0.0) if zeroed else out
+            out = out.masked_fill(masks.blocked().all(dim=-1, keepdim=True), 0.0)  # [1|B, 1|H, 1|N, 1]
+        return zero_padding(out, padding)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
         """The mechanism: q, k, v [B, H, N, D] -> [B, H, N, D] in the dtype of v.

@@ -6,6 +6,7 @@ A broken one would train without an error. Letters: L layers, B batch, H heads, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ LENGTH, REAL = 70, 50  # tokens, more than a block of 64; real ones of the secon
 BLIND, HIDDEN = slice(10, 40), slice(30, 60)  # queries that may not attend to these keys
 NOTHING = 20  # a query that may attend to nothing
 GARBAGE = 1e4  # scale of padded tokens
-CLOSE = {"rtol": 1e-3, "atol": 1e-4}  # fp32 rounds differently where the shapes differ
+CLOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4}  # fp32 rounds differently where the shapes differ
 PADDING_CURE = "Leave out of every sum the keys that masks.padding marks (zero_padding in xcls/attention/base.py)."
 
 
@@ -39,7 +40,7 @@ class Trial:
         """Standard normal, fp32."""
         return torch.randn(*shape, generator=self.generator)
 
-    def attend(self, qkv: Sequence[Tensor], masks: Masks | None = None, **changes: object) -> Tensor:
+    def attend(self, qkv: Sequence[Tensor], masks: Masks | None = None, **changes: Any) -> Tensor:
         """The outputs of all layers for q, k, v [B, H, N, D]: [L, B, H, N, D]. Raises Broken.
 
         changes: of masks, in place of the position encoding's own `bias` and `rotate`.
@@ -98,8 +99,8 @@ def check_position(position: Position, *, name: str) -> None:
         "embed": (position.eval().embed, (2, LENGTH, position.embed_dim))
     }
     if position.rotation(LENGTH, torch.device("cpu")) is not None:
-        shape = (2, position.num_heads, LENGTH, position.head_dim)
-        hooks["rotation"] = (lambda x: position.rotation(x.shape[2], x.device)(x), shape)
+        turn: Callable[[Tensor], Tensor] = lambda x: position.rotation(x.shape[2], x.device)(x)  # noqa: E731
+        hooks["rotation"] = (turn, (2, position.num_heads, LENGTH, position.head_dim))
     for hook, (run, shape) in hooks.items():
         x = torch.randn(shape, generator=generator)
         out, part = run(x), run(x[..., :REAL, :])

@@ -11,10 +11,11 @@ chunks.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from xcls.attention.base import Attention, Masks, by_query_blocks, distance_matrix, fits, full_dtype, mix, zero_padding
 from xcls.attention.kernels import favor_products, favor_triton, is_compiling
@@ -138,7 +139,7 @@ class ExpPlus(torch.autograd.Function):
     """exp(x) + epsilon in the memory of x: plain autograd would keep both the exponential and the sum."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, epsilon: float) -> Tensor:
         """x [...] -> [...], x is overwritten."""
         ctx.epsilon = epsilon
         ctx.mark_dirty(x)
@@ -147,7 +148,7 @@ class ExpPlus(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """d exp(x) = exp(x) dx."""
         (features,) = ctx.saved_tensors
         return (features - ctx.epsilon).mul_(grad), None

@@ -8,6 +8,8 @@ Letters: B batch, H heads, N tokens, D head width, M random features.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ class Optimum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """S [..., D, D] -> A [..., D, D], B [..., D, D], log D [..., 1, 1]; NaN where S is not finite.
 
         There `eigh` would raise, for all of the batch.
@@ -56,7 +58,7 @@ class Optimum(torch.autograd.Function):
         return tuple(x.masked_fill_(broken, torch.nan) for x in found)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
         """The gradient of S, symmetric."""
         values, vectors, root, b = ctx.saved_tensors
         grad_a, grad_b = (vectors.transpose(-1, -2) @ (x + x.transpose(-1, -2)) @ vectors / 2 for x in grads[:2])

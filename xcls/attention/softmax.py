@@ -6,6 +6,8 @@ G = B x H, W window of the relative bias.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,7 +61,7 @@ class _HalfScores(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, q: Tensor, k: Tensor, summand: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, summand: Tensor) -> Tensor:
         ctx.save_for_backward(q, k)
         ctx.shape = summand.shape
         summand = torch.where(
@@ -70,7 +72,7 @@ class _HalfScores(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
         summand = grad.sum_to_size(ctx.shape) if ctx.needs_input_grad[2] else None

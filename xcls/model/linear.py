@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class _Cast(torch.autograd.Function):
     """Tensors in another dtype, by one launch for all; their gradients go back the same way."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
         out = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
         torch._foreach_copy_(out, list(tensors))
         ctx.dtypes = [tensor.dtype for tensor in tensors]
@@ -41,7 +42,7 @@ class _Cast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         out = [torch.empty_like(grad, dtype=dtype) for grad, dtype in zip(grads, ctx.dtypes)]
         torch._foreach_copy_(out, list(grads))
         return (None, *out)

@@ -8,9 +8,11 @@ Letters: B batch, N tokens, P parts (of q, k and v, as many as there are), H hea
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from xcls.attention import kernels
 from xcls.attention.kernels import tl, triton
@@ -44,14 +46,14 @@ class _SplitHeads(torch.autograd.Function):
     """The gradient of a rotation is the rotation by the opposite angle."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor | None, sin: Tensor | None, turned: int) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, cos: Tensor | None, sin: Tensor | None, turned: int) -> tuple[Tensor, ...]:
         ctx.turned = turned
         ctx.save_for_backward(cos, sin)
         return torch.ops.xcls.split_heads(x, cos, sin, turned).unbind(0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
         return torch.ops.xcls.merge_heads(list(grads), cos, sin, ctx.turned), None, None, None
 

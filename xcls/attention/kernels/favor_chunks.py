@@ -6,9 +6,11 @@ Letters: B batch, H heads, C tokens of a chunk, n chunks, M features, F width of
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 CACHED = 2**20  # kernel entries of a group of chunks on a CPU: what stays in the cache that cores share
 LARGE = 2**26  # elsewhere, where launches cost more than memory does
@@ -18,7 +20,7 @@ class AddBand(torch.autograd.Function):
     """`favor.add_band` in few passes."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, out: Tensor, q: Tensor, k: Tensor, values: Tensor, near: Tensor, step: int) -> Tensor:
+    def forward(ctx: Any, out: Tensor, q: Tensor, k: Tensor, values: Tensor, near: Tensor, step: int) -> Tensor:
         """As `favor.add_band`, in whose words the arguments are described."""
         for own in groups(len(q), near):
             for number, factor in enumerate(near):
@@ -33,7 +35,7 @@ class AddBand(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of out, q, k, values and near."""
         q, k, values, near = ctx.saved_tensors
         q_grad, k_grad, v_grad = (torch.zeros_like(x) for x in (q, k, values))

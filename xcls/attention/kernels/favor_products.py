@@ -13,9 +13,11 @@ Letters: B batch, H heads, N tokens, D head width, M features, G = B x H.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from xcls.attention.base import full_dtype
 
@@ -50,7 +52,7 @@ class _Favor(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -93,7 +95,7 @@ class _Favor(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of q, k, v, directions and offset."""
         q, k, v, directions, offset, h, p, mean, means, share = ctx.saved_tensors
         (batch, heads, length, width), features = q.shape, directions.shape[2]

@@ -16,10 +16,11 @@ Letters: B batch, H heads, N tokens, D head width, M random features.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from xcls.attention import kernels
 from xcls.attention.kernels import as_token_major, empty_token_major, triton
@@ -69,7 +70,7 @@ class _Favor(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor | None, epsilon: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor | None, epsilon: float
     ) -> Tensor:
         q, k, v, directions = (x.contiguous() for x in (q, k, v, directions.detach().float()))
         padding = None if padding is None else padding.contiguous()
@@ -79,7 +80,7 @@ class _Favor(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = torch.ops.xcls.favor_backward(*ctx.saved_tensors, as_token_major(grad))
         return *gradients, None, None, None
 

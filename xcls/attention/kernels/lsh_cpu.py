@@ -7,6 +7,8 @@ Letters: B batch, H heads, N tokens, D head width, R rounds, rows = B N H.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -37,7 +39,7 @@ class UnitKeys(torch.autograd.Function):
     """x / |x|, computed in fp32 at least: [rows, D] -> same shape and dtype. Finite at zero, gradients too."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         """[rows, D] -> [rows, D]."""
         keys, scale = torch.empty_like(x), torch.empty(len(x), 1, dtype=full_dtype(x), device=x.device)
         for part, key, factor in zip(x.split(PART), keys.split(PART), scale.split(PART)):
@@ -50,7 +52,7 @@ class UnitKeys(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         """The part of the gradient across the key, over |x|: [rows, D] -> [rows, D]."""
         keys, scale = ctx.saved_tensors
         out = torch.empty_like(keys)

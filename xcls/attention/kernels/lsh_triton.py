@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from xcls.attention import kernels
 from xcls.attention.kernels import as_token_major, empty_token_major
@@ -65,7 +65,7 @@ class SortedAttention(torch.autograd.Function):
     """The gradient of `attend_sorted`, whose arguments it has."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, qk: Tensor, v: Tensor, order: Tensor, count: Tensor | None, *sizes: int) -> Tensor:
+    def forward(ctx: Any, qk: Tensor, v: Tensor, order: Tensor, count: Tensor | None, *sizes: int) -> Tensor:
         """-> [B, H, N, D]."""
         out, lse, chunks = torch.ops.xcls.lsh_forward(qk, v, order, count, *sizes)
         ctx.save_for_backward(qk, v, order, count, chunks, out, lse)
@@ -74,7 +74,7 @@ class SortedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """[B, H, N, D] -> the gradients of qk and v."""
         gradients = torch.ops.xcls.lsh_backward(*ctx.saved_tensors, as_token_major(grad), *ctx.sizes)
         return *gradients, None, None, None, None, None

@@ -10,10 +10,12 @@ A row is a token's place in the sequence, a slot its place in the sorted order. 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from xcls.attention import kernels
 from xcls.attention.base import Masks
@@ -66,7 +68,7 @@ class _Windows(torch.autograd.Function):
     """qk, v [B, H, N, D], order int32 [B, H, N], mask as `mask_of` makes it, chunk, before, after -> [B, H, N, D]."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, qk: Tensor, v: Tensor, order: Tensor, mask: Tensor, *sizes: int) -> Tensor:
+    def forward(ctx: Any, qk: Tensor, v: Tensor, order: Tensor, mask: Tensor, *sizes: int) -> Tensor:
         ctx.save_for_backward(qk, v, order, mask)
         ctx.sizes = sizes
         out = fused(torch.ops.xcls.lsh_windows(qk, v, order, *sizes), mask)
@@ -77,7 +79,7 @@ class _Windows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qk, v, order, mask = ctx.saved_tensors
         chunk = ctx.sizes[0]
         own = F.pad(order.transpose(1, 2).long(), (0, 0, 0, -order.shape[2] % chunk))

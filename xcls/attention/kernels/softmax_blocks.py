@@ -7,6 +7,7 @@ relative bias, rows = query rows of a block.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,9 +76,7 @@ class AttendRows(torch.autograd.Function):
     """softmax(scale q k^T + bias) v: q, k, v [B, H, N, D] of one dtype, bias [H, 2W+1] or None -> [B, H, N, D]."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Rows
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Rows) -> Tensor:
         """Block after block; nothing of size N x N outlives its block."""
         out = torch.empty_like(q)
         with torch.autocast(q.device.type, enabled=False):
@@ -90,7 +89,7 @@ class AttendRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """[B, H, N, D] -> the gradients of q, k, v and bias."""
         q, k, v, bias, out = ctx.saved_tensors
         rows, dtype = ctx.rows, full_dtype(q)

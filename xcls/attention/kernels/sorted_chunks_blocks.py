@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -179,9 +180,7 @@ class AttendChunks(torch.autograd.Function):
     """The gradient of `attend_in_blocks`."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: Plan
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         """q, k, v [rows, D], bias [H, 2W+1] -> [rows, D]."""
         out, norm, norms = None, None, []
         for number in range(plan.layout.rounds):
@@ -200,7 +199,7 @@ class AttendChunks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """[rows, D] -> the gradients of q, k, v and bias."""
         q, k, v, bias, out, share = ctx.saved_tensors
         plan, layout = ctx.plan, ctx.plan.layout
