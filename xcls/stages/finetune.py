@@ -123,9 +123,7 @@ def finetune(
         stream=stream,
         evaluate=evaluate,
         training=training,
-        seed=seed,
         amp=amp,
-        hardware=hardware,
         journal=journal,
         extras=checkpoint_metadata(journal, stage="finetune", tokenizer=tokenizer.to_json(), classes=data.classes),
     ).run(payload)

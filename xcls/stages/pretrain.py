@@ -95,9 +95,7 @@ def pretrain(
         stream=stream,
         evaluate=evaluate,
         training=training,
-        seed=seed,
         amp=amp,
-        hardware=hardware,
         journal=journal,
         extras=checkpoint_metadata(journal, stage="pretrain", tokenizer=tokenizer.to_json(), classes=None),
     )

@@ -15,13 +15,13 @@ from typing import Any, Callable, Generator, Iterator, cast
 from torch import Tensor, nn
 
 from xcls.config.rates import steps_between, total_steps
-from xcls.config.schema import Hardware, Training
+from xcls.config.schema import Training
 from xcls.model.encoder import Encoder
 from xcls.train.amp import Amp
 from xcls.train.checkpoint import Checkpoints, fit
 from xcls.train.cost import MemoryGauge, StepClock
 from xcls.train.faults import BadNumbers
-from xcls.train.optim import make_optimizer, rate
+from xcls.train.optim import rate
 from xcls.train.progress import Progress, Scores, StepDisplay, passes
 from xcls.train.randomness import derived_generator, random_states, restore_random_states
 from xcls.train.run_logger import RunLogger
@@ -58,29 +58,19 @@ class Loop:
         stream: Stream,
         evaluate: Callable[[Callable[[], None]], Scores],
         training: Training,
-        seed: int,
         amp: Amp,
-        hardware: Hardware,
         journal: RunLogger,
         extras: dict[str, Any],
         deferred: bool | None = None,
     ) -> None:
         self.model, self.stream, self.evaluate = model, stream, evaluate
-        self.training, self.seed, self.amp, self.hardware = training, seed, amp, hardware
+        self.training, self.amp, self.hardware = training, amp, amp.hardware
         self.journal, self.extras = journal, extras
         self.checkpoints = Checkpoints(folder=journal.folder, keep=training.keep)
-        self.optimizer = make_optimizer(model, training)
         self.updater = Updater(
-            model=model,
-            loss=loss,
-            optimizer=self.optimizer,
-            stream=stream,
-            training=training,
-            hardware=hardware,
-            amp=amp,
-            journal=journal,
-            deferred=deferred,
+            model=model, loss=loss, stream=stream, training=training, amp=amp, journal=journal, deferred=deferred
         )
+        self.optimizer = self.updater.optimizer
         self.lag = 1 if self.updater.deferred else 0  # steps that may be unread while the next is begun
         self.unread: list[Step] = []
         self.steps_per_epoch = stream.steps_per_epoch
@@ -139,7 +129,7 @@ class Loop:
         """Begins one update with `batch`."""
         step, redraws = self.progress.step, self._redraws()
         if redraws:
-            cast(Encoder, self.model.encoder).redraw(derived_generator(self.seed, step))
+            cast(Encoder, self.model.encoder).redraw(derived_generator(self.stream.seed, step))
         lr = rate(step, self.total, self.training)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
@@ -293,7 +283,7 @@ class Loop:
             "scheduler": {"step": step, "total": self.total},
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": random_states(self.amp.device),
-            "data": {"epoch": epoch, "step_in_epoch": within, "seed": self.seed},
+            "data": {"epoch": epoch, "step_in_epoch": within, "seed": self.stream.seed},
             "progress": asdict(self.progress),
             "faults": [dict(fault) for fault in self.journal.record.faults],
             "clock": self.clock.state(),

@@ -104,7 +104,7 @@ def batches_from(
 
 
 def ahead(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch, None, None]:
-    """`batches`, up to `depth` of them built ahead by a thread, which ends with this generator. Errors are raised here."""
+    """`batches`, up to `depth` of them built ahead by a thread that ends with this generator; its errors come here."""
     built: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
     closed = threading.Event()
 

@@ -9,11 +9,12 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from xcls.config.schema import Hardware, Training
+from xcls.config.schema import Training
 from xcls.data.batching import count_terms
 from xcls.model.multihead import MultiHeadAttention
 from xcls.train.amp import Amp, Arriving
 from xcls.train.faults import BadNumbers, OutOfMemory, bad_numbers, first_bad_layer, free_memory, memory_errors
+from xcls.train.optim import make_optimizer
 from xcls.train.progress import Progress
 from xcls.train.randomness import random_states, restore_random_states
 from xcls.train.run_logger import RunLogger
@@ -47,18 +48,17 @@ class Updater:
         *,
         model: nn.Module,
         loss: Callable[[nn.Module, Batch], Tensor],
-        optimizer: torch.optim.Optimizer,
         stream: Stream,
         training: Training,
-        hardware: Hardware,
         amp: Amp,
         journal: RunLogger,
         deferred: bool | None = None,
     ) -> None:
         """`deferred=None`: on a GPU, where the optimizer heeds `found_inf` (Adafactor reads numbers back anyway)."""
-        self.model, self.loss, self.optimizer, self.stream = model, loss, optimizer, stream
-        self.training, self.hardware, self.amp, self.journal = training, hardware, amp, journal
-        able = getattr(optimizer, "_step_supports_amp_scaling", False)
+        self.model, self.loss, self.stream, self.amp, self.journal = model, loss, stream, amp, journal
+        self.hardware, self.clip_norm = amp.hardware, training.clip_norm or math.inf
+        self.optimizer = make_optimizer(model, training)
+        able = getattr(self.optimizer, "_step_supports_amp_scaling", False)
         self.deferred = able and (amp.device.type == "cuda" if deferred is None else deferred)
         self._closed = torch.zeros((), device=amp.device)  # 1 from a bad update on: no other passes
         self.attentions = [module.attention for module in model.modules() if isinstance(module, MultiHeadAttention)]
@@ -90,7 +90,7 @@ class Updater:
         scaler = self.amp.scaler
         if scaler is not None:
             scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         overflow = ~torch.isfinite(norm)
         bad = overflow if scaler is None else overflow & (self._scaling()[0] < SMALLEST_SCALE)
         bad = bad | ~torch.isfinite(loss_sum)

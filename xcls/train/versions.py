@@ -15,7 +15,7 @@ PACKAGES = ("numpy", "tokenizers", "datasets", "scikit-learn", "pandas", "xcls")
 
 
 def versions(*more: str) -> dict[str, str | None]:
-    """Versions of Python, torch, CUDA, the packages that shape a result and `more` of them; None where one is missing."""
+    """Versions of Python, torch, CUDA, packages that shape a result and `more` of them; None where one is missing."""
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a plain string: checkpoints load with weights_only
