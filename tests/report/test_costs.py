@@ -36,20 +36,6 @@ def test_pretraining_counts_in_full_and_its_share_is_told(make, tmp_path):
     assert (own["finetune_hours"], own["train_hours"], own["train_EUR"]) == ("1.0", "", "")
 
 
-def test_machines_have_prices_and_meters_of_their_own(make, tmp_path):
-    cost = Cost(price_per_hour=1.0, watts=50.0, devices={"A100": Price(4.0, 400.0), "A100 80GB": Price(5.0, None)})
-    gpu = {"kind": "cuda", "name": "NVIDIA A100 80GB"}
-    records = [
-        make.finetune(costs={**FINE, "energy_wh": 80.0}, device=gpu),
-        make.finetune("performer", costs=dict(FINE)),
-    ]
-    made = costs_of(make, tmp_path, records, cost)
-    told = {(float(row["train_EUR"]), float(row["train_kWh"])) for row in made.values()}
-    assert told == {(5.0, 0.08), (1.0, 0.05)}  # what the GPU counted wins over watts
-    ranking = rows(tmp_path / "out" / "ranking.csv")
-    assert sorted((row["train_hours"], row["train_money"]) for row in ranking) == [("1", "1"), ("1", "2")]
-
-
 def test_a_baseline_is_its_fit_and_the_tuned_one_every_fit(make, tmp_path):
     base = make.baseline(
         costs={"train_seconds": 36.0, "tuned.train_seconds": 7200.0, "inference_examples_per_s": 1000.0}

@@ -1,6 +1,7 @@
 """The tables over a folder of sample runs (frozen/) keep every byte: groups, intervals, claims, costs, ranks.
 
-Where a change of them is meant: make the report over the folder, look at each difference, and copy the tables to frozen/expected.
+Where a change of them is meant: make the report over the folder, look at each difference, and copy the tables to
+frozen/expected.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def test_the_scores_of_every_run_are_those_of_scikit_learn(made):
 
 
 def test_one_interval_is_that_of_a_bootstrap_of_examples_and_of_welch(made):
-    """Performer against SDPA on test: rows drawn anew in each class for the examples, Welch's formulas for the seeds."""
+    """Performer against SDPA on test: rows drawn anew in each class for the examples, Welch's formulas for the
+    seeds."""
     wanted = ("performer", "sdpa", "test")
     (row,) = [r for r in rows(made / "out" / "differences.csv") if (r["mechanism"], r["against"], r["split"]) == wanted]
     assert (row["n"], row["n_against"], row["examples"], row["drawn"]) == ("3", "3", "300", "examples and seeds")
@@ -125,8 +126,8 @@ def test_intervals_hold_the_truth_in_some_studies():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "seeds", "kind", "any_class"), CELLS)
 def test_intervals_hold_the_truth_as_often_as_they_say(name, seeds, kind, any_class):
-    """93 to 97 of 100, where seeds make nothing up to 98.2 (docs/intervals.md has the table of 2,000 studies); here of 1,000,
-    whose two standard errors are 1.6 points at 93 and 0.8 at 98.2."""
+    """93 to 97 of 100, where seeds make nothing up to 98.2 (docs/intervals.md has the table of 2,000 studies); here
+    of 1,000, whose two standard errors are 1.6 points at 93 and 0.8 at 98.2."""
     found = covered(World(SIZES[name], seeds, SCATTER[kind], any_class=any_class), studies=1000)
     assert 0.914 <= found.share <= 0.99
 

@@ -41,7 +41,8 @@ def test_baseline_then_pretraining_then_fine_tuning_then_the_report(make):
         "run.py mode=baseline template=multirun/templates/dddddddddddd.yaml resume=true",
         "run.py mode=pretrain template=multirun/templates/aaaaaaaaaaaa.yaml sweep=demo resume=true",
         "run.py mode=pretrain template=multirun/templates/bbbbbbbbbbbb.yaml pretrain=z checkpoint=best resume=true",
-        "run.py mode=finetune template=multirun/templates/cccccccccccc.yaml sweep=demo pretrain=multirun/z checkpoint=best resume=true",
+        "run.py mode=finetune template=multirun/templates/cccccccccccc.yaml sweep=demo pretrain=multirun/z "
+        "checkpoint=best resume=true",
         "report.py 'runs=[multirun/a b]' out=x",
     ]
     places = [text.index(part) for part in ("reproduce before", "mode=baseline", "reproduce after", "report.py")]
@@ -187,7 +188,8 @@ def clone(source, folder, commit):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_clone_makes_the_same_numbers_to_the_bit(project, tmp_path):
-    """A study with pretraining, baseline and a mechanism that nobody committed; then one run of it; then with other data."""
+    """A study with pretraining, baseline and a mechanism that nobody committed; then one run of it; then with other
+    data."""
     first = Project(tmp_path / "first")
     for name in ("conf", "xcls", "hydra_plugins"):
         shutil.copytree(ROOT / name, first.folder / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,5 @@
-"""What mode=bench has measured, mechanisms in turns: its ratios beside those of the runs, and where efficient attention pays."""
+"""What mode=bench has measured, mechanisms in turns: its ratios beside those of the runs, and where efficient
+attention pays."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ def benches_beside(found: Sequence[Bench], root: Path) -> list[Bench]:
 def beside(group: Group, other: Group, name: str, value: float, benches: Sequence[Bench]) -> tuple[float | None, str]:
     """The ratio of the cost `name` as mode=bench has it, whether it agrees with `value`, and where it was measured.
 
-    Of several measurements the likest to the runs of both groups: with their mechanisms' settings, seq_len and dtype, on
-    a device of the same name. (None, '') where there is none.
+    Of several measurements the likest to the runs of both groups: with their mechanisms' settings, seq_len and
+    dtype, on a device of the same name. (None, '') where there is none.
     """
     found = []
     for bench in (bench for bench in benches if _device(bench) == _device_of(group)):
@@ -50,7 +51,8 @@ def beside(group: Group, other: Group, name: str, value: float, benches: Sequenc
     if ratio is None:
         return None, ""
     width, heads, layers = _size(bench, mine)
-    what = f"{_kind(mine)}, {layers} × {width}, {heads} heads, position {mine.get('position')}, {mine.get('rounds')} rounds"
+    what = f"{_kind(mine)}, {layers} × {width}, {heads} heads, position {mine.get('position')}"
+    what += f", {mine.get('rounds')} rounds"
     return ratio, f"{agree(value, ratio)} ({bench.place}: {what})"
 
 
@@ -239,8 +241,8 @@ def sentence(one: Crossover) -> str:
 def remarks(one: Crossover) -> list[str]:
     """The footnotes of the table: the sentence, how it is told, and what failed."""
     rule = (
-        "The mechanisms took turns. One is quicker where its slowest repeat is before the other's fastest, with so many "
-        f"repeats that chance does that at most once in {CHANCE} times; else: {OPEN}."
+        "The mechanisms took turns. One is quicker where its slowest repeat is before the other's fastest, with so "
+        f"many repeats that chance does that at most once in {CHANCE} times; else: {OPEN}."
     )
     failed = [
         f"{name} at {length:,} tokens failed: {row.get('cause')}"

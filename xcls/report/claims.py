@@ -25,8 +25,9 @@ DIGITS = 9  # 0.85 - 0.80 is not 0.05 in binary: values are compared at nine dig
 class Measured:
     """One number of a claim. `margin` is positive on the passing side; value None means it could not be measured.
 
-    `interval` stands beside a difference of macro-F1 and decides nothing: the verdict is by the value, as written. A cost
-    ratio is `undecided` where its interval spans the threshold or a run was disturbed; `reason` then says what to repeat.
+    `interval` stands beside a difference of macro-F1 and decides nothing: the verdict is by the value, as written. A
+    cost ratio is `undecided` where its interval spans the threshold or a run was disturbed; `reason` then says what to
+    repeat.
     """
 
     name: str

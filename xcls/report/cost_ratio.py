@@ -1,8 +1,9 @@
 """The ratio of a cost of two groups over their seeds: its interval, the runs that are far off, and which one to repeat.
 
-Of each group the median counts, so one disturbed run of three does not decide. The interval is Student's t on logarithms
-of the costs: of the seeds' own ratios where the two groups ran in turns, so that drift of the machine drops out; else of
-the two groups, with the degrees of freedom of Welch's test.
+Of each group the median counts, so one disturbed run of three does not decide. The interval is Student's t on
+logarithms
+of the costs: of the seeds' own ratios where the two groups ran in turns, so that drift of the machine drops out;
+else of the two groups, with the degrees of freedom of Welch's test.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def doubt(group: Group, other: Group, name: str, *, interval: Interval, threshol
     far = [item for item in beside if not 1 / factor <= item[0] <= factor]
     if far:
         times, place, one, run = max(far, key=lambda item: item[:2])
-        return f"{name} of {one.label}, seed {run.record.seed}, is {times:.3g}× the median of its other seeds: repeat {place}"
+        told = f"{name} of {one.label}, seed {run.record.seed}, is {times:.3g}× the median of its other seeds"
+        return f"{told}: repeat {place}"
     if interval.low is None or interval.tells("<=", threshold) != OPEN:
         return ""
     span, place = f"{interval.low:.3g} … {interval.high:.3g}", max(beside, key=lambda item: item[:2])[1]
@@ -124,8 +126,8 @@ def softmax_ways(group: Group) -> set[str]:
 def unlike_paths(group: Group, other: Group) -> str:
     """Why two groups have costs of different algorithms, or ''.
 
-    The same mechanism took different ways in two runs of a group, or explicit softmax did so in the two groups. Different mechanisms
-    may have different ways: these are what is compared.
+    The same mechanism took different ways in two runs of a group, or explicit softmax did so in the two groups.
+    Different mechanisms may have different ways: these are what is compared.
     """
     for one in (group, other):
         if len(paths(one)) > 1:

@@ -23,7 +23,8 @@ MILLION, HOUR = 1_000_000, 3600.0
 def bill(group: Group, *, parents: dict[str, Record], children: dict[str, int], cost: Cost) -> dict[str, float]:
     """The costs of a group, medians over its runs; NaN where one was not measured or has no price.
 
-    finetune_s, pretrain_s (0 from scratch), shared_s (of pretraining, divided among the `children`: how many runs of the
+    finetune_s, pretrain_s (0 from scratch), shared_s (of pretraining, divided among the `children`: how many runs of
+    the
     report start from each parent), train_s: seconds. train_money, train_wh: of training. document_s, document_money,
     document_wh: of one document in batches, tokenisation included.
     """

@@ -186,7 +186,8 @@ def _text(value: Any) -> str:
 
 
 def settings_of(record: Record, parents: dict[str, Record], depth: int = 0) -> dict[str, Any]:
-    """What two runs of a group share, flat: choices, configuration, code, data, and the same of the run they started from."""
+    """What two runs of a group share, flat: choices, configuration, code, data, and the same of the run they started
+    from."""
     key: dict[str, Any] = {
         "mode": record.mode,
         "data": record.data.get("fingerprint"),
@@ -313,7 +314,8 @@ def _rank(board: DatasetResults, rank_by: str) -> None:
 
 
 def _name(groups: list[Group]) -> None:
-    """Sets the labels of the groups of one mode: the mechanism, then data, position, size … where these differ, then whatever else does."""
+    """Sets the labels of the groups of one mode: the mechanism, then data, position, size … where these differ, then
+    whatever else does."""
     parts = {group.id: [_mechanism(group)] for group in groups}
     traits = [_traits(group) for group in groups]
     for column in list(zip(*traits))[: 1 if groups and groups[0].record.mode == "baseline" else None]:

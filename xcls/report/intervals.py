@@ -1,4 +1,5 @@
-"""Differences of mean macro-F1 between groups that named the same examples, each with its interval, or why there is none.
+"""Differences of mean macro-F1 between groups that named the same examples, each with its interval, or why there is
+none.
 
 Two things could have come out otherwise: which examples stand in the split (each class keeps its number of rows, as
 splits are stratified), and which seeds were trained with. docs/intervals.md derives the formulas and says how often the
@@ -28,7 +29,8 @@ EXPLAINED = 0.8  # share of `Sample.own` that is taken from the scatter of seeds
 
 
 def row_effects(told: Predictions) -> np.ndarray:
-    """By how much macro-F1 is what it is because of each row's prediction, against no prediction for it: float64 [rows].
+    """By how much macro-F1 is what it is because of each row's prediction, against no prediction for it: float64
+    [rows].
 
     A row rightly named lifts its own class, one wrongly named lowers the class named. How much depends on the other
     rows; it is averaged over the rows of the class, and where these are few over all classes with as many.
@@ -80,7 +82,8 @@ class Sample:
 
 
 def row_strata(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Which rows are drawn from the same class, [rows]. Classes of one row count as one, and need another beside them."""
+    """Which rows are drawn from the same class, [rows]. Classes of one row count as one, and need another beside
+    them."""
     there = np.bincount(labels, minlength=classes)
     single = there == 1
     if single.sum() == 1:
@@ -101,7 +104,8 @@ def variance(effects: np.ndarray, strata: np.ndarray) -> tuple[float, float]:
 
 
 def least_variance(labels: np.ndarray, classes: int) -> float:
-    """The variance where `FEWEST` rows were named otherwise. Without it, groups that agree would differ by exactly 0."""
+    """The variance where `FEWEST` rows were named otherwise. Without it, groups that agree would differ by exactly
+    0."""
     there = np.bincount(labels, minlength=classes)
     return FEWEST * float((1 / there[there > 0]).sum()) / (len(labels) * classes**2)
 
@@ -130,7 +134,8 @@ def half_width(mine: Sample, theirs: Sample, *, level: float) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference in percentage points, or a ratio of costs, and the interval around it. Without one, `reason` says why."""
+    """A difference in percentage points, or a ratio of costs, and the interval around it. Without one, `reason` says
+    why."""
 
     value: float | None = None
     low: float | None = None
@@ -221,7 +226,8 @@ def _predictions_of(group: Group) -> list[dict[str, Predictions]] | str:
 
 
 def _over(group: Group, other: Group) -> str:
-    """What could have come out otherwise. A baseline is fitted without a seed; one seed of a group tells nothing about others."""
+    """What could have come out otherwise. A baseline is fitted without a seed; one seed of a group tells nothing
+    about others."""
     seeded = [one for one in (group, other) if one.record.mode != "baseline"]
     single = [one.label for one in seeded if len(one.runs) < 2]
     if len(single) == len(seeded):

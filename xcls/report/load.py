@@ -95,7 +95,8 @@ def _real(path: Path) -> Path:
 
 
 def fetch(given: str, root: Path) -> Path:
-    """Downloads the files of a run and gives its new folder. Raises UserError: W&B does not answer or does not know the run."""
+    """Downloads the files of a run and gives its new folder. Raises UserError: W&B does not answer or does not know
+    the run."""
     found = RUN_PATH.fullmatch(given)
     if not found:
         raise UserError(

@@ -76,7 +76,8 @@ LEAST = 0.005  # a smaller share of the tokens is not worth a remark
 
 
 def cut_shares(record: Record) -> dict[str, float | None]:
-    """`tokens_cut_share` and `documents_cut_share` of training; None where the record has none (a baseline cuts nothing)."""
+    """`tokens_cut_share` and `documents_cut_share` of training; None where the record has none (a baseline cuts
+    nothing)."""
     node: Any = record.data
     for name in ("tokens", "train"):
         node = node.get(name) if isinstance(node, dict) else None
@@ -85,7 +86,8 @@ def cut_shares(record: Record) -> dict[str, float | None]:
 
 
 def cut_note(records: Iterable[Record]) -> str:
-    """A sentence on the largest share of the training tokens that was left out at each length; '' where it is little."""
+    """A sentence on the largest share of the training tokens that was left out at each length; '' where it is
+    little."""
     found: dict[tuple[int, str], float] = {}
     for record in records:
         share = cut_shares(record)["tokens_cut_share"]

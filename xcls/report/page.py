@@ -1,4 +1,5 @@
-"""The page, one self-contained HTML file, from page.html.j2, page.css and page.js: the claims first, then groups, plots, the rest folded."""
+"""The page, one self-contained HTML file, from page.html.j2, page.css and page.js: the claims first, then groups,
+plots, the rest folded."""
 
 from __future__ import annotations
 
@@ -122,7 +123,8 @@ def _plot(plot: Plot) -> dict[str, Any]:
 def view(
     header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, file: str = "results.csv"
 ) -> dict[str, Any]:
-    """A table for the template: texts. A page can be read with MOST_ROWS rows: the caption says how many are only in `file`."""
+    """A table for the template: texts. A page can be read with MOST_ROWS rows: the caption says how many are only in
+    `file`."""
     if len(rows) > MOST_ROWS:
         caption = f"{caption} The first {MOST_ROWS} of {len(rows):,} rows; all are in {file}."
     return {"caption": caption, "head": header, "rows": [[shown(value) for value in row] for row in rows[:MOST_ROWS]]}
@@ -158,7 +160,8 @@ def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def flat_of(group: Group) -> dict[str, str]:
-    """Everything that is known of a group's configuration, flat, as text: choices, config, code, data, device, versions."""
+    """Everything that is known of a group's configuration, flat, as text: choices, config, code, data, device,
+    versions."""
     record = group.record
     nodes = {
         name: getattr(record, name) for name in ("choices", "code", "data", "device", "params", "versions", "pretrain")

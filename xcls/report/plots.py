@@ -89,7 +89,8 @@ def draw(study: Study) -> list[Plot]:
 
 
 def look_of(name: str, looks: Looks) -> dict[str, Any]:
-    """The looks of a group or mechanism, given in the order in which names come: the same name looks the same everywhere."""
+    """The looks of a group or mechanism, given in the order in which names come: the same name looks the same
+    everywhere."""
     place = len(looks)
     style = {"marker": MARKERS[place % len(MARKERS)], "color": COLOURS[place % 8], "linestyle": LINES[place % 4]}
     return looks.setdefault(name, style)
@@ -201,7 +202,8 @@ def quality_against_cost(
 
 
 def read_curve(run: Run, score: str) -> pd.DataFrame | None:
-    """A run's evaluations in order: `seconds` in training steps, real `tokens` seen, and `score`, a column of its metrics.csv.
+    """A run's evaluations in order: `seconds` in training steps, real `tokens` seen, and `score`, a column of its
+    metrics.csv.
 
     None where the file is gone, too large, or has no such numbers.
     """
@@ -220,7 +222,8 @@ def read_curve(run: Run, score: str) -> pd.DataFrame | None:
 
 
 def learning_plot(groups: Sequence[Group], board: DatasetResults | None, looks: Looks) -> Plot | None:
-    """Macro-F1, in pretraining (no `board`) the loss, over time and over tokens, a line per seed; None without curves."""
+    """Macro-F1, in pretraining (no `board`) the loss, over time and over tokens, a line per seed; None without
+    curves."""
     score, about = ("macro_f1", "macro-F1 on validation") if board else ("val_loss", "validation loss (less is better)")
     title = f"{board.name}: fine-tuning" if board else "Pretraining (masked language modelling)"
     found = [
@@ -269,29 +272,27 @@ def length_plot(board: DatasetResults, looks: Looks) -> Plot | None:
 
 
 def bench_plots(bench: Bench, looks: Looks) -> list[Plot | None]:
-    """Time and peak memory of a training step, and of one layer per sequence, by length: a plot per dtype and position."""
-    parts: dict[tuple[str, str, str], list[Any]] = {}
+    """Time and peak memory of a training step by length, as mode=bench measured them: a plot per dtype and position."""
+    parts: dict[tuple[str, str], list[Any]] = {}
     for row in bench.rows:
-        part, mechanism, length = row.get("part"), str(row.get("mechanism")), number(row.get("seq_len"))
-        per, share = ("sequence", number(row.get("batch"))) if part == "module" else ("step", 1.0)
-        if row.get("origin") == "xcls" and part in ("module", "step") and length and share:
-            rows = parts.setdefault((str(part), str(row.get("dtype")), str(row.get("position"))), [])
-            for measure, unit in (("training_ms", "ms"), ("training_MiB", "MiB")):
-                value = number(row.get(measure))
-                rows += [(mechanism, mechanism, length, f"{unit} per {per}", value / share)] if value else []
+        mechanism, length = str(row.get("mechanism")), number(row.get("seq_len"))
+        if row.get("origin") == "xcls" and row.get("part") == "step" and length:
+            rows = parts.setdefault((str(row.get("dtype")), str(row.get("position"))), [])
+            costs = {"ms per step": number(row.get("training_ms")), "MiB": number(row.get("training_MiB"))}
+            rows += [(mechanism, mechanism, length, unit, value) for unit, value in costs.items() if value]
     made = []
-    for (part, dtype, position), rows in parts.items():
-        what = "A training step" if part == "step" else "Forward and backward of one attention layer, per sequence"
-        words = f"{what} in {dtype}, position {position}, measured in turns (mode=bench, {bench.place})."
-        name = slug(f"{'step' if part == 'step' else 'bench'}-{bench.folder.name}")
-        made.append(_over_length(rows, name, f"mode=bench, {part} in {dtype}, position {position}", words, looks))
+    for (dtype, position), rows in parts.items():
+        words = f"A training step in {dtype}, position {position}, mechanisms in turns (mode=bench, {bench.place})."
+        title = f"A training step in {dtype}, position {position}"
+        made.append(_over_length(rows, slug(f"step-{bench.folder.name}"), title, words, looks))
     return made
 
 
 def _over_length(
     rows: list[Any], name: str, title: str, words: str, looks: Looks, board: str | None = None
 ) -> Plot | None:
-    """Costs against length, log-log, a panel per unit. rows: (line, its name, length, unit, value); lines of one length are left out."""
+    """Costs against length, log-log, a panel per unit. rows: (line, its name, length, unit, value); lines of one
+    length are left out."""
     frame = pd.DataFrame(rows, columns=["line", "name", "length", "unit", "value"])
     frame = frame[frame.groupby("line")["length"].transform("nunique") > 1] if len(frame) else frame
     if frame.empty:

@@ -32,6 +32,8 @@ def check_data(expected: Expected, path: str | None = None) -> list[str]:
     """
     data = importlib.import_module("xcls.data.source")  # not at the top: the report itself reads no data
     notes, seen = [], set()
+    here = {each.metadata["Name"].lower(): each.version for each in metadata.distributions()}
+    here["python"] = platform.python_version()
     for entry in expected:
         arguments = {**entry["source"], **({} if path is None else {"path": path})}
         module, _, name = str(arguments.pop("_target_", "")).rpartition(".")
@@ -47,11 +49,9 @@ def check_data(expected: Expected, path: str | None = None) -> list[str]:
                     f"the data set {entry['dataset']} is not the one of the record: fingerprint {found}, expected "
                     f"{entry['fingerprint']}. Its files (or, for data made from packages, their versions) differ."
                 )
-        versions = {name: (installed(name), version) for name, version in entry["versions"].items() if version}
+        versions = {name: (here.get(name), version) for name, version in entry["versions"].items() if version}
         notes += [
-            f"{k} is {here} here, {there} in the record."
-            for k, (here, there) in versions.items()
-            if here not in (there, "")
+            f"{name} is {own} here, {v} in the record." for name, (own, v) in versions.items() if own not in (v, None)
         ]
     return list(dict.fromkeys(notes))
 
@@ -80,7 +80,8 @@ def compare(expected: Expected, made: dict[str, Record], tolerance: float) -> tu
 
 
 def furthest(expected: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> tuple[float, str]:
-    """The largest difference of a score and its name; infinite where a score is missing. A loss differs by its share."""
+    """The largest difference of a score and its name; infinite where a score is missing. A loss differs by its
+    share."""
     worst, where = 0.0, ""
     for split, scores in expected.items():
         for name, value in scores.items():
@@ -97,16 +98,6 @@ def _alike(entry: dict[str, Any], record: Record) -> bool:
     device = entry["device"]
     same = all(record.device.get(name) == value for name, value in device.items())
     return same and device.get("kind") == "cpu" and record.versions.get("torch") == entry["versions"].get("torch")
-
-
-def installed(name: str) -> str:
-    """The version of Python or of an installed package; '' for what is neither (cuda, cudnn)."""
-    if name == "python":
-        return platform.python_version()
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def main(words: Sequence[str]) -> int:

@@ -1,4 +1,5 @@
-"""What `conf/report.yaml` holds: where the runs lie, how to rank, the thresholds of the claims; and as overrides again."""
+"""What `conf/report.yaml` holds: where the runs lie, how to rank, the thresholds of the claims; and as overrides
+again."""
 
 from __future__ import annotations
 
@@ -64,8 +65,8 @@ class Cost(Price):
 
 @dataclass
 class Intervals:
-    """Of differences of macro-F1, `level` of cost ratios too; `most_groups`: of the best ranked of a data set, and of the
-    references."""
+    """Of differences of macro-F1, `level` of cost ratios too; `most_groups`: of the best ranked of a data set, and
+    of the references."""
 
     level: float = 0.95
     most_groups: int = 24

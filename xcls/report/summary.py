@@ -5,22 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from xcls.report.claims import (
-    FAIL,
-    MISSING,
-    PASS,
-    UNDECIDED,
-    ClaimEvaluator,
-    Measured,
-    Verdict,
-    difference_pp,
-    find_reference,
-    ratio,
-    strictest,
-)
+from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED, ClaimEvaluator, Measured, Verdict, difference_pp, ratio
 from xcls.report.groups import DatasetResults
 from xcls.report.intervals import OPEN
 from xcls.report.measures import NONE, memory_measure, signed
+from xcls.report.settings import Claims
 from xcls.runs.record import MORE_TRAINING
 
 SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?", UNDECIDED: "?"}
@@ -31,6 +20,7 @@ CLAIMED = {  # the matrix's columns: the name of the measured number and its hea
     "macro-F1 gain (pp)": "gain over TF-IDF, pp",
     "macro-F1 spread (pp)": "spread of seeds, pp",
 }
+SWEEP = "Run mechanisms with the same settings: python run.py -m attention=sdpa,performer,reformer seed=0,1,2"
 SHOWN = 3  # groups named in a sentence
 MOST = 12  # rows of a matrix
 
@@ -66,7 +56,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Mechanisms by claims. rows: (label, n, cells, verdict on validation, verdict on test). notes: the footnotes, from 1 on."""
+    """Mechanisms by claims. rows: (label, n, cells, verdict on validation, verdict on test). notes: the footnotes,
+    from 1 on."""
 
     header: list[str]
     rows: list[tuple[str, int, list[Cell], str, str]]
@@ -81,34 +72,26 @@ def headline(board: DatasetResults, judge: ClaimEvaluator, references: Sequence[
         return Headline(MISSING, "No encoder has finished on these rows yet.", next=again)
     verdicts = [judge.verdict(group, board, first, "validation") for group in done]
     judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in references]
-    judged = [verdict for verdict in judged if _at_claims(verdict, judge)] or judged
+    judged = [v for v in judged if v.group.record.seq_len == v.limits.seq_len] or judged
     passing = sorted((verdict for verdict in judged if verdict.state == PASS), key=_saving)
     failing = [verdict.group.label for verdict in judged if verdict.state == FAIL]
-    waiting = [verdict for verdict in judged if verdict.state == MISSING]
-    notes, following = [], _remedy(board, judge, waiting, first) if waiting else ""
+    reasons = [reason for verdict in judged if verdict.state == MISSING for reason in verdict.reasons]
+    reason = max(sorted(set(reasons)), key=reasons.count) if reasons else ""
+    following = _next(reason, board, judge.claims_for(done[0])[0])
     if passing:
-        state, following, text = PASS, "", f"{passing[0].group.label} passes: {_beside(passing[0])}."
         also = [f"Also passing: {_listed([verdict.group.label for verdict in passing[1:]])}."] if passing[1:] else []
-        notes = [*also, *_against(passing[0], references)]
-    elif not judged:
+        text = f"{passing[0].group.label} passes: {_beside(passing[0])}."
+        return Headline(PASS, text, (*also, *_against(passing[0], references)))
+    if not judged:
         best = max(done, key=lambda group: (group.stat("macro_f1").mean or 0.0, group.label))
-        state, following = MISSING, _reference_wanted(board, first)
-        text = f"No mechanism with a claim was run beside {first}. Best: {best.label}, macro-F1 {best.stat('macro_f1').text}."
-    elif failing:
+        score = best.stat("macro_f1").text
+        text = f"No mechanism with a claim was run beside {first}. Best: {best.label}, macro-F1 {score}."
+        return Headline(MISSING, text, next=SWEEP)
+    if failing:
         verb = "fails" if len(failing) == 1 else "fail"
-        state, text = FAIL, f"Nothing passes against {first}: {_listed(failing)} {verb}."
-        notes += [f"No verdict yet on {_listed([verdict.group.label for verdict in waiting])}."] if waiting else []
-    else:
-        reasons = [reason for verdict in waiting for reason in verdict.reasons] or ["something was not measured"]
-        state, text = MISSING, f"No verdict yet: {max(sorted(set(reasons)), key=reasons.count)}."
-    if not passing and any(group.learned_nothing for group in board.groups):
-        following = MORE_TRAINING
-    return Headline(state, text, tuple(notes), following)
-
-
-def _at_claims(verdict: Verdict, judge: ClaimEvaluator) -> bool:
-    """Whether a group was run at the length that its claims are made at."""
-    return verdict.group.record.seq_len == judge.claims_for(verdict.group)[0].seq_len
+        notes = (f"No verdict on the others: {reason}.",) if reason else ()
+        return Headline(FAIL, f"Nothing passes against {first}: {_listed(failing)} {verb}.", notes, following)
+    return Headline(MISSING, f"No verdict yet: {reason or 'something was not measured'}.", (), following)
 
 
 def _costs(verdict: Verdict) -> list[tuple[str, float]]:
@@ -120,7 +103,8 @@ def _costs(verdict: Verdict) -> list[tuple[str, float]]:
 
 
 def _saving(verdict: Verdict) -> tuple[Any, ...]:
-    """For sorting: in whole percent the time and the memory beside the own reference; of equals the better one first."""
+    """For sorting: in whole percent the time and the memory beside the own reference; of equals the better one
+    first."""
     shares = dict(_costs(verdict))
     costs = [round(100 * shares.get(word, float("inf")), 0) for word in ("time", "memory")]
     return (*costs, -(verdict.group.stat("macro_f1").mean or 0.0), verdict.group.label)
@@ -151,34 +135,25 @@ def _against(best: Verdict, references: Sequence[str]) -> list[str]:
     return told
 
 
-def _remedy(board: DatasetResults, judge: ClaimEvaluator, waiting: Sequence[Verdict], reference: str) -> str:
-    """What to run so that there is a verdict."""
-    claims, _ = judge.claims_for(waiting[0].group)
-    if not any(_at_claims(verdict, judge) for verdict in waiting):
-        return f"The claims are made at {claims.seq_len} tokens: add seq_len={claims.seq_len} to the sweep."
-    alone = [verdict.group for verdict in waiting if verdict.reference_group is None]
-    if alone:
-        reason = find_reference(alone[0], board, reference)[1]
-        return _reference_wanted(board, reference) or f"Run {reference} as {alone[0].label} was run: {reason}."
-    if strictest(board.baselines) is None:
-        return f"Fit the baseline: python run.py mode=baseline dataset={board.groups[0].record.choices.get('dataset')}"
-    if any(len(verdict.group.seeds) < claims.min_seeds for verdict in waiting):
-        seeds = ",".join(map(str, range(claims.min_seeds)))
-        return f"Run more seeds: seed={seeds} in the same sweep; what is done is skipped."
-    if any(claim.state == UNDECIDED for verdict in waiting for claim in verdict.claims):
-        return "Repeat a run that is named: remove its folder and give the sweep's command again."
-    return ""
-
-
-def _reference_wanted(board: DatasetResults, reference: str) -> str:
-    if reference in board.of_mechanism and len(board.of_mechanism) > 1:
-        return ""
-    words = f"attention={reference},performer,reformer seed=0,1,2"
-    return f"Run mechanisms with the same settings: python run.py -m {words}"
+def _next(reason: str, board: DatasetResults, claims: Claims) -> str:
+    """What to run so that there is a verdict, where this is why there is none."""
+    dataset, seeds = board.groups[0].record.choices.get("dataset"), ",".join(map(str, range(claims.min_seeds)))
+    remedies = {
+        "learned nothing": MORE_TRAINING,
+        "claims are made at": f"Add seq_len={claims.seq_len} to the sweep: the claims are made at that length.",
+        "no completed": SWEEP,
+        "run alike": "Run it with the same settings, in one sweep.",
+        "runs alike": "Run both on one device with the same hardware settings.",
+        "baseline": f"Fit the baseline: python run.py mode=baseline dataset={dataset}",
+        "seeds": f"Run more seeds: seed={seeds} in the same sweep; what is done is skipped.",
+        "repeat": "Remove the folder of the run that is named and give the sweep's command again.",
+    }
+    return next((remedy for words, remedy in remedies.items() if words in reason), "")
 
 
 def matrix(board: DatasetResults, judge: ClaimEvaluator, reference: str) -> Matrix:
-    """The claims about the groups of a data set, the best ranked first; groups with a verdict before those without one."""
+    """The claims about the groups of a data set, the best ranked first; groups with a verdict before those without
+    one."""
     notes: list[str] = []
     verdicts = [judge.verdict(group, board, reference, "validation") for group in board.groups if group.runs]
     verdicts.sort(key=lambda verdict: (not verdict.claims, verdict.state == MISSING))

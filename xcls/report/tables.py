@@ -41,7 +41,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Study:
-    """What tables, text and page are made of. references: the mechanisms that others are compared with; the first decides."""
+    """What tables, text and page are made of. references: the mechanisms that others are compared with; the first
+    decides."""
 
     settings: Settings
     found: Found
@@ -183,7 +184,8 @@ def claim_rows(study: Study) -> list[Row]:
 
 
 def interval_cells(interval: Interval | None) -> Row:
-    """The columns of an interval: its ends in percentage points (of a cost ratio as ratios), over what it was drawn, or why there is none."""
+    """The columns of an interval: its ends in percentage points (of a cost ratio as ratios), over what it was drawn,
+    or why there is none."""
     if interval is None:
         return {}
     ends = {"interval_low": interval.low, "interval_high": interval.high, "examples": interval.examples or None}

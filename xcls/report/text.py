@@ -78,22 +78,16 @@ def printed(study: Study, findings: Sequence[str], page: str, best: Sequence[tup
     for board in boards[:MOST_BOARDS]:
         told = headline(board, study.judge, study.references)
         following += [f"Next: {told.next}"] if told.next else []
-        table = comparison(board, study.judge, study.references[0])
-        blocks += [f"{board.name}: {told.text}", markdown(shortened(table, len(board.groups), most))]
+        header, rows = comparison(board, study.judge, study.references[0])
+        kept = [*rows[: min(most, len(board.groups))], *rows[len(board.groups) :]]
+        left = f"\n… {len(rows) - len(kept)} more groups in groups.csv" if len(rows) > len(kept) else ""
+        blocks += [f"{board.name}: {told.text}", markdown((header, kept)) + left]
     lost = len(unfinished(study.found)[1])
     more = [f"{len(boards) - MOST_BOARDS} more data sets"] if len(boards) > MOST_BOARDS else []
     more += [f"{lost} runs that did not complete, with their causes"] if lost else []
     last = [f"{len(study.found.runs)} runs. The page: {page}" + (f" (also: {'; '.join(more)})" if more else "")]
     text = "\n\n".join([*blocks, *findings, "\n".join([*last, *dict.fromkeys(following)])]) + "\n"
     return text + "".join(f"\n{about}\n\n    {command}\n" for about, command in best)
-
-
-def shortened(table: TextTable, keep: int, most: int) -> TextTable:
-    """The table with at most `most` of its first `keep` rows, and those after them."""
-    header, rows = table
-    if keep > most:
-        rows = [*rows[:most], [f"… {keep - most} more in groups.csv", *[""] * (len(header) - 1)], *rows[keep:]]
-    return header, rows
 
 
 def markdown(table: TextTable) -> str:

@@ -110,7 +110,8 @@ def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
 
 
 def _write_script(out: Path, found: Found, report: Sequence[str]) -> None:
-    """reproduce.sh, with the pretraining runs that the runs started from, wherever they lie; `report`: the overrides."""
+    """reproduce.sh, with the pretraining runs that the runs started from, wherever they lie; `report`: the
+    overrides."""
     records = {run.record.hash: run.record for run in reversed(found.runs) if run.record.status != "completed"}
     records.update(found.parents)
     records.update({run.record.hash: run.record for run in reversed(found.runs) if run.record.status == "completed"})

@@ -1,4 +1,5 @@
-"""reproduce.sh: the commands that make a run, or all runs of a report, again in a fresh clone, each from its whole configuration.
+"""reproduce.sh: the commands that make a run, or all runs of a report, again in a fresh clone, each from its whole
+configuration.
 
 Before any work the script checks that the data are the same, after it that the numbers are (`xcls.report.reproduce`).
 """
@@ -62,7 +63,8 @@ def script(records: Sequence[Record], report: Sequence[str], *, patches: Patches
 
 
 def command_for(record: Record) -> str:
-    """The lines that lay down the configuration of `record` and run it: in its sweep, on as many threads, in its dtype."""
+    """The lines that lay down the configuration of `record` and run it: in its sweep, on as many threads, in its
+    dtype."""
     words = [f"mode={record.mode}"]
     sweep, exp = (record.config.get(name) for name in ("sweep", "exp"))
     path = f"{TEMPLATES}/{re.sub('[^0-9a-f]', '', record.hash)[:12] or 'run'}.yaml"
@@ -124,7 +126,8 @@ def _script(
 
 
 def _sources(records: Sequence[Record], patches: Patches) -> tuple[str, str]:
-    """The commit that most of the runs were made at ('' where none is known), and the lines that lay down what it lacks.
+    """The commit that most of the runs were made at ('' where none is known), and the lines that lay down what it
+    lacks.
 
     Runs that were made with other code are named when the script starts.
     """
