@@ -31,7 +31,7 @@ def report(cfg: DictConfig) -> int:
     """Writes the report and prints its table."""
     if isinstance(cfg.runs, str):  # runs=multirun/quick
         cfg.runs = [cfg.runs]
-    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), cfg))
+    settings: Settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), cfg))  # type: ignore[assignment]
     from xcls.report.write import write_report  # matplotlib, only now
 
     print(write_report(settings, typed=list(HydraConfig.get().overrides.task), root=runs_root(Path.cwd())), end="")

@@ -34,7 +34,7 @@ UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-
 
 
 def check_texts(flat: dict[str, Any]) -> None:
-    """Refuses texts that a run's files cannot hold (control characters, half characters), and `${`. Raises UserError."""
+    """Refuses texts that a run's files cannot hold (control characters, invalid UTF-8), and `${`. Raises UserError."""
     for key, value in flat.items():
         for text in (key, *(value if isinstance(value, list) else [value])):
             if UNWRITABLE.search(str(text)):
@@ -63,7 +63,7 @@ def _values(config: Config, choices: dict[str, str], nodes: tuple[str, ...]) -> 
 
 
 def resolved_values(config: Config, choices: dict[str, str], precision: Any, record: Record) -> dict[str, Any]:
-    """What `resolved_config.yaml` holds: choices, the whole configuration, and under `resolved.` what followed from it."""
+    """What `resolved_config.yaml` holds: choices, the configuration, and under `resolved.` what followed from it."""
     values: dict[str, Any] = {f"choices.{group}": choice for group, choice in choices.items()}
     values.update(flatten(asdict(config)))
     found = {

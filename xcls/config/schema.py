@@ -1,7 +1,7 @@
 """What a configuration is: one typed dataclass per node, their limits, and the error a user sees.
 
-Standard library only, so that `run.py` can refuse a bad configuration before anything heavy is imported. The nodes `attention`,
-`position` and `dataset.source` are typed by the signature of their `_target_` instead (signature.py).
+Standard library only, so that `run.py` can refuse a bad configuration before anything heavy is imported. The nodes
+`attention`, `position` and `dataset.source` are typed by the signature of their `_target_` instead (targets.py).
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Head:
 
 @dataclass
 class Training:
-    """One stage of training; a step is one update with the effective batch. recipe.py: what follows where a value is null."""
+    """One stage of training; a step is one update with the effective batch. rates.py says what a null stands for."""
 
     batch_size: int = between(16, 1, 65_536)
     epochs: Optional[float] = between(None, 0.0, 100_000)
@@ -147,7 +147,10 @@ class Training:
 
 @dataclass
 class Baseline:
-    """TF-IDF + logistic regression; `analyzer=auto`: characters where there are no words; `tuned`: n-grams and C chosen on validation."""
+    """TF-IDF + logistic regression.
+
+    `analyzer=auto`: characters where there are no words. `tuned`: also n-grams and C chosen on validation.
+    """
 
     analyzer: str = one_of("auto", "word", "char")
     tuned: bool = True
@@ -158,8 +161,9 @@ class Baseline:
 class Bench:
     """mode=bench: which mechanisms are measured, at which lengths and dtypes, and how often.
 
-    `attentions` are files of conf/attention, with changes (`"reformer:num_hashes=4"`); `references` those that the others are compared with.
-    `seconds`: of one length and dtype. Of what=training alone: `stages`, `steps_per_segment`; of what=growth: `axes`, `widths`, `depths`.
+    `attentions` are files of conf/attention, with changes (`"reformer:num_hashes=4"`); `references` are those that the
+    others are compared with. `seconds`: of one length and dtype. Of what=training alone: `stages`,
+    `steps_per_segment`; of what=growth: `axes`, `widths`, `depths`.
     """
 
     name: str = "attention"
@@ -290,7 +294,8 @@ def check(config: Config) -> None:
     if size.num_heads and size.width % size.num_heads:
         fitting = [h for h in range(1, min(size.width, 64) + 1) if size.width % h == 0]
         wrong.append(
-            f"size.num_heads={size.num_heads}: the heads must divide the width {size.width}; possible: {', '.join(map(str, fitting))}."
+            f"size.num_heads={size.num_heads}: the heads must divide the width {size.width}; "
+            f"possible: {', '.join(map(str, fitting))}."
         )
     if config.masking.mask_share + config.masking.random_share > 1.0 + 1e-9:
         wrong.append("masking.mask_share + masking.random_share: at most 1 together (the rest stays unchanged).")

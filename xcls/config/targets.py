@@ -14,7 +14,14 @@ from xcls.config.schema import UserError, nearest
 from xcls.runs.code_hash import module_file
 
 FILES = "xcls.data.files.Files"  # the source whose options say how a table is written
-PLAIN = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": (list, tuple), "dict": dict}
+PLAIN: dict[str, Any] = {
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "bool": bool,
+    "list": (list, tuple),
+    "dict": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,9 @@ def _where_imported(tree: ast.Module, name: str) -> tuple[str, str] | None:
 
 
 def parameters(target: str) -> dict[str, Parameter] | None:
-    """The keywords that `target` (`package.module.Class`) takes, with those that its `**rest` passes on to its base; None when
-    there is no such thing. Raises UserError.
+    """The keywords that `target` (`package.module.Class`) takes; None when there is no such thing. Raises UserError.
+
+    With `**shape` or without a constructor of its own, a class takes those of its base too.
     """
     module, _, name = target.rpartition(".")
     path = module_file(module) if module else None

@@ -33,5 +33,6 @@ def retain_memory() -> None:
         return
     os.environ.update(RETAIN)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
-    for parameter, value in MALLOPT.items() if mallopt else ():
-        mallopt(parameter, value)
+    if mallopt is not None:
+        for parameter, value in MALLOPT.items():
+            mallopt(parameter, value)

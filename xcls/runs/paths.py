@@ -21,8 +21,9 @@ def at(path: str | Path) -> Path:
 
 def in_project(path: str | None, root: Path) -> str | None:
     """The path, below `root` where it is there and not in the working directory."""
-    inside = path is not None and not at(path).exists() and (root / at(path)).exists()
-    return str(root / at(path)) if inside else path
+    if path is None or at(path).exists() or not (root / at(path)).exists():
+        return path
+    return str(root / at(path))
 
 
 def is_stream(path: str | Path) -> bool:
@@ -36,8 +37,9 @@ def is_stream(path: str | Path) -> bool:
 
 
 def find_run(key: str, name: str, *, root: Path, stages: Sequence[str]) -> Path:
-    """The folder of the run that `key=name` means: a name under `<root>/<stage>/`, or a run folder (of a sweep, say) by its
-    path, relative to the working directory or to `root`. Raises UserError with the runs that exist instead.
+    """The folder of the run that `key=name` means: a name under `<root>/<stage>/`, or the path of a run folder.
+
+    A path is relative to the working directory or to `root`. Raises UserError with the runs that exist instead.
     """
     path = at(name)
     places = [*(root / stage / path for stage in stages), path, root / path]
@@ -63,7 +65,8 @@ def find_run(key: str, name: str, *, root: Path, stages: Sequence[str]) -> Path:
         raise UserError(f"{key}={name}: this is no run but a folder with runs. Name one of them: {_listed(inside)}.")
     said = " or ".join(f"{stage}/" for stage in stages)
     raise UserError(
-        f"{key}={name}: no such run under {said}, and no run folder at that path.{nearest(name, known)} Runs that exist: {_listed(known)}."
+        f"{key}={name}: no such run under {said}, and no run folder at that path.{nearest(name, known)} "
+        f"Runs that exist: {_listed(known)}."
     )
 
 
