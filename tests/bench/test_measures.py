@@ -13,14 +13,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from tests.pairwise import spread
-from xcls.attention.base import Attention, Masks
+from xcls.attention.base import Attention
 from xcls.attention.lsh import Reformer
-from xcls.attention.lsh_shared import ReformerShared
 from xcls.bench.cases import Case, build, work_of
 from xcls.bench.error import attend, errors_of, exact, measure_error, random_inputs, relative_error
 from xcls.bench.machine import card_peak, counted
 from xcls.bench.measure import measure_memory, measure_time
-from xcls.bench.trained import catch, layer_errors, trained_inputs
+from xcls.bench.trained import Exact, layer_errors, layers_of, trained_layers
 from xcls.build import make_classifier
 from xcls.config.schema import Config, Size, UserError, flatten
 from xcls.data.tokenizer import ByteTokenizer
@@ -171,17 +170,17 @@ def test_the_layers_of_a_trained_run_attend_as_in_the_run(tmp_path: Path) -> Non
     model = make_classifier(config, vocab_size=300, classes=["0", "1"]).state_dict()
     payload = {"model": model, "config": flatten(asdict(config)), "tokenizer": ByteTokenizer().to_json()}
     write_checkpoint(tmp_path / "ckpt_last.pt", payload)
-    layers, found = trained_inputs(tmp_path, "cpu")
-    assert found["size"]["width"] == 16 and [layer.q.shape[1:] for layer in layers] == [(2, 32, 8)] * 2
+    layers, found = trained_layers(tmp_path, "cpu")
+    assert found["size"]["width"] == 16 and [layer.x.shape[1:] for layer in layers] == [(32, 16)] * 2
     row = layer_errors(SDPA, layers)
-    assert row["error_mean"] < 1e-4 and row["error_draws"] == 2 and not torch.equal(layers[0].q, layers[1].q)
+    assert row["error_mean"] < 1e-4 and row["error_draws"] == 2 and not torch.equal(layers[0].x, layers[1].x)
     with pytest.raises(ValueError, match="ties q and k"):
         layer_errors({"_target_": "xcls.attention.lsh.Reformer"}, layers)
 
 
 def test_a_checkpoint_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bench.trained"):
-        trained_inputs(tmp_path, "cpu")
+        trained_layers(tmp_path, "cpu")
 
 
 def encoder_with(make_attention: Callable[[int], Attention]) -> Encoder:
@@ -197,36 +196,27 @@ def reformer(layer: int, kind: type[Reformer] = Reformer, **changes: Any) -> Ref
     return kind(num_heads=2, head_dim=8, layer=layer, seed=0, **{"bucket_size": 4, **changes})
 
 
-@pytest.mark.parametrize("run_hashes_rotated", [False, True])
 @pytest.mark.parametrize("hash_rotated", [False, True])
-def test_a_mechanism_gets_what_it_would_get_in_the_run(run_hashes_rotated: bool, hash_rotated: bool) -> None:
-    encoder = encoder_with(lambda layer: reformer(layer, hash_rotated=run_hashes_rotated))
-    first: Any = encoder.blocks[0]
-    given: list[Any] = []
-    hook = first.attention.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
-    layer, _ = catch(encoder, torch.randint(5, 20, (1, 48)))
+def test_a_mechanism_gives_what_it_would_give_in_the_run(hash_rotated: bool) -> None:
+    """The layers of a run with LSH that hashes the same way: its own outputs; then the exact ones."""
+    encoder = encoder_with(lambda layer: reformer(layer, hash_rotated=hash_rotated))
+    own: list[Any] = []
+    block: Any = encoder.blocks[0]
+    hook = block.attention.attention.register_forward_hook(lambda module, inputs, out: own.append((inputs, out)))
+    layer, _ = layers_of(encoder, torch.randint(5, 20, (1, 48)))
     hook.remove()
-    q = first.attention.q_proj(given[0]).unflatten(2, (2, -1)).transpose(1, 2)
-    turned = encoder.position.rotation(48, q.device)(q)
-    assert layer.tied
-    assert_close(layer.q, q)
-    assert_close(layer.rotated()[0], turned)
-    q_given, k_given, masks = layer.given(reformer(0, hash_rotated=hash_rotated))
-    assert_close((q_given, k_given), (turned, turned) if hash_rotated else (q, q))
-    assert (masks.rotate is None) == hash_rotated
+    (q, _, v, _), out = own[0]
+    found, values = layer.attend(reformer(0, hash_rotated=hash_rotated), {})
+    assert_close((found, values), (out, v))
+    turned = q if hash_rotated else encoder.position.rotation(48, q.device)(q)
+    whole = exact(turned, turned, v, shared=True)
+    assert_close(layer.attend(Exact(like=reformer(0)), {})[0], whole)
+    assert not torch.equal(found, layer.attend(reformer(0, hash_rotated=not hash_rotated), {})[0])
 
 
 def test_layers_share_what_they_share_in_a_run() -> None:
-    layers = catch(encoder_with(reformer), torch.randint(5, 20, (1, 48)))
+    layers = layers_of(encoder_with(reformer), torch.randint(5, 20, (1, 48)))
     node = {"_target_": "xcls.attention.lsh_shared.ReformerShared", "bucket_size": 4}
-    context: dict[str, Any] = {}
-    errors = []
-    for layer in layers:
-        q, k, masks = layer.given(reformer(layer.layer))
-        out = attend(reformer(layer.layer, ReformerShared), q, k, layer.v, masks.with_(context=context))
-        errors.append(relative_error(out, exact(*layer.rotated(), layer.v, shared=True)))
     shared = layer_errors(node, layers)["error_by_layer"].split()
     plain = layer_errors({**node, "_target_": "xcls.attention.lsh.Reformer"}, layers)["error_by_layer"].split()
-    assert shared == [f"{error:.4f}" for error in errors]
     assert shared[0] == plain[0] and shared[1] != plain[1]
-    assert Masks().context == {}

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import torch
 from tokenizers import Tokenizer, models
 from torch import nn
-from torch.utils.data import Dataset
 
 from xcls.bench.plan import Contender
 from xcls.bench.training import ENDLESS, Meter
-from xcls.data.encode import encode_cached
+from xcls.data.encode import Encoded, encode_cached
 from xcls.data.splits import Prepared
 from xcls.data.tokenizer import TextTokenizer
 
@@ -24,24 +23,18 @@ MODELS = {"finetune": "BertForSequenceClassification", "pretrain": "BertForMaske
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-class Rows(Dataset):
+def make_rows(encoded: Encoded, labels: Sequence[int] | None) -> list[dict[str, Any]]:
     """Documents as lists of ids, as a tokenizer leaves them, in memory: quicker than a table on disk.
 
     With a label, or for MLM (labels None) with special_tokens_mask.
     """
-
-    def __init__(self, encoded: Any, labels: list[int] | None) -> None:
-        self.encoded, self.labels = encoded, labels
-
-    def __len__(self) -> int:
-        return len(self.encoded)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        ids = self.encoded[row].tolist()
-        item = {"input_ids": ids, "attention_mask": [1] * len(ids)}
-        if self.labels is None:
-            return {**item, "special_tokens_mask": [int(token < len(SPECIAL)) for token in ids]}
-        return {**item, "label": self.labels[row]}
+    rows = []
+    for number in range(len(encoded)):
+        ids = encoded[number].tolist()
+        special = [int(token < len(SPECIAL)) for token in ids]
+        more = {"special_tokens_mask": special} if labels is None else {"label": labels[number]}
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), **more})
+    return rows
 
 
 def make_collator(contender: Contender, vocab_size: int) -> Any:
@@ -140,7 +133,7 @@ def train(meter: Meter, contender: Contender, prepared: Prepared, tokenizer: Tex
     texts = prepared.train["text"] if finetunes else prepared.mlm_texts
     how: dict[str, Any] = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
     encoded = encode_cached(texts, tokenizer, **how, what="train" if finetunes else "text for MLM")
-    rows = Rows(encoded, prepared.train.labels.tolist() if finetunes else None)
+    rows = make_rows(encoded, prepared.train.labels.tolist() if finetunes else None)
     collate = make_collator(contender, tokenizer.vocab_size)
     torch.manual_seed(config.seed)
     meter.start_memory()

@@ -5,17 +5,16 @@ Letters: B batch, H heads, N tokens, D head width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from xcls.attention.base import Masks
+from xcls.attention.base import Attention, Masks
 from xcls.bench.cases import make
-from xcls.bench.error import attend, error_row, errors_of, exact
+from xcls.bench.error import error_row, errors_of, exact
 from xcls.bench.worker import Channel, cause_of
 from xcls.build import make_encoder
 from xcls.config.renamed import current
@@ -23,34 +22,43 @@ from xcls.config.schema import Config, Size, UserError, unflatten
 from xcls.data.encode import encode
 from xcls.data.tokenizer import from_json
 from xcls.model.encoder import Encoder
+from xcls.model.multihead import MultiHeadAttention
 from xcls.train.checkpoint import find_checkpoint, load_for_use
 
 DOCUMENTS, CONSIDERED = 4, 512  # the longest of the first so many training texts
 
 
-@dataclass
-class Caught:
-    """What one layer attends with: q, k, v [B, H, N, D] before any rotation; `rotate` [B, H, N, D] -> the same, or
-    None; `bias` [H, 2W+1] or None; `tied`: q and k are one projection.
-    """
+class Layer(NamedTuple):
+    """One layer of a trained run, and what it was given: x [B, N, E]."""
 
-    layer: int
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    rotate: Callable[[Tensor], Tensor] | None
-    bias: Tensor | None
-    tied: bool
+    module: MultiHeadAttention
+    x: Tensor
+    masks: Masks
 
-    def rotated(self) -> tuple[Tensor, Tensor]:
-        """q and k as exact attention has them."""
-        return (self.q, self.k) if self.rotate is None else (self.rotate(self.q), self.rotate(self.k))
+    def attend(self, attention: Attention, context: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The output of `attention` in the place of the layer's own mechanism, and the values: [B, H, N, D] each."""
+        caught: list[tuple[Tensor, Tensor]] = []
+        hook = attention.eval().register_forward_hook(lambda module, inputs, out: caught.append((out, inputs[2])))
+        own, self.module.attention = self.module.attention, attention
+        try:
+            self.module(self.x, self.masks.with_(context=context))
+        finally:
+            self.module.attention = own
+            hook.remove()
+        return caught[0]
 
-    def given(self, attention: nn.Module) -> tuple[Tensor, Tensor, Masks]:
-        """q, k and settings as `MultiHeadAttention` hands them to `attention`: LSH may hash before the rotation."""
-        unrotated = attention.wants_unrotated
-        q, k = (self.q, self.k) if unrotated else self.rotated()
-        return q, k, Masks(bias=self.bias, rotate=self.rotate if unrotated else None)
+
+class Exact(Attention):
+    """What a mechanism approximates: softmax attention, or that of one projection for q and k."""
+
+    def __init__(self, *, like: Attention) -> None:
+        """like: the mechanism."""
+        super().__init__(num_heads=like.num_heads, head_dim=like.head_dim, layer=like.layer, seed=0)
+        self.ties_qk = like.ties_qk
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
+        """q, k, v [B, H, N, D] -> [B, H, N, D]."""
+        return exact(q, k, v, shared=self.ties_qk, bias=masks.bias)
 
 
 def checkpoint_of(folder: Path) -> Path:
@@ -91,42 +99,29 @@ def real_text(payload: dict[str, Any], config: dict[str, Any]) -> Tensor:
 
 
 @torch.no_grad()
-def catch(encoder: Encoder, ids: Tensor) -> list[Caught]:
-    """Runs the encoder on ids [B, N] and keeps what each layer's projections give.
-
-    Taken at the projections and not at the mechanism, which may get q and k rotated already.
-    """
-    caught: list[Caught] = []
-
-    def keep(module: Any, inputs: tuple[Any, ...]) -> None:
-        x, masks = inputs
-
-        def heads(projection: nn.Module) -> Tensor:
-            return projection(x).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
-
-        v = heads(module.v_proj)
-        q = v if module.q_proj is None else heads(module.q_proj)
-        k = q if module.k_proj is None else heads(module.k_proj)
-        caught.append(Caught(len(caught), q, k, v, masks.rotate, masks.bias, module.attention.ties_qk))
-
+def layers_of(encoder: Encoder, ids: Tensor) -> list[Layer]:
+    """The layers of an encoder with what they are given where it runs on ids [B, N]."""
+    found: list[Layer] = []
     blocks: Any = encoder.blocks
-    hooks = [block.attention.register_forward_pre_hook(keep) for block in blocks]
-    try:
-        encoder(ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return caught
+    hooks = [
+        block.attention.register_forward_pre_hook(lambda module, inputs: found.append(Layer(module, *inputs)))
+        for block in blocks
+    ]
+    encoder(ids)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
-def trained_inputs(folder: Path, device: str) -> tuple[list[Caught], dict[str, Any]]:
-    """What the layers of the run in `folder` attend with, on its own text, and its configuration."""
+def trained_layers(folder: Path, device: str) -> tuple[list[Layer], dict[str, Any]]:
+    """The layers of the run in `folder` on its own text, and its configuration."""
     payload = load_for_use(folder, checkpoint_of(folder).name)
     encoder, config = load_encoder(payload)
-    return catch(encoder.to(device), real_text(payload, config).to(device)), config
+    return layers_of(encoder.to(device), real_text(payload, config).to(device)), config
 
 
-def layer_errors(node: dict[str, Any], layers: list[Caught]) -> dict[str, Any]:
+@torch.no_grad()
+def layer_errors(node: dict[str, Any], layers: list[Layer]) -> dict[str, Any]:
     """The part of a row with the errors in each of a trained run's layers.
 
     One context for all layers, as in a forward pass: what a layer leaves to the next is part of the mechanism. Raises
@@ -134,16 +129,14 @@ def layer_errors(node: dict[str, Any], layers: list[Caught]) -> dict[str, Any]:
     """
     errors, shared = [], False
     context: dict[str, Any] = {}
-    for layer in layers:
-        heads, width = layer.q.shape[1], layer.q.shape[3]
-        attention = make(node, num_heads=heads, head_dim=width, layer=layer.layer, seed=0).to(layer.q.device)
+    for number, layer in enumerate(layers):
+        sizes = {"num_heads": layer.module.num_heads, "head_dim": layer.x.shape[2] // layer.module.num_heads}
+        attention = make(node, **sizes, layer=number, seed=0).to(layer.x.device)
         shared = attention.ties_qk
-        if shared and not layer.tied:
+        if shared and not layer.module.attention.ties_qk:
             raise ValueError("it ties q and k, and the run does not")
-        q, k, masks = layer.given(attention)
-        out = attend(attention, q, k, layer.v, masks.with_(context=context))
-        reference = exact(*layer.rotated(), layer.v, shared=shared, bias=layer.bias)
-        errors.append(errors_of(out, reference, layer.v))
+        out, v = layer.attend(attention, context)
+        errors.append(errors_of(out, layer.attend(Exact(like=attention), {})[0], v))
     by_layer = " ".join(f"{error:.4f}" for error, _ in errors)
     return {**error_row(errors, shared=shared), "error_by_layer": by_layer}
 
@@ -154,10 +147,10 @@ def measure_trained(channel: Channel, *, folder: str, device: str, nodes: list[d
     Trained rotations are measured as they are first drawn: those of the run belong to its own mechanism. `cause`: why
     there is none.
     """
-    layers, config = trained_inputs(Path(folder), device)
+    layers, config = trained_layers(Path(folder), device)
     about = {
-        "seq_len": layers[0].q.shape[2],
-        "batch": layers[0].q.shape[0],
+        "seq_len": layers[0].x.shape[1],
+        "batch": layers[0].x.shape[0],
         "position": config["position"]["name"],
         "trained_attention": config["attention"]["name"],
     }
