@@ -42,7 +42,7 @@ class Masks:
     causal: bool = False
     finite: bool = False
     layers: int = 1
-    context: dict[str, Any] = field(default_factory=dict)
+    context: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
     def make(
@@ -117,8 +117,9 @@ class Attention(nn.Module):
         q, k, v = (zero_padding(x, padding) for x in (q, k, v))
         with torch.autocast(v.device.type, enabled=False):
             out = self.attend(q, k, v, masks)
-        if masks.pairs is not None:
-            out = out.masked_fill(masks.blocked().all(dim=-1, keepdim=True), 0.0)  # [1|B, 1|H, 1|N, 1]
+        blocked = None if masks.pairs is None else masks.blocked()
+        if blocked is not None:
+            out = out.masked_fill(blocked.all(dim=-1, keepdim=True), 0.0)  # [1|B, 1|H, 1|N, 1]
         return zero_padding(out, padding)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:

@@ -99,8 +99,11 @@ def check_position(position: Position, *, name: str) -> None:
         "embed": (position.eval().embed, (2, LENGTH, position.embed_dim))
     }
     if position.rotation(LENGTH, torch.device("cpu")) is not None:
-        turn: Callable[[Tensor], Tensor] = lambda x: position.rotation(x.shape[2], x.device)(x)  # noqa: E731
-        hooks["rotation"] = (turn, (2, position.num_heads, LENGTH, position.head_dim))
+        rotation: Any = position.rotation
+        hooks["rotation"] = (
+            lambda x: rotation(x.shape[2], x.device)(x),
+            (2, position.num_heads, LENGTH, position.head_dim),
+        )
     for hook, (run, shape) in hooks.items():
         x = torch.randn(shape, generator=generator)
         out, part = run(x), run(x[..., :REAL, :])

@@ -162,6 +162,8 @@ def exp_plus(x: Tensor, epsilon: float) -> Tensor:
 class RandomFeatures(KernelAttention):
     """Kernel attention with random directions, fixed per layer and shared by its heads."""
 
+    projection: Tensor
+
     def __init__(
         self, *, num_features: int = 128, orthogonal: bool = True, epsilon: float = 1e-12, **shape: int
     ) -> None:
@@ -228,11 +230,13 @@ def dense_sums(phi_q: Tensor, phi_k: Tensor, values: Tensor, factor: Tensor | No
     In blocks of query rows, computed again in the backward pass, where the whole does not fit.
     """
 
+    pairs: Any = masks.pairs
+
     def rows(block: Tensor, start: int) -> Tensor:
         kernel = block @ phi_k.transpose(-1, -2)
         if factor is not None:
             kernel = kernel * distance_matrix(factor, rows=kernel.shape[2], columns=kernel.shape[3], offset=-start)
-        return kernel.masked_fill(masks.pairs[:, :, start : start + kernel.shape[2]], 0.0) @ values
+        return kernel.masked_fill(pairs[:, :, start : start + kernel.shape[2]], 0.0) @ values
 
     matrix = (*phi_q.shape[:3], phi_k.shape[2])
     return rows(phi_q, 0) if fits(matrix, phi_q, masks.layers) else by_query_blocks(rows, phi_q)

@@ -47,10 +47,11 @@ class Parts:
 def chunked_sums(parts: Parts, size: int, *, causal: bool) -> Tensor:
     """The band pair by pair and the far field through sums over chunks of `size` tokens: sums of weights x [v, 1], [B,
     H, N, D+1]."""
-    *heads, length, _ = parts.q.shape
+    batch, count, length, _ = parts.q.shape
+    heads = batch, count
     q, phi_q, level = (to_chunks(x, size, 0) for x in (parts.q, parts.phi_q, parts.level))
     k, phi_k, values = (to_chunks(x, size, 1) for x in (parts.k, parts.phi_k, parts.values))
-    step = heads[0] * heads[1]  # to the next chunk of the same sequence
+    step = batch * count  # to the next chunk of the same sequence
     band = [slice(number * step, number * step + len(q)) for number in range(2 if causal else 3)]  # before, own, behind
     logits = []
     for number, (other, outside) in enumerate(zip(band, outside_chunks(parts, size))):
@@ -64,11 +65,11 @@ def chunked_sums(parts: Parts, size: int, *, causal: bool) -> Tensor:
     for scores in logits:
         peak = torch.maximum(peak, scores.detach().amax(dim=-1, keepdim=True))
     factor = None if parts.bias is None else parts.bias.exp()
-    far = phi_q @ far_field(phi_k, values, factor, tuple(heads), causal=causal, reach=1)
+    far = phi_q @ far_field(phi_k, values, factor, heads, causal=causal, reach=1)
     sums = far * (level - peak).exp()
     for scores, other in zip(logits, band):
         sums = sums + torch.bmm((scores - peak).exp_(), values[other])
-    return from_chunks(sums, tuple(heads), length)
+    return from_chunks(sums, heads, length)
 
 
 def outside_chunks(parts: Parts, size: int) -> list[Tensor]:
@@ -88,8 +89,9 @@ def dense_sums(parts: Parts, size: int, block: Tensor, start: int) -> Tensor:
     rows, length = block.shape[2], parts.k.shape[2]
     chunk = torch.arange(length, device=q.device) // size
     near = (chunk - chunk[start : start + rows, None]).abs() <= 1  # [rows, N]
-    blocked = parts.masks.blocked(slice(start, start + rows))
-    logits, bias = q @ parts.k.transpose(-1, -2), 0.0
+    blocked: Any = parts.masks.blocked(slice(start, start + rows))
+    logits: Any = q @ parts.k.transpose(-1, -2)
+    bias: Any = 0.0
     if parts.bias is not None:
         bias = distance_matrix(parts.bias, rows=rows, columns=length, offset=-start)
         logits = logits + bias

@@ -136,6 +136,7 @@ class Reformer(Attention):
     """LSH attention with fixed random rotations per layer, round and head; see `lsh_attention`."""
 
     ties_qk = True
+    rotations: Tensor
     agreement = 0.0  # what the codes of a modification weigh in the logits
     unhashed_rounds = 0  # rounds of a modification beside those that hash
 

@@ -32,7 +32,7 @@ class ReformerLearned(Reformer):
         if agreement == 0.0:
             raise ValueError("agreement=0 leaves the rotations without a gradient: take attention=reformer instead")
         super().__init__(max_buckets=max_buckets, **shape)
-        start = self.rotations.clone()
+        start: Tensor = self.rotations.clone()
         del self.rotations
         self.rotations = nn.Parameter(start)
         self.agreement = agreement / len(start)

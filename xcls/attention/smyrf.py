@@ -54,14 +54,16 @@ def smyrf_attention(
 
     An example's real tokens make as many clusters as hold `bucket_size` at the most, of equal size up to one token.
     """
-    orders = (sorted_by(scores, masks.padding) for scores in (q_scores, k_scores))
-    clusters = Chunks(*orders, real_tokens(masks), bucket_size, balanced=True)
+    q_order, k_order = (sorted_by(scores, masks.padding) for scores in (q_scores, k_scores))
+    clusters = Chunks(q_order, k_order, real_tokens(masks), bucket_size, balanced=True)
     scale = HEADROOM if q.dtype == torch.float16 else 1.0
     return attend(q * (q.shape[-1] ** -0.5 / scale), k, v, clusters, masks, scale=scale)
 
 
 class Smyrf(Attention):
     """SMYRF attention with fixed random directions per layer, round and head; see `smyrf_attention`."""
+
+    directions: Tensor
 
     def __init__(self, *, num_hashes: int = 2, bucket_size: int = 64, **shape: Any) -> None:
         """num_hashes: R; bucket_size: most tokens of a cluster."""

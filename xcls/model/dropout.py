@@ -70,7 +70,7 @@ class Dropout(nn.Module):
             return torch.native_dropout(x, self.rate, True)[0]  # what F.dropout calls on a GPU: one kernel
         if is_compiling() and drawn_whole is None:
             return F.dropout(x, self.rate)
-        like = x if rows is None else whole
+        like: Any = x if rows is None else whole
         kept = drawn_whole(like.detach(), self.threshold) if is_compiling() else draw(like, self.threshold)
         kept = kept if rows is None else kept.flatten(0, -2).index_select(0, rows)
         if is_compiling():
@@ -83,7 +83,7 @@ class Dropout(nn.Module):
 
 
 # What the compiler makes of random numbers on a CPU costs a third of a training step; to it, `draw` is one operation.
-drawn_whole = None
+drawn_whole: Any = None
 if hasattr(torch.library, "custom_op"):  # torch >= 2.4
 
     def _draw(x: Tensor, threshold: int) -> Tensor:

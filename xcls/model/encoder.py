@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, embed_dim)
         self.embedding_norm = nn.LayerNorm(embed_dim)
         self.dropout = Dropout(rate=dropout)
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             Block(
                 embed_dim=embed_dim,
                 num_heads=num_heads,

@@ -64,7 +64,7 @@ class MultiHeadAttention(nn.Module):
             weight, bias = (torch.cat(parts) for parts in zip(*[layer.operands for layer in layers]))
             projected = F.linear(x, weight, bias).unflatten(2, (len(layers), self.num_heads, -1))  # [B, N, 1..3, H, D]
             if rope_triton.available(projected) and isinstance(rotate, (Rotation, type(None))):
-                angles = (None, None) if rotate is None else (rotate.cos, rotate.sin)
-                return list(rope_triton.split_heads(projected, *angles, 0 if rotate is None else len(layers) - 1))
+                cos, sin = (None, None) if rotate is None else (rotate.cos, rotate.sin)
+                return list(rope_triton.split_heads(projected, cos, sin, 0 if rotate is None else len(layers) - 1))
             parts = [part.transpose(1, 2) for part in projected.unbind(2)]
         return parts if rotate is None else [*map(rotate, parts[:-1]), parts[-1]]

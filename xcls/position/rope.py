@@ -72,6 +72,9 @@ class Rotation:
 class Rotary(Position):
     """Rotary embedding of queries and keys; norms stay, and dot products depend on the distance j - i alone."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, *, base: float = 10000.0, **shape: int) -> None:
         """base: longest wavelength / 2 pi. Tables for seq_len positions are made once, in fp32."""
         super().__init__(**shape)

@@ -93,7 +93,7 @@ def launch(
     half = triton.next_power_of_2(max(1, width // 2))
     rows = max(1, min(triton.next_power_of_2(max(1, length)), TILE // half))
     blocks = triton.cdiv(length, rows)
-    angles = (cos.contiguous(), sin.contiguous()) if turned else (None, None)
+    angles = [None if x is None or not turned else x.contiguous() for x in (cos, sin)]
     tensors = merged, *parts, *[None] * (3 - number), *angles
     fixed = {"turned": turned, "parts": number, "width": width, "half": half, "rows": rows, "backwards": backwards}
     if merged.numel() > 0:

@@ -26,6 +26,8 @@ def sinusoids(length: int, width: int, base: float) -> Tensor:
 class Sinusoidal(Position):
     """Adds fixed sinusoids to the token embeddings."""
 
+    table: Tensor
+
     def __init__(self, *, base: float = 10000.0, scale: float = 0.02, **shape: int) -> None:
         """base: longest wavelength / 2 pi; scale: amplitude, to stand beside embeddings initialised with std 0.02."""
         super().__init__(**shape)

@@ -148,7 +148,7 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Te
     (_, heads, length, width), num_features, plan = q.shape, directions.shape[0], _Plan(q, directions.shape[0])
     log_epsilon = math.log(epsilon) if epsilon > 0 else favor_kernels.NEVER.value
     sizes = {"heads": heads, "length": length, "num_features": num_features}
-    shapes = [plan.padded], [plan.padded], [plan.padded, width], [width], []
+    shapes: Any = [plan.padded], [plan.padded], [plan.padded, width], [width], []
     parts = [directions.new_empty(plan.rows, plan.splits, *shape) for shape in shapes]
     with torch.cuda.device_of(q):
         halves, programs = _halves(directions, q.dtype), plan.rows * plan.splits * plan.sums["BLOCKS"]

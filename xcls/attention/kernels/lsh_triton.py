@@ -120,7 +120,7 @@ def run_backward(
     return made
 
 
-def run_rounds(kernel: Any, tensors: tuple[Tensor | None, ...], chunk: int, before: int, after: int) -> None:
+def run_rounds(kernel: Any, tensors: tuple[Any, ...], chunk: int, before: int, after: int) -> None:
     """Starts the kernel for each round, with one program for each tile of each chunk of each sequence."""
     qk, order = tensors[0], tensors[2]
     batch, heads, rounds, length = order.shape

@@ -89,16 +89,15 @@ class _Windows(torch.autograd.Function):
         windows = [x.requires_grad_() for x in torch.ops.xcls.lsh_windows(qk, v, order, *ctx.sizes)]
         with torch.enable_grad():
             out = fused(windows, mask)
-        grads = torch.autograd.grad(out, windows, grad)
+        grads = [x.contiguous() for x in torch.autograd.grad(out, windows, grad)]
         del windows, out, grad
-        grads = [x.contiguous() for x in grads]
         return *torch.ops.xcls.lsh_tokens(*grads, qk, order, *ctx.sizes), *[None] * 5
 
 
 def fused(windows: list[Tensor], mask: Tensor) -> Tensor:
     """softmax(q.k + mask) v: q [B, T C, H, D], k and v [B, T K, H, D], mask [B T, 1, C, K] -> [B, T C, H, D]."""
-    parts = (x.view(len(mask), -1, *x.shape[2:]).transpose(1, 2) for x in windows)  # [B T, H, C or K, D]
-    out = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=1.0)
+    q, k, v = (x.view(len(mask), -1, *x.shape[2:]).transpose(1, 2) for x in windows)  # [B T, H, C or K, D]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
     return out.transpose(1, 2).reshape(windows[0].shape)
 
 

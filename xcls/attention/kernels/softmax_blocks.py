@@ -98,7 +98,7 @@ class AttendRows(torch.autograd.Function):
             grad = grad.to(q.dtype)
             q_grad = torch.empty_like(q)
             k_grad, v_grad = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (k, v))
-            bias_grad = None if bias is None else torch.zeros(bias.shape, dtype=dtype, device=q.device)
+            bias_grad: Any = None if bias is None else torch.zeros(bias.shape, dtype=dtype, device=q.device)
             for start in range(0, q.shape[2], rows.block_size):
                 block = slice(start, start + rows.block_size)
                 weights = rows.weights(q[:, :, block], k, bias, start)

@@ -49,7 +49,9 @@ class Plan:
     scale: float
     avoid_self: bool
     closed: Tensor | None  # [all chunks, 1, K], BLOCKED where a slot may not be attended, else 0
-    marks: tuple[Tensor, Tensor] | None  # [R, rows] each: twice the chunk of a query; of a key, shifted (see `_met`)
+    marks: tuple[
+        Any, Any
+    ]  # [R, rows] each: twice the chunk of a query; of a key, shifted (see `_met`); of several rounds
     spare: tuple[Tensor, list[int]]  # see `Layout.spare_chunks`
 
     def blocks(self) -> list[Block]:
@@ -65,7 +67,8 @@ class Plan:
 
 def make_plan(layout: Layout, dtype: torch.dtype, *, pairs: Tensor | None, scale: float, avoid_self: bool) -> Plan:
     """Prepare what all blocks need; dtype is that of the logits."""
-    closed, marks = None, None
+    closed: Tensor | None = None
+    marks: tuple[Any, Any] = None, None
     if not layout.all_filled:
         closed = (~layout.open_slots()).to(dtype)[:, None].mul_(BLOCKED)
     if layout.rounds > 1:
@@ -167,7 +170,7 @@ class Block:
         Key chunks a query may see lie at -before .. after; twice the distance plus (before - after) then is at most
         before + after in size. Arithmetic on small integers costs a tenth of comparisons, which make bools.
         """
-        least = None
+        least: Any = None
         for q_mark, k_mark in zip(self.plan.marks[0][:number], self.plan.marks[1][:number]):
             queries = self.queries(q_mark, number)[:, :, None]
             seen = k_mark.index_select(0, self.layout.k_take[number, self.seen])
@@ -182,7 +185,9 @@ class AttendChunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         """q, k, v [rows, D], bias [H, 2W+1] -> [rows, D]."""
-        out, norm, norms = None, None, []
+        out: Any = None
+        norm: Any = None
+        norms: list[Any] = []
         for number in range(plan.layout.rounds):
             part, part_norm = _round(q, k, v, bias, plan, number)
             norms.append(part_norm)
@@ -207,8 +212,8 @@ class AttendChunks(torch.autograd.Function):
             grad = grad.to(q.dtype)
             # The gradient of a logit is p (grad . v - grad . out), p and out those of the union: no round knows others.
             along = _row_products(grad, out)
-            grad_bias = None if bias is None else torch.zeros_like(bias, dtype=full_dtype(q))
-            totals: list[Tensor] | None = None
+            grad_bias: Any = None if bias is None else torch.zeros_like(bias, dtype=full_dtype(q))
+            totals: list[Tensor] = []
             for number in range(layout.rounds):
                 slots = [q.new_empty(layout.q_take.shape[1], q.shape[1])]
                 slots += [x.new_zeros(layout.k_take.shape[1], x.shape[1]) for x in (k, v)]
@@ -219,7 +224,7 @@ class AttendChunks(torch.autograd.Function):
                 parts = [slot.index_select(0, give) for slot, give in zip(slots, gives)]
                 if layout.rounds > 1:
                     parts = [part.to(full_dtype(part)) for part in parts]
-                totals = parts if totals is None else [total.add_(part) for total, part in zip(totals, parts)]
+                totals = [total.add_(part) for total, part in zip(totals, parts)] if totals else parts
             grads = [total.to(q.dtype) for total in totals]
         return *grads, None if bias is None else grad_bias.to(bias.dtype), None
 
@@ -231,9 +236,7 @@ def _row_products(x: Tensor, y: Tensor) -> Tensor:
     return torch.cat([torch.linalg.vecdot(a.to(dtype), b.to(dtype)) for a, b in zip(x.split(step), y.split(step))])
 
 
-def _round(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: Plan, number: int
-) -> tuple[Tensor, Tensor | None]:
+def _round(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: Plan, number: int) -> tuple[Tensor, Any]:
     """One round's softmax over its new pairs: q, k, v [rows, D] -> (out [rows, D], logsumexp [rows] if needed)."""
     layout = plan.layout
     out = v.new_empty(layout.q_take.shape[1], v.shape[1])
