@@ -109,7 +109,7 @@ REFUSED = {
     "a truncated parquet file": (
         {"a.parquet": PARQUET[: len(PARQUET) // 2]},
         "",
-        "a.parquet: the parquet file is damaged or cut off",
+        "a.parquet: the file is damaged or cut off",
     ),
     "a parquet file without its end": ({"a.parquet": PARQUET[:-1]}, "", "Copy it again"),
     "a truncated gzip file": (
