@@ -154,8 +154,8 @@ def make_training(**changes: Any) -> Training:
     return Training(**settings)
 
 
-def make_journal(folder: Path, *, mode: str = "finetune", wandb: str = "disabled") -> RunLogger:
-    """A journal in `folder`."""
+def make_logger(folder: Path, *, mode: str = "finetune", wandb: str = "disabled") -> RunLogger:
+    """A logger in `folder`."""
     what = {"run": "r", "mode": mode, "status": "running", "hash": "ab" * 32, "choices": {"size": "tiny"}}
     record = Record(**what, seed=0, seq_len=SEQ_LEN)
     return RunLogger(folder=folder, record=record, wandb=Wandb(mode=wandb))

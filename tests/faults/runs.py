@@ -16,8 +16,8 @@ from tests.samples import (
     TinyTokenizer,
     make_classifier,
     make_data,
-    make_journal,
     make_language_data,
+    make_logger,
     make_mlm,
     make_training,
 )
@@ -88,18 +88,18 @@ def injected(fault: str | None) -> Iterator[None]:
 def live(folder: Path, case: Case, **changes: Any) -> None:
     """One life of a run in `folder`, as `resume=true` would begin it: fresh, or after its earlier lives, from the last
     checkpoint or without one."""
-    journal = make_journal(folder, mode=case.stage)
+    logger = make_logger(folder, mode=case.stage)
     folder.mkdir(exist_ok=True)
-    state, before = decide(folder, journal.record.hash, resume=True, sweep=False, retry_failed=False, code={})
+    state, before = decide(folder, logger.record.hash, resume=True, sweep=False, retry_failed=False, code={})
     if state == DONE:
         return
     if before is not None:
-        carry_over(journal.record, before)
+        carry_over(logger.record, before)
     settings = {**case.training, **changes}
     common = {
         "tokenizer": TinyTokenizer(),
         "seed": 0,
-        "journal": journal,
+        "logger": logger,
         "resume": before is not None,
         "precision": Precision(device=case.device, dtype=case.dtype),
         "hardware": Hardware(
@@ -110,7 +110,7 @@ def live(folder: Path, case: Case, **changes: Any) -> None:
             on_oom="halve" if case.fault == "memory" else "stop",
         ),
     }
-    with injected(case.fault), journal:
+    with injected(case.fault), logger:
         if case.stage == "finetune":
             model = make_classifier(case.attention, dropout=0.1)
             finetune(model=model, data=make_data(), training=make_training(**settings), **common)

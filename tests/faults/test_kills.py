@@ -13,7 +13,7 @@ import pytest
 from tests.faults import kills
 from tests.faults.kills import EARLY, Kills, reached
 from tests.faults.runs import CASES
-from tests.samples import make_journal
+from tests.samples import make_logger
 from xcls.runs.record import read_record, write_record
 
 NAME = "early stopping"
@@ -22,7 +22,7 @@ NAME = "early stopping"
 def told(folder: Path, status: str, *more: str) -> None:
     """A life that wrote a start, then `more` events of step 1, and `status` in its record."""
     folder.mkdir(exist_ok=True)
-    record = make_journal(folder).record
+    record = make_logger(folder).record
     record.status, record.started = status, 1.0
     write_record(record, folder)
     with open(folder / "events.jsonl", "a", encoding="utf-8") as file:

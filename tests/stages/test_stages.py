@@ -18,8 +18,8 @@ from tests.samples import (
     TinyTokenizer,
     make_classifier,
     make_data,
-    make_journal,
     make_language_data,
+    make_logger,
     make_mlm,
     make_training,
 )
@@ -50,17 +50,17 @@ def run_finetune(
     data, tokenizer = make_data(), tokenizer or TinyTokenizer()
     data.classes = ["a", "b", "c", "d"][:classes]
     model = make_classifier(attention, classes=classes, dropout=0.1, vocab_size=tokenizer.vocab_size)
-    journal = make_journal(folder)
+    logger = make_logger(folder)
     what = {"model": model, "data": data, "tokenizer": tokenizer, "training": make_training(**changes)}
-    with journal:
-        return finetune(**what, journal=journal, parent=parent, **COMMON)
+    with logger:
+        return finetune(**what, logger=logger, parent=parent, **COMMON)
 
 
 def run_pretrain(folder: Path, **changes: Any) -> Record:
     what = {"model": make_mlm("performer", seed=7), "data": make_language_data(), "tokenizer": TinyTokenizer()}
     training = make_training(select_by="val_loss", **changes)
-    with make_journal(folder, mode="pretrain") as journal:
-        return pretrain(**what, training=training, masking=Masking(), journal=journal, **COMMON)
+    with make_logger(folder, mode="pretrain") as logger:
+        return pretrain(**what, training=training, masking=Masking(), logger=logger, **COMMON)
 
 
 def test_pretraining_lowers_the_validation_loss(tmp_path: Path) -> None:

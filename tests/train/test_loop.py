@@ -13,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from tests.faults.runs import Case, differences, live, rows
-from tests.samples import make_classifier, make_journal, make_mlm
+from tests.samples import make_classifier, make_logger, make_mlm
 from xcls.config.schema import UserError
 from xcls.runs.record import Events, carry_over, read_record
 from xcls.train.checkpoint import read_checkpoint
@@ -126,14 +126,14 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, monkey
         stop_at(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
         live(tmp_path, PLAIN)
     monkeypatch.setattr("tests.faults.runs.decide", lambda folder, *given, **named: ("resume", read_record(folder)))
-    make = make_journal
+    make = make_logger
 
     def other(folder: Path, mode: str) -> Any:
-        journal = make(folder, mode=mode)
-        journal.record.hash = "cd" * 32
-        return journal
+        logger = make(folder, mode=mode)
+        logger.record.hash = "cd" * 32
+        return logger
 
-    monkeypatch.setattr("tests.faults.runs.make_journal", other)
+    monkeypatch.setattr("tests.faults.runs.make_logger", other)
     with pytest.raises(UserError, match="another configuration"):
         live(tmp_path, PLAIN)
 
@@ -219,7 +219,7 @@ def test_the_record_names_how_attention_was_computed(tmp_path: Path, monkeypatch
         layer.register_forward_hook(lambda layer, given, out: setattr(layer, "path", "ab"[layer.training]))
     use(monkeypatch, model)
     live(tmp_path, PLAIN, max_steps=3)
-    first, later = read_record(tmp_path), make_journal(tmp_path).record
+    first, later = read_record(tmp_path), make_logger(tmp_path).record
     assert first.device["attention_path"] == "b"
     carry_over(later, first)
     assert later.device["attention_path"] == "b"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.samples import make_journal
+from tests.samples import make_logger
 from xcls.runs.record import read_record
 from xcls.train import provenance
 from xcls.train.provenance import find_sources, note_sources
@@ -62,10 +62,10 @@ def test_a_clone_with_the_patch_has_every_source_that_is_here(tree: Path, tmp_pa
     write(tree, here)
     (tree / "conf" / "attention" / "sdpa.yaml").unlink()
     before = git(tree, "status", "--porcelain", "--ignored")
-    journal = make_journal(tmp_path / "run")
+    logger = make_logger(tmp_path / "run")
     write(tmp_path, {"run/code.patch": "of an earlier process"})
-    with journal:
-        note_sources(journal, find_sources([tree / "scratch.py", tree / "xcls" / "attention" / "base.py"], tree))
+    with logger:
+        note_sources(logger, find_sources([tree / "scratch.py", tree / "xcls" / "attention" / "base.py"], tree))
     record, patch = read_record(tmp_path / "run"), (tmp_path / "run" / "code.patch").read_bytes()
     assert record.commit == git(tree, "rev-parse", "HEAD") + "-dirty" and record.warnings == []
     assert record.files["code.patch"] == hashlib.sha256(patch).hexdigest()
@@ -91,8 +91,8 @@ def test_what_is_not_kept_is_named_with_its_reason(tree: Path, tmp_path: Path, m
     assert set(found.lacking) == {*lacking, str(tmp_path / "outside.py")}
     assert "2,000" in found.lacking["xcls/big.py"] and "UTF-8" in found.lacking["xcls/old.py"]
     assert "xcls/fine.py" in found.patch and "horse" not in found.patch
-    with make_journal(tmp_path / "run") as journal:
-        note_sources(journal, found)
+    with make_logger(tmp_path / "run") as logger:
+        note_sources(logger, found)
     assert {warning.split()[0] for warning in read_record(tmp_path / "run").warnings} == set(found.lacking)
 
 

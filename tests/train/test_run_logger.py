@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.samples import make_journal
+from tests.samples import make_logger
 from xcls.config.schema import UserError
 from xcls.runs.record import Events, read_record, sha256
 from xcls.train.run_logger import COLUMNS
@@ -32,9 +32,9 @@ ROW = {"step": 4, "epoch": 0.5, "val_loss": 0.1 + 0.2, "accuracy": 1.0, "auroc":
 def test_how_a_run_ends(error: BaseException | None, status: str, cause: str | None, tmp_path: Path) -> None:
     (tmp_path / ".record.json.123.tmp").write_text("half")  # of a process that was killed
     try:
-        with make_journal(tmp_path) as journal:
+        with make_logger(tmp_path) as logger:
             assert read_record(tmp_path).status == "running" and not list(tmp_path.glob("*.tmp"))
-            journal.record.step = 3
+            logger.record.step = 3
             if error is not None:
                 raise error
     except BaseException as raised:
@@ -62,8 +62,8 @@ def test_a_signal_outside_the_loop(event: str, name: str, tmp_path: Path, monkey
 
     monkeypatch.setattr(Events, "add", add_and_stop)
     try:
-        with make_journal(tmp_path) as journal:
-            journal.event("middle")
+        with make_logger(tmp_path) as logger:
+            logger.event("middle")
     except Interrupted:
         assert event != "end"
     record = read_record(tmp_path)
@@ -76,7 +76,7 @@ def test_a_signal_outside_the_loop(event: str, name: str, tmp_path: Path, monkey
 def test_what_cannot_be_written_at_the_start_changes_nothing(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with make_journal(tmp_path):
+    with make_logger(tmp_path):
         pass
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_written_at_the_start_changes_nothing(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(UserError) as error, make_journal(tmp_path):
+    with pytest.raises(UserError) as error, make_logger(tmp_path):
         pytest.fail("it went on")
     assert str(tmp_path) in str(error.value) and os.strerror(number) in str(error.value)
     assert ("room" in str(error.value)) == (number == errno.ENOSPC)
@@ -97,9 +97,9 @@ def test_what_cannot_be_written_at_the_start_changes_nothing(
 def test_metrics_are_whole_and_checked_and_no_row_is_without_its_event(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SystemError), make_journal(tmp_path) as journal:
-        journal.begin(rows=[], wandb_id=None)
-        journal.add_row(ROW)
+    with pytest.raises(SystemError), make_logger(tmp_path) as logger:
+        logger.begin(rows=[], wandb_id=None)
+        logger.add_row(ROW)
         lines = (tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()
         assert lines[0] == ",".join(COLUMNS) and lines[1].startswith("4,0.5,,0.30000000000000004,1.0,,,,")
         assert read_record(tmp_path).files == {"metrics.csv": sha256(tmp_path / "metrics.csv")}
@@ -107,21 +107,21 @@ def test_metrics_are_whole_and_checked_and_no_row_is_without_its_event(
         def dying() -> None:
             raise SystemError("power cut")
 
-        monkeypatch.setattr(journal, "_write_rows", dying)
-        journal.add_row({**ROW, "step": 8})
-    assert journal.events.evaluated_steps() == [4, 8]
+        monkeypatch.setattr(logger, "_write_rows", dying)
+        logger.add_row({**ROW, "step": 8})
+    assert logger.events.evaluated_steps() == [4, 8]
     assert (tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines() == lines
 
 
 def test_rows_newer_than_the_checkpoint_leave_metrics_and_stay_marked_in_events(tmp_path: Path) -> None:
-    with make_journal(tmp_path) as journal:
-        journal.begin(rows=[], wandb_id=None)
+    with make_logger(tmp_path) as logger:
+        logger.begin(rows=[], wandb_id=None)
         for step in (4, 8, 12):
-            journal.add_row({**ROW, "step": step})
+            logger.add_row({**ROW, "step": step})
     before = (tmp_path / "events.jsonl").read_text(encoding="utf-8")
-    with make_journal(tmp_path) as again:
-        again.begin(rows=journal.rows[:1], wandb_id=None)
-        again.rewind(journal.rows[:1], step=5)
+    with make_logger(tmp_path) as again:
+        again.begin(rows=logger.rows[:1], wandb_id=None)
+        again.rewind(logger.rows[:1], step=5)
         assert again.events.evaluated_steps() == [4]
         again.add_row({**ROW, "step": 8})
         assert again.events.evaluated_steps() == [4, 8]
@@ -144,8 +144,8 @@ def test_an_event_after_half_a_line_begins_a_line(tmp_path: Path) -> None:
 
 
 def test_a_warning_is_written_down_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with make_journal(tmp_path) as journal:
-        journal.warn("mind the gap")
-        journal.warn("mind the gap")
+    with make_logger(tmp_path) as logger:
+        logger.warn("mind the gap")
+        logger.warn("mind the gap")
     assert read_record(tmp_path).warnings == ["mind the gap"]
     assert capsys.readouterr().err == "WARNING: mind the gap\n"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.samples import make_amp, make_classifier, make_data, make_journal
+from tests.samples import make_amp, make_classifier, make_data, make_logger
 from xcls.data.batching import ClassBatches
 from xcls.runs.record import read_record
 from xcls.train import scoring
@@ -20,7 +20,7 @@ from xcls.train.usage import ResourceUsage
 def test_time_adds_up_over_the_lives_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("xcls.train.usage.time", SimpleNamespace(monotonic=lambda: now[0]))
-    with make_journal(tmp_path):
+    with make_logger(tmp_path):
         now[0] += 5.0
     first = read_record(tmp_path)
     assert first.costs["wall_seconds"] == 5.0 and first.costs["energy_wh"] is None

@@ -180,9 +180,9 @@ def train(meter: Meter, contender: Contender, prepared: Prepared, tokenizer: Tex
     config, training = contender.config, endless(contender.training)
     record = Record(run="bench", mode="bench", status="running", hash="", seed=config.seed, seq_len=config.seq_len)
     how: dict[str, Any] = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
-    with RunLogger(folder=folder, record=record, wandb=Wandb(mode="disabled")) as journal:
+    with RunLogger(folder=folder, record=record, wandb=Wandb(mode="disabled")) as logger:
         common: dict[str, Any] = {"tokenizer": tokenizer, "hardware": config.hardware, "seed": config.seed}
-        common |= {"precision": Precision(contender.device, contender.dtype), "journal": journal, "resume": False}
+        common |= {"precision": Precision(contender.device, contender.dtype), "logger": logger, "resume": False}
         if contender.stage == "finetune":
             data = classification_data(prepared, tokenizer, **how)
             meter.start_memory()

@@ -111,18 +111,18 @@ def document_latency(model: Pipeline, texts: list[str], *, most: int = 100) -> d
     return {"latency_ms": float(np.median(times[1:])), "latency_p95_ms": float(np.quantile(times[1:], 0.95))}
 
 
-def baseline(*, prepared: Prepared, plan: Baseline, journal: RunLogger, resume: bool = False) -> None:
-    """Fits and evaluates the baselines, once on test. Call it within `with journal:`. It has no checkpoints: on
+def baseline(*, prepared: Prepared, plan: Baseline, logger: RunLogger, resume: bool = False) -> None:
+    """Fits and evaluates the baselines, once on test. Call it within `with logger:`. It has no checkpoints: on
     `resume` it fits them again, after the history of what was interrupted.
 
     The record's metrics: `validation` and `test` of the defaults, `tuned.validation` and `tuned.test` of the tuned one.
     """
-    record = journal.record
+    record = logger.record
     record.versions = versions()
     record.device = {**describe_device(torch.device("cpu")), "dtype": "fp64", "shared": False}
-    journal.begin(rows=[], wandb_id=None)
+    logger.begin(rows=[], wandb_id=None)
     if resume:
-        journal.rewind([], step=0)
+        logger.rewind([], step=0)
     texts = {name: list(getattr(prepared, name)["text"]) for name in ("train", "validation", "test")}
     labels = {name: getattr(prepared, name).labels for name in texts}
     analyzer, why = plan.analyzer, f"baseline.analyzer={plan.analyzer}"
@@ -130,7 +130,7 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: RunLogger, resume: 
         analyzer, why = analyzer_of(texts["train"])
     record.data["baseline_analyzer"] = analyzer
     if analyzer == "char":
-        journal.warn(f"{why}: the baseline counts characters and pairs of them, not words.")
+        logger.warn(f"{why}: the baseline counts characters and pairs of them, not words.")
     fits = 1 + plan.tuned * len(NGRAMS[analyzer]) * len(TUNED_C)
     quiet = os.environ.get("XCLS_PROGRESS") == "0"
     with tqdm(total=fits, desc="baseline", unit="fit", leave=False, disable=quiet) as bar:
@@ -147,10 +147,10 @@ def baseline(*, prepared: Prepared, plan: Baseline, journal: RunLogger, resume: 
                 analyzer=analyzer,
             )
     for prefix, model in fitted.items():
-        _evaluate(prefix, model, prepared, texts, labels, journal)
+        _evaluate(prefix, model, prepared, texts, labels, logger)
     classifier = fitted[""].pipeline[1]
     record.params = {"total": int(classifier.coef_.size + classifier.intercept_.size)}
-    journal.add_row({"step": 0, "epoch": 0.0, **record.metrics["validation"]})
+    logger.add_row({"step": 0, "epoch": 0.0, **record.metrics["validation"]})
 
 
 def _evaluate(
@@ -159,13 +159,13 @@ def _evaluate(
     prepared: Prepared,
     texts: dict[str, list[str]],
     labels: dict[str, np.ndarray],
-    journal: RunLogger,
+    logger: RunLogger,
 ) -> None:
     """Puts the scores of one baseline on validation and test into the record, under `prefix`.
 
     Of the defaults it writes predictions and speed too.
     """
-    record, tables = journal.record, []
+    record, tables = logger.record, []
     for split in ("validation", "test"):
         began = time.perf_counter()
         found = model.pipeline.predict_proba(texts[split])
@@ -175,10 +175,10 @@ def _evaluate(
     told = guess_told(record.metrics[f"{prefix}validation"], len(prepared.classes))
     if told:
         name = "tuned baseline" if prefix else "baseline"
-        journal.warn(f"The {name} learned nothing: {told}. More training rows may help.")
+        logger.warn(f"The {name} learned nothing: {told}. More training rows may help.")
     if not prefix:
-        write_predictions(journal.folder / "predictions.parquet", tables)
+        write_predictions(logger.folder / "predictions.parquet", tables)
         record.costs.update(inference_examples_per_s=rate, inference_ms_per_example=1000 / rate)
         record.costs.update(document_latency(model.pipeline, texts["test"]))
     record.costs[f"{prefix}train_seconds"] = model.seconds
-    journal.event("fitted", {"name": prefix or "default", **model.settings, **record.metrics[f"{prefix}test"]})
+    logger.event("fitted", {"name": prefix or "default", **model.settings, **record.metrics[f"{prefix}test"]})

@@ -33,7 +33,7 @@ def classification_loss(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
 
 
-def start_from(model: TextClassifier, parent: dict[str, Any], classes: list[str], journal: RunLogger) -> None:
+def start_from(model: TextClassifier, parent: dict[str, Any], classes: list[str], logger: RunLogger) -> None:
     """Loads the encoder of a parent's checkpoint, and its head where it is a classifier of the same shape.
 
     A head that stays new is one warning: from MLM there is none, else both shapes are named.
@@ -41,16 +41,16 @@ def start_from(model: TextClassifier, parent: dict[str, Any], classes: list[str]
     weights, name = parent["model"], parent["run"]
     fit(lambda: model.encoder.load_state_dict(_part(weights, "encoder.")), f"The checkpoint of {name}")
     if parent["stage"] == "pretrain":
-        journal.warn(f"The classification head is new: {name} was pretrained by MLM and has none.")
+        logger.warn(f"The classification head is new: {name} was pretrained by MLM and has none.")
         return
     head = _part(weights, "head.")
     theirs, ours = tuple(head["linear.weight"].shape), tuple(model.head.linear.weight.shape)
     if theirs != ours:
-        journal.warn(f"The classification head is new: that of {name} has the shape {theirs}, this one {ours}.")
+        logger.warn(f"The classification head is new: that of {name} has the shape {theirs}, this one {ours}.")
         return
     fit(lambda: model.head.load_state_dict(head), f"The checkpoint of {name}")
     if parent["classes"] != classes:
-        journal.warn(f"The head of {name} is kept, but its classes were {parent['classes']}, now {classes}.")
+        logger.warn(f"The head of {name} is kept, but its classes were {parent['classes']}, now {classes}.")
 
 
 def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -81,23 +81,23 @@ def finetune(
     hardware: Hardware,
     precision: Precision,
     seed: int,
-    journal: RunLogger,
+    logger: RunLogger,
     resume: bool,
     parent: dict[str, Any] | None = None,
 ) -> Record:
-    """Trains `model`, then evaluates its best checkpoint once on test. Call it within `with journal:`.
+    """Trains `model`, then evaluates its best checkpoint once on test. Call it within `with logger:`.
 
     `parent` is the checkpoint to start from (`load_for_use`), None for a start from scratch; the model must have its
     architecture and `tokenizer` be its tokenizer. Raises Interrupted, BadNumbers, OutOfMemory, UserError.
     """
     seed_everything(seed)
-    amp = setup_device(model, hardware=hardware, precision=precision, journal=journal)
-    note_data(journal, data)
-    payload = load_resume_checkpoint(journal, resume=resume, keep=training.keep)
+    amp = setup_device(model, hardware=hardware, precision=precision, logger=logger)
+    note_data(logger, data)
+    payload = load_resume_checkpoint(logger, resume=resume, keep=training.keep)
     if payload is not None:
-        check_classes(journal.folder, payload["classes"], data.classes)
+        check_classes(logger.folder, payload["classes"], data.classes)
     elif parent is not None:
-        start_from(model, parent, data.classes, journal)
+        start_from(model, parent, data.classes, logger)
     stream = Stream(
         maker=batches(model, data.train, compiled=hardware.compile),
         lengths=data.train.encoded.lengths,
@@ -110,11 +110,11 @@ def finetune(
 
     def evaluate(poll: Callable[[], None]) -> Scores:
         result = score_split(model, data.validation, size=training.eval_batch_size, amp=amp, poll=poll)
-        found, record = scores(data.validation.labels, softmax(result.logits)), journal.record
+        found, record = scores(data.validation.labels, softmax(result.logits)), logger.record
         told = guess_told(found, len(data.classes)) if record.step > training.warmup * record.steps else ""
         guesses[0] = guesses[0] + 1 if told else 0
         if guesses[0] == 2:  # one may be early; two are a reason to stop a long run
-            journal.warn(f"The model has learned nothing by step {record.step}: {told}. {MORE_TRAINING}")
+            logger.warn(f"The model has learned nothing by step {record.step}: {told}. {MORE_TRAINING}")
         return {"val_loss": found.pop("loss"), **found}
 
     Loop(
@@ -124,18 +124,18 @@ def finetune(
         evaluate=evaluate,
         training=training,
         amp=amp,
-        journal=journal,
-        extras=checkpoint_metadata(journal, stage="finetune", tokenizer=tokenizer.to_json(), classes=data.classes),
+        logger=logger,
+        extras=checkpoint_metadata(logger, stage="finetune", tokenizer=tokenizer.to_json(), classes=data.classes),
     ).run(payload)
-    _final(model, data, size=training.eval_batch_size, amp=amp, journal=journal)
-    return journal.record
+    _final(model, data, size=training.eval_batch_size, amp=amp, logger=logger)
+    return logger.record
 
 
-def _final(model: TextClassifier, data: ClassificationData, *, size: int, amp: Amp, journal: RunLogger) -> None:
+def _final(model: TextClassifier, data: ClassificationData, *, size: int, amp: Amp, logger: RunLogger) -> None:
     """The best checkpoint on validation and, once, on test: scores, predictions, head, speed of inference."""
-    best = load_for_use(journal.folder, "best")
+    best = load_for_use(logger.folder, "best")
     model.load_state_dict(best["model"])
-    record, tables = journal.record, []
+    record, tables = logger.record, []
     for name in ("validation", "test"):
         rows = data.split(name)
         result = score_split(model, rows, size=size, amp=amp)
@@ -145,11 +145,11 @@ def _final(model: TextClassifier, data: ClassificationData, *, size: int, amp: A
     maker = batches(model, data.test, compiled=amp.hardware.compile)
     record.costs.update(result.costs(), tokenize_ms_per_example=data.tokenize_ms)
     record.costs.update(latency(model, maker, data.test.encoded.lengths, amp=amp))
-    write_predictions(journal.folder / "predictions.parquet", tables)
+    write_predictions(logger.folder / "predictions.parquet", tables)
     told = guess_told(record.metrics["validation"], len(data.classes))
     if told:
-        journal.warn(f"This run learned nothing: on validation {told}. {MORE_TRAINING}")
+        logger.warn(f"This run learned nothing: on validation {told}. {MORE_TRAINING}")
     head = {name: tensor.cpu().contiguous() for name, tensor in model.head.state_dict().items()}
-    write_bytes(journal.folder / "head.safetensors", save(head))
-    journal.event("test", {"checkpoint_step": best["progress"]["step"], **record.metrics["test"]})
-    journal.save()
+    write_bytes(logger.folder / "head.safetensors", save(head))
+    logger.event("test", {"checkpoint_step": best["progress"]["step"], **record.metrics["test"]})
+    logger.save()

@@ -58,16 +58,16 @@ def pretrain(
     hardware: Hardware,
     precision: Precision,
     seed: int,
-    journal: RunLogger,
+    logger: RunLogger,
     resume: bool,
 ) -> Record:
-    """Trains `model` and leaves checkpoints with encoder, head and tokenizer. Call it within `with journal:`.
+    """Trains `model` and leaves checkpoints with encoder, head and tokenizer. Call it within `with logger:`.
 
     Selection is by validation loss. Raises Interrupted, BadNumbers, OutOfMemory, UserError.
     """
     seed_everything(seed)
-    amp = setup_device(model, hardware=hardware, precision=precision, journal=journal)
-    note_data(journal, data)
+    amp = setup_device(model, hardware=hardware, precision=precision, logger=logger)
+    note_data(logger, data)
     common: dict[str, Any] = {
         "masking": masking,
         "vocab_size": tokenizer.vocab_size,
@@ -88,7 +88,7 @@ def pretrain(
         size = training.eval_batch_size
         return {"val_loss": masked_loss(model, held_out, data.validation.lengths, batch_size=size, amp=amp, poll=poll)}
 
-    payload = load_resume_checkpoint(journal, resume=resume, keep=training.keep)
+    payload = load_resume_checkpoint(logger, resume=resume, keep=training.keep)
     loop = Loop(
         model=model,
         loss=mlm_loss,
@@ -96,8 +96,8 @@ def pretrain(
         evaluate=evaluate,
         training=training,
         amp=amp,
-        journal=journal,
-        extras=checkpoint_metadata(journal, stage="pretrain", tokenizer=tokenizer.to_json(), classes=None),
+        logger=logger,
+        extras=checkpoint_metadata(logger, stage="pretrain", tokenizer=tokenizer.to_json(), classes=None),
     )
     loop.run(payload)
-    return journal.record
+    return logger.record

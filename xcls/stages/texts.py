@@ -88,8 +88,8 @@ def language_data(prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int,
     return LanguageData(train=train, validation=validation, warnings=warnings, report=report)
 
 
-def note_data(journal: RunLogger, data: ClassificationData | LanguageData) -> None:
+def note_data(logger: RunLogger, data: ClassificationData | LanguageData) -> None:
     """Puts the data's report and warnings into the run's record."""
-    journal.record.data["tokens"] = data.report
+    logger.record.data["tokens"] = data.report
     for message in data.warnings:
-        journal.warn(message)
+        logger.warn(message)

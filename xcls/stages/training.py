@@ -100,14 +100,14 @@ def run_stage(spec: RunSpec, prepared: Prepared, before: Record | None, sources:
     folder, record = spec.folder, spec.record(prepared)
     if before is not None:
         carry_over(record, before)
-    journal = RunLogger(folder=folder, record=record, wandb=spec.config.wandb)
+    logger = RunLogger(folder=folder, record=record, wandb=spec.config.wandb)
     code = OK
     try:
-        with journal:
-            note_sources(journal, sources)
+        with logger:
+            note_sources(logger, sources)
             if spec.config.mode != "baseline" and spec.precision.warn:
-                journal.warn(spec.precision.why)
-            _stage(spec, prepared, journal, resume=before is not None)
+                logger.warn(spec.precision.why)
+            _stage(spec, prepared, logger, resume=before is not None)
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"{spec.shown}: interrupted at step {record.step} ({one_line(stop)}); {GO_ON}.", file=sys.stderr)
         code = INTERRUPTED
@@ -126,19 +126,19 @@ def run_stage(spec: RunSpec, prepared: Prepared, before: Record | None, sources:
     return code
 
 
-def _stage(spec: RunSpec, prepared: Prepared, journal: RunLogger, *, resume: bool) -> None:
+def _stage(spec: RunSpec, prepared: Prepared, logger: RunLogger, *, resume: bool) -> None:
     """What the mode does, from its tokenizer to its results."""
     config, folder = spec.config, spec.folder
-    parent = _parent(spec, journal)
+    parent = _parent(spec, logger)
     if config.mode == "pretrain" and not (folder / "config.yaml").exists():
         values = pretraining_values(config, spec.choices)
         write_values(folder / "config.yaml", values, "What this run was composed of.")
-    values = resolved_values(config, spec.choices, spec.precision, journal.record)
+    values = resolved_values(config, spec.choices, spec.precision, logger.record)
     write_values(folder / "resolved_config.yaml", values, "This run, flat and fully resolved.")
     for message in prepared.report["warnings"]:
-        journal.warn(message)
+        logger.warn(message)
     if config.mode == "baseline":
-        baseline(prepared=prepared, plan=config.baseline, journal=journal, resume=resume)
+        baseline(prepared=prepared, plan=config.baseline, logger=logger, resume=resume)
         return
     tokenizer = from_json(parent["tokenizer"]) if parent else make_tokenizer(config.tokenizer, prepared.mlm_texts)
     text: dict[str, Any] = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
@@ -147,7 +147,7 @@ def _stage(spec: RunSpec, prepared: Prepared, journal: RunLogger, *, resume: boo
         "hardware": config.hardware,
         "precision": spec.precision,
         "seed": config.seed,
-        "journal": journal,
+        "logger": logger,
         "resume": resume,
     }
     seed_everything(config.seed)  # before the model is made: its first weights follow from the seed
@@ -161,13 +161,13 @@ def _stage(spec: RunSpec, prepared: Prepared, journal: RunLogger, *, resume: boo
         finetune(model=classifier, data=splits, training=config.finetuning, parent=parent, **common)
 
 
-def _parent(spec: RunSpec, journal: RunLogger) -> dict[str, Any] | None:
+def _parent(spec: RunSpec, logger: RunLogger) -> dict[str, Any] | None:
     """The checkpoint that fine-tuning starts from, noted in the record; None from scratch."""
     if spec.config.mode != "finetune" or spec.parent is None:
         return None
     checkpoint = load_for_use(spec.parent, spec.config.checkpoint)
     folder = Path(os.path.relpath(spec.parent, spec.runs)).as_posix()
-    journal.record.pretrain = {
+    logger.record.pretrain = {
         "folder": folder,
         "hash": checkpoint["hash"],
         "checkpoint": spec.config.checkpoint,
@@ -176,7 +176,7 @@ def _parent(spec: RunSpec, journal: RunLogger) -> dict[str, Any] | None:
     }
     changed = changed_code(read_or_refuse(spec.parent), spec.code)
     if changed:
-        journal.warn(f"{folder} was trained with other code of {changed}; this run goes on with the code there is now.")
+        logger.warn(f"{folder} was trained with other code of {changed}; this run goes on with the code there is now.")
     return checkpoint
 
 

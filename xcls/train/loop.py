@@ -59,16 +59,16 @@ class Loop:
         evaluate: Callable[[Callable[[], None]], Scores],
         training: Training,
         amp: Amp,
-        journal: RunLogger,
+        logger: RunLogger,
         extras: dict[str, Any],
         deferred: bool | None = None,
     ) -> None:
         self.model, self.stream, self.evaluate = model, stream, evaluate
         self.training, self.amp, self.hardware = training, amp, amp.hardware
-        self.journal, self.extras = journal, extras
-        self.checkpoints = Checkpoints(folder=journal.folder, keep=training.keep)
+        self.logger, self.extras = logger, extras
+        self.checkpoints = Checkpoints(folder=logger.folder, keep=training.keep)
         self.updater = Updater(
-            model=model, loss=loss, stream=stream, training=training, amp=amp, journal=journal, deferred=deferred
+            model=model, loss=loss, stream=stream, training=training, amp=amp, logger=logger, deferred=deferred
         )
         self.optimizer = self.updater.optimizer
         self.lag = 1 if self.updater.deferred else 0  # steps that may be unread while the next is begun
@@ -88,13 +88,13 @@ class Loop:
 
         Raises Interrupted (saved), BadNumbers, OutOfMemory; whatever it raises, the last checkpoint stays whole.
         """
-        record = self.journal.record
+        record = self.logger.record
         record.steps = self.total
         if payload is None:
-            self.journal.save()  # whoever watches wants the total before the first evaluation, which may be hours away
+            self.logger.save()  # whoever watches wants the total before the first evaluation, which may be hours away
         else:
             self._restore(payload)  # and saves
-        with StopSignals() as stop, StepDisplay(self.journal, total=self.total, initial=self.progress.step) as display:
+        with StopSignals() as stop, StepDisplay(self.logger, total=self.total, initial=self.progress.step) as display:
             self.model.train()
             with closing(self._batches()) as batches:  # ends its workers, whatever ends the training
                 if self.progress.step > 0:  # the last step was done, but perhaps not evaluated
@@ -122,7 +122,7 @@ class Loop:
         """Begins the next step, with its batch on the clock."""
         if not self.unread:
             self.clock.start()
-            self.known_faults = len(self.journal.record.faults)
+            self.known_faults = len(self.logger.record.faults)
         self._begin(next(batches))
 
     def _begin(self, batch: Batch) -> None:
@@ -135,7 +135,7 @@ class Loop:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         self.unread.append(Step(step, self.updater.apply(batch, self.progress), lr, redraws))
         self.progress.step += 1
-        self.journal.record.step = self.progress.step
+        self.logger.record.step = self.progress.step
 
     def _read_steps(self, display: StepDisplay, *, leave: int) -> None:
         """Reads how the steps under way went, all but the last `leave`: they count, with their time, on bar and events.
@@ -159,18 +159,18 @@ class Loop:
         for step in reversed(after):
             self.updater.undo(step.update)
         self.updater.go_on()
-        self.progress.step = self.journal.record.step = bad.number
+        self.progress.step = self.logger.record.step = bad.number
         error = self.updater.fault(bad.update, self.progress)
-        if sum(fault["kind"] == "bad_step" for fault in self.journal.record.faults) >= self.training.max_bad_steps:
+        if sum(fault["kind"] == "bad_step" for fault in self.logger.record.faults) >= self.training.max_bad_steps:
             raise error
-        self.journal.fault("bad_step", bad.number, f"{error}; the step is left out", error.details)
-        self.progress.step = self.journal.record.step = bad.number + 1
+        self.logger.fault("bad_step", bad.number, f"{error}; the step is left out", error.details)
+        self.progress.step = self.logger.record.step = bad.number + 1
         for step in after:
             self._begin(step.update.batch)
 
     def _stop_clock(self, step: Step) -> None:
         """Gives a step its time: since the one before was read, or since it began where there was none."""
-        faults = len(self.journal.record.faults)
+        faults = len(self.logger.record.faults)
         if faults == self.known_faults:  # else its time says nothing about the others
             batch = step.update.batch
             size = self.updater.micro_batch(batch, self.progress)
@@ -242,13 +242,13 @@ class Loop:
         progress = self.progress
         costs = self._note()
         train_loss = progress.loss_sum / progress.loss_terms if progress.loss_terms else None
-        position = {"step": progress.step, "epoch": self.journal.record.epoch, "train_loss": train_loss}
+        position = {"step": progress.step, "epoch": self.logger.record.epoch, "train_loss": train_loss}
         lr = rate(max(0, progress.step - 1), self.total, self.training)
-        self.journal.add_row({**position, "lr": lr, **scores, **costs})
+        self.logger.add_row({**position, "lr": lr, **scores, **costs})
 
     def _note(self) -> dict[str, float | None]:
         """Puts into the record where the run stands, and gives the costs so far."""
-        progress, record = self.progress, self.journal.record
+        progress, record = self.progress, self.logger.record
         costs = {**self.clock.costs(self.steps_per_epoch), **self.memory.peaks}
         record.costs.update(costs)
         record.step, record.best_step = progress.step, progress.best_step
@@ -267,7 +267,7 @@ class Loop:
             return
         self.memory.pause()
         path = self.checkpoints.save(progress.step, self._payload(), best=best)
-        self.journal.event("checkpoint", {"step": progress.step, "file": path.name, "best": best})
+        self.logger.event("checkpoint", {"step": progress.step, "file": path.name, "best": best})
         self.memory.resume()
         self.saved, self.saved_time = state, time.monotonic()
 
@@ -285,11 +285,11 @@ class Loop:
             "random": random_states(self.amp.device),
             "data": {"epoch": epoch, "step_in_epoch": within, "seed": self.stream.seed},
             "progress": asdict(self.progress),
-            "faults": [dict(fault) for fault in self.journal.record.faults],
+            "faults": [dict(fault) for fault in self.logger.record.faults],
             "clock": self.clock.state(),
             "peaks": dict(self.memory.peaks),
-            "rows": [dict(row) for row in self.journal.rows],
-            "wandb_id": self.journal.record.wandb_id,
+            "rows": [dict(row) for row in self.logger.rows],
+            "wandb_id": self.logger.record.wandb_id,
         }
 
     def _restore(self, payload: dict[str, Any]) -> None:
@@ -300,7 +300,7 @@ class Loop:
         if self.amp.scaler is not None and payload["scaler"] is not None:
             self.amp.scaler.load_state_dict(payload["scaler"])
         self.progress = progress = Progress(**payload["progress"])
-        self.journal.record.faults = [dict(fault) for fault in payload["faults"]]
+        self.logger.record.faults = [dict(fault) for fault in payload["faults"]]
         self.clock = StepClock.restored(payload["clock"])
         self.memory.peaks.update(payload["peaks"])
         restore_random_states(payload["random"], self.amp.device)
@@ -308,4 +308,4 @@ class Loop:
         self.saved = (progress.step, progress.evaluated_at)
         self.checkpoints.name(progress.step, best=progress.best_step == progress.step)
         self._note()
-        self.journal.rewind(payload["rows"], step=progress.step)
+        self.logger.rewind(payload["rows"], step=progress.step)

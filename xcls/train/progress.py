@@ -51,9 +51,9 @@ def progress_bar(*, total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
 class StepDisplay:
     """The bar of the steps, and an event for each hundredth of them."""
 
-    def __init__(self, journal: RunLogger, *, total: int, initial: int) -> None:
-        self.journal, self.total = journal, total
-        self.bar = progress_bar(total=total, initial=initial, desc=journal.record.mode, unit="step")
+    def __init__(self, logger: RunLogger, *, total: int, initial: int) -> None:
+        self.logger, self.total = logger, total
+        self.bar = progress_bar(total=total, initial=initial, desc=logger.record.mode, unit="step")
         self.event_time = time.monotonic()
 
     def __enter__(self) -> StepDisplay:
@@ -70,4 +70,4 @@ class StepDisplay:
         quiet = time.monotonic() - self.event_time >= QUIET
         if math.isfinite(loss) and (quiet or done % max(1, self.total // 100) == 0):
             self.event_time = time.monotonic()
-            self.journal.event("step", {"step": done, "step_loss": loss, "grad_norm": norm, "lr": lr})
+            self.logger.event("step", {"step": done, "step_loss": loss, "grad_norm": norm, "lr": lr})

@@ -39,15 +39,15 @@ class Sources:
         return self.commit and self.commit + ("-dirty" if self.patch or self.lacking else "")
 
 
-def note_sources(journal: RunLogger, sources: Sources) -> None:
+def note_sources(logger: RunLogger, sources: Sources) -> None:
     """Writes into the record which commit runs here, and beside it `code.patch` where that is not all of the code."""
-    journal.record.commit = sources.name
-    path = journal.folder / PATCH
+    logger.record.commit = sources.name
+    path = logger.folder / PATCH
     path.unlink(missing_ok=True)
     if sources.patch:
         write_atomic(path, sources.patch)
     for file, why in sources.lacking.items():
-        journal.warn(f"{file} is not in {PATCH}: {why}. Commit it, or reproduce.sh cannot repeat this run.")
+        logger.warn(f"{file} is not in {PATCH}: {why}. Commit it, or reproduce.sh cannot repeat this run.")
 
 
 def commit() -> str | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-import logging
 import os
 import secrets
 import socket
@@ -44,7 +44,6 @@ class RunLogger:
         self.record = record
         self.rows: list[Row] = []
         self.events = Events(self.folder)
-        self.log = logging.getLogger(f"xcls.run.{id(self)}")
         self.tracker = Tracker(settings=wandb, folder=self.folder, warn=self.warn)
         self.usage = ResourceUsage(record.costs)
         self.signals = StopSignals(at_once=True)  # the training loop puts its own in place, which finish the step
@@ -56,7 +55,6 @@ class RunLogger:
             self._open()
         except BaseException as error:
             (self.folder / ROOM).unlink(missing_ok=True)
-            self._close_log()
             self.signals.__exit__(type(error), error, error.__traceback__)
             if isinstance(error, OSError):
                 place = error.filename or self.folder
@@ -79,7 +77,6 @@ class RunLogger:
         for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink(missing_ok=True)
         (self.folder / ROOM).write_bytes(os.urandom(ROOM_BYTES))  # zeros might take no room
-        self._open_log()
         self.record.status, self.record.cause, self.record.ended = "running", None, None
         self.record.started = self.record.started or time.time()
         self.save()
@@ -105,7 +102,6 @@ class RunLogger:
         self._quietly(self.tracker.finish)
         if len(self.record.warnings) > before:
             self._quietly(self.save)
-        self._close_log()
         self.signals.__exit__(kind, error, trace)
 
     def save(self) -> None:
@@ -118,15 +114,17 @@ class RunLogger:
     def event(self, name: str, details: dict[str, Any] | None = None) -> None:
         """Appends one event to events.jsonl and a line to the log; its numbers go to W&B."""
         self.events.add(name, details)
-        self.log.info("%s %s", name, " ".join(f"{key}={_short(value)}" for key, value in (details or {}).items()))
-        self.tracker.log(name, details or {})
+        details = details or {}
+        self._log("INFO", f"{name} " + " ".join(f"{key}={_short(value)}" for key, value in details.items()))
+        self.tracker.log(name, details)
 
     def warn(self, message: str) -> None:
         """A warning: to stderr, the log, the events and the record, the same text once."""
         if message not in self.record.warnings:
             self.record.warnings.append(message)
             self.events.add("warning", {"message": message})
-            self.log.warning(message)
+            self._log("WARNING", message)
+            print(f"WARNING: {without_secrets(message)}", file=sys.stderr)
 
     def fault(self, kind: str, step: int, cause: str, details: dict[str, Any]) -> None:
         """A fault that the run survives (bad_step, halved): in the record, the events with all details, a warning."""
@@ -147,7 +145,7 @@ class RunLogger:
         self.tracker.start(self.record)
 
     def rewind(self, rows: list[Row], *, step: int) -> None:
-        """Back to the checkpoint of `step`, which has these rows: on resume, or where a run restarts by itself."""
+        """Back to the checkpoint of `step`, which has these rows: on resume."""
         self._set_rows(rows)
         self.save()
         self.event("resume", {"step": step, "rows": len(rows)})
@@ -178,23 +176,10 @@ class RunLogger:
             writer.writerow(["" if row[name] is None else row[name] for name in COLUMNS])
         write_atomic(self.folder / "metrics.csv", text.getvalue())
 
-    def _open_log(self) -> None:
-        """logs/run.log gets everything, stderr the warnings."""
-        self.log.setLevel(logging.INFO)
-        self.log.propagate = False
-        to_file = logging.FileHandler(self.folder / "logs" / "run.log", encoding="utf-8")
-        # A full disk is told by what has to be on it.
-        to_file.handleError = lambda record: None  # type: ignore[method-assign]
-        to_file.setFormatter(Redacted("%(asctime)s %(levelname)s %(message)s"))
-        to_stderr = logging.StreamHandler(sys.stderr)
-        to_stderr.setLevel(logging.WARNING)
-        to_stderr.setFormatter(Redacted("%(levelname)s: %(message)s"))
-        self.log.handlers = [to_file, to_stderr]
-
-    def _close_log(self) -> None:
-        for handler in self.log.handlers:
-            handler.close()
-        self.log.handlers = []
+    def _log(self, level: str, text: str) -> None:
+        """A line of logs/run.log; none on a full disk, which is told by what has to be on it."""
+        with contextlib.suppress(OSError), open(self.folder / "logs" / "run.log", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {level} {without_secrets(text)}\n")
 
     def _write_trace(self, error: BaseException) -> None:
         """The whole traceback, for those who mend it."""
@@ -208,14 +193,6 @@ class RunLogger:
             action()
         except OSError as error:
             print(f"WARNING: {self.folder}: {error}", file=sys.stderr)
-
-
-class Redacted(logging.Formatter):
-    """Log lines without secrets."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line of the log."""
-        return without_secrets(super().format(record))
 
 
 def one_line(error: BaseException) -> str:

@@ -51,11 +51,11 @@ class Updater:
         stream: Stream,
         training: Training,
         amp: Amp,
-        journal: RunLogger,
+        logger: RunLogger,
         deferred: bool | None = None,
     ) -> None:
         """`deferred=None`: on a GPU, where the optimizer heeds `found_inf` (Adafactor reads numbers back anyway)."""
-        self.model, self.loss, self.stream, self.amp, self.journal = model, loss, stream, amp, journal
+        self.model, self.loss, self.stream, self.amp, self.logger = model, loss, stream, amp, logger
         self.hardware, self.clip_norm = amp.hardware, training.clip_norm or math.inf
         self.optimizer = make_optimizer(model, training)
         able = getattr(self.optimizer, "_step_supports_amp_scaling", False)
@@ -147,9 +147,9 @@ class Updater:
                 if states is None or rows == 1:
                     raise
                 progress.micro_batch = (rows + 1) // 2
-                self.journal.record.device["micro_batch"] = progress.micro_batch
+                self.logger.record.device["micro_batch"] = progress.micro_batch
                 cause = f"{error} It goes on with micro-batch {progress.micro_batch}"
-                self.journal.fault("halved", progress.step, cause, {"micro_batch": progress.micro_batch})
+                self.logger.fault("halved", progress.step, cause, {"micro_batch": progress.micro_batch})
             self.optimizer.zero_grad(set_to_none=True)  # the attempt is undone: it leaves no gradient and no draws
             restore_random_states(states, self.amp.device)
             free_memory()  # only here, after `except`: the error has kept the attempt's tensors alive
