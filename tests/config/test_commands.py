@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from pathlib import Path
@@ -125,14 +124,22 @@ def test_a_file_over_the_defaults_and_the_command_line_over_the_file(project: Pr
     assert result.returncode == 2 and all(word in result.stderr for word in ("sede: ", "'seed'", "my.yaml"))
 
 
+NVML = """
+def nvmlInit(): pass
+def nvmlDeviceGetCount(): return 1
+def nvmlDeviceGetHandleByIndex(place): return place
+def nvmlDeviceGetName(card): return "NVIDIA A100-SXM4-40GB"
+def nvmlDeviceGetCudaComputeCapability(card): return 8, 0
+"""
+
+
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch can use a GPU")
 def test_a_gpu_that_torch_cannot_use_is_no_secret(project: Project) -> None:
-    """A torch for CPUs beside an NVIDIA GPU, shown by a stand-in for nvidia-smi."""
-    stand_in = project.folder / "cache" / "bin" / "nvidia-smi"
+    """A torch for CPUs beside an NVIDIA GPU, shown by a stand-in for NVML."""
+    stand_in = project.folder / "cache" / "nvml" / "pynvml.py"
     stand_in.parent.mkdir(parents=True)
-    stand_in.write_text("#!/bin/sh\necho 'NVIDIA A100-SXM4-40GB, 8.0'\n")
-    stand_in.chmod(0o755)
-    environment = {**project.environment, "PATH": f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}"}
+    stand_in.write_text(NVML)
+    environment = {**project.environment, "PYTHONPATH": str(stand_in.parent)}
     environment.pop("CUDA_VISIBLE_DEVICES")
     command = project.command("mode=finetune", "exp=ft", "finetuning.max_steps=1", "hardware=auto")
     done = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, timeout=120)
