@@ -14,9 +14,8 @@ import pytest
 
 from xcls.config.schema import UserError
 from xcls.data.files import Files
-from xcls.data.labels import class_order, name_of_class
-from xcls.data.readers import read_table, text_files, text_pieces
-from xcls.data.reading import Reading
+from xcls.data.labels import class_order
+from xcls.data.readers import read_table, text_files
 from xcls.data.source import Splits
 from xcls.data.text_file import text_lines
 
@@ -50,25 +49,11 @@ def tree(root: Path, files: dict[str, bytes | str]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "names",
-    [
-        ("01", "1", "001"),
-        ("-0", "0"),
-        ("٣", "3"),
-        ("１", "1"),
-        ("--5", "3"),
-        ("①", "②"),
-        ("²", "³"),
-        ("½", "1"),
-        ("+1", "1"),
-        ("1e3", "7"),
-    ],
+    "names", [("01", "1", "001"), ("-0", "0"), ("٣", "3"), ("１", "1"), ("①", "²", "½"), ("1e3", "7")]
 )
 def test_the_order_of_classes_is_that_of_their_names_alone(tmp_path: Path, names: tuple[str, ...]) -> None:
-    orders = {tuple(class_order(order)) for order in permutations(names)}
-    assert len(orders) == 1 and sorted(orders.pop()) == sorted(names)
     found = {tuple(load(tmp_path / "a.csv", csv_of(rows(*order))).classes) for order in permutations(names)}
-    assert found == {tuple(class_order(names))}
+    assert found == {tuple(class_order(names))} and sorted(found.pop()) == sorted(names)
 
 
 def test_a_name_in_either_form_of_its_accents_is_one_class(tmp_path: Path) -> None:
@@ -92,24 +77,13 @@ def test_columns_are_found_whatever_the_form_of_their_accents(tmp_path: Path) ->
 
 
 def test_names_that_differ_in_capitals_or_blanks_are_told_and_joined_on_request(tmp_path: Path) -> None:
-    content = csv_of(
-        rows("Sport", times=6)
-        + rows("sport ", "SPORT", times=4)
-        + rows("New York", "new  york", "b\u200bc", "bc", times=3)
-    )
-    apart = load(tmp_path / "a.csv", content)
+    alike = rows("sport ", "SPORT", times=4) + rows("New York", "new  york", "b\u200bc", "bc", times=3)
+    apart = load(tmp_path / "a.csv", csv_of(rows("Sport", times=6) + alike))
     assert len(apart.classes) == 7
     warning = next(note for note in apart.notes if "dataset.labels.casefold=true" in note)
-    assert all(
-        part in warning
-        for part in ("'Sport' (6 rows)", "'sport' (4 rows)", "'SPORT' (4 rows)", "'New York' (3 rows)", "'bc' (3 rows)")
-    )
+    assert all(f"'{name}' ({count} rows)" in warning for name, count in (("Sport", 6), ("SPORT", 4), ("bc", 3)))
     joined = load(tmp_path / "a.csv", labels={"casefold": True})
     assert joined.classes == ["New York", "Sport", "bc"] and count(joined) == 26
-    assert (
-        Files(path=str(tmp_path / "a.csv"), labels={"casefold": True}).fingerprint()
-        != Files(path=str(tmp_path / "a.csv")).fingerprint()
-    )
     tree(tmp_path / "d", {"train.csv": csv_of(rows("True", "False")), "test.csv": csv_of([("new", "true")])})
     with pytest.raises(UserError, match="'true'.*dataset.labels.casefold=true"):
         load(tmp_path / "d")
@@ -117,18 +91,12 @@ def test_names_that_differ_in_capitals_or_blanks_are_told_and_joined_on_request(
 
 
 def test_the_class_nan_is_kept_on_request_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
-    content = csv_of(rows("deu", "eng", "nan"))
-    splits = load(tmp_path / "a.csv", content)
-    assert splits.classes == ["deu", "eng"] and any(
-        "'nan' of 10 rows" in note and "dataset.labels.missing=[]" in note for note in splits.notes
-    )
-    assert name_of_class("\u200b") is None
-    kept = load(tmp_path / "a.csv", labels={"missing": []})
-    assert kept.classes == ["deu", "eng", "nan"] and None not in [*kept.train["label"], *kept.test["label"]]
-    folder = tree(
-        tmp_path / "d", {f"{name}/{n}.txt": f"{name} {n}" for name in ("deu", "eng", "nan") for n in range(5)}
-    )
-    assert load(folder).classes == ["deu", "eng", "nan"]
+    splits = load(tmp_path / "a.csv", csv_of(rows("deu", "eng", "nan")))
+    assert splits.classes == ["deu", "eng"]
+    assert any("'nan' of 10 rows" in note and "dataset.labels.missing=[]" in note for note in splits.notes)
+    assert load(tmp_path / "a.csv", labels={"missing": []}).classes == ["deu", "eng", "nan"]
+    texts = {f"{name}/{n}.txt": f"{name} {n}" for name in ("deu", "eng", "nan") for n in range(5)}
+    assert load(tree(tmp_path / "d", texts)).classes == ["deu", "eng", "nan"]
 
 
 @pytest.mark.parametrize("missing", [["nan", "NA", "NULL"], ["nan", "na", None]])
@@ -158,32 +126,14 @@ def test_what_systems_and_editors_leave_in_folders_is_no_text(tmp_path: Path) ->
     clean = {f"{name}/{n}.{'TXT' if n == 1 else 'txt'}": f"{name} {n}" for name in ("elec", "food") for n in range(5)}
     plain = Files(path=str(tree(tmp_path / "plain", clean)))
     odd = tree(tmp_path / "odd", {**clean, **dict.fromkeys(JUNK, b"\x00\x05\x16\x07\xff")})
-    splits = load(odd)
-    assert splits.classes == ["elec", "food"] and count(splits) == 10
+    assert load(odd).classes == ["elec", "food"] and count(load(odd)) == 10 == len(text_files(odd))
     assert Files(path=str(odd)).fingerprint() == plain.fingerprint()
-    assert len(text_files(odd)) == 8 + 2 and list(
-        text_pieces(tree(tmp_path / "t", {"a.txt": "one\n", "._a.txt": b"\xff"}), Reading(["text"]))
-    ) == [["one"]]
-    tree(
-        tmp_path / "tables",
-        {
-            "train.csv": csv_of(rows("a", "b")),
-            "test.csv": csv_of(rows("a", "b")),
-            "._train.csv": b"\xff",
-            "~$train.csv": b"\xff",
-        },
-    )
-    assert count(load(tmp_path / "tables")) == 40
-    assert (
-        count(
-            load(tree(tmp_path / "bare", {f"{name}/{n}": f"{name} {n}" for name in ("elec", "food") for n in range(5)}))
-        )
-        == 10
-    )
-    nested = tree(
-        tmp_path / "zip", {f"mine/{name}": content for name, content in clean.items()} | {"__MACOSX/mine/._x": b"\xff"}
-    )
-    assert load(nested).classes == ["elec", "food"]
+    tables = {"train.csv": csv_of(rows("a", "b")), "test.csv": csv_of(rows("a", "b"))}
+    assert count(load(tree(tmp_path / "tables", {**tables, "._train.csv": b"\xff", "~$train.csv": b"\xff"}))) == 40
+    bare = {f"{name}/{n}": f"{name} {n}" for name in ("elec", "food") for n in range(5)}
+    assert count(load(tree(tmp_path / "bare", bare))) == 10
+    nested = {f"mine/{name}": content for name, content in clean.items()}
+    assert load(tree(tmp_path / "zip", {**nested, "__MACOSX/mine/._x": b"\xff"})).classes == ["elec", "food"]
 
 
 def arrow(pairs: list[tuple[str, str]]) -> bytes:
@@ -196,21 +146,14 @@ def arrow(pairs: list[tuple[str, str]]) -> bytes:
 
 def test_what_the_library_datasets_saves_is_read(tmp_path: Path) -> None:
     saved = {"dataset_info.json": "{\n}", "state.json": "{\n}", "cache-1.arrow": b"no"}
-    one = tree(
-        tmp_path / "one",
-        {**saved, "data-00000-of-00002.arrow": arrow(rows("a")), "data-00001-of-00002.arrow": arrow(rows("b"))},
-    )
-    assert load(one).classes == ["a", "b"] and count(load(one)) == 20
-    files = {f"{part}/{name}": content for part in ("train", "test") for name, content in saved.items()}
-    both = tree(
-        tmp_path / "both",
-        {
-            **files,
-            "dataset_dict.json": '{"splits": ["train", "test"]}',
-            "train/data-00000-of-00001.arrow": arrow(rows("a", "b")),
-            "test/data-00000-of-00001.arrow": arrow(rows("a")),
-        },
-    )
+    shards = {f"data-0000{n}-of-00002.arrow": arrow(rows(name)) for n, name in enumerate("ab")}
+    one = load(tree(tmp_path / "one", {**saved, **shards}))
+    assert one.classes == ["a", "b"] and count(one) == 20
+    files: dict[str, bytes | str] = {f"{part}/{name}": saved[name] for part in ("train", "test") for name in saved}
+    files |= {
+        f"{part}/data-00000-of-00001.arrow": arrow(rows(*names)) for part, names in (("train", "ab"), ("test", "a"))
+    }
+    both = tree(tmp_path / "both", {**files, "dataset_dict.json": '{"splits": ["train", "test"]}'})
     assert (len(load(both).train), len(load(both).test)) == (20, 10)
     (both / "test" / "data-00000-of-00001.arrow").write_bytes(arrow(rows("a"))[:-40])
     with pytest.raises(UserError, match="damaged"):
@@ -219,88 +162,59 @@ def test_what_the_library_datasets_saves_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("part", "header", "label"),
-    [
-        ("test", "text\n", None),
-        ("test", "text,target\n", "-1"),
-        ("validation", "text,target\n", ""),
-        ("test", "text,target\n", "nan"),
-    ],
+    [("test", "text\n", None), ("test", "text,target\n", "-1"), ("validation", "text,target\n", "")],
 )
 def test_a_part_without_labels_is_named_and_the_rest_used(
     tmp_path: Path, part: str, header: str, label: str | None
 ) -> None:
     hidden = header + "".join(f"unseen {n}{'' if label is None else ',' + label}\n" for n in range(5))
-    tree(
-        tmp_path,
-        {
-            "train.csv": csv_of(rows("a", "b", times=10), "text,target\n"),
-            f"{part}.csv": hidden,
-            "sample_submission.csv": "id,target\n1,a\n",
-        },
-    )
-    splits = load(tmp_path, label="target")
+    files = {"train.csv": csv_of(rows("a", "b"), "text,target\n"), "sample_submission.csv": "id,target\n1,a\n"}
+    splits = load(tree(tmp_path, {**files, f"{part}.csv": hidden}), label="target")
     assert any(f"the {part} part has no labels in 'target'" in note and "5 rows" in note for note in splits.notes)
     assert splits.classes == ["a", "b"] and splits.validation is None and count(splits) == 20 and len(splits.test) == 4
-    assert not any("unseen" in text for text in [*splits.train["text"], *splits.test["text"]])
 
 
 def test_columns_without_a_header_are_named_by_number_or_by_a_list(tmp_path: Path) -> None:
     content = csv_of([(label, text) for text, label in rows("a", "b")], header="")
     with pytest.raises(UserError, match="dataset.source.header=false"):
         load(tmp_path / "a.csv", content)
-    for options in (
-        {"header": False, "text": 2, "label": "1"},
-        {"header": ["kind", "words"], "text": "words", "label": "kind"},
-    ):
-        splits = load(tmp_path / "a.csv", **options)
-        assert splits.classes == ["a", "b"] and count(splits) == 20
-        assert "text 0 of a" in [*splits.train["text"], *splits.test["text"]]
-    assert (
-        count(load(tmp_path / "b.csv", csv_of(rows("a", "b")), header=["text", "label"])) == 20
-    )  # a line of these names is no row
-    assert sorted(load(tmp_path / "a.csv", header=False, text=[1, 2], label="1").train["text"])[0].startswith("a text")
+    by_number = load(tmp_path / "a.csv", header=False, text=2, label="1")
+    by_name = load(tmp_path / "a.csv", header=["kind", "words"], text="words", label="kind")
+    for splits in (by_number, by_name):
+        assert splits.classes == ["a", "b"] and count(splits) == 20 and "text" in splits.train["text"][0]
+    both = load(tmp_path / "b.csv", csv_of(rows("a", "b")), header=["text", "label"])
+    assert count(both) == 20  # a line of these names is no row
 
 
 def test_a_backslash_before_a_quote_is_read_as_advised(tmp_path: Path) -> None:
-    content = "text,label\n" + "".join(
-        f'"say ""yes"" or \\"{text}\\", please",{label}\n' for text, label in rows("a", "b")
-    )
+    quoted = [(f'"say ""yes"" or \\"{text}\\", please"', label) for text, label in rows("a", "b")]
     with pytest.raises(UserError, match="line 2.*dataset.source.escape=backslash"):
-        load(tmp_path / "a.csv", content)
+        load(tmp_path / "a.csv", csv_of(quoted))
     splits = load(tmp_path / "a.csv", escape="backslash")
     assert 'say "yes" or "text 0 of a", please' in [*splits.train["text"], *splits.test["text"]]
-    for options in ({"quotes": False}, {"separator": "semicolon"}):
-        with pytest.raises(UserError, match="dataset.source.escape=backslash"):
-            load(tmp_path / "a.csv", **options)
+    with pytest.raises(UserError, match="dataset.source.escape=backslash"):
+        load(tmp_path / "a.csv", quotes=False)
 
 
 def test_the_line_that_names_a_separator_is_obeyed(tmp_path: Path) -> None:
     for first, sign in (("sep=;\n", ";"), ('"sep=|"\r\n', "|"), ("\ufeffSEP=\t\n", "\t")):
         splits = load(tmp_path / "a.csv", csv_of(rows("a", "b"), f"{first}text{sign}label\n", sign))
-        assert count(splits) == 20 and {*splits.train["id"], *splits.test["id"]} == {
-            f"a.csv:{line}" for line in range(3, 23)
-        }
+        assert {*splits.train["id"], *splits.test["id"]} == {f"a.csv:{line}" for line in range(3, 23)}
 
 
 OBJECTS = [{"text": text, "label": label} for text, label in rows("a", "b")]
-COLUMNS = {name: [row[name] for row in OBJECTS] for name in ("text", "label")}
 JSON = {
     "records": json.dumps(OBJECTS),
-    "a blank line first": "\n" + json.dumps(OBJECTS),
-    "an object a line": "\n".join(map(json.dumps, OBJECTS)),
-    "pandas' default": json.dumps(
-        {name: {str(n): value for n, value in enumerate(values)} for name, values in COLUMNS.items()}
-    ),
-    "index": json.dumps({str(n): row for n, row in enumerate(OBJECTS)}),
-    "split": json.dumps(
-        {"columns": ["text", "label"], "index": list(range(20)), "data": [list(row.values()) for row in OBJECTS]}
-    ),
-    "table": json.dumps({"schema": {"fields": []}, "data": OBJECTS}, indent=1),
-    "data": json.dumps({"version": "1.0", "data": OBJECTS}),
-    "lists": json.dumps(COLUMNS),
-    "over several lines": "\n".join(json.dumps(row, indent=2) for row in OBJECTS),
-    "a DOS end": json.dumps(OBJECTS) + "\x1a",
+    "an object a line": "\n" + "\n".join(map(json.dumps, OBJECTS)),
+    "in an object": json.dumps({"version": "1.0", "data": OBJECTS}, indent=1) + "\x1a",
 }
+
+
+@pytest.mark.parametrize("layout", JSON)
+def test_json_is_read_in_three_layouts(tmp_path: Path, layout: str) -> None:
+    for name in ("a.json", "a.jsonl"):
+        splits = load(tmp_path / name, JSON[layout])
+        assert splits.classes == ["a", "b"] and count(splits) == 20
 
 
 def test_json_that_holds_no_rows_names_the_layout_that_is_read(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class Dataset:
 
 @dataclass
 class Tokenizer:
-    """The vocabulary: trained on the corpus, loaded from `path`, or extended by `extend` domain subwords."""
+    """The vocabulary: trained on the corpus, loaded from `path`, or extended by `extend` words of the domain."""
 
     name: str = "wordpiece"
     kind: str = one_of("wordpiece", "bytes", "words")

@@ -80,7 +80,7 @@ class Encoded:
                 "Train on text like this."
                 if finished
                 else "Raise tokenizer.vocab_size, train one on this text (tokenizer.path=null) "
-                "where it was loaded, add subwords (tokenizer.extend=1000), or take tokenizer=bytes: nothing is unknown to it."
+                "where it was loaded, add words (tokenizer.extend=1000), or take tokenizer=bytes: nothing is unknown to it."
             )
             found.append(
                 f"{name}: {self.unk:.1%} of the tokens are [UNK], so the vocabulary does not fit this text. {remedy}"

@@ -93,8 +93,12 @@ class Files:
 
     def fingerprint(self) -> str:
         """Of the files' names below `path`, their contents and the options."""
-        options: list[Any] = [self.text, self.label, self.id, asdict(self.form), asdict(self.labels)]
+        form = self.form
+        options: list[Any] = [self.text, self.label, self.id, form.separator, form.quotes, form.encoding]
         options += [self.test_share, self.test_seed]
+        later, usual = asdict(form) | asdict(self.labels), asdict(Format()) | asdict(Labels())
+        # Options that came later count where they are set: the digest of other data stays what it was.
+        options += [[key, later[key]] for key in ("header", "escape", *vars(self.labels)) if later[key] != usual[key]]
         return files_digest(self._files(), options, root=self.root)
 
     def load(self) -> Splits:

@@ -27,7 +27,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(5)
 _NO_SPACE = "\x1c\x1d\x1e\x1f"  # white space to Python, but not to the library
 PIECE = 50_000  # characters that are tokenised at once: a document of any length takes little memory
-VERSION = 2
+VERSION = 3  # of the vocabularies in the cache folder; goes up when they are made otherwise
 
 
 class TextTokenizer(ABC):
@@ -184,7 +184,7 @@ def given_vocabulary(settings: Tokenizer) -> str | None:
 
 
 def make_tokenizer(settings: Tokenizer, texts: Sequence[str]) -> TextTokenizer:
-    """The tokenizer of `settings`: trained on `texts`, or loaded, and then extended by subwords of `texts` if asked.
+    """The tokenizer of `settings`: trained on `texts`, or loaded, and then extended by words of `texts` if asked.
 
     Made once and kept in the cache folder under a hash of the settings, the vocabulary file and the texts; the same
     settings and texts give the same ids on every machine. Raises UserError.
