@@ -7,24 +7,22 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Iterator
 
 import pytest
 
 from tests.conftest import Project, make_project
+from tests.launcher.conftest import wait_for
 
 UP = Path(__file__).with_name("up.sh")
-DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 PATIENCE = 300.0  # seconds for anything to happen
 TINY = [
     "hydra/launcher=slurm",
     "hydra.launcher.mem_gb=1",
     "hydra.launcher.cpus_per_task=1",
     "hydra.launcher.poll_s=0.5",
-    "hardware=cpu",
 ]
 LONG = ["finetuning.batch_size=64", "finetuning.eval_every_epochs=null", "finetuning.checkpoint_every_epochs=null"]
 
@@ -42,21 +40,15 @@ class Run:
     def events(self, *names: str) -> list[dict[str, Any]]:
         """The events of these names, or all."""
         path = self.folder / "events.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_text().split("\n")[:-1] if path.is_file() else []
         return [event for event in map(json.loads, lines) if not names or event["event"] in names]
-
-    @property
-    def step(self) -> int:
-        """The last step that the events tell of."""
-        return max([event["step"] for event in self.events("step")], default=0)
 
     @property
     def lives(self) -> list[list[dict[str, Any]]]:
         """The events of each of its stays on a node."""
         found: list[list[dict[str, Any]]] = []
         for event in self.events():
-            if event["event"] == "start":
-                found.append([])
+            found += [[]] if event["event"] == "start" else []
             found[-1].append(event)
         return found
 
@@ -79,42 +71,28 @@ class Cluster:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """`run.py -m` with these words; what it prints comes with `communicate`."""
-        return subprocess.Popen(
-            self.project.command(*TINY, "-m", *words),
-            cwd=self.project.folder,
-            env=self.project.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def sweep(self, *words: str, code: int = 0) -> str:
-        """Such a command to its end, which must be `code`; gives what it said."""
-        return ended(self.start(*words), code)
+        command = self.project.command(*TINY, "hardware=cpu", "-m", *words)
+        place, pipe = {"cwd": self.project.folder, "env": self.project.environment}, subprocess.PIPE
+        return subprocess.Popen(command, **place, stdout=pipe, stderr=pipe, text=True)
 
     def ask(self, *command: str) -> str:
         """The output of one of Slurm's commands."""
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, env=self.project.environment
-        ).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     def queue(self) -> dict[str, str]:
         """State of every job in the queue."""
         return dict(line.split() for line in self.ask("squeue", "-h", "-r", "-o", "%i %T").splitlines())
 
-    def runs(self, exp: str, mode: str = "finetune") -> list[Run]:
-        """The runs of a sweep that have a record."""
-        return [Run(path.parent) for path in sorted(self.project.folder.glob(f"multirun/{exp}/*/{mode}*/record.json"))]
+    def runs(self, exp: str) -> list[Run]:
+        """The fine-tunings of a sweep that have a record."""
+        return [
+            Run(path.parent) for path in sorted(self.project.folder.glob(f"multirun/{exp}/*/finetune*/record.json"))
+        ]
 
     def jobs(self, exp: str) -> list[dict[str, Any]]:
         """What sweep.json says; nothing while there is none."""
         path = self.project.folder / "multirun" / exp / "sweep.json"
         return json.loads(path.read_text())["jobs"] if path.is_file() else []
-
-    def ids(self, exp: str) -> list[str] | None:
-        """The Slurm ids of a sweep's jobs; None until all are submitted."""
-        found = [job["device"] for job in self.jobs(exp)]
-        return None if None in found else [device.removeprefix("slurm:") for device in found]
 
     def submitted(self, exp: str) -> list[str]:
         """The Slurm ids of all that was ever submitted for a sweep, as submitit's files tell."""
@@ -127,32 +105,20 @@ class Cluster:
         return next(job["device"].removeprefix("slurm:") for job in self.jobs(exp) if job["folder"] == folder)
 
     def running(self, exp: str, *, seed: int = 0, step: int = 1, life: int = 1) -> Run:
-        """Waits until the fine-tuning with this seed has done `step` steps, in its `life`-th stay on a node."""
+        """Waits until the fine-tuning with this seed has come to `step`, in its `life`-th stay on a node."""
 
         def find() -> Run | None:
-            found = [
-                run
-                for run in self.runs(exp)
-                if run.record["seed"] == seed and run.step >= step and len(run.lives) >= life
-            ]
-            return next((run for run in found if any(event["event"] == "step" for event in run.lives[-1])), None)
+            for run in self.runs(exp):
+                if run.record["seed"] == seed and len(run.lives) >= life:
+                    steps = [event["step"] for event in run.lives[-1] if event["event"] == "step"]
+                    return run if max(steps, default=0) >= step else None
+            return None
 
-        return until(find)
+        return wait_for(find, PATIENCE)
 
     def steps(self, seconds: float, stage: str = "finetuning") -> str:
         """`finetuning.max_steps=…` for about so many seconds of training on this machine."""
         return f"{stage}.max_steps={round(seconds / self.pace)}"
-
-
-def until(found: Callable[[], Any]) -> Any:
-    """Waits until `found()` is something, and gives it."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        value = found()
-        if value:
-            return value
-        time.sleep(0.1)
-    raise AssertionError("it did not happen in time")
 
 
 def ended(launcher: subprocess.Popen[str], code: int, patience: float = PATIENCE) -> str:
@@ -162,26 +128,22 @@ def ended(launcher: subprocess.Popen[str], code: int, patience: float = PATIENCE
     finally:
         if launcher.poll() is None:
             launcher.send_signal(signal.SIGKILL)
-    assert launcher.returncode == code, said + out
-    assert "Traceback" not in said, said
+    assert launcher.returncode == code and "Traceback" not in said, said + out
     return said
 
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[None]:
     """Slurm, and its end."""
-    missing = [name for name in DAEMONS if shutil.which(name) is None]
+    missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch", "srun") if shutil.which(name) is None]
     if missing or os.getuid() != 0:
         pytest.skip("a real Slurm needs root and Debian's slurm-wlm: tests/slurm/up.sh install")
     subprocess.run([UP, "up"], check=True, timeout=120)
     words = subprocess.run([UP, "env"], check=True, capture_output=True, text=True).stdout
-    before = os.environ.get("SLURM_CONF")
-    os.environ["SLURM_CONF"] = words.split("=", 1)[1].strip()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", words.split("=", 1)[1].strip())
+        yield
     subprocess.run([UP, "down"], check=True, timeout=120)
-    del os.environ["SLURM_CONF"]
-    if before is not None:
-        os.environ["SLURM_CONF"] = before
 
 
 @pytest.fixture(scope="session")
@@ -194,11 +156,14 @@ def pace(tmp_path_factory: pytest.TempPathFactory) -> float:
 
 
 @pytest.fixture
-def cluster(slurm: None, pace: float, project: Project) -> Iterator[Cluster]:
-    """A fresh project; nothing of it stays in the queue."""
-    cluster = Cluster(project, pace)
-    yield cluster
-    left = list(cluster.queue())
-    if left:
-        cluster.ask("scancel", *left)
-        until(lambda: not cluster.queue())
+def cluster(slurm: None, pace: float, project: Project) -> Cluster:
+    """A fresh project."""
+    return Cluster(project, pace)
+
+
+@pytest.fixture(scope="session")
+def long_sweep(slurm: None, pace: float, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cluster, Any]:
+    """A run that is longer than its time limit, in the background of the other tests, and its launcher."""
+    cluster = Cluster(make_project(tmp_path_factory.mktemp("long")), pace)
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10", "hydra.launcher.partition=high")
+    return cluster, cluster.start(*LONG, cluster.steps(75), "exp=whole", *limit)
