@@ -42,6 +42,8 @@ def submit_sweep(sweep: Sweep, params: dict[str, Any]) -> dict[Job, str]:
     waiting = [job for job in sweep.jobs if job.state == WAITING and job not in ids]
     wanted = {job: [need for need in job.pretrainings if need.state == WAITING] for job in waiting}
     for jobs in ([job for job in waiting if not wanted[job]], [job for job in waiting if wanted[job]]):
+        if not jobs:
+            continue
         for job in jobs:
             sweep.prepare(job)
             exit_file(sweep.log(job)).unlink(missing_ok=True)
@@ -56,6 +58,7 @@ def submit_sweep(sweep: Sweep, params: dict[str, Any]) -> dict[Job, str]:
         for job, name in zip(jobs, found):
             ids[job], job.device, job.began = name, MARK + name, began
         sweep.write()
+    sweep.write()
     return ids
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import faulthandler
 import json
 import os
 import signal
@@ -94,6 +95,7 @@ def spawn(action: Callable[[], Any], log: Path) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        faulthandler.enable(descriptor)
         action()
         code = 0
     except BaseException:
@@ -110,7 +112,7 @@ def wait(process: int) -> int:
         if found:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
-    os.kill(process, signal.SIGKILL)
+    os.kill(process, signal.SIGABRT)  # where it stands is in the log then
     os.waitpid(process, 0)
     raise TimeoutError(f"it did not end within {PATIENCE:.0f} s")
 
