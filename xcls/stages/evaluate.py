@@ -10,7 +10,6 @@ from xcls.data.tokenizer import from_json
 from xcls.runs.folder import changed_code, read_or_refuse
 from xcls.runs.record import Events, Record, read_record, write_record
 from xcls.stages.finetune import score_split
-from xcls.stages.setup import check_classes
 from xcls.stages.spec import RunSpec
 from xcls.stages.texts import classification_data
 from xcls.train.amp import Amp
@@ -32,7 +31,6 @@ def evaluate(spec: RunSpec) -> int:
     checkpoint = load_for_use(folder, config.checkpoint)
     tokenizer = from_json(checkpoint["tokenizer"])
     data = classification_data(spec.data(), tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
-    check_classes(folder, checkpoint["classes"], data.classes)
     model = spec.build.make_classifier(config, vocab_size=tokenizer.vocab_size, classes=checkpoint["classes"])
     amp = Amp(precision=spec.precision, hardware=config.hardware)
     model.to(amp.device)

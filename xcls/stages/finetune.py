@@ -14,7 +14,7 @@ from xcls.data.tokenizer import TextTokenizer
 from xcls.model.heads import TextClassifier
 from xcls.runs.record import MORE_TRAINING, Record
 from xcls.stages.predictions import prediction_table, write_predictions
-from xcls.stages.setup import check_classes, checkpoint_metadata, load_resume_checkpoint, setup_device
+from xcls.stages.setup import checkpoint_metadata, load_resume_checkpoint, setup_device
 from xcls.stages.texts import ClassificationData, Labelled, note_data
 from xcls.train.amp import Amp
 from xcls.train.checkpoint import fit, load_for_use, write_bytes
@@ -94,9 +94,7 @@ def finetune(
     amp = setup_device(model, hardware=hardware, precision=precision, logger=logger)
     note_data(logger, data)
     payload = load_resume_checkpoint(logger, resume=resume, keep=training.keep)
-    if payload is not None:
-        check_classes(logger.folder, payload["classes"], data.classes)
-    elif parent is not None:
+    if payload is None and parent is not None:
         start_from(model, parent, data.classes, logger)
     stream = Stream(
         maker=batches(model, data.train, compiled=hardware.compile),
@@ -106,15 +104,10 @@ def finetune(
         group_by_length=training.group_by_length,
         ids=data.train.ids,
     )
-    guesses = [0]  # evaluations in a row after the warm-up that are no better than a guess
 
     def evaluate(poll: Callable[[], None]) -> Scores:
         result = score_split(model, data.validation, size=training.eval_batch_size, amp=amp, poll=poll)
-        found, record = scores(data.validation.labels, softmax(result.logits)), logger.record
-        told = guess_told(found, len(data.classes)) if record.step > training.warmup * record.steps else ""
-        guesses[0] = guesses[0] + 1 if told else 0
-        if guesses[0] == 2:  # one may be early; two are a reason to stop a long run
-            logger.warn(f"The model has learned nothing by step {record.step}: {told}. {MORE_TRAINING}")
+        found = scores(data.validation.labels, softmax(result.logits))
         return {"val_loss": found.pop("loss"), **found}
 
     Loop(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from xcls.config.schema import Hardware, Masking, Training, UserError
 from xcls.data.batching import MaskedBatches, evaluation_batches
-from xcls.data.masking import IGNORED, SPECIAL
+from xcls.data.masking import IGNORED
 from xcls.data.tokenizer import TextTokenizer
 from xcls.model.heads import MaskedLanguageModel
 from xcls.runs.record import Record
@@ -23,7 +23,7 @@ from xcls.train.scoring import masked_loss
 from xcls.train.stream import Batch, Stream, width_multiple
 
 VALIDATION_SEED = 0  # the validation masks of every run are the same, whatever its seed
-MOST_SEEDS = 1000  # that are tried for them
+MOST_SEEDS = 100  # that are tried for them
 
 
 def mlm_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -37,11 +37,10 @@ def with_chosen_tokens(maker: MaskedBatches, *, batch_size: int) -> MaskedBatche
     The seed is the first from the maker's own on that does. Raises UserError where no token can be chosen.
     """
     plan = evaluation_batches(maker.encoded.lengths, batch_size=batch_size)
-    if any(bool((maker.encoded[row] >= SPECIAL).any()) for rows in plan for row in rows):
-        for seed in range(maker.seed, maker.seed + MOST_SEEDS):
-            found = replace(maker, seed=seed)
-            if any(bool((found.build(rows, 0)["labels"] != IGNORED).any()) for rows in plan):
-                return found
+    for seed in range(maker.seed, maker.seed + MOST_SEEDS):
+        found = replace(maker, seed=seed)
+        if any(bool((found.build(rows, 0)["labels"] != IGNORED).any()) for rows in plan):
+            return found
     raise UserError(
         f"masking.probability={maker.masking.probability}: no token of the {len(maker.encoded)} validation documents "
         "is chosen. Raise dataset.validation, or choose another tokenizer where all of the text is [UNK]."

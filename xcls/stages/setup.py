@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
-from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -37,16 +35,6 @@ def setup_device(model: nn.Module, *, hardware: Hardware, precision: Precision, 
     record.versions = versions()
     record.params = count_parameters(model)
     return amp
-
-
-def check_classes(folder: Path, trained: Sequence[str], read: Sequence[str]) -> None:
-    """Refuses data whose classes are not those that a checkpoint in `folder` was trained on. Raises UserError."""
-    wrong = [pair for pair in zip_longest(trained, read, fillvalue="none") if pair[0] != pair[1]]
-    if wrong:
-        ours, theirs = wrong[0]
-        raise UserError(
-            f"{folder}: it was trained on class {ours!r}, now the data have {theirs!r}. Train again: exp=…."
-        )
 
 
 def load_resume_checkpoint(logger: RunLogger, *, resume: bool, keep: int) -> dict[str, Any] | None:

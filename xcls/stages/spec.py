@@ -9,38 +9,17 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Callable, Protocol
+from typing import Any, Callable
 
 from xcls.config.schema import Config, UserError, flatten
-from xcls.data.reading import Reading
 from xcls.data.source import Source, data_fingerprint
 from xcls.data.splits import Prepared, prepare
 from xcls.data.tokenizer import check_tokenizer, given_vocabulary
-from xcls.model.heads import MaskedLanguageModel, TextClassifier
 from xcls.runs.folder import decide, read_or_refuse
 from xcls.runs.identity import code_of, run_folder, run_hash, run_name, runs_root
 from xcls.runs.record import Record, plain
 from xcls.train.cards import Cards, here
 from xcls.train.precision import Precision, check_cards, resolve
-
-
-class Builder(Protocol):
-    """What makes objects of a configuration: the module `xcls.build`. All of it raises UserError."""
-
-    def make_source(self, config: Config) -> Source:
-        """Where the text comes from."""
-
-    def make_reading(self, config: Config) -> Reading:
-        """How files with new documents are read."""
-
-    def make_language_model(self, config: Config, *, vocab_size: int) -> MaskedLanguageModel:
-        """Encoder and MLM head, new."""
-
-    def make_classifier(self, config: Config, *, vocab_size: int, classes: list[str]) -> TextClassifier:
-        """Encoder and classification head, new."""
-
-    def check_architecture(self, config: Config) -> None:
-        """Refuses a mechanism or position encoding that cannot be built, or that breaks its contract."""
 
 
 @dataclass
@@ -55,7 +34,7 @@ class RunSpec:
     parent: Path | None
     command: list[str]
     root: Path
-    build: Builder
+    build: Any  # the module xcls.build, which makes objects of the configuration: stages do not import it
     find: Callable[[], Cards] = here
 
     @cached_property
