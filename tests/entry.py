@@ -74,13 +74,14 @@ class Entry:
     stages: list[str] = field(default_factory=list)  # folders of the runs that would have begun
     prepared: Any = None  # the data of the last one
     sweeps: list[Any] = field(default_factory=list)  # that would have begun, as planned
+    working: Path | None = None  # the working directory of a call; None: `folder`
 
     def __call__(self, *words: str) -> Outcome:
         """Calls run.py with these words, as a process would; what it raises is caught and shown."""
         global seen
         out, err = io.StringIO(), io.StringIO()
         code, caught, folder = None, "", os.getcwd()
-        os.chdir(self.folder)
+        os.chdir(self.working or self.folder)
         seen = []
         try:
             with (

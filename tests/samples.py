@@ -143,6 +143,8 @@ def make_training(**changes: Any) -> Training:
         "batch_size": 8,
         "epochs": 2.0,
         "lr": 3e-3,
+        "embedding_lr_factor": 1.0,
+        "min_steps": 0,
         "eval_batch_size": 6,
         "eval_every_epochs": None,
         "eval_every_steps": 4,

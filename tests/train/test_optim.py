@@ -62,7 +62,7 @@ def test_every_optimizer_lowers_a_loss_and_resumes(name: str) -> None:
 def test_adafactor_without_torch_2_5_names_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.optim, "Adafactor", raising=False)
     with pytest.raises(UserError, match=f"needs torch 2.5 or newer.*{torch.__version__.split('+')[0]}"):
-        make_optimizer(nn.Linear(2, 2), Training(optimizer="adafactor"))
+        make_optimizer(nn.Linear(2, 2), Training(optimizer="adafactor", lr=0.02))
 
 
 @pytest.mark.parametrize("position", ["learned", "relative"])

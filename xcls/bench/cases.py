@@ -119,7 +119,7 @@ class StepTrial(Trial):
 
     def __init__(self, *, case: Case, model: nn.Module, attention: nn.Module, forward: Callable[[], Tensor]) -> None:
         super().__init__(case=case, model=model, attention=attention, forward=forward)
-        self.optimizer = make_optimizer(model, Training())
+        self.optimizer = make_optimizer(model, Training(lr=1e-3, embedding_lr_factor=1.0))
         self.scaler = Amp(precision=Precision(case.device, case.dtype), hardware=Hardware()).scaler
 
     def settle(self) -> None:

@@ -9,10 +9,15 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
 MAX_SEQ_LEN = 16_384
 MODES = ("init", "pretrain", "finetune", "eval", "predict", "baseline", "bench")
+
+
+Flat = Dict[str, Union[str, int, float, bool, None, List[Any]]]
 
 
 class UserError(Exception):
@@ -30,6 +35,27 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
 def one_of(*choices: str, default: Any = MISSING) -> Any:
     """A field that takes one of these strings."""
     return field(default=choices[0] if default is MISSING else default, metadata={"choices": choices})
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> Flat:
+    """conf/config.yaml as flat keys."""
+    import yaml  # only who makes a configuration needs it; `make status` runs without packages
+
+    path = Path(__file__).resolve().parents[2] / "conf" / "config.yaml"
+    return flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def shipped(key: str, low: float | None = None, high: float | None = None, *, choices: tuple[str, ...] = ()) -> Any:
+    """A field whose default stands in conf/config.yaml as `key`, with inclusive limits or choices."""
+    metadata = {"choices": choices} if choices else {"low": low, "high": high}
+    return field(default_factory=lambda: _shipped()[key], metadata=metadata)
+
+
+def below(node: str) -> dict[str, Any]:
+    """The defaults of a node of conf/config.yaml."""
+    start = f"{node}."
+    return {key.removeprefix(start): value for key, value in _shipped().items() if key.startswith(start)}
 
 
 def between(default: Any, low: float | None = None, high: float | None = None) -> Any:
@@ -97,52 +123,54 @@ class Tokenizer:
 class Masking:
     """Masked language modelling by the rules of BERT (Devlin et al. 2019, 3.1) or RoBERTa (`fresh`)."""
 
-    probability: float = between(0.15, 0.001, 0.95)
-    mask_share: float = between(0.8, 0.0, 1.0)
-    random_share: float = between(0.1, 0.0, 1.0)
-    fresh: bool = True
-    whole_word: bool = False
+    probability: float = shipped("masking.probability", 0.001, 0.95)
+    mask_share: float = shipped("masking.mask_share", 0.0, 1.0)
+    random_share: float = shipped("masking.random_share", 0.0, 1.0)
+    fresh: bool = shipped("masking.fresh")
+    whole_word: bool = shipped("masking.whole_word")
 
 
 @dataclass
 class Head:
     """The classifier on top of the encoder. `num_classes=null` takes the number of classes of the data."""
 
-    num_classes: Optional[int] = between(None, 2, 100_000)
-    pooling: str = one_of("mean", "cls", "max")
-    dropout: float = between(0.1, 0.0, 0.95)
+    num_classes: Optional[int] = shipped("head.num_classes", 2, 100_000)
+    pooling: str = shipped("head.pooling", choices=("mean", "cls", "max"))
+    dropout: float = shipped("head.dropout", 0.0, 0.95)
 
 
 @dataclass
 class Training:
     """One stage of training; a step is one update with the effective batch. rates.py says what a null stands for."""
 
-    batch_size: int = between(16, 1, 65_536)
-    epochs: Optional[float] = between(None, 0.0, 100_000)
-    min_epochs: float = between(3.0, 0.0, 100_000)
-    min_steps: int = between(0, 0)
-    max_steps: Optional[int] = between(None, 1)
-    lr: Optional[float] = between(1e-3, 0.0, 10.0)
-    embedding_lr_factor: Optional[float] = between(1.0, 0.0, 1000.0)
-    optimizer: str = one_of("adamw", "lion", "adafactor")
-    weight_decay: float = between(0.01, 0.0, 10.0)
-    beta1: float = between(0.9, 0.0, 0.9999)
-    beta2: float = between(0.98, 0.0, 0.99999)
-    schedule: str = one_of("linear", "cosine", "constant")
-    warmup: float = between(0.06, 0.0, 1.0)
-    clip_norm: float = between(1.0, 0.0)
-    group_by_length: bool = True
-    eval_every_steps: Optional[int] = between(None, 1)
-    eval_every_epochs: Optional[float] = between(1.0, 0.001)
-    eval_batch_size: int = between(64, 1, 65_536)
-    checkpoint_every_steps: Optional[int] = between(None, 1)
-    checkpoint_every_epochs: Optional[float] = between(1.0, 0.001)
-    checkpoint_every_minutes: Optional[float] = between(10.0, 0.01)
-    keep: int = between(2, 1)
-    select_by: str = one_of("macro_f1", "accuracy", "weighted_f1", "auroc", "val_loss")
-    patience: Optional[int] = between(None, 1)
-    redraw_every_steps: Optional[int] = between(None, 1)
-    max_bad_steps: int = between(0, 0)
+    batch_size: int = shipped("finetuning.batch_size", 1, 65_536)
+    epochs: Optional[float] = shipped("finetuning.epochs", 0.0, 100_000)
+    min_epochs: float = shipped("finetuning.min_epochs", 0.0, 100_000)
+    min_steps: int = shipped("finetuning.min_steps", 0)
+    max_steps: Optional[int] = shipped("finetuning.max_steps", 1)
+    lr: Optional[float] = shipped("finetuning.lr", 0.0, 10.0)
+    embedding_lr_factor: Optional[float] = shipped("finetuning.embedding_lr_factor", 0.0, 1000.0)
+    optimizer: str = shipped("finetuning.optimizer", choices=("adamw", "lion", "adafactor"))
+    weight_decay: float = shipped("finetuning.weight_decay", 0.0, 10.0)
+    beta1: float = shipped("finetuning.beta1", 0.0, 0.9999)
+    beta2: float = shipped("finetuning.beta2", 0.0, 0.99999)
+    schedule: str = shipped("finetuning.schedule", choices=("linear", "cosine", "constant"))
+    warmup: float = shipped("finetuning.warmup", 0.0, 1.0)
+    clip_norm: float = shipped("finetuning.clip_norm", 0.0)
+    group_by_length: bool = shipped("finetuning.group_by_length")
+    eval_every_steps: Optional[int] = shipped("finetuning.eval_every_steps", 1)
+    eval_every_epochs: Optional[float] = shipped("finetuning.eval_every_epochs", 0.001)
+    eval_batch_size: int = shipped("finetuning.eval_batch_size", 1, 65_536)
+    checkpoint_every_steps: Optional[int] = shipped("finetuning.checkpoint_every_steps", 1)
+    checkpoint_every_epochs: Optional[float] = shipped("finetuning.checkpoint_every_epochs", 0.001)
+    checkpoint_every_minutes: Optional[float] = shipped("finetuning.checkpoint_every_minutes", 0.01)
+    keep: int = shipped("finetuning.keep", 1)
+    select_by: str = shipped(
+        "finetuning.select_by", choices=("macro_f1", "accuracy", "weighted_f1", "auroc", "val_loss")
+    )
+    patience: Optional[int] = shipped("finetuning.patience", 1)
+    redraw_every_steps: Optional[int] = shipped("finetuning.redraw_every_steps", 1)
+    max_bad_steps: int = shipped("finetuning.max_bad_steps", 0)
 
 
 @dataclass
@@ -152,9 +180,9 @@ class Baseline:
     `analyzer=auto`: characters where there are no words. `tuned`: also n-grams and C chosen on validation.
     """
 
-    analyzer: str = one_of("auto", "word", "char")
-    tuned: bool = True
-    max_iter: int = between(1000, 10)
+    analyzer: str = shipped("baseline.analyzer", choices=("auto", "word", "char"))
+    tuned: bool = shipped("baseline.tuned")
+    max_iter: int = shipped("baseline.max_iter", 10)
 
 
 @dataclass
@@ -227,22 +255,22 @@ class Config:
     """The whole configuration of one run. Keys and groups are those of the folder `conf/`."""
 
     mode: str = one_of(*MODES, default="finetune")
-    exp: Optional[str] = None
-    seed: int = between(0, 0, 2**31 - 1)
-    seq_len: int = between(512, 1, MAX_SEQ_LEN)
-    pretrain: Optional[str] = None
-    pretrain_seed: int = between(0, 0, 2**31 - 1)
-    checkpoint: str = "best"
-    resume: bool = False
-    retry_failed: bool = False
-    template: Optional[str] = None
-    split: str = one_of("test", "validation")
-    input: Optional[str] = None
-    output: Optional[str] = None
-    text: Any = None
+    exp: Optional[str] = shipped("exp")
+    seed: int = shipped("seed", 0, 2**31 - 1)
+    seq_len: int = shipped("seq_len", 1, MAX_SEQ_LEN)
+    pretrain: Optional[str] = shipped("pretrain")
+    pretrain_seed: int = shipped("pretrain_seed", 0, 2**31 - 1)
+    checkpoint: str = shipped("checkpoint")
+    resume: bool = shipped("resume")
+    retry_failed: bool = shipped("retry_failed")
+    template: Optional[str] = shipped("template")
+    split: str = shipped("split", choices=("test", "validation"))
+    input: Optional[str] = shipped("input")
+    output: Optional[str] = shipped("output")
+    text: Any = shipped("text")
     reading: Dict[str, Any] = field(default_factory=dict)
-    sweep: Optional[str] = None
-    study: Optional[str] = None
+    sweep: Optional[str] = shipped("sweep")
+    study: Optional[str] = shipped("study")
     attention: Any = None
     position: Any = None
     size: Size = field(default_factory=Size)
@@ -250,7 +278,7 @@ class Config:
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     masking: Masking = field(default_factory=Masking)
     head: Head = field(default_factory=Head)
-    pretraining: Training = field(default_factory=lambda: Training(select_by="val_loss"))
+    pretraining: Training = field(default_factory=lambda: Training(**below("pretraining")))
     finetuning: Training = field(default_factory=Training)
     baseline: Baseline = field(default_factory=Baseline)
     bench: Bench = field(default_factory=Bench)
@@ -312,9 +340,6 @@ def check(config: Config) -> None:
     for key in ("sweep",) if config.mode in ("eval", "predict") else ("exp", "sweep"):  # they become folders
         if getattr(config, key) is not None:
             check_name(key, getattr(config, key))
-
-
-Flat = Dict[str, Union[str, int, float, bool, None, List[Any]]]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Flat:
