@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from tests.conftest import ROOT
 from tests.pairwise import spread
 from xcls.build import make_classifier
-from xcls.config.schema import Config, check, flatten
+from xcls.config.limits import check
+from xcls.config.schema import Config, flatten
 from xcls.config.targets import check_node, parameters
 
 GROUPS = sorted(p.name for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name not in ("hydra", "experiment"))

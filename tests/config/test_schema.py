@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from tests.samples import make_classifier
 from xcls.config.files import UNWRITABLE, check_texts, read_yaml, write_values
+from xcls.config.limits import check
 from xcls.config.rates import settle_rates, steps_between, total_steps
 from xcls.config.renamed import MODULES, current
-from xcls.config.schema import Config, Size, Training, UserError, check, check_name, flatten, unflatten
+from xcls.config.schema import Config, Size, Training, UserError, check_name, flatten, unflatten
 from xcls.config.targets import check_node, parameters
 from xcls.train.optim import parameter_groups
 

@@ -17,9 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xcls.config.errors import with_origins, word_omegaconf
 from xcls.config.files import check_texts, read_yaml
+from xcls.config.limits import check
 from xcls.config.rates import settle_rates
 from xcls.config.renamed import current
-from xcls.config.schema import Config, UserError, check, check_name, flatten, nearest, unflatten
+from xcls.config.schema import Config, UserError, check_name, flatten, nearest, unflatten
 from xcls.config.targets import FILES, check_node
 from xcls.runs.identity import runs_root
 from xcls.runs.paths import at, find_run, in_project
