@@ -12,8 +12,7 @@ import pytest
 
 from xcls.config.schema import UserError
 from xcls.data import listops
-from xcls.data.listops import CLASSES, ListOps
-from xcls.data.listops_trees import OPERATORS, TOKENS, Shape, as_text, expressions
+from xcls.data.listops import CLASSES, OPERATORS, ListOps, Shape, draw_expression
 
 SMALL = {"train_size": 300, "validation_size": 40, "test_size": 50, "min_length": 20, "max_length": 80, "max_depth": 5}
 LIKE = Shape(max_depth=5, max_args=6, min_length=10, max_length=120)
@@ -38,27 +37,20 @@ def value(text: str) -> int:
     return stack[0][0]
 
 
-def plain(draws: random.Random, shape: Shape, depth: int = 1) -> list[str]:
-    """Tokens of a tree as the paper's recursion draws it: an operator one time in four, else a digit."""
-    if depth == shape.max_depth or draws.random() > 0.25:
-        return [str(draws.randrange(10))]
-    arguments = [plain(draws, shape, depth + 1) for _ in range(draws.randint(2, shape.max_args))]
-    return [draws.choice(OPERATORS), *(token for argument in arguments for token in argument), "]"]
-
-
 def depth_of(tokens: list[str]) -> int:
     depths = np.cumsum([token.startswith("[") - (token == "]") for token in tokens])
     return int(depths.max())
 
 
 def some(count: int, shape: Shape, seed: int = 0) -> tuple[list[str], list[int]]:
-    texts, values = [], []
-    for codes, offsets, answers in expressions(shape, seed=seed):
-        flat, ends = as_text(codes, offsets)
-        texts += [flat[a:b].tobytes().decode() for a, b in zip(ends, ends[1:])]
-        values += answers.tolist()
-        if len(texts) >= count:
-            return texts[:count], values[:count]
+    draw, texts, values = random.Random(seed).random, [], []
+    while len(texts) < count:
+        tokens: list[str] = []
+        answer = draw_expression(draw, shape, tokens)
+        if shape.min_length < len(tokens) < shape.max_length:
+            texts.append(" ".join(tokens))
+            values.append(answer)
+    return texts, values
 
 
 @pytest.mark.parametrize("shape", [Shape(), LIKE, Shape(2, 3, 3, 6), Shape(9, 8, 200, 230)], ids=str)
@@ -66,7 +58,7 @@ def test_an_independent_evaluator_finds_every_value(shape: Shape) -> None:
     texts, values = some(150, shape)
     assert [value(text) for text in texts] == values
     for tokens in map(str.split, texts):
-        assert shape.min_length < len(tokens) < shape.max_length and set(tokens) <= set(TOKENS)
+        assert shape.min_length < len(tokens) < shape.max_length and set(tokens) <= {*CLASSES, *OPERATORS, "]"}
         assert depth_of(tokens) < shape.max_depth  # digits are a level below
 
 
@@ -77,32 +69,15 @@ def test_the_examples_of_the_paper() -> None:
         2,
         5,
     ]
-    assert [len(token.split()) for token in TOKENS] == [1] * 15 and Shape() == Shape(10, 10, 500, 2000)
 
 
-def test_trees_are_drawn_as_the_recursion_draws_them() -> None:
-    """Lengths, values, depths and operators of 4,000 expressions, against 4,000 of the plain recursion."""
-    draws, theirs = random.Random(1), []
-    while len(theirs) < 4000:
-        tokens = plain(draws, LIKE)
-        if LIKE.min_length < len(tokens) < LIKE.max_length:
-            theirs.append(tokens)
-    ours = [text.split() for text in some(4000, LIKE, seed=1)[0]]
-    for measure in (
-        len,
-        depth_of,
-        lambda tokens: value(" ".join(tokens)),
-        lambda tokens: tokens[0] == "[SM",
-        lambda tokens: tokens.count("]"),
-    ):
-        one, other = (np.array([float(measure(tokens)) for tokens in side]) for side in (ours, theirs))
-        error = np.sqrt(one.var() / len(one) + other.var() / len(other))
-        assert abs(one.mean() - other.mean()) < 4.5 * error
-        places = np.quantile(other, np.linspace(0, 1, 11))
-        shares = [np.searchsorted(np.sort(side), places, side="right") / len(side) for side in (one, other)]
-        assert np.abs(shares[0] - shares[1]).max() < 0.05  # by chance in one pair of samples of 10,000
-    counts = Counter(token for tokens in ours for token in tokens)
-    assert len({counts[digit] for digit in CLASSES}) > 1 and 0.95 < counts["3"] / counts["7"] < 1.05
+def test_operators_digits_and_arguments_are_drawn_alike() -> None:
+    """The shares of 2,000 expressions: each operator a quarter, each digit a tenth, two to max_args arguments."""
+    wide = Shape(max_depth=3, max_args=4, min_length=1, max_length=1000)
+    counts = Counter(token for text in some(2000, wide)[0] for token in text.split())
+    for names, share in ((OPERATORS, 1 / 4), (CLASSES, 1 / 10)):
+        total = sum(counts[name] for name in names)
+        assert all(abs(counts[name] - share * total) < 5 * (share * total) ** 0.5 for name in names)
     assert counts["]"] == sum(counts[name] for name in OPERATORS)
 
 
@@ -125,17 +100,14 @@ def test_splits_have_their_sizes_nothing_in_common_and_the_same_rows_every_time(
 
 def test_they_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = ListOps(**SMALL).load()
-    monkeypatch.setattr(listops, "expressions", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr(listops, "draw_expression", lambda *_, **__: pytest.fail("made again"))
     assert list(ListOps(**SMALL).load().train["text"]) == list(first.train["text"])
     changes = [{"seed": 1}, {"train_size": 301}, {"max_args": 9}, {"min_length": 21}]
     assert len({ListOps(**{**SMALL, **change}).fingerprint() for change in [{}, *changes]}) == 5
 
 
-ROUND = "( ( ( [MAX 4 ) ( ( ( [MIN 2 ) 3 ) ] ) ) ] )"
-
-
 def test_what_cannot_be_made_is_refused(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listops, "BARREN", 3)
+    monkeypatch.setattr(listops, "BARREN", 2000)
     with pytest.raises(UserError, match=r"only \d+ different expressions.*max_depth"):
         ListOps(min_length=3, max_length=6, max_depth=2, max_args=2, train_size=100_000).load()
     assert [path.name for path in (own_cache / "listops").iterdir() if path.suffix != ".lock"] == []

@@ -8,20 +8,60 @@ with them which numbers belong to which operator.
 from __future__ import annotations
 
 import hashlib
+import random
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Iterator
+from statistics import median
+from typing import Callable, Iterator
 
 from xcls.config.schema import UserError
 from xcls.data.cache import build_once, cache_folder, digest
-from xcls.data.listops_trees import Shape, as_text, expressions
 from xcls.data.reading import Reading
 from xcls.data.rows import BATCH, RowWriter, read_rows
 from xcls.data.source import Splits
 
-VERSION = 1  # of the generator; goes up when the expressions of a seed change
+VERSION = 2  # of the generator; goes up when the expressions of a seed change
 CLASSES = [str(digit) for digit in range(10)]
-BARREN = 200  # batches of trees without a new expression, after which there are too few of this shape
+OPERATORS: dict[str, Callable[[list[int]], int]] = {
+    "[MIN": min,
+    "[MAX": max,
+    "[MED": lambda values: int(median(values)),  # rounded down
+    "[SM": lambda values: sum(values) % 10,
+}
+NAMES = list(OPERATORS)
+BARREN = 100_000  # expressions drawn without a new one, after which there are too few of this shape
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large expressions may be: levels, arguments of an operator, tokens (more than, fewer than)."""
+
+    max_depth: int = 10
+    max_args: int = 10
+    min_length: int = 500
+    max_length: int = 2000
+
+
+def draw_expression(draw: Callable[[], float], shape: Shape, tokens: list[str], depth: int = 1) -> int:
+    """Appends the tokens of a random expression and gives its value. `draw`: uniform in [0, 1).
+
+    A node is an operator with probability 1/4 above the deepest level, and has two to `max_args` arguments; else it is a digit.
+    What is already too long is not finished.
+    """
+    if depth == shape.max_depth or draw() >= 0.25:
+        digit = int(draw() * 10)
+        tokens.append(CLASSES[digit])
+        return digit
+    name = NAMES[int(draw() * len(NAMES))]
+    tokens.append(name)
+    values = []
+    for _ in range(2 + int(draw() * (shape.max_args - 1))):
+        if len(tokens) >= shape.max_length:
+            return 0
+        values.append(draw_expression(draw, shape, tokens, depth + 1))
+    tokens.append("]")
+    return OPERATORS[name](values)
 
 
 class ListOps:
@@ -68,7 +108,7 @@ class ListOps:
         return digest([VERSION, self.seed, list(self.sizes.values()), list(vars(self.shape).values())])
 
     def load(self) -> Splits:
-        """Reads the cached expressions; the first time (half a minute for all of them) makes them."""
+        """Reads the cached expressions; the first time (two minutes for all of them) makes them."""
         folder = build_once(
             cache_folder() / "listops" / self.fingerprint()[:16], self._build, what="the data set listops"
         )
@@ -93,21 +133,20 @@ class ListOps:
     def _new_expressions(self) -> Iterator[tuple[str, int]]:
         """(text, value) of expressions that have not come before. Raises UserError where there are too few of this shape."""
         seen: set[bytes] = set()
-        barren = 0
-        for codes, offsets, answers in expressions(self.shape, seed=self.seed):
-            before = len(seen)
-            written, ends = as_text(codes, offsets)
-            whole = written.tobytes()
-            for start, end, answer in zip(ends.tolist(), ends[1:].tolist(), answers.tolist()):
-                name = hashlib.blake2b(whole[start:end], digest_size=16).digest()
-                if name not in seen:
-                    seen.add(name)
-                    yield whole[start:end].decode("ascii"), answer
-            barren = barren + 1 if len(seen) == before else 0
-            if barren == BARREN:
-                raise UserError(
-                    f"dataset=listops: only {len(seen)} different expressions have {self.shape.min_length} to "
-                    f"{self.shape.max_length} tokens, {self.shape.max_depth} levels and {self.shape.max_args} arguments "
-                    f"at most; {sum(self.sizes.values())} are needed. Widen dataset.source.min_length, max_length, "
-                    "max_depth or max_args, or ask for fewer (train_size, validation_size, test_size)."
-                )
+        barren, draw, shape = 0, random.Random(self.seed).random, self.shape
+        while barren < BARREN:
+            tokens: list[str] = []
+            barren += 1
+            value = draw_expression(draw, shape, tokens)
+            text = " ".join(tokens)
+            name = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            if shape.min_length < len(tokens) < shape.max_length and name not in seen:
+                seen.add(name)
+                barren = 0
+                yield text, value
+        raise UserError(
+            f"dataset=listops: only {len(seen)} different expressions have {self.shape.min_length} to "
+            f"{self.shape.max_length} tokens, {self.shape.max_depth} levels and {self.shape.max_args} arguments "
+            f"at most; {sum(self.sizes.values())} are needed. Widen dataset.source.min_length, max_length, "
+            "max_depth or max_args, or ask for fewer (train_size, validation_size, test_size)."
+        )
