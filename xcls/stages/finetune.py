@@ -104,10 +104,15 @@ def finetune(
         group_by_length=training.group_by_length,
         ids=data.train.ids,
     )
+    guesses: list[bool] = []  # evaluations that are no better: one may be early, two in a row are worth a warning
 
     def evaluate(poll: Callable[[], None]) -> Scores:
         result = score_split(model, data.validation, size=training.eval_batch_size, amp=amp, poll=poll)
-        found = scores(data.validation.labels, softmax(result.logits))
+        found, record = scores(data.validation.labels, softmax(result.logits)), logger.record
+        told = guess_told(found, len(data.classes)) if record.step > training.warmup * record.steps else ""
+        guesses.append(bool(told))
+        if guesses[-2:] == [True, True] and guesses[-3:] != [True, True, True]:
+            logger.warn(f"The model has learned nothing by step {record.step}: {told}. {MORE_TRAINING}")
         return {"val_loss": found.pop("loss"), **found}
 
     Loop(
