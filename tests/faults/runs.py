@@ -54,7 +54,7 @@ CASES = {
 
 def live(folder: Path, case: Case) -> None:
     """One life of a run in `folder`, as `resume=true` begins it: fresh, or from its last checkpoint."""
-    logger = samples.make_journal(folder, mode=case.stage)
+    logger = samples.make_logger(folder, mode=case.stage)
     folder.mkdir(exist_ok=True)
     state, before = decide(folder, logger.record.hash, resume=True, sweep=False, retry_failed=False, code={})
     if state == DONE:
@@ -62,7 +62,7 @@ def live(folder: Path, case: Case) -> None:
     if before is not None:
         carry_over(logger.record, before)
     hardware = Hardware(device="cpu", dtype=case.dtype, workers=case.workers, micro_batch=case.micro_batch)
-    common = {"tokenizer": samples.TinyTokenizer(), "seed": 0, "journal": logger, "resume": before is not None}
+    common = {"tokenizer": samples.TinyTokenizer(), "seed": 0, "logger": logger, "resume": before is not None}
     common |= {"precision": Precision(device="cpu", dtype=case.dtype), "hardware": hardware}
     with logger:
         if case.stage == "finetune":
