@@ -1,8 +1,7 @@
 """The sweeper of every sweep: Hydra's own, without the file that it writes.
 
-Hydra's sweeper puts the whole configuration and every word that was typed into `multirun/multirun.yaml`, before anything is
-checked: one file for all sweeps, written by those that are refused too. What a sweep was made of is in `sweep.json` and in
-the records.
+Hydra's sweeper writes the whole configuration into `multirun/multirun.yaml` before anything is checked: one file for all
+sweeps, written by refused ones too. What a sweep was made of is in `sweep.json` and in the records.
 """
 
 # No postponed annotations here: Hydra's scan for plugins executes this file outside sys.modules, where dataclasses
@@ -30,11 +29,9 @@ class Grid(BasicSweeper):
     """Every combination of the values that were listed."""
 
     def sweep(self, arguments: List[str]) -> Any:
-        """Hands the jobs to the launcher, which composes every one before the first begins; Hydra's would do it here too."""
+        """Hands all jobs to the launcher, which composes every one before the first begins."""
+        assert self.hydra_context is not None and self.launcher is not None  # Hydra has called setup()
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         words = parser.parse_overrides([*self._parse_config(), *arguments])
-        returns, first = [], 0
-        for batch in self.split_arguments(words, self.max_batch_size):
-            returns.append(self.launcher.launch(batch, initial_job_idx=first))
-            first += len(batch)
-        return returns
+        [jobs] = self.split_arguments(words, None)
+        return [self.launcher.launch(jobs, initial_job_idx=0)]

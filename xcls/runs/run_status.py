@@ -15,10 +15,8 @@ from typing import Any, Iterator
 
 from xcls.runs.record import Record, read_record
 
-RUNNING, SILENT, STALE, FAILED, INTERRUPTED = "running", "silent", "stale", "failed", "interrupted"
-UNREADABLE, WAITING, DONE = "unreadable", "waiting", "done"
-STATES = (RUNNING, SILENT, STALE, FAILED, INTERRUPTED, UNREADABLE, WAITING, DONE)  # in the order they are shown
-BAD = (STALE, FAILED, UNREADABLE)
+STATES = ("running", "silent", "stale", "failed", "interrupted", "unreadable", "waiting", "done")  # in their order
+BAD = ("stale", "failed", "unreadable")
 TAIL = 262_144  # bytes of events.jsonl that are read at most
 QUIET = 600.0  # seconds without an event that mean nothing yet
 DEPTH = 4  # folders below a starting point in which runs are sought
@@ -74,7 +72,7 @@ def read_run(folder: Path, name: str, now: float) -> RunStatus:
             record = read_record(folder)  # it may have ended between the two looks
         return _of_record(record, folder, name, now)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        return RunStatus(name=name, state=UNREADABLE, folder=folder, note=str(error).replace(f"{folder}/", ""))
+        return RunStatus(name=name, state="unreadable", folder=folder, note=str(error).replace(f"{folder}/", ""))
 
 
 def _of_record(record: Record, folder: Path, name: str, now: float) -> RunStatus:
@@ -92,7 +90,7 @@ def _of_record(record: Record, folder: Path, name: str, now: float) -> RunStatus
         score=(record.metrics.get("validation") or {}).get("macro_f1"),
     )
     if record.status == "completed":
-        run.state, run.note = DONE, ""
+        run.state, run.note = "done", ""
         run.lasted = record.ended - record.started if record.ended else None
     elif record.status == "running":
         _follow(run, folder, record, now)
@@ -122,12 +120,12 @@ def _follow(run: RunStatus, folder: Path, record: Record, now: float) -> None:
     usual = max((after - before for before, after in zip(times, times[1:])), default=0.0)
     silent = now - max([*times[-1:], *_changed(folder)], default=0.0)
     if held is False and here:
-        run.state = STALE
+        run.state = "stale"
         run.note = "no process has this run: it was killed, or the machine stopped. The same command goes on."
     elif silent > max(QUIET, 3 * usual):
         run.note = f"silent for {duration(silent)}"
         if not held:
-            run.state, run.left = SILENT, None
+            run.state, run.left = "silent", None
 
 
 def _pace(steps: list[dict[str, Any]]) -> float | None:

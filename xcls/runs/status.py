@@ -23,23 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from xcls.runs.identity import runs_root
-from xcls.runs.run_status import (
-    BAD,
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    RUNNING,
-    SILENT,
-    STATES,
-    WAITING,
-    RunStatus,
-    duration,
-    read_run,
-    run_folders,
-)
+from xcls.runs.run_status import BAD, STATES, RunStatus, duration, read_run, run_folders
 
 USUAL = ("multirun", "pretrain", "finetune")  # may be missing: nothing has run yet
-LISTED = {RUNNING: 100, WAITING: 3, DONE: 0}  # runs of one sweep in this state that are shown without --all
+LISTED = {"running": 100, "waiting": 3, "done": 0}  # runs of one sweep in this state that are shown without --all
 OTHERS = 20
 PIPED = 160  # columns where the output is no terminal
 FIGURES = "{step:>15}  {loss:>7}  {speed:>9}  {left:>11}  {device}"
@@ -63,14 +50,14 @@ class SweepStatus:
     @property
     def left(self) -> float | None:
         """Seconds, estimated: running and waiting runs at the pace of completed ones. None without a basis."""
-        running = [run for run in self.runs if run.state == RUNNING]
+        running = [run for run in self.runs if run.state == "running"]
         lasted = [run.lasted for run in self.runs if run.lasted and run.kind == "finetune"]
         known = [run.left for run in running if run.left is not None]
-        if not running or len(known) < len(running) or self.count(WAITING) and not lasted:
+        if not running or len(known) < len(running) or self.count("waiting") and not lasted:
             return None
-        if not self.count(WAITING):
+        if not self.count("waiting"):
             return max(known)
-        return statistics.mean(known) + self.count(WAITING) * statistics.median(lasted) / len(running)
+        return statistics.mean(known) + self.count("waiting") * statistics.median(lasted) / len(running)
 
 
 def read_all(places: list[Path], root: Path, now: float) -> list[SweepStatus]:
@@ -101,7 +88,7 @@ def read_sweep(folder: Path, root: Path, now: float) -> SweepStatus:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         sweep.note = f"sweep.json cannot be read ({type(error).__name__}); these are the runs that have a record."
         return sweep
-    if not alive and sweep.count(WAITING):
+    if not alive and sweep.count("waiting"):
         sweep.note = "its launcher has ended. Jobs of a cluster go on; the same command starts the others."
     return sweep
 
@@ -109,22 +96,22 @@ def read_sweep(folder: Path, root: Path, now: float) -> SweepStatus:
 def _job_status(entry: dict[str, Any], sweep: Path, now: float, alive: bool) -> RunStatus:
     """The status of a job of sweep.json: its record first, then its launcher's word. `alive`: that launcher runs."""
     state, cause = str(entry["state"]), str(entry["cause"] or "")
-    if state not in (WAITING, RUNNING, DONE, "skipped", FAILED):
+    if state not in ("waiting", "running", "done", "skipped", "failed"):
         raise ValueError(f"state {state}")
-    state = DONE if state == "skipped" else state
+    state = "done" if state == "skipped" else state
     project = sweep.parent.parent
     folder = project / str(entry["folder"]) if entry["folder"] else None
     name = _below(folder, sweep if sweep in folder.parents else project) if folder else " ".join(entry["overrides"])
     if folder is None or not (folder / "record.json").is_file():
         run = RunStatus(name=name, state=state, folder=folder, note=cause)
-        if state == RUNNING:
+        if state == "running":
             run.note = "starting" if alive else "no record yet, and its launcher has ended"
-            run.state = RUNNING if alive else SILENT
+            run.state = "running" if alive else "silent"
     else:
         run = read_run(folder, name, now)
-        if alive and state in (WAITING, RUNNING) and run.state in (FAILED, INTERRUPTED):
+        if alive and state in ("waiting", "running") and run.state in ("failed", "interrupted"):
             run.state, run.note = state, f"again, after: {run.note}"  # its process has not yet opened the record
-        elif run.state == FAILED:
+        elif run.state == "failed":
             run.note = run.note or cause
     run.kind, run.device = str(entry["kind"]), str(entry["device"] or run.device)
     return run
@@ -164,21 +151,18 @@ def table(sweeps: list[SweepStatus], width: int, *, everything: bool = False) ->
         lines += textwrap.wrap(_summary(sweep), width, subsequent_indent="  ")
         lines += textwrap.wrap(sweep.note, width, initial_indent="  ", subsequent_indent="  ")
         named = max((len(run.name) for run in rows), default=0)
-        if any(run.state in (RUNNING, SILENT) for run in rows):
-            lines += _row("state", "run", TITLES, named, width)
+        if any(run.state in ("running", "silent") for run in rows):
+            lines += _wrapped(f"{'state':<12}{'run':<{named}}  {TITLES}", width)
         for run in rows:
-            lines += _row(run.state, run.name, _figures(run), named, width)
-            indent = " " * 14
-            lines += textwrap.wrap(
-                run.note, width, initial_indent=indent, subsequent_indent=indent, max_lines=3, placeholder=" …"
-            )
+            lines += _wrapped(f"{run.state:<12}{run.name:<{named}}  {_figures(run)}", width)
+            lines += _wrapped(" " * 12 + run.note, width)[:3] if run.note else []
         lines += more
     return lines
 
 
 def _summary(sweep: SweepStatus) -> str:
     """`multirun/quick: 12 jobs: 7 done, 2 running, 3 waiting. Started 14:02 (gpu_server). About 25 min left.`"""
-    counts = [f"{sweep.count(state)} {state}" for state in (DONE, *STATES[:-1]) if sweep.count(state)]
+    counts = [f"{sweep.count(state)} {state}" for state in ("done", *STATES[:-1]) if sweep.count(state)]
     noun = ("job" if sweep.launcher else "run") + "s" * (len(sweep.runs) != 1)
     text = f"{sweep.name}: {len(sweep.runs)} {noun}: {', '.join(counts) or 'none'}."
     if sweep.started:
@@ -188,9 +172,9 @@ def _summary(sweep: SweepStatus) -> str:
 
 def _figures(run: RunStatus) -> str:
     """The numbers of a run's line."""
-    if run.state == DONE:
+    if run.state == "done":
         return "" if run.score is None else f"macro-F1 {run.score:.4f}"
-    if run.state not in (RUNNING, SILENT):
+    if run.state not in ("running", "silent"):
         return f"at step {run.step}/{run.steps}" if run.steps and run.step else ""
     return FIGURES.format(
         step=f"{run.step}/{run.steps} ({run.step / run.steps:.0%})" if run.steps else str(run.step or "-"),
@@ -201,14 +185,9 @@ def _figures(run: RunStatus) -> str:
     )
 
 
-def _row(state: str, name: str, figures: str, named: int, width: int) -> list[str]:
-    """State, name and figures: on one line where that fits, else the figures on a second one."""
-    line = f"  {state:<12}{name:<{named}}  {figures}".rstrip()
-    if len(line) <= width:
-        return [line]
-    room = width - 14
-    name = name if len(name) <= room else f"{name[: room // 2]}…{name[len(name) - room + room // 2 + 1 :]}"
-    return [f"  {state:<12}{name}", f"{'':14}{figures}"[:width].rstrip()]
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of a run: the first one whole where it fits."""
+    return textwrap.wrap(text, width, initial_indent="  ", subsequent_indent=" " * 14, drop_whitespace=True)
 
 
 def main(words: list[str] | None = None) -> int:
