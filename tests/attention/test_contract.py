@@ -167,20 +167,12 @@ def test_queries_keys_and_values_all_count_and_bad_input_is_refused(attention_fi
 
 
 @pytest.mark.slow
-@every_attention
-def test_the_longest_sequence_padded_is_the_shorter_one(attention_file: str) -> None:
-    layer, x = Layer(attention_file, "rope", seq_len=16384, small=False).float(), inputs(16384, batch=1).float()
-    real = 16200
+@pytest.mark.parametrize(("attention_file", "position_file"), spread(ATTENTIONS, POSITIONS, times=2))
+def test_the_longest_sequence_padded_is_the_shorter_one(attention_file: str, position_file: str) -> None:
+    layer = Layer(attention_file, position_file, seq_len=16384, small=False).float()
+    x, real = inputs(16384, batch=1).float(), 16200
     short = layer(x[:, :real])
     x[:, real:] = torch.nan
-    out = layer(x, key_padding_mask=padding(16384, real))
+    out, *grads = layer.outputs(x, key_padding_mask=padding(16384, real))
     torch.testing.assert_close(out[:, :, :real], short, rtol=1e-3, atol=1e-4)
-    assert not out[:, :, real:].any()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("attention_file", "position_file"), pairwise(ATTENTIONS, POSITIONS))
-def test_the_longest_sequence(attention_file: str, position_file: str) -> None:
-    layer = Layer(attention_file, position_file, seq_len=16384, small=False).float()
-    out, *grads = layer.outputs(inputs(16384, batch=1).float())
-    assert out.isfinite().all() and all(grad.isfinite().all() for grad in grads)
+    assert not out[:, :, real:].any() and all(grad.isfinite().all() for grad in grads)

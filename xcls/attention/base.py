@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from xcls.attention.kernels import is_compiling
 from xcls.attention.work import Shape, Work
 
 HEADROOM = 16.0  # fp16 ends at 65,504, and q.k of large activations does not: products are smaller by this factor
@@ -73,6 +74,12 @@ class Masks:
     def with_(self, **changes: Any) -> Masks:
         """A copy with other values."""
         return replace(self, **changes)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """make(), which the first layer of a forward pass calls and all others share; what is compiled makes it anew."""
+        if key not in self.context or is_compiling():
+            self.context[key] = make()
+        return self.context[key]
 
     def blocked(self, rows: slice = slice(None)) -> Tensor | None:
         """Padding and pairs as one mask for some rows of queries: bool [1|B, 1|H, 1|rows, N], True = may not be

@@ -38,12 +38,12 @@ def columns_in_use(x: Tensor, rotations: Tensor, bucket_size: int, masks: Masks)
     count = real_tokens(masks)
     if count is None:
         return width, None
-    key = ("lsh spare columns", bucket_size, most)
-    if key not in masks.context or is_compiling():
+
+    def spare() -> Tensor:
         needed = (count + 2 * bucket_size - 1) // (2 * bucket_size)
-        spare = torch.arange(width, device=x.device) >= needed.clamp(1, most).view(-1, 1, 1, 1)
-        masks.context[key] = spare
-    return width, masks.context[key]
+        return torch.arange(width, device=x.device) >= needed.clamp(1, most).view(-1, 1, 1, 1)
+
+    return width, masks.once(("lsh spare columns", bucket_size, most), spare)
 
 
 @torch.no_grad()
@@ -76,13 +76,14 @@ def hash_tokens(x: Tensor, rotations: Tensor, spare: Tensor | None) -> Tensor:
 
 def sort_keys(buckets: Tensor, masks: Masks) -> Tensor:
     """bucket N + position, and much more for pads, which are to be last: int64 [B, H, R, N] -> the same."""
-    length, key = buckets.shape[-1], "lsh positions"
-    if key not in masks.context or is_compiling():
-        position = torch.arange(length, device=buckets.device)
-        if masks.padding is not None:
-            position = torch.add(position, masks.padding[:, None, None, :], alpha=2**31 * length)
-        masks.context[key] = position
-    return torch.add(masks.context[key], buckets, alpha=length)
+    length = buckets.shape[-1]
+
+    def position() -> Tensor:
+        place = torch.arange(length, device=buckets.device)
+        pads = masks.padding
+        return place if pads is None else torch.add(place, pads[:, None, None, :], alpha=2**31 * length)
+
+    return torch.add(masks.once("lsh positions", position), buckets, alpha=length)
 
 
 def sorted_positions(keys: Tensor) -> Tensor:

@@ -25,12 +25,8 @@ BLOCKED = -1e37  # finite, so that a row of nothing else is no NaN
 def real_tokens(masks: Masks) -> Tensor | None:
     """How many tokens of each example are no pads, int32 [B]; None where nothing is padded. Counted once per forward
     pass."""
-    if masks.padding is None:
-        return None
-    key = "real tokens"
-    if key not in masks.context or is_compiling():
-        masks.context[key] = (~masks.padding).sum(dim=-1, dtype=torch.int32)
-    return masks.context[key]
+    pads = masks.padding
+    return None if pads is None else masks.once("real tokens", lambda: (~pads).sum(dim=-1, dtype=torch.int32))
 
 
 @dataclass(frozen=True, eq=False)

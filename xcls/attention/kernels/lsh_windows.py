@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from xcls.attention import kernels
 from xcls.attention.base import Masks
-from xcls.attention.kernels import is_compiling, tl, triton
+from xcls.attention.kernels import tl, triton
 from xcls.attention.sorted_chunks import Chunks
 
 if triton is not None:
@@ -49,19 +49,21 @@ def mask_of(qk: Tensor, chunks: Chunks, masks: Masks) -> Tensor:
 
     A token attends to itself only where there is nothing else; the rows of pads may attend to anything.
     """
-    key = ("lsh windows", chunks.size, chunks.before, chunks.after, qk.dtype)
-    if key in masks.context and not is_compiling():
-        return masks.context[key]
     size = chunks.size
-    own = torch.arange(chunks.number * size, device=qk.device).view(-1, size, 1)  # [T, C, 1]
-    seen = own[:, :1] + torch.arange(-chunks.before * size, (1 + chunks.after) * size, device=qk.device)  # [T, 1, K]
-    count = chunks.length if chunks.count is None else chunks.count.view(-1, 1, 1, 1)
-    real = (seen >= 0) & (seen < count)  # [B, T, 1, K], or without B
-    others = real & (own != seen)
-    mask = torch.full(others.shape, -torch.inf, dtype=qk.dtype, device=qk.device).masked_fill_(others, 0.0)
-    mask.masked_fill_(~others.any(dim=-1, keepdim=True) & (real | ~real.any(dim=-1, keepdim=True)), 0.0)
-    masks.context[key] = mask.expand(len(qk), *mask.shape[-3:]).flatten(0, 1)[:, None]
-    return masks.context[key]
+
+    def make() -> Tensor:
+        own = torch.arange(chunks.number * size, device=qk.device).view(-1, size, 1)  # [T, C, 1]
+        seen = own[:, :1] + torch.arange(
+            -chunks.before * size, (1 + chunks.after) * size, device=qk.device
+        )  # [T, 1, K]
+        count = chunks.length if chunks.count is None else chunks.count.view(-1, 1, 1, 1)
+        real = (seen >= 0) & (seen < count)  # [B, T, 1, K], or without B
+        others = real & (own != seen)
+        mask = torch.full(others.shape, -torch.inf, dtype=qk.dtype, device=qk.device).masked_fill_(others, 0.0)
+        mask.masked_fill_(~others.any(dim=-1, keepdim=True) & (real | ~real.any(dim=-1, keepdim=True)), 0.0)
+        return mask.expand(len(qk), *mask.shape[-3:]).flatten(0, 1)[:, None]
+
+    return masks.once(("lsh windows", size, chunks.before, chunks.after, qk.dtype), make)
 
 
 class _Windows(torch.autograd.Function):
