@@ -117,10 +117,6 @@ class Browser:
         """What the window shows, as PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
-    def paper(self) -> bytes:
-        """The page as PDF."""
-        return base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True)["data"])
-
     def said(self) -> list[str]:
         """Everything on the console, exceptions and refusals of the policy included."""
         told = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")

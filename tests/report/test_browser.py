@@ -97,28 +97,6 @@ def test_headline_matrix_and_plot_are_the_first_screen_on_a_desk(browser, page, 
     assert set(signs) == {"✓", "✗"}
 
 
-def test_on_paper_nothing_is_wider_than_the_sheet_and_what_is_folded_is_folded_again(browser, page, make):
-    made = [make.finetune(name, seed) for name in ("sdpa", "performer") for seed in range(3)]
-    for record in made:
-        record.costs |= {
-            "tokens_per_s": 1139208.0,
-            "time_per_epoch": 1234.5,
-            "max_rss_MiB": 23456.7,
-            "latency_ms": 3.21,
-        }
-    browser.open(page([*made, make.baseline()]), width=1032)  # A4 across, less its margins
-    folded = browser.run("document.querySelectorAll('details:not([open])').length")
-    paper = browser.paper()
-    assert paper.startswith(b"%PDF") and len(paper) > 50_000 and browser.said() == []
-    assert browser.run("document.querySelectorAll('details:not([open])').length") == folded
-    browser.call("Emulation.setEmulatedMedia", media="print")
-    try:
-        right = "[...document.querySelectorAll('table')].map(t => t.getBoundingClientRect().right)"
-        assert max(browser.run(right)) <= 1032.5
-    finally:
-        browser.call("Emulation.setEmulatedMedia", media="")
-
-
 def test_without_script_everything_is_there(browser, page):
     browser.open(page(), script=False)
     root = browser.call("DOM.getDocument", depth=-1)["root"]["nodeId"]

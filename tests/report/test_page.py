@@ -6,14 +6,11 @@ import html
 import re
 import shlex
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-import xcls.report
 from tests.report.examples import EVIL, records, report
-from xcls.report.plots import COLOURS
 
 
 def page_of(make, root, made=None, plots=False):
@@ -84,24 +81,6 @@ def test_nothing_from_a_record_reaches_the_page_unescaped(make, tmp_path):
     text = page_of(make, tmp_path, made)
     assert text.count("<script") == 1 and text.count("&lt;script&gt;") > 20 and "SIG\ufffdTERM" in text
     Reader(text)
-
-
-def contrast(colour, ground):
-    def light(colour):
-        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2] + 0.05
-
-    return light(ground) / light(colour)
-
-
-def test_the_colours_of_text_and_lines_have_contrast():
-    css = (Path(xcls.report.__file__).parent / "page.css").read_text(encoding="utf-8")
-    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", css))
-    for text in ("ink", "soft", "link", "good", "bad", "open"):
-        assert min(contrast(colours[text], colours[ground]) for ground in ("paper", "band")) >= 4.5, text
-    assert len(re.findall("#[0-9a-f]{3,6}", css)) == len(colours)  # every colour has a name
-    assert all(contrast(colour, "#ffffff") >= 4.5 for colour in COLOURS)
 
 
 def test_what_differs_comes_before_what_is_shared(make, tmp_path):

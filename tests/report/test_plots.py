@@ -6,13 +6,11 @@ import io
 
 import numpy as np
 import pandas as pd
-import pytest
-from matplotlib import rc_context
 from matplotlib.image import imread
 
 from tests.report.examples import sized, study_of
 from xcls.report.load import Bench, collect
-from xcls.report.plots import SETTINGS, canvas, draw, legend, pareto_front, png, read_curve
+from xcls.report.plots import draw, pareto_front, read_curve
 from xcls.runs.record import sha256
 
 
@@ -42,23 +40,6 @@ def test_costs_of_two_devices_are_in_two_plots(make, tmp_path):
     plots = drawn(make, tmp_path, made)
     first, second = (plots[f"quality_vs_time_per_epoch-demo-device{number}"].numbers for number in (1, 2))
     assert ("sdpa" in first) != ("sdpa" in second) and ("performer" in first) != ("performer" in second)
-
-
-@pytest.mark.parametrize("length", [10, 44])
-def test_the_legend_names_every_line_and_fits_the_figure_whose_bytes_do_not_change(length):
-    def once():
-        with rc_context(SETTINGS):
-            figure, (axes,) = canvas()
-            for number in range(12):
-                axes.plot([1, 2], [number, 3], label=f"{number:02d}".ljust(length, "x"))
-            legend(axes)
-            return figure, png(figure)
-
-    figure, image = once()
-    (drawn_legend,) = figure.legends
-    box = drawn_legend.get_window_extent()
-    assert len(drawn_legend.get_texts()) == 12 and box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
-    assert image == once()[1] and b"Matplotlib" not in image
 
 
 def test_curves_are_over_time_and_over_tokens(make, tmp_path):

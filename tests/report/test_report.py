@@ -15,7 +15,7 @@ import pytest
 from tests.report.examples import PROJECT, contents, from_yaml, records, report, rows
 from tests.report.predicted import sweep
 from xcls.config.schema import UserError
-from xcls.report.settings import Settings, cli_overrides, inside
+from xcls.report.settings import Settings
 from xcls.report.write import write_report
 
 COLUMNS = """
@@ -169,18 +169,6 @@ def test_the_last_command_of_reproduce_sh_gives_the_same_report(make, tmp_path):
     program, script, *words = shlex.split(first["reproduce.sh"].decode().splitlines()[-1])
     assert (program, script) == ("$PYTHON", "report.py") and str(tmp_path) not in " ".join(words)
     assert run(words, tmp_path).stdout == done.stdout and contents(tmp_path / "multirun" / "report") == first
-
-
-def test_what_was_typed_is_given_again_with_the_paths_as_another_clone_has_them(tmp_path):
-    settings = Settings(runs=["multirun/a b"], out="x")
-    typed = ["runs=[/home/me/multirun]", "claims.seq_len=512", "~originals.window", "++out=/tmp/y"]
-    words = ["runs=['multirun/a b']", "out=x", "claims.seq_len=512", "~originals.window"]
-    assert cli_overrides(settings, typed) == words
-    (tmp_path / "project").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "project")
-    root = tmp_path / "project"
-    for path, told in {f"{root}/a": "a", "../project/a": "a", "/o/a": "/o/a", f"{tmp_path}/link/a": "a"}.items():
-        assert inside(Settings(runs=[path], out=path), root) == Settings(runs=[told], out=told)
 
 
 @pytest.mark.slow

@@ -12,8 +12,7 @@ import yaml
 
 from tests.conftest import ROOT, Project
 from xcls.config.schema import UserError
-from xcls.data.files import Files
-from xcls.report.reproduce import check_data, compare, furthest
+from xcls.report.reproduce import check_data, compare
 from xcls.runs.record import read_record
 from xcls.runs.reproduce import expectation, script, script_for
 
@@ -77,12 +76,6 @@ def test_the_whole_configuration_is_laid_down_and_nothing_of_a_record_is_shell(m
     assert on_gpu["hardware.dtype"] == "fp16" and "hardware.threads" not in on_gpu
 
 
-def test_a_pretraining_run_brings_its_config_file(make):
-    text = script_for(make.finetune(mode="pretrain", config={"exp": "base", "pretraining.lr": 0.5}))
-    assert "[ -e pretrain/base/config.yaml ] || cat > pretrain/base/config.yaml" in text
-    assert commands(text) == ["run.py mode=pretrain exp=base resume=true"] and file_of(text)["pretraining.lr"] == 0.5
-
-
 def test_the_script_stops_before_any_work_when_the_data_differ(make, tmp_path):
     (tmp_path / "xcls").mkdir()
     (tmp_path / "run.py").write_text("open('worked', 'w')")
@@ -112,20 +105,6 @@ def test_the_check_accepts_the_same_data_and_refuses_others(tmp_path, monkeypatc
         check_data(expected("print of b"))
 
 
-def test_the_data_are_checked_with_the_settings_of_their_labels(make, tmp_path):
-    (tmp_path / "a.csv").write_text("text,label\none,A\ntwo,a\nthree,b\n")
-    labels = {"casefold": True, "missing": ["nan"], "many": False}
-    print_ = Files(path=str(tmp_path / "a.csv"), labels=labels).fingerprint()
-    record = make.finetune(data={"name": "files", "fingerprint": print_}, versions={})
-    record.config.update({"dataset.path": str(tmp_path / "a.csv"), "dataset.text": "text", "dataset.label": "label"})
-    record.config["dataset.source._target_"] = "xcls.data.files.Files"
-    record.config.update({f"dataset.labels.{key}": value for key, value in labels.items()})
-    assert check_data([json.loads(json.dumps(expectation(record)))]) == []
-    record.config["dataset.labels.casefold"] = False
-    with pytest.raises(UserError, match="fingerprint"):
-        check_data([expectation(record)])
-
-
 @pytest.mark.parametrize(
     ("change", "device", "good"),
     [
@@ -144,12 +123,6 @@ def test_the_same_bits_are_owed_on_the_same_machine_and_closeness_elsewhere(make
     (line,), right = compare([wanted], {record.hash: record}, 0.02)
     assert right is good and (change == 0 or "validation macro_f1" in line)
     assert compare([wanted], {}, 0.02)[1] is False
-
-
-def test_losses_differ_by_their_share_and_a_missing_score_by_everything():
-    gap, name = furthest({"test": {"loss": 2.0, "f1": None}}, {"test": {"loss": 2.02, "f1": None}})
-    assert (gap, name) == (pytest.approx(0.01), "test loss")
-    assert furthest({"test": {"f1": 0.5}}, {"test": {}})[0] == float("inf")
 
 
 def again(project, script, *words):

@@ -47,13 +47,6 @@ def test_the_matrix_has_value_limit_and_sign_of_every_claim(make, tmp_path):
     assert {(free[name].limit, free[name].sign) for name in NAMES} == {("", "")} and free[""][0] == MISSING
 
 
-def test_too_few_seeds_make_question_marks_with_the_reason_below(make, tmp_path):
-    few = [record for record in records(make) if record.seed < 2 or record.mode == "baseline"]
-    cells, notes = cells_of(make, tmp_path, few)
-    assert {cells["performer"][name].sign for name in NAMES} == {"?"} and cells["performer"][""][0] == MISSING
-    assert len(notes) == 1 and "2 of 3 seeds" in notes[0] and cells["performer"]["gain"].notes == (1,)
-
-
 def test_an_interval_over_the_limit_is_a_question_mark_beside_the_sign(make, tmp_path):
     sweep(make, tmp_path, rows=90, skills={"sdpa": 1.6, "performer": 1.6, "baseline": 1.4})
     cells, notes = cells_of(make, tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from tests.report.predicted import CLASSES
 from xcls.config.schema import UserError
 from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED
-from xcls.report.settings import Claims, FamilyClaims, claims_from
+from xcls.report.settings import claims_from
 
 SDPA = (0.90, 0.90, 0.90)
 COST, QUALITY, STABLE = "WNF-1 cost", "WNF-2 quality", "WNF-2 stability"
@@ -29,46 +29,36 @@ def sweep(make, attention, *, score=0.90, time=10.0, memory=100.0, base=0.80, **
     return [*make.seeds("sdpa", SDPA), *made, make.baseline(base)]
 
 
-# Performer: 0.80 x 10 s = 8 s, 0.70 x 100 MiB = 70 MiB. Reformer: 0.85 x 10 s = 8.5 s, 0.75 x 100 MiB = 75 MiB.
+# Performer: 0.80 x 10 s = 8 s, 0.70 x 100 MiB = 70 MiB. Reformer: 0.85 x 10 s = 8.5 s, 0.75 x 100 MiB = 75 MiB. At most one
+# point below SDPA's 0.90; SDPA 5 points, the others 3 above the baseline; at most one point between the seeds.
 @pytest.mark.parametrize(
-    ("attention", "time", "memory", "expected"),
+    ("attention", "options", "failing"),
     [
-        ("performer", 8.0, 100.0, PASS),
-        ("performer", 8.001, 100.0, FAIL),
-        ("performer", 10.0, 70.0, PASS),
-        ("performer", 10.0, 70.01, FAIL),
-        ("performer", 99.0, 10.0, PASS),  # either of the two is enough
-        ("reformer", 8.5, 100.0, PASS),
-        ("reformer", 8.501, 100.0, FAIL),
-        ("reformer", 10.0, 75.0, PASS),
-        ("reformer", 10.0, 75.01, FAIL),
+        ("performer", {"time": 8.0}, []),
+        ("performer", {"time": 8.001}, [COST]),
+        ("performer", {"memory": 70.0}, []),
+        ("performer", {"memory": 70.01}, [COST]),
+        ("performer", {"time": 99.0, "memory": 10.0}, []),  # either of the two is enough
+        ("reformer", {"time": 8.5}, []),
+        ("reformer", {"time": 8.501}, [COST]),
+        ("reformer", {"memory": 75.0}, []),
+        ("reformer", {"memory": 75.01}, [COST]),
+        ("performer", {"time": 1.0, "score": 0.89}, []),
+        ("performer", {"time": 1.0, "score": 0.8899}, [COST, QUALITY]),
+        ("reformer", {"time": 1.0, "score": 0.8899}, [COST, QUALITY]),
+        ("sdpa", {"base": 0.85}, []),
+        ("sdpa", {"base": 0.8501}, [QUALITY]),
+        ("performer", {"time": 1.0, "base": 0.87}, []),
+        ("performer", {"time": 1.0, "base": 0.8701}, [QUALITY]),
+        ("reformer", {"time": 1.0, "base": 0.8701}, [QUALITY]),
     ],
+    ids=str,
 )
-def test_cost_thresholds(make, judged, attention, time, memory, expected):
-    found = states(judged(sweep(make, attention, time=time, memory=memory), attention))
-    assert found == {COST: expected, QUALITY: PASS, STABLE: PASS, "": expected}
-
-
-@pytest.mark.parametrize(("score", "expected"), [(0.89, PASS), (0.8899, FAIL)])
-@pytest.mark.parametrize("attention", ["performer", "reformer"])
-def test_loss_of_one_point_against_the_reference(make, judged, attention, score, expected):
-    found = states(judged(sweep(make, attention, score=score, time=1.0), attention))
-    assert (found[COST], found[QUALITY]) == (expected, expected)
-
-
-@pytest.mark.parametrize(
-    ("attention", "base", "expected"),
-    [
-        ("sdpa", 0.85, PASS),  # 0.90 - 0.85 is 5 pp
-        ("sdpa", 0.8501, FAIL),
-        ("performer", 0.87, PASS),  # 0.90 - 0.87 is 3 pp
-        ("performer", 0.8701, FAIL),
-        ("reformer", 0.8701, FAIL),
-    ],
-)
-def test_gain_over_the_baseline(make, judged, attention, base, expected):
+def test_thresholds(make, judged, attention, options, failing):
     other = "performer" if attention == "sdpa" else attention
-    assert states(judged(sweep(make, other, base=base), attention))[QUALITY] == expected
+    found = states(judged(sweep(make, other, **options), attention))
+    assert [code for code, state in found.items() if state == FAIL and code] == failing
+    assert found[""] == (FAIL if failing else PASS) and MISSING not in found.values()
 
 
 @pytest.mark.parametrize(("scores", "expected"), [((0.90, 0.905, 0.91), PASS), ((0.90, 0.905, 0.9101), FAIL)])
@@ -179,26 +169,6 @@ def test_against_the_fused_kernel(make, judged):
     assert judged(records, "sdpa_fused").state == PASS  # of the family sdpa
 
 
-def test_gpu_memory_on_cuda(make, judged):
-    device = {"kind": "cuda", "name": "a test GPU"}
-    costs = [{"time_per_epoch": 10.0, "max_gpu_mem_MiB": gpu, "rss_growth_MiB": 1.0} for gpu in (1000.0, 700.0)]
-    records = [*make.seeds("sdpa", SDPA, device=device, costs=costs[0]), make.baseline(0.80)]
-    verdict = judged([*records, *make.seeds("performer", SDPA, device=device, costs=costs[1])], "performer")
-    assert states(verdict)[COST] == PASS and verdict.claims[0].measured[1].value == 0.7
-
-
-def test_of_two_references_the_one_with_the_same_settings(make, judged):
-    groups = [("sdpa", 0.1, 10.0), ("sdpa", 0.0, 1.0), ("performer", 0.1, 5.0)]
-    records = [
-        record
-        for name, dropout, time in groups
-        for record in make.seeds(name, SDPA, config={"attention.dropout": dropout}, time=time)
-    ]
-    for record in records[3:6]:
-        record.run += "-b"
-    assert judged([*records, make.baseline(0.80)], "performer").claims[0].measured[0].value == 0.5
-
-
 def test_thresholds_come_from_the_settings_and_from_the_experiment(make, judged):
     records = sweep(make, "performer", time=9.0)
     assert judged(records, "performer").state == FAIL
@@ -211,12 +181,6 @@ def test_an_experiment_with_a_misspelt_claim_has_no_verdict(make, judged):
     own = {"claims.families.sdpa.min_gian_pp": 0.0}
     verdict = judged([*make.seeds("sdpa", SDPA, config=own), make.baseline(0.80)], "sdpa")
     assert verdict.state == MISSING and "min_gain_pp" in verdict.reason
-
-
-def test_families_by_name():
-    claims = Claims(families={"sdpa": FamilyClaims(min_gain_pp=5.0), "performer": FamilyClaims(min_gain_pp=3.0)})
-    found = [claims.family(name) for name in ("sdpa", "sdpa_fused", "performer_relu", "performers", "linformer")]
-    assert [None if f is None else f.min_gain_pp for f in found] == [5.0, 5.0, 3.0, None, None]
 
 
 @pytest.mark.parametrize(
