@@ -35,7 +35,7 @@ def test_unreadable_records_are_listed(make, tmp_path, text):
     (sweep / "bad").mkdir()
     (sweep / "bad" / "record.json").write_text(text, encoding="latin-1")
     found = collect([sweep], tmp_path)
-    assert len(found.runs) == 3 and [item.place for item in found.unreadable] == ["multirun/demo/bad"]
+    assert len(found.runs) == 3 and [place for place, _ in found.unreadable] == ["multirun/demo/bad"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_changed_file_that_the_record_vouches_for_is_listed_and_a_lost_one_is_
     (second / "metrics.csv").unlink()
     found = collect([sweep], tmp_path)
     assert [run.record.seed for run in found.runs] == [1, 2, 3]
-    assert "metrics.csv" in found.unreadable[0].reason and second.name in found.notes[0]
+    assert "metrics.csv" in found.unreadable[0][1] and second.name in found.notes[0]
 
 
 def test_links_and_what_is_no_file_do_not_hang_the_report(make, tmp_path):
@@ -84,7 +84,7 @@ def test_links_and_what_is_no_file_do_not_hang_the_report(make, tmp_path):
     (sweeps / "folder" / "record.json").mkdir()
     found = collect(["multirun"], tmp_path)
     assert [run.record.seed for run in found.runs] == [0, 1, 2]
-    assert [Path(item.place).name for item in found.unreadable] == ["folder", "pipe"]
+    assert [Path(place).name for place, _ in found.unreadable] == ["folder", "pipe"]
 
 
 def test_a_folder_that_is_not_there_is_refused_unless_it_is_a_usual_one(tmp_path):

@@ -17,7 +17,6 @@ from xcls.report.measures import NONE, TextTable, amount, number
 USUAL = "multirun/bench"
 KINDS = ("finetune", "step", "module", "core")  # the likest to a run's own steps first
 SAME = ("stage", "part", "position", "seq_len", "dtype", "batch")  # of two rows that were measured in turns
-TITLE = "Where efficient attention pays on this machine"
 CHANCE = 20  # two mechanisms differ where chance alone would give such repeats at most once in so many times
 UNITS = {"training_ms": "ms", "training_MiB": "MiB"}
 QUICKER, SLOWER, OPEN, UNKNOWN = "quicker", "slower", "cannot tell", "not measured"

@@ -47,23 +47,15 @@ class Bench:
     rows: list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A folder whose record cannot be used, and why."""
-
-    place: str
-    reason: str
-
-
 @dataclass
 class Found:
     """All that was found. `parents`: hash to record of the runs that others started from, wherever they lie.
 
-    `notes` are for the reader: which baselines were fetched from elsewhere, which files are gone.
+    `unreadable`: (place, reason). `notes` are for the reader: which baselines were fetched from elsewhere, which files are gone.
     """
 
     runs: list[Run] = field(default_factory=list)
-    unreadable: list[Unreadable] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
     parents: dict[str, Record] = field(default_factory=dict)
     benches: list[Bench] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -83,7 +75,7 @@ def collect(paths: Sequence[str | Path], root: Path) -> Found:
         _take(folder, root, found)
     _fetch_baselines(found, root, folders)
     found.runs.sort(key=lambda run: (run.record.mode, run.record.run, run.record.hash, run.place))
-    found.unreadable.sort(key=lambda item: (item.place, item.reason))
+    found.unreadable.sort()
     found.benches.sort(key=lambda bench: bench.place)
     found.notes.sort()
     found.parents = _parents(found.runs, root)
@@ -150,7 +142,7 @@ def _take(folder: Path, root: Path, found: Found) -> None:
                 found.runs.append(_read_run(folder, place, found))
         except (OSError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).replace(str(folder), place).split())
-            found.unreadable.append(Unreadable(place, reason if len(reason) <= 300 else reason[:297] + "…"))
+            found.unreadable.append((place, reason if len(reason) <= 300 else reason[:297] + "…"))
 
 
 def _read_run(folder: Path, place: str, found: Found) -> Run:

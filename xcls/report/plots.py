@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Sequence
 
 import matplotlib
@@ -37,18 +38,7 @@ LARGEST = 8 * 2**20  # bytes of a metrics.csv that is read; a row per evaluation
 WIDTH, DPI = 5.8, 160  # inches: two plots beside each other on a desk, one on a phone, its text still to be read
 WIDEST = 28  # signs of a name in a legend of two columns
 SOFT = "#555555"
-SETTINGS: Any = {
-    "text.parse_math": False,  # a name with a $ in it is a name
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+STYLE = Path(__file__).parent / "plots.mplstyle"
 TITLES = {
     "time_per_epoch": "time per epoch, s",
     "max_gpu_mem_MiB": "peak GPU memory, MiB",
@@ -72,7 +62,7 @@ class Plot:
 def draw(study: Study) -> list[Plot]:
     """Every plot there are numbers for, in the order in which the page shows them, each with a name of its own."""
     looks: Looks = {}
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context(fname=STYLE):
         made: list[Plot | None] = []
         for board in study.boards[:MOST_BOARDS]:
             made += [*quality_plots(board, looks), length_plot(board, looks)]
@@ -202,36 +192,29 @@ def quality_against_cost(
 
 
 def read_curve(run: Run, score: str) -> pd.DataFrame | None:
-    """A run's evaluations in order: `seconds` in training steps, real `tokens` seen, and `score`, a column of its
-    metrics.csv.
+    """A run's evaluations in order: `seconds` in training steps, real `tokens` seen, `score`, a column of its metrics.csv.
 
     None where the file is gone, too large, or has no such numbers.
     """
-    file = run.folder / "metrics.csv"
+    file, names = run.folder / "metrics.csv", [score, "step", "time_per_step", "tokens_per_s"]
     try:
         if "metrics.csv" not in run.record.files or file.stat().st_size > LARGEST:
             return None
-        frame = pd.read_csv(file, usecols=[score, "step", "time_per_step", "tokens_per_s"])
+        frame = pd.read_csv(file, usecols=names).apply(pd.to_numeric, errors="coerce").rename(columns={score: "score"})
     except (OSError, ValueError):
         return None
-    frame = frame.apply(pd.to_numeric, errors="coerce")
     frame["seconds"] = frame["step"] * frame["time_per_step"]
     frame["tokens"] = frame["seconds"] * frame["tokens_per_s"]
-    frame = frame.replace([np.inf, -np.inf], np.nan).dropna(subset=[score, "seconds"])
-    return None if frame.empty else frame.rename(columns={score: "score"})
+    frame = frame.replace([np.inf, -np.inf], np.nan).dropna(subset=["score", "seconds"])
+    return None if frame.empty else frame
 
 
 def learning_plot(groups: Sequence[Group], board: DatasetResults | None, looks: Looks) -> Plot | None:
-    """Macro-F1, in pretraining (no `board`) the loss, over time and over tokens, a line per seed; None without
-    curves."""
+    """Macro-F1, in pretraining (no `board`) the loss, over time and over tokens, a line per seed; None without curves."""
     score, about = ("macro_f1", "macro-F1 on validation") if board else ("val_loss", "validation loss (less is better)")
     title = f"{board.name}: fine-tuning" if board else "Pretraining (masked language modelling)"
-    found = [
-        (g.label, curve)
-        for g in groups[:MOST_CURVES]
-        for run in g.runs
-        if (curve := read_curve(run, score)) is not None
-    ]
+    runs = [(group.label, run) for group in groups[:MOST_CURVES] for run in group.runs]
+    found = [(label, curve) for label, run in runs if (curve := read_curve(run, score)) is not None]
     if not found:
         return None
     figure, panels = canvas(6.4, down=2)
@@ -244,11 +227,12 @@ def learning_plot(groups: Sequence[Group], board: DatasetResults | None, looks: 
     panels[0].set_title(counted(short(title, 44), len(groups), MOST_CURVES))
     legend(panels[0])
     ends = [f"{label} from {curve['score'].iloc[0]:.3f} to {curve['score'].iloc[-1]:.3f}" for label, curve in found]
-    words = f"{title}: {about}, over time and over tokens; a line per seed."
-    name, own = (f"learning-{board.slug}", board.slug) if board else ("pretraining", None)
-    return Plot(
-        name, "Learning curves", words, f"From the first evaluation to the last: {'; '.join(ends)}.", png(figure), own
+    words, numbers = (
+        f"{title}: {about}, over time and over tokens; a line per seed.",
+        f"First and last: {'; '.join(ends)}.",
     )
+    name, own = (f"learning-{board.slug}", board.slug) if board else ("pretraining", None)
+    return Plot(name, "Learning curves", words, numbers, png(figure), own)
 
 
 def length_plot(board: DatasetResults, looks: Looks) -> Plot | None:

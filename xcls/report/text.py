@@ -66,7 +66,7 @@ def _with_ratio(group: Group, other: Group | None, name: str) -> str:
 def unfinished(found: Found) -> TextTable:
     """Every run that did not complete, with its cause and folder; then the records that cannot be read."""
     rows = [[run.record.run, *final_status(run), run.place] for run in found.runs if run.record.status != "completed"]
-    rows += [["", "unreadable", item.reason, item.place] for item in found.unreadable]
+    rows += [["", "unreadable", reason, place] for place, reason in found.unreadable]
     return ["run", "status", "cause", "folder"], rows
 
 

@@ -36,7 +36,7 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     claims, settings = check(settings), inside(settings, root)
     found = collect(settings.runs, root)
     if not found.runs:
-        unread = "".join(f"\n  {item.place}: {item.reason}" for item in found.unreadable)
+        unread = "".join(f"\n  {place}: {reason}" for place, reason in found.unreadable)
         none = f"runs: no record.json under {', '.join(settings.runs)}."
         raise UserError(f"{none} Make some first: python run.py --help{unread}")
     groups, benches = group_runs(found), benches_beside(found.benches, root)
