@@ -105,6 +105,6 @@ def judged(tmp_path: Path) -> Callable[..., Verdict]:
         wanted = (attention, seq_len)
         pairs = [(group, board) for board in study.boards for group in board.groups]
         (pair,) = [(g, b) for g, b in pairs if (g.record.choices["attention"], g.record.seq_len) == wanted]
-        return study.judge.verdict(*pair, reference, split)
+        return study.verdict(*pair, reference, split)
 
     return judge

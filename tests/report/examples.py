@@ -10,14 +10,11 @@ from unittest.mock import patch
 import yaml
 
 from xcls.config.schema import flatten
-from xcls.report.claims import ClaimEvaluator
-from xcls.report.groups import group_runs, results_by_dataset
-from xcls.report.intervals import Differences
-from xcls.report.load import Bench, collect
+from xcls.report.claims import Study
+from xcls.report.load import Bench
 from xcls.report.plots import draw
 from xcls.report.settings import Claims, Settings, claims_from
-from xcls.report.tables import Study
-from xcls.report.write import claims_for, write_report
+from xcls.report.write import make_study, write_report
 
 PROJECT = Path(__file__).parents[2]
 EVIL = '<script>alert("x")</script> & more'
@@ -42,17 +39,12 @@ def from_yaml(changed: dict[str, Any] | None = None) -> Claims:
     return claims_from({**flatten(stated), **(changed or {})})
 
 
-def study_of(make, root, made=(), *, changed=None, benches: Sequence[Bench] = (), **settings) -> Study:
+def study_of(make, root, made=(), *, changed=None, benches: Sequence[Bench] | None = None, **settings) -> Study:
     """What a report is made of, over the run folders under root/multirun, to which those of `made` are added."""
     make.save(list(made), root)
-    claims = from_yaml(changed)
-    given = Settings(runs=["multirun"], claims=claims, **settings)
-    found = collect(["multirun"], root)
-    groups = group_runs(found)
-    differences = Differences(settings=given.intervals, references=claims.references)
-    judge = ClaimEvaluator(claims_for(claims, ()), differences, benches=benches)
-    boards = results_by_dataset(groups, given.rank_by)
-    return Study(given, found, groups, boards, judge, claims.references, benches)
+    study = make_study(Settings(runs=["multirun"], claims=from_yaml(changed), **settings), root=root)
+    study.benches = study.benches if benches is None else benches
+    return study
 
 
 def sized(make, attention, size, scores=(0.91, 0.911, 0.912), **options):

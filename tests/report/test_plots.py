@@ -71,5 +71,5 @@ def test_cost_against_length_from_mode_bench(make, tmp_path):
     ]
     rows.append({**shape, "mechanism": "broken", "seq_len": "x", "training_ms": None})
     benches = [Bench(tmp_path / "a b", "a b", {"device": 3}, rows), Bench(tmp_path, "", {}, rows[:1])]
-    plots = drawn(make, tmp_path, [], benches=benches)
+    plots = drawn(make, tmp_path, [make.baseline()], benches=benches)
     assert list(plots) == ["step-a-b"] and "sdpa 10 ms per step at 512 and 160 ms" in plots["step-a-b"].numbers

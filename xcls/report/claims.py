@@ -10,9 +10,9 @@ from xcls.report.bench import beside
 from xcls.report.cost_ratio import cost_interval, doubt, unlike_groups, unlike_paths
 from xcls.report.groups import DatasetResults, Group, without_attention
 from xcls.report.intervals import Differences, Interval
-from xcls.report.load import Bench
+from xcls.report.load import Bench, Found
 from xcls.report.measures import CONDITIONS, memory_measure, survived
-from xcls.report.settings import Claims, FamilyClaims
+from xcls.report.settings import Claims, FamilyClaims, Settings
 
 PASS, FAIL, MISSING = "PASS", "FAIL", "MISSING"
 UNDECIDED = "OPEN"  # of a cost claim: measured, but these runs cannot tell
@@ -73,19 +73,24 @@ class Claim:
 
 
 @dataclass
-class ClaimEvaluator:
-    """Judges groups. `claims_for` gives the thresholds of a group and what is wrong with them, or ''.
+class Study:
+    """The runs of a report, their groups by data set, and the verdicts on them.
 
-    `differences` makes the intervals of macro-F1; None: there are none. `level` is that of the cost ratios.
+    `claims_for` gives the thresholds of a group and what is wrong with them, or ''. `references`: the mechanisms that
+    others are compared with; the first decides. `differences` makes the intervals of macro-F1.
     """
 
+    settings: Settings
+    found: Found
+    groups: Sequence[Group]
+    boards: Sequence[DatasetResults]
     claims_for: Callable[[Group], tuple[Claims, str]]
-    differences: Differences | None = None
-    level: float = 0.95
+    references: Sequence[str]
+    differences: Differences
     benches: Sequence[Bench] = ()
     made: dict[tuple[str, str, str], Verdict] = field(default_factory=dict)
 
-    def verdict(self, group: Group, board: DatasetResults, reference: str, split: str) -> Verdict:
+    def verdict(self, group: Group, board: DatasetResults, reference: str, split: str = "validation") -> Verdict:
         """The verdict on `group` against the mechanism named `reference`, on `split` (validation or test)."""
         place = (group.id, reference, split)
         if place not in self.made:
@@ -101,10 +106,10 @@ class Verdict:
     board: DatasetResults
     reference: str
     split: str
-    judge: ClaimEvaluator
+    study: Study
 
     def __post_init__(self) -> None:
-        self.limits, self.reason = self.judge.claims_for(self.group)  # reason: why there is no claim to judge
+        self.limits, self.reason = self.study.claims_for(self.group)  # reason: why there is no claim to judge
         self.reference_group, self.no_reference = find_reference(self.group, self.board, self.reference)
         self.baseline, self.family = strictest(self.board.baselines), self.limits.family(self.group.attention)
         if self.family is None:
@@ -205,9 +210,12 @@ class Verdict:
         value = None if other is None else _rounded(ratio(group, other, name))
         if other is None or value is None:
             return Measured(title, None, "<=", threshold, self.no_reference or f"{name} was not measured")
-        interval, factor = cost_interval(group, other, name, self.judge.level), self.limits.max_cost_factor
+        interval, factor = (
+            cost_interval(group, other, name, self.study.settings.intervals.level),
+            self.limits.max_cost_factor,
+        )
         told = doubt(group, other, name, interval=interval, threshold=threshold, factor=factor)
-        bench = beside(group, other, name, value, self.judge.benches)
+        bench = beside(group, other, name, value, self.study.benches)
         return Measured(title, value, "<=", threshold, told, interval, bool(told), *bench)
 
     def _loss(self, family: FamilyClaims) -> list[Measured]:
@@ -228,8 +236,9 @@ class Verdict:
         if value is None:
             reason = self.group.learned_nothing or above.learned_nothing or below.learned_nothing
             reason = reason or f"no {self.split} macro-F1"
-        makes = self.judge.differences if above is not below else None
-        interval = makes.between(above, below, self.board, self.split) if makes else None
+        interval = None
+        if above is not below:
+            interval = self.study.differences.between(above, below, self.board, self.split)
         return Measured(name, value, relation, threshold, reason, interval)
 
 

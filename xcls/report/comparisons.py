@@ -6,12 +6,12 @@ from typing import Any, Iterator
 
 import pandas as pd
 
-from xcls.report.claims import SPLITS, difference_pp, find_reference, ratio, strictest, twin_among
+from xcls.report.claims import SPLITS, Study, difference_pp, find_reference, ratio, strictest, twin_among
 from xcls.report.cost_ratio import unlike_groups
 from xcls.report.costs import HOUR, MILLION, bill, count_children, pays, price_of
 from xcls.report.groups import DatasetResults, Group
 from xcls.report.measures import MEASURES, is_cost, memory_measure
-from xcls.report.tables import Row, Study, Table, interval_cells
+from xcls.report.tables import Row, Table, interval_cells
 
 TITLES = {
     "differences": "Differences of macro-F1",
@@ -67,9 +67,7 @@ def difference_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
 
 def _interval(study: Study, group: Group, other: Group, board: DatasetResults, split: str) -> dict[str, Any]:
     """The columns of the interval of a difference, and what it says: better, worse, cannot tell."""
-    if study.judge.differences is None:
-        return {}
-    interval = study.judge.differences.between(group, other, board, split)
+    interval = study.differences.between(group, other, board, split)
     says = None
     if interval.low is not None and interval.high is not None:
         says = "better" if interval.low > 0 else "worse" if interval.high < 0 else "cannot tell"

@@ -16,13 +16,13 @@ from markupsafe import Markup
 from xcls.config.schema import flatten
 from xcls.report import bench
 from xcls.report.bench import Crossover
-from xcls.report.claims import FAIL, MISSING, PASS, SPLITS, UNDECIDED
+from xcls.report.claims import FAIL, MISSING, PASS, SPLITS, UNDECIDED, Study
 from xcls.report.groups import DatasetResults, Group
 from xcls.report.load import Run
 from xcls.report.measures import NONE, cut_note
 from xcls.report.plots import DPI, Plot
 from xcls.report.summary import headline, matrix
-from xcls.report.tables import Study, Table
+from xcls.report.tables import Table
 from xcls.report.text import comparison, unfinished
 
 CLASSES = {PASS: PASS, FAIL: FAIL, **dict.fromkeys((MISSING, UNDECIDED, "cannot tell"), MISSING)}  # words with a sign
@@ -86,7 +86,7 @@ def visible(value: Any) -> Any:
 
 def _board(board: DatasetResults, study: Study, tables: Sequence[Table], plots: Sequence[Plot]) -> dict[str, Any]:
     """One data set: headline, matrix and plots; the table of groups; everything else folded."""
-    first, rules = study.references[0], [study.judge.claims_for(group)[0] for group in board.groups if group.runs]
+    first, rules = study.references[0], [study.claims_for(group)[0] for group in board.groups if group.runs]
     rules = rules or [study.settings.claims]
     told = sorted({f"over at least {rule.min_seeds} seeds, at {rule.seq_len} tokens" for rule in rules})
     caption = f"The groups on {board.name}, ranked by {study.settings.rank_by}, then the baseline."
@@ -103,11 +103,11 @@ def _board(board: DatasetResults, study: Study, tables: Sequence[Table], plots: 
             folded += [(table.title + about, made, table.name, prints)] if cells else []
     return {
         "name": board.name,
-        "headline": headline(board, study.judge, study.references),
-        "matrix": matrix(board, study.judge, first),
+        "headline": headline(board, study),
+        "matrix": matrix(board, study),
         "rule": f"Claims against {first} on validation, {' or '.join(told)}.",
         "plots": [_plot(plot) for plot in plots if plot.board == board.slug],
-        "groups": view(*comparison(board, study.judge, first), caption, file="groups.csv"),
+        "groups": view(*comparison(board, study), caption, file="groups.csv"),
         "cut": cut_note(run.record for group in board.groups for run in group.runs),
         "tables": folded,
     }

@@ -21,11 +21,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from xcls.report.claims import strictest
+from xcls.report.claims import Study, strictest
 from xcls.report.groups import BASELINE, DatasetResults, Group
 from xcls.report.load import Bench, Run
 from xcls.report.measures import MEASURES, memory_measure, number, slug
-from xcls.report.tables import Study
 
 # Okabe & Ito, darker.
 COLOURS = "#0072B2 #B84A00 #00734D #A3417F #7A5C00 #2B6F93 #000000 #7A5195".split()

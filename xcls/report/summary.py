@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED, ClaimEvaluator, Measured, Verdict, difference_pp, ratio
+from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED, Measured, Study, Verdict, difference_pp, ratio
 from xcls.report.groups import DatasetResults
 from xcls.report.intervals import OPEN
 from xcls.report.measures import NONE, memory_measure, signed
@@ -64,24 +64,24 @@ class Matrix:
     notes: list[str]
 
 
-def headline(board: DatasetResults, judge: ClaimEvaluator, references: Sequence[str]) -> Headline:
-    """What passes against the first of `references`, or why nothing does, and what to run next."""
-    first, done = references[0], [group for group in board.groups if group.runs]
+def headline(board: DatasetResults, study: Study) -> Headline:
+    """What passes against the first of the references, or why nothing does, and what to run next."""
+    first, done = study.references[0], [group for group in board.groups if group.runs]
     if not done:
         again = "Give the command of the sweep again: it goes on with what was interrupted."
         return Headline(MISSING, "No encoder has finished on these rows yet.", next=again)
-    verdicts = [judge.verdict(group, board, first, "validation") for group in done]
-    judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in references]
+    verdicts = [study.verdict(group, board, first) for group in done]
+    judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in study.references]
     judged = [v for v in judged if v.group.record.seq_len == v.limits.seq_len] or judged
     passing = sorted((verdict for verdict in judged if verdict.state == PASS), key=_saving)
     failing = [verdict.group.label for verdict in judged if verdict.state == FAIL]
     reasons = [reason for verdict in judged if verdict.state == MISSING for reason in verdict.reasons]
     reason = max(sorted(set(reasons)), key=reasons.count) if reasons else ""
-    following = _next(reason, board, judge.claims_for(done[0])[0])
+    following = _next(reason, board, study.claims_for(done[0])[0])
     if passing:
         also = [f"Also passing: {_listed([verdict.group.label for verdict in passing[1:]])}."] if passing[1:] else []
         text = f"{passing[0].group.label} passes: {_beside(passing[0])}."
-        return Headline(PASS, text, (*also, *_against(passing[0], references)))
+        return Headline(PASS, text, (*also, *_against(passing[0], study)))
     if not judged:
         best = max(done, key=lambda group: (group.stat("macro_f1").mean or 0.0, group.label))
         score = best.stat("macro_f1").text
@@ -123,11 +123,11 @@ def _beside(verdict: Verdict) -> str:
     return f"{', '.join(told)} against {verdict.reference} (n = {len(group.runs)})"
 
 
-def _against(best: Verdict, references: Sequence[str]) -> list[str]:
+def _against(best: Verdict, study: Study) -> list[str]:
     """What the other references, which a practitioner would use instead, say of the group that passes."""
     told = []
-    for reference in references[1:]:
-        verdict = best.judge.verdict(best.group, best.board, reference, "validation")
+    for reference in study.references[1:]:
+        verdict = study.verdict(best.group, best.board, reference)
         if verdict.reference_group is None:
             told.append(f"There are no runs of {reference}, the kernel of practice, to compare with.")
         elif verdict.state != PASS:
@@ -151,16 +151,17 @@ def _next(reason: str, board: DatasetResults, claims: Claims) -> str:
     return next((remedy for words, remedy in remedies.items() if words in reason), "")
 
 
-def matrix(board: DatasetResults, judge: ClaimEvaluator, reference: str) -> Matrix:
+def matrix(board: DatasetResults, study: Study) -> Matrix:
     """The claims about the groups of a data set, the best ranked first; groups with a verdict before those without
     one."""
     notes: list[str] = []
-    verdicts = [judge.verdict(group, board, reference, "validation") for group in board.groups if group.runs]
+    reference = study.references[0]
+    verdicts = [study.verdict(group, board, reference) for group in board.groups if group.runs]
     verdicts.sort(key=lambda verdict: (not verdict.claims, verdict.state == MISSING))
     rows = []
     for verdict in verdicts[:MOST]:
         cells = [_cell(name, verdict, notes) for name in CLAIMED]
-        test = judge.verdict(verdict.group, board, reference, "test").state
+        test = study.verdict(verdict.group, board, reference, "test").state
         rows.append((verdict.group.label, len(verdict.group.runs), cells, verdict.state, test))
     if len(verdicts) > MOST:
         notes.append(f"{len(verdicts) - MOST} more groups are in the table below.")

@@ -8,12 +8,11 @@ import json
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from xcls.report.claims import SPLITS, ClaimEvaluator, Verdict, difference_pp, strictest
-from xcls.report.groups import CHOICES, ENCODER, DatasetResults, Group
+from xcls.report.claims import SPLITS, Study, Verdict, difference_pp, strictest
+from xcls.report.groups import CHOICES, ENCODER, DatasetResults
 from xcls.report.intervals import Interval
-from xcls.report.load import Bench, Found, final_status
+from xcls.report.load import final_status
 from xcls.report.measures import MEASURES, class_count, cut_shares, is_cost, survived
-from xcls.report.settings import Settings
 from xcls.runs.record import Record, is_guess, no_formula
 
 FIRST = """
@@ -37,20 +36,6 @@ OF_CLAIM = """
     interval_high interval_says bench bench_agrees examples drawn no_interval measured_differently
 """.split()
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Study:
-    """What tables, text and page are made of. references: the mechanisms that others are compared with; the first
-    decides."""
-
-    settings: Settings
-    found: Found
-    groups: Sequence[Group]
-    boards: Sequence[DatasetResults]
-    judge: ClaimEvaluator
-    references: Sequence[str]
-    benches: Sequence[Bench] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +79,7 @@ def main_tables(study: Study) -> list[Table]:
     """Runs, groups and claims."""
     first = study.references[0]
     states = {
-        group.id: {split: study.judge.verdict(group, board, first, split).state for split in SPLITS}
+        group.id: {split: study.verdict(group, board, first, split).state for split in SPLITS}
         for board in study.boards
         for group in board.groups
     }
@@ -179,7 +164,7 @@ def claim_rows(study: Study) -> list[Row]:
         for reference in study.references
         for group in board.groups
         for split in SPLITS
-        for row in _claims_of(study.judge.verdict(group, board, reference, split), board)
+        for row in _claims_of(study.verdict(group, board, reference, split), board)
     ]
 
 

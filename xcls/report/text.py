@@ -5,28 +5,28 @@ from __future__ import annotations
 import shlex
 from typing import Sequence
 
-from xcls.report.claims import ClaimEvaluator, difference_pp, find_reference, ratio, strictest
+from xcls.report.claims import Study, difference_pp, find_reference, ratio, strictest
 from xcls.report.groups import MACRO_F1, DatasetResults, Group
 from xcls.report.load import Found, final_status
 from xcls.report.measures import NONE, TextTable, amount, memory_measure, signed
 from xcls.report.settings import quoted
 from xcls.report.summary import headline
-from xcls.report.tables import Study
 
 MOST_BOARDS, MOST_PRINTED = 3, 8  # printed: data sets, and rows of all their tables together, two of each at least
 
 
-def comparison(board: DatasetResults, judge: ClaimEvaluator, reference: str) -> TextTable:
+def comparison(board: DatasetResults, study: Study) -> TextTable:
     """The groups in the order of their rank, then the baselines; costs beside those of the reference."""
+    reference = study.references[0]
     header = ["mechanism", "PASS_WNF", "PASS_WNF_TEST", "n", "macro-F1 validation", "macro-F1 test"]
     header += [f"vs {reference}, pp", "vs baseline, pp", "time/epoch, s", "tokens/s", "memory, MiB"]
     baseline = strictest(board.baselines)
     rows = []
     for group in board.groups:
         other, _ = find_reference(group, board, reference)
-        states = [judge.verdict(group, board, reference, split).state for split in ("validation", "test")]
+        states = [study.verdict(group, board, reference, split).state for split in ("validation", "test")]
         scores = [group.stat("macro_f1").text, group.stat("test_macro_f1").text]
-        gaps = [_gap(group, other, board, judge), _gap(group, baseline, board, judge)]
+        gaps = [_gap(group, other, board, study), _gap(group, baseline, board, study)]
         memory = _with_ratio(group, other, memory_measure(group.device.get("kind")))
         costs = [_with_ratio(group, other, "time_per_epoch"), amount(group.stat("tokens_per_s").middle), memory]
         rows.append([group.label, *states, str(len(group.runs)), *scores, *gaps, *costs])
@@ -47,12 +47,11 @@ def _baseline_row(group: Group, kind: str, gap: str) -> list[str]:
     return [label, "", "", str(len(group.runs)), *scores, NONE, gap, took, NONE, NONE]
 
 
-def _gap(group: Group, other: Group | None, board: DatasetResults, judge: ClaimEvaluator) -> str:
+def _gap(group: Group, other: Group | None, board: DatasetResults, study: Study) -> str:
     """The difference of validation macro-F1 in percentage points, with its interval in brackets."""
     if other is None or other is group:
         return NONE
-    interval = None if judge.differences is None else judge.differences.between(group, other, board, "validation")
-    around = interval.text if interval else ""
+    around = study.differences.between(group, other, board, "validation").text
     return signed(difference_pp(group, other, "validation")) + (f" ({around})" if around else "")
 
 
@@ -76,9 +75,9 @@ def printed(study: Study, findings: Sequence[str], page: str, best: Sequence[tup
     blocks, following, boards = names[:MOST_BOARDS], [], study.boards
     most = max(2, MOST_PRINTED // max(1, min(len(boards), MOST_BOARDS)))
     for board in boards[:MOST_BOARDS]:
-        told = headline(board, study.judge, study.references)
+        told = headline(board, study)
         following += [f"Next: {told.next}"] if told.next else []
-        header, rows = comparison(board, study.judge, study.references[0])
+        header, rows = comparison(board, study)
         kept = [*rows[: min(most, len(board.groups))], *rows[len(board.groups) :]]
         left = f"\n… {len(rows) - len(kept)} more groups in groups.csv" if len(rows) > len(kept) else ""
         blocks += [f"{board.name}: {told.text}", markdown((header, kept)) + left]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from xcls.config.schema import UserError, flatten
 from xcls.report.bench import benches_beside, crossovers, sentence
-from xcls.report.claims import ClaimEvaluator
+from xcls.report.claims import Study
 from xcls.report.comparisons import further_tables
 from xcls.report.groups import Group, group_runs, results_by_dataset
 from xcls.report.intervals import Differences
@@ -17,7 +17,7 @@ from xcls.report.load import Found, collect, shown
 from xcls.report.page import page
 from xcls.report.plots import MOST_BOARDS, Plot, draw
 from xcls.report.settings import Claims, Settings, check, claims_from, cli_overrides, inside, key_of
-from xcls.report.tables import Study, main_tables
+from xcls.report.tables import main_tables
 from xcls.report.text import best_runs, printed
 from xcls.runs.record import write_atomic
 from xcls.runs.reproduce import read_patch, script
@@ -32,18 +32,8 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
     `typed` are the overrides that the user typed: those under `claims.` win over an experiment's own claims. Paths are
     relative to `root`. Raises UserError before anything is written.
     """
-    own_claims = [key.partition(".")[2] for key in map(key_of, typed) if key.split(".")[0] == "claims"]
-    claims, settings = check(settings), inside(settings, root)
-    found = collect(settings.runs, root)
-    if not found.runs:
-        unread = "".join(f"\n  {place}: {reason}" for place, reason in found.unreadable)
-        none = f"runs: no record.json under {', '.join(settings.runs)}."
-        raise UserError(f"{none} Make some first: python run.py --help{unread}")
-    groups, benches = group_runs(found), benches_beside(found.benches, root)
-    boards = results_by_dataset(groups, settings.rank_by)
-    differences = Differences(settings=settings.intervals, references=claims.references)
-    judge = ClaimEvaluator(claims_for(claims, own_claims), differences, settings.intervals.level, benches)
-    study = Study(settings, found, groups, boards, judge, claims.references, benches)
+    study = make_study(settings, typed=typed, root=root)
+    settings, found = study.settings, study.found
     out = root / settings.out
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -55,14 +45,32 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
             write_atomic(out / f"{table.name}.csv", table.csv)
         else:
             (out / f"{table.name}.csv").unlink(missing_ok=True)  # of an earlier report
-    about, crossings, plots = remarks(study), crossovers(benches, groups), draw(study)
+    about, crossings, plots = remarks(study), crossovers(study.benches, study.groups), draw(study)
     _write_plots(out / "plots", plots)
-    best = best_runs(boards)
-    used = {**asdict(settings), "runs": sorted(set(settings.runs)), "claims": asdict(claims)}
+    best = best_runs(study.boards)
+    used = {**asdict(settings), "runs": sorted(set(settings.runs))}
     html = page(study, tables, plots=plots, notes=about, crossings=crossings, best=best, used=used)
     write_atomic(out / "index.html", html)
     _write_script(out, found, cli_overrides(settings, typed))
     return printed(study, [*filter(None, map(sentence, crossings)), *about], f"{shown(out, root)}/index.html", best)
+
+
+def make_study(settings: Settings, *, typed: Sequence[str] = (), root: Path) -> Study:
+    """Reads the records under `settings.runs`. Raises UserError for impossible settings, and where there is no record."""
+    own_claims = [key.partition(".")[2] for key in map(key_of, typed) if key.split(".")[0] == "claims"]
+    claims, settings = check(settings), inside(settings, root)
+    found = collect(settings.runs, root)
+    if not found.runs:
+        unread = "".join(f"\n  {place}: {reason}" for place, reason in found.unreadable)
+        none = f"runs: no record.json under {', '.join(settings.runs)}."
+        raise UserError(f"{none} Make some first: python run.py --help{unread}")
+    groups = group_runs(found)
+    differences = Differences(settings=settings.intervals, references=claims.references)
+    boards, benches = results_by_dataset(groups, settings.rank_by), benches_beside(found.benches, root)
+    settings = replace(settings, claims=claims)
+    return Study(
+        settings, found, groups, boards, claims_for(claims, own_claims), claims.references, differences, benches
+    )
 
 
 def remarks(study: Study) -> list[str]:

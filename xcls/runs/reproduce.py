@@ -122,7 +122,7 @@ def _script(
         "report": report,
     }
     text = Path(__file__).with_suffix(".sh").read_text(encoding="utf-8")
-    return re.sub(r"@([a-z]+)@", lambda found: parts[found[1]], text)
+    return re.sub(r"@([a-z]+)@", lambda found: parts[found[1]], text).rstrip() + "\n"
 
 
 def _sources(records: Sequence[Record], patches: Patches) -> tuple[str, str]:
