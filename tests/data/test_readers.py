@@ -75,14 +75,6 @@ def test_a_bad_file_is_named_with_row_and_remedy(tmp_path: Path, name: str, cont
         table(tmp_path, name, content)
 
 
-def test_a_parquet_file_cut_short_is_refused(tmp_path: Path) -> None:
-    parquet.write_table(pa.table({"text": ["one"] * 999, "label": [0] * 999}), tmp_path / "a.parquet")
-    whole = (tmp_path / "a.parquet").read_bytes()
-    for size in (len(whole) // 2, len(whole) - 1):
-        with pytest.raises(UserError, match="damaged or cut off"):
-            table(tmp_path, "a.parquet", whole[:size])
-
-
 def test_nul_bytes_are_read_as_spaces_and_noted(tmp_path: Path) -> None:
     for name, content in (("a.csv", b"text,label\none\0two,a\n"), ("a.jsonl", b'{"text": "one\0two", "label": "a"}\n')):
         read = table(tmp_path, name, content)
@@ -95,11 +87,10 @@ def test_a_document_of_ten_megabytes_is_read(tmp_path: Path) -> None:
 
 
 def test_format_options_are_obeyed(tmp_path: Path) -> None:
-    assert table(
-        tmp_path, "a.csv", "text;label\ngr\xfcn;a\n".encode("latin-1"), separator=";", encoding="latin-1"
-    ).columns["text"] == ["gr\xfcn"]
+    semicolons = "text;label\ngr\xfcn;a\n".encode("latin-1")
+    assert table(tmp_path, "a.csv", semicolons, separator=";", encoding="latin-1").columns["text"] == ["gr\xfcn"]
     assert table(tmp_path, "a.tsv", b'text\tlabel\n"open\ta\n', quotes=False).columns["text"] == ['"open']
-    with pytest.raises(UserError, match="no such encoding"):
+    with pytest.raises(UserError, match="klingon"):
         table(tmp_path, "a.csv", ROWS, encoding="klingon")
 
 
@@ -108,12 +99,7 @@ def test_texts_come_from_lines_tables_and_folders(tmp_path: Path) -> None:
     (tmp_path / "deep" / "b.txt").write_text("one\n\n two \n")
     (tmp_path / "a.csv").write_text("text,label\nthree,\n,x\n")
     (tmp_path / "ignored.bin").write_bytes(b"\xff")
-
-    def read_texts(path: Path | str) -> list[str]:
-        return [text for piece in text_pieces(path, Reading(["text"])) for text in piece]
-
-    assert read_texts(tmp_path) == ["three", "one", "two"]
-    with pytest.raises(UserError, match="no such file"):
-        read_texts(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="nothing to read"):
-        read_texts(tmp_path / "cache" if (tmp_path / "cache").mkdir() is None else "")
+    assert [text for piece in text_pieces(tmp_path, Reading(["text"])) for text in piece] == ["three", "one", "two"]
+    for missing in ("nowhere", "cache"):
+        with pytest.raises(UserError, match=missing):
+            list(text_pieces(tmp_path / missing, Reading(["text"])))

@@ -22,38 +22,18 @@ Row = tuple
 class Rows:
     """A source with the rows it was given: (text, label)."""
 
-    def __init__(
-        self,
-        train: list[Row],
-        test: list[Row],
-        validation: list[Row] | None = None,
-        unlabelled: list[str] | None = None,
-    ) -> None:
-        self.train, self.test, self.validation, self.unlabelled = train, test, validation, unlabelled
+    def __init__(self, train: list[Row], test: list[Row], **more: list[Row]) -> None:
+        self.parts = {"train": train, "test": test, **more}
 
     def fingerprint(self) -> str:
         return "rows"
 
     def load(self) -> Splits:
-        def made(rows: list[Row] | None, name: str):
-            return (
-                None
-                if rows is None
-                else make_rows(
-                    text=[text for text, _ in rows],
-                    label=[label for _, label in rows],
-                    id=[f"{name}-{i}" for i in range(len(rows))],
-                )
-            )
-
-        loose = None if self.unlabelled is None else [(text, None) for text in self.unlabelled]
-        return Splits(
-            train=made(self.train, "train"),
-            test=made(self.test, "test"),
-            classes=["a", "b"],
-            validation=made(self.validation, "validation"),
-            unlabelled=made(loose, "unlabelled"),
-        )
+        made = {}
+        for name, rows in self.parts.items():
+            texts, labels = ([row[column] for row in rows] for column in (0, 1))
+            made[name] = make_rows(text=texts, label=labels, id=[f"{name}-{i}" for i in range(len(rows))])
+        return Splits(classes=["a", "b"], **made)
 
 
 def rows(count: int, prefix: str = "text", every: int = 3) -> list[Row]:
@@ -73,11 +53,6 @@ def test_validation_is_stratified_seeded_and_disjoint() -> None:
     assert set(prepare(Rows(rows(300), rows(30, "test")), Dataset(split_seed=1)).validation["id"]) != ids[1]
     assert made.report["rows"] == {"train": 270, "test": 30, "validation": 30, "unlabelled": 0, "mlm": 270}
     assert made.report["classes"]["test"] == {"a": 20, "b": 10} and made.report["warnings"] == []
-
-
-def test_a_given_validation_part_is_used() -> None:
-    made = prepare(Rows(rows(30), rows(9, "test"), validation=rows(12, "mine")), Dataset())
-    assert len(made.train) == 30 and set(made.validation["text"]) == {f"mine {i}" for i in range(12)}
 
 
 def test_repeated_texts_stay_on_one_side() -> None:
@@ -122,9 +97,8 @@ def test_a_given_validation_part_is_held_apart_too() -> None:
 
 def test_mlm_text_is_train_and_more_without_what_is_held_out(tmp_path: Path) -> None:
     (tmp_path / "more.txt").write_text("extra line\ntest 3\n")
-    source = Rows(
-        rows(40), rows(9, "test"), unlabelled=["free text", "TEST 2", None, *[f"text {i}" for i in range(40)]]
-    )
+    loose = [(text, None) for text in ("free text", "TEST 2", None, *(f"text {i}" for i in range(40)))]
+    source = Rows(rows(40), rows(9, "test"), unlabelled=loose)
     made = prepare(source, Dataset(extra=[str(tmp_path / "more.txt")]))
     held_out = {text.casefold() for part in (made.validation, made.test) for text in part["text"]}
     assert not held_out & {text.casefold() for text in made.mlm_texts}
@@ -136,7 +110,7 @@ def test_mlm_text_is_train_and_more_without_what_is_held_out(tmp_path: Path) -> 
 
 
 def test_a_limit_is_stratified_and_spares_test() -> None:
-    source = Rows(rows(600), rows(90, "test"), unlabelled=[f"free {i}" for i in range(540)])
+    source = Rows(rows(600), rows(90, "test"), unlabelled=[(f"free {i}", None) for i in range(540)])
     made = prepare(source, Dataset(limit=60))
     assert Counter(made.train["label"]) == {0: 40, 1: 20} and len(made.test) == 90
     assert Counter(made.validation["label"]) == {0: 40, 1: 20} and len(made.mlm_texts) == 60 + 54
