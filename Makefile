@@ -107,7 +107,7 @@ BESIDE := bench=training $(TEXT) dataset.limit=3000 size=mini finetuning.batch_s
 
 performance: setup  ## measure the tables of docs/performance.md anew (half an hour on two cores that do nothing else)
 	$(BENCH) $(BESIDE) bench.name=training seq_len=256
-	$(BENCH) bench=growth finetuning.batch_size=32
+	$(BENCH) bench=growth
 	$(PY) -m xcls.bench.table docs/performance.md
 
 reliability: setup  ## try the faults, a thousand kills among them (half an hour), and write docs/reliability.md

@@ -43,13 +43,9 @@ def run(*trials: Fake, rounds: int, seconds: float = 100.0, least: int = 3, **mo
     for trial in trials:
         trial.clock, trial.log = clock, log
     everything = [Series(trial, ("training",), **more) for trial in trials]
-
-    def failed(series: Series, error: Exception) -> None:
-        series.cause = str(error)
-
     timer = Timer(wait=lambda: None, clock=clock)
     limits: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "least": least}
-    interleave(everything, timer, **limits, begin=lambda series: None, failed=failed)
+    interleave(everything, timer, **limits)
     return everything, log[0]
 
 
@@ -76,7 +72,7 @@ def test_what_takes_long_is_called_once_to_warm_up() -> None:
 
 def test_a_failure_is_one_series_and_not_the_bench() -> None:
     (bad, good), log = run(Fake("x", 0.5, breaks=3), Fake("g", 0.5), rounds=3)
-    assert bad.cause == "no more memory" and good.rounds == 3 and log.count("x") == 3
+    assert "no more memory" in str(bad.cause) and good.rounds == 3 and log.count("x") == 3
 
 
 def test_the_first_call_stands_apart_as_compile_time() -> None:

@@ -83,6 +83,11 @@ class Trial:
         self.case, self.model, self.attention, self._forward, self.leaves = case, model, attention, forward, leaves
         self._gradient: Tensor | None = None
 
+    @property
+    def path(self) -> str | None:
+        """How the mechanism computed, where it has several ways."""
+        return getattr(self.attention, "path", None)
+
     def compile(self) -> None:
         """Compiles the model in place: nothing happens before the first call."""
         self.model.compile(dynamic=False)
@@ -120,7 +125,9 @@ class StepTrial(Trial):
     def __init__(self, *, case: Case, model: nn.Module, attention: nn.Module, forward: Callable[[], Tensor]) -> None:
         super().__init__(case=case, model=model, attention=attention, forward=forward)
         self.optimizer = make_optimizer(model, Training(lr=1e-3, embedding_lr_factor=1.0))
-        self.scaler = Amp(precision=Precision(case.device, case.dtype), hardware=Hardware()).scaler
+        scaler = Amp(precision=Precision(case.device, case.dtype), hardware=Hardware()).scaler
+        disabled: Any = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # torch >= 2.3
+        self.scaler = disabled(enabled=False) if scaler is None else scaler
 
     def settle(self) -> None:
         """The optimizer's state, which a first step would make after its own peak."""
@@ -135,16 +142,11 @@ class StepTrial(Trial):
 
     def training(self) -> None:
         """Forward, backward, clipping and the update, as in training."""
-        loss = self.forward()
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
+        self.scaler.scale(self.forward()).backward()
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
 

@@ -50,23 +50,17 @@ def measure_memory(channel: Channel, *, case: Case, brief: bool) -> dict[str, An
         trial.settle()
         for measure in measures:
             trial.prepare(measure)
-            took = seconds_of(getattr(trial, measure), case.device)
-            if took < LONG and not brief:
-                getattr(trial, measure)()
+            began, call = time.perf_counter(), getattr(trial, measure)
+            call()
+            synchronizer(case.device)()
+            if time.perf_counter() - began < LONG and not brief:
+                call()
             gauge.pause()
             found[f"{measure}_MiB"] = gauge.peaks["max_gpu_mem_MiB" if case.device == "cuda" else "rss_growth_MiB"]
             gauge.resume()
     except Exception as error:
         found["cause"] = cause_of(error)
     return found
-
-
-def seconds_of(call: Any, device: str) -> float:
-    """How long one call took, the device waited for."""
-    began = time.perf_counter()
-    call()
-    synchronizer(device)()
-    return time.perf_counter() - began
 
 
 def measure_time(
@@ -77,33 +71,19 @@ def measure_time(
     `brief`: training alone, after one call to warm up; no operations.
     """
     found: list[dict[str, Any]] = [{} for _ in cases]
-    everything: list[Series] = []
-    places: dict[int, int] = {}
+    built: dict[int, Series] = {}
     for place, case in enumerate(cases):
         channel.send("at", place)
         try:
-            everything.append(_series(case, found[place], brief))
-            places[id(everything[-1])] = place
+            built[place] = _series(case, found[place], brief)
         except Exception as error:
             found[place] = {"cause": cause_of(error)}
-
-    def begin(series: Series) -> None:
-        channel.send("at", places[id(series)])
-
-    def failed(series: Series, error: Exception) -> None:
-        series.cause, series.trial = cause_of(error), None
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-
-    device = cases[0].device
+    places, device = list(built), cases[0].device
     timer = Timer(wait=synchronizer(device), mark=marker(device))
-    interleave(everything, timer, rounds=rounds, least=least_rounds, seconds=seconds, begin=begin, failed=failed)
-    for series in everything:
-        own = found[places[id(series)]]
-        if series.cause is None:
-            own.update(series.row(), path=getattr(series.trial.attention, "path", None))
-        else:
-            own["cause"] = series.cause
+    limits: dict[str, Any] = {"rounds": rounds, "least": least_rounds, "seconds": seconds}
+    interleave(list(built.values()), timer, **limits, begin=lambda number: channel.send("at", places[number]))
+    for place, series in built.items():
+        found[place].update(series.row())
     return found
 
 

@@ -23,10 +23,10 @@ COMPARED = (*(f"{measure}_ms" for measure in MEASURES), "inference_MiB", "traini
 
 def row_of(case: Case) -> Row:
     """The row of a case before anything is measured. In bench=growth it has its axis, and no origin and part."""
-    names = ["mechanism", "position", "seq_len", "dtype", "batch", "device"]
-    names += ["width", "num_heads", "num_layers", "compile", "gradient_checkpointing"]
     about = {"axis": case.axis} if case.axis else {"origin": case.origin, "part": case.part}
-    return {**about, **{name: getattr(case, name) for name in names}, "status": COMPLETED, "cause": None}
+    left_out = ("axis", "origin", "part", "node", "position_node", "seed")
+    values = {key: value for key, value in vars(case).items() if key not in left_out}
+    return {**about, **values, "status": COMPLETED, "cause": None}
 
 
 def row_of_contender(contender: Contender) -> Row:

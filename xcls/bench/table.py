@@ -82,7 +82,9 @@ WORK += " training_ms training_times_bound"
 ERRORS = (
     f"{WHERE} error_mean error_std error_by_layer error_of_mean error_reference error_draws trained_attention cause"
 )
-GROWTH = "mechanism seq_len width num_layers batch parameters tokens_per_s training_ms training_MiB cause"
+GROWTH = (
+    "mechanism position dtype seq_len width num_layers batch parameters tokens_per_s training_ms training_MiB cause"
+)
 TRAININGS = (
     "stage contender position dtype group_by_length tokens_per_s vs_transformers padding_share step_ms memory_MiB"
 )

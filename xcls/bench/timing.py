@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Callable, Sequence
 
+from xcls.bench.worker import cause_of
+from xcls.train.faults import free_memory
+
 SAMPLE = 0.01  # seconds: shorter calls are repeated within one sample
 MOST_CALLS = 100  # within one sample
 LONG = 5.0  # seconds: a call that long needs no second one to warm up, unless it was compiled
@@ -41,9 +44,11 @@ class Series:
     def row(self) -> dict[str, Any]:
         """Medians and extremes, ms; of a training on a GPU also `host_ms`, until it was launched, and `device_ms`.
 
-        `compile_s`: how much longer the first calls took than they do now.
+        `compile_s`: how much longer the first calls took than they do now. Of one that failed, its `cause`.
         """
-        found: dict[str, Any] = {"rounds": self.rounds}
+        if self.cause is not None:
+            return {"cause": self.cause}
+        found: dict[str, Any] = {"rounds": self.rounds, "path": getattr(self.trial, "path", None)}
         for measure, seconds in self.times.items():
             found[f"{measure}_ms"] = 1000.0 * median(seconds)
             found[f"{measure}_min_ms"], found[f"{measure}_max_ms"] = 1000.0 * min(seconds), 1000.0 * max(seconds)
@@ -109,34 +114,35 @@ def interleave(
     rounds: int,
     least: int,
     seconds: float,
-    begin: Callable[[Series], None],
-    failed: Callable[[Series, Exception], None],
+    begin: Callable[[int], None] = lambda place: None,
 ) -> None:
     """Fills `everything`: `rounds` rounds over all, at least `least` of each.
 
     Once `seconds` are used up, only those go on that have not had their even share of them: one slow mechanism does
-    not take the rounds of the quick ones. begin(series) is called before every turn, failed(series, error) once for
-    each that raises; the rest goes on.
+    not take the rounds of the quick ones. begin(place in `everything`) is called before every turn. One that raises
+    keeps its `cause` and no trial; the rest goes on.
     """
     start = timer.clock()
 
-    def turn(series: Series, action: Callable[[Series], None]) -> None:
-        begin(series)
+    def turn(place: int, action: Callable[[Series], None]) -> None:
+        series = everything[place]
+        begin(place)
         try:
             action(series)
         except Exception as error:  # whatever it is, it is this mechanism's
-            failed(series, error)
+            series.cause, series.trial = cause_of(error), None
+            free_memory()
 
-    for series in everything:
-        turn(series, timer.warm_up)
+    for place in range(len(everything)):
+        turn(place, timer.warm_up)
     collecting = gc.isenabled()
     gc.disable()
     try:
         for number in range(rounds):
             late = number >= least and timer.clock() - start > seconds
-            for series in everything:
+            for place, series in enumerate(everything):
                 if series.cause is None and not (late and series.spent > seconds / len(everything)):
-                    turn(series, timer.one_round)
+                    turn(place, timer.one_round)
             gc.collect()
     finally:
         if collecting:
