@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.faults.runs import CASES, Case, differences, live, same
+from tests.faults.runs import CASES, Case, differences, live
 from tests.samples import make_classifier
-from xcls.runs.record import read_record
 from xcls.train.amp import Arriving
 from xcls.train.checkpoint import read_checkpoint
-from xcls.train.faults import BadNumbers
 from xcls.train.loop import Loop
 from xcls.train.optim import Lion
 from xcls.train.update import Updater
@@ -62,22 +60,6 @@ def test_reading_late_changes_nothing(
         assert told(tmp_path / "at once", kind) == told(tmp_path / "late", kind)
     scalers = [read_checkpoint(tmp_path / name / "ckpt_last.pt")["scaler"] for name in ("at once", "late")]
     assert scalers[0] == scalers[1]
-
-
-def test_a_bad_step_ends_the_run_with_its_own_step_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the weights are those of the last good step, though another step was begun meanwhile."""
-    case, causes, weights = Case("finetune", "sdpa", fault="bad"), [], []
-    for name in ("at once", "late"):
-        if name == "late":
-            defer(monkeypatch)
-        model = make_classifier("sdpa", dropout=0.1)
-        monkeypatch.setattr("tests.faults.runs.make_classifier", lambda *given, **named: model)
-        with pytest.raises(BadNumbers):
-            live(tmp_path / name, case)
-        causes.append((read_record(tmp_path / name).cause, read_record(tmp_path / name).step))
-        weights.append(model.state_dict())
-    assert causes[0] == causes[1] and "rows of the batch: train/" in causes[0][0] and causes[0][1] > 0
-    assert same(*weights)
 
 
 def test_an_overflow_lowers_the_scale_and_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
