@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import pytest
 
@@ -17,9 +17,10 @@ from tests.faults.runs import CASES, ROW, Case, differences, history, live, rows
 from xcls.config.schema import UserError
 from xcls.runs.record import Events, read_record, write_record
 from xcls.train.checkpoint import read_checkpoint, write_checkpoint
-from xcls.train.faults import BadNumbers
+from xcls.train.faults import BadNumbers, OutOfMemory
 from xcls.train.loop import Loop
 from xcls.train.signals import Interrupted
+from xcls.train.stream import on_device
 from xcls.train.update import Updater
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,31 @@ def test_a_halved_micro_batch_is_as_if_it_had_been_chosen(tmp_path: Path, monkey
         "record: faults",
         *(f"{name}: progress" for name in ("ckpt_last.pt", "ckpt_best.pt")),
     ]
+
+
+def test_at_one_row_memory_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutOfMemory, match="micro-batch 1, longest sequence .*hardware.gradient_checkpointing=true"):
+        halving(tmp_path, monkeypatch, 0)
+    assert len(faults(tmp_path)) == 3 and read_record(tmp_path).status == "failed"  # 8 to 4 to 2 to 1
+
+
+@pytest.mark.parametrize("case", [PLAIN, CASES["micro-batches halved"]])
+def test_an_evaluation_out_of_memory(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names its own setting, or goes on in smaller parts where that is allowed."""
+
+    def narrow(batch: Any, size: int | None, amp: Any) -> Iterator[Any]:
+        for part in on_device(batch, size, amp):
+            if len(part["index"]) > 2:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+            yield part
+
+    monkeypatch.setattr("xcls.train.scoring.on_device", narrow)
+    if case is PLAIN:
+        with pytest.raises(OutOfMemory, match="6 rows at once.*finetuning.eval_batch_size=3"):
+            live(tmp_path, case)
+    else:
+        live(tmp_path, case)
+    assert read_record(tmp_path).status == ("failed" if case is PLAIN else "completed")
 
 
 WITH_WORKERS = """

@@ -94,7 +94,8 @@ class Loop:
             self.logger.save()  # whoever watches wants the total before the first evaluation, which may be hours away
         else:
             self._restore(payload)  # and saves
-        with StopSignals() as stop, StepDisplay(self.logger, total=self.total, initial=self.progress.step) as display:
+        display = StepDisplay(self.logger, total=self.total, initial=self.progress.step)
+        with StopSignals() as stop, closing(display):
             self.model.train()
             with closing(self._batches()) as batches:  # ends its workers, whatever ends the training
                 if self.progress.step > 0:  # the last step was done, but perhaps not evaluated

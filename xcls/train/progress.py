@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -56,10 +55,8 @@ class StepDisplay:
         self.bar = progress_bar(total=total, initial=initial, desc=logger.record.mode, unit="step")
         self.event_time = time.monotonic()
 
-    def __enter__(self) -> StepDisplay:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Takes the bar away."""
         self.bar.close()
 
     def show(self, done: int, *, loss: float, norm: float, lr: float, speed: float | None) -> None:

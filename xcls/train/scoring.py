@@ -58,18 +58,14 @@ class _InParts:
         while True:
             size = rows_at_once(batch, self.most, tokens=self.amp.hardware.micro_tokens)
             try:
-                with memory_errors(partial(_sizes, batch, size, self.stage, self.amp)):
-                    return [self._one(part, use) for part in on_device(batch, size, self.amp)]
+                with memory_errors(partial(_sizes, batch, size, self.stage, self.amp)), self.amp.autocast():
+                    return [use(part) for part in on_device(batch, size, self.amp)]
             except OutOfMemory:
                 rows = min(size or len(batch["input_ids"]), len(batch["input_ids"]))
                 if self.amp.hardware.on_oom != "halve" or rows == 1:
                     raise
                 self.most = (rows + 1) // 2
             free_memory()  # only here, after `except`: the error has kept the attempt's tensors alive
-
-    def _one(self, part: Batch, use: Callable[[Batch], Result]) -> Result:
-        with self.amp.autocast():
-            return use(part)
 
 
 @torch.no_grad()
