@@ -132,6 +132,28 @@ def test_a_kill_between_any_two_calls_leaves_something_whole(tmp_path: Path, mon
     assert 4 <= calls < 39, "a save never came to its end"
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only there one sees what is synced")
+def test_a_power_cut_finds_every_write_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content is on the disk before it has its name, and the name before an older checkpoint goes."""
+    checkpoints, made = Checkpoints(folder=tmp_path, keep=1), []
+    checkpoints.save(1, PAYLOAD, best=True)
+
+    def noted(name: str, real: Any) -> Any:
+        def call(where: Any, *given: Any, **named: Any) -> Any:
+            target = os.readlink(f"/proc/self/fd/{where}") if name == "fsync" else given[0] if given else where
+            made.append((name, Path(target).name))
+            return real(where, *given, **named)
+
+        return call
+
+    for owner, name in ((os, "fsync"), (os, "replace"), (Path, "unlink")):
+        monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+    checkpoints.save(2, PAYLOAD, best=False)
+    new, old = "ckpt_step00000002.pt", "ckpt_step00000001.pt"
+    wanted = [("fsync", f".{new}.{os.getpid()}.tmp"), ("fsync", SUMS), ("replace", new), ("fsync", tmp_path.name)]
+    assert [call for call in made if call in [*wanted, ("unlink", old)]] == [*wanted, ("unlink", old)]
+
+
 def test_damaged_ones_are_named_and_set_aside(tmp_path: Path) -> None:
     checkpoints = Checkpoints(folder=tmp_path, keep=3)
     for step in (1, 2, 3):
