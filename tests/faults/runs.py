@@ -150,12 +150,13 @@ def resumed(whole: Path, parts: Path, case: Case) -> list[str]:
     code = wait(spawn(lambda: live(parts, case), parts.parent / "log"))
     if code:
         return [f"{parts.name}: it could not be resumed (exit {code})"]
-    return [f"{parts.name}: {item}" for item in _differences(whole, parts, before)]
+    return [f"{parts.name}: {item}" for item in differences(whole, parts, before)]
 
 
-def _differences(whole: Path, parts: Path, before: bytes) -> list[str]:
+def differences(whole: Path, parts: Path, before: bytes = b"") -> list[str]:
+    """In what the run in `parts` ended otherwise than the one in `whole`, and what is gone of its history `before`."""
     left, right = read_record(whole), read_record(parts)
-    found = [] if _rows(whole) == _rows(parts) else ["metrics.csv"]
+    found = [] if rows(whole) == rows(parts) else ["metrics.csv"]
     found += [] if history(parts).startswith(before) else ["events.jsonl: what it said before is gone"]
     names = ("status", "step", "best_step", "epoch", "metrics", "faults")
     found += [f"record: {name}" for name in names if getattr(left, name) != getattr(right, name)]
@@ -164,24 +165,24 @@ def _differences(whole: Path, parts: Path, before: bytes) -> list[str]:
     for name in ("ckpt_last.pt", "ckpt_best.pt"):
         first, second = read_checkpoint(whole / name), read_checkpoint(parts / name)
         states = ("model", "optimizer", "progress", "random", "scheduler", "data")
-        found += [f"{name}: {state}" for state in states if not _same(first[state], second[state])]
-    if [str(step) for step in Events(parts).evaluated_steps()] != [row["step"] for row in _rows(parts)]:
+        found += [f"{name}: {state}" for state in states if not same(first[state], second[state])]
+    if [str(step) for step in Events(parts).evaluated_steps()] != [row["step"] for row in rows(parts)]:
         found.append("events.jsonl: the evaluations that count are not those of metrics.csv")
     return found + [f"left behind: {path.name}" for path in parts.glob(".*")]
 
 
-def _rows(folder: Path) -> list[dict[str, str]]:
+def rows(folder: Path) -> list[dict[str, str]]:
     """metrics.csv without what is measured."""
     with open(folder / "metrics.csv", encoding="utf-8") as file:
         return [{key: value for key, value in row.items() if key not in MEASURED} for row in csv.DictReader(file)]
 
 
-def _same(left: Any, right: Any) -> bool:
+def same(left: Any, right: Any) -> bool:
     """Equal to the last bit, tensors included."""
     if isinstance(left, torch.Tensor):
         return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
     if isinstance(left, dict):
-        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
     if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(_same(*pair) for pair in zip(left, right))
+        return len(left) == len(right) and all(same(*pair) for pair in zip(left, right))
     return left == right

@@ -11,7 +11,7 @@ from typing import Any, Callable
 import pytest
 import torch
 
-from tests.faults.runs import Case, live
+from tests.train.harness import Case, live
 from xcls.config.schema import UserError
 from xcls.runs.record import sha256
 from xcls.train.checkpoint import (

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.faults.runs import CASES, Case, differences, live
+from tests.faults.runs import differences
 from tests.samples import make_classifier
+from tests.train.harness import BAD_STEPS, LITTLE_MEMORY, Case, live
 from xcls.train.amp import Arriving
 from xcls.train.checkpoint import read_checkpoint
 from xcls.train.loop import Loop
@@ -37,8 +38,8 @@ def told(folder: Path, kind: str = "step") -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("case", "changes"),
     [
-        (CASES["bad steps left out"], EVERY),
-        (CASES["micro-batches halved"], EVERY),
+        (BAD_STEPS, EVERY),
+        (LITTLE_MEMORY, EVERY),
         (Case("finetune", "reformer", fault="bad"), {**BAD, "redraw_every_steps": 2}),
         (Case("finetune", "sdpa", fault="bad"), {**BAD, "optimizer": "adafactor"}),
         (Case("finetune", "sdpa", dtype="fp16", fault="bad"), BAD),
@@ -76,7 +77,7 @@ def test_an_overflow_lowers_the_scale_and_is_no_failure(tmp_path: Path, monkeypa
 
         model = make_classifier("sdpa", dropout=0.1)
         model.head.linear.bias.register_hook(overflow)
-        monkeypatch.setattr("tests.faults.runs.make_classifier", lambda *given, model=model, **named: model)
+        monkeypatch.setattr("tests.samples.make_classifier", lambda *given, model=model, **named: model)
         live(tmp_path / name, Case("finetune", "sdpa", dtype="fp16"))
     assert differences(tmp_path / "at once", tmp_path / "late") == []
     assert read_checkpoint(tmp_path / "late" / "ckpt_last.pt")["scaler"]["scale"] == 2.0**14

@@ -13,7 +13,8 @@ from typing import Any, Iterator
 
 import pytest
 
-from tests.faults.runs import CASES, ROW, Case, differences, history, live, rows, same
+from tests.faults.runs import differences, history, rows, same
+from tests.train.harness import BAD_STEPS, LITTLE_MEMORY, ROW, Case, live
 from xcls.config.schema import UserError
 from xcls.runs.record import Events, read_record, write_record
 from xcls.train.checkpoint import read_checkpoint, write_checkpoint
@@ -50,10 +51,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def test_a_bad_step_changes_no_weight_and_is_written_down(tmp_path: Path) -> None:
     with pytest.raises(BadNumbers, match="not finite at step"):  # one more than is allowed
-        live(tmp_path / "one", CASES["bad steps left out"], max_bad_steps=1)
+        live(tmp_path / "one", BAD_STEPS, max_bad_steps=1)
     assert len(faults(tmp_path / "one")) == 1 and read_record(tmp_path / "one").status == "failed"
     tmp_path = tmp_path / "all"
-    live(tmp_path, CASES["bad steps left out"], **EACH)
+    live(tmp_path, BAD_STEPS, **EACH)
     bad = [step for _, step in faults(tmp_path)]
     assert len(bad) == 3 and {kind for kind, _ in faults(tmp_path)} == {"bad_step"}
     for step in range(1, 15):
@@ -101,7 +102,7 @@ def test_at_one_row_memory_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(faults(tmp_path)) == 3 and read_record(tmp_path).status == "failed"  # 8 to 4 to 2 to 1
 
 
-@pytest.mark.parametrize("case", [PLAIN, CASES["micro-batches halved"]])
+@pytest.mark.parametrize("case", [PLAIN, LITTLE_MEMORY])
 def test_an_evaluation_out_of_memory(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It names its own setting, or goes on in smaller parts where that is allowed."""
 
@@ -123,7 +124,7 @@ def test_an_evaluation_out_of_memory(case: Case, tmp_path: Path, monkeypatch: py
 WITH_WORKERS = """
 import os, signal, sys
 from pathlib import Path
-from tests.faults.runs import CASES, live
+from tests.train.harness import Case, live
 from xcls.runs.record import Events
 add = Events.add
 def add_and_signal(self, event, details=None):  # the signal comes from within: nobody has to be quick
@@ -131,7 +132,7 @@ def add_and_signal(self, event, details=None):  # the signal comes from within: 
     if event == "step" and details["step"] == 3:
         (os.killpg if sys.argv[2] == "SIGTERM" else os.kill)(os.getpid(), getattr(signal, sys.argv[2]))
 Events.add = add_and_signal
-live(Path(sys.argv[1]), CASES["dataloader workers"], checkpoint_every_steps=50, eval_every_steps=None)
+live(Path(sys.argv[1]), Case("finetune", "sdpa", workers=2), checkpoint_every_steps=50, eval_every_steps=None)
 """
 
 

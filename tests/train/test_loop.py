@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.faults.runs import Case, differences, live, rows
+from tests.faults.runs import differences, rows
 from tests.samples import make_classifier, make_logger, make_mlm
+from tests.train.harness import Case, live
 from xcls.config.schema import UserError
 from xcls.runs.record import Events, carry_over, read_record
 from xcls.train.checkpoint import read_checkpoint
@@ -40,7 +41,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: Any) -> None:
 def use(monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module) -> None:
     """The model of every run from here on."""
     for name in ("make_classifier", "make_mlm"):
-        monkeypatch.setattr(f"tests.faults.runs.{name}", lambda attention, dropout: model)
+        monkeypatch.setattr(f"tests.samples.{name}", lambda attention, dropout: model)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, monkey
         logger.record.hash = "cd" * 32
         return logger
 
-    monkeypatch.setattr("tests.faults.runs.make_logger", other)
+    monkeypatch.setattr("tests.samples.make_logger", other)
     with pytest.raises(UserError, match="another configuration"):
         live(tmp_path, PLAIN)
 

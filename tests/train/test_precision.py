@@ -11,8 +11,8 @@ from typing import Any, Callable
 import pytest
 import torch
 
-from tests.faults.runs import CASES, live
 from tests.samples import make_batch, make_classifier
+from tests.train.harness import BAD_STEPS, LITTLE_MEMORY, live
 from xcls.config.schema import Hardware, UserError
 from xcls.train import cards, precision
 from xcls.train.amp import Amp
@@ -179,14 +179,12 @@ def test_a_run_on_the_cpu_of_a_gpu_machine_leaves_the_gpu_alone(tmp_path: Any, m
     def refuse(*given: Any) -> Any:
         raise AssertionError("CUDA was touched")
 
-    live(
-        tmp_path / "before", CASES["bad steps left out"], max_steps=1
-    )  # torch lists its functions when it first trains
+    live(tmp_path / "before", BAD_STEPS, max_steps=1)  # torch lists its functions when it first trains
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("_lazy_init", "get_rng_state_all", "synchronize", "empty_cache", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, refuse)
-    live(tmp_path / "memory", CASES["micro-batches halved"], max_steps=3)
-    live(tmp_path / "bad", CASES["bad steps left out"])
+    live(tmp_path / "memory", LITTLE_MEMORY, max_steps=3)
+    live(tmp_path / "bad", BAD_STEPS)
     states = random_states(torch.device("cpu"))
     assert states["cuda"] == []
     restore_random_states({**states, "cuda": [torch.zeros(16, dtype=torch.uint8)]}, torch.device("cpu"))

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.attention.oracles import oracle
-from tests.faults.runs import Case, live
 from tests.samples import from_yaml
+from tests.train.harness import Case, live
 from xcls.data.masking import IGNORED
 from xcls.model.dropout import Dropout, draw
 from xcls.model.heads import MaskedLanguageModel
