@@ -58,11 +58,6 @@ def test_quicker_means_every_repeat_and_is_open_where_they_overlap(tmp_path):
     assert "8,192 tokens" in said and "a test CPU" in said and said.index("sdpa_fused") < said.index("than with sdpa:")
 
 
-@pytest.mark.parametrize(("rounds", "told"), [(2, "cannot tell"), (3, "quicker")])
-def test_two_repeats_each_are_too_few(tmp_path, rounds, told):
-    assert one(tmp_path, rounds=rounds).told("performer", "sdpa", 8192) == told
-
-
 def test_the_table_has_time_memory_ratios_and_repeats(tmp_path):
     header, made = table(one(tmp_path, left_out=("sdpa", 8192)))
     cells = {row[0]: dict(zip(header, row)) for row in made}

@@ -83,13 +83,6 @@ def test_nothing_from_a_record_reaches_the_page_unescaped(make, tmp_path):
     Reader(text)
 
 
-def test_what_differs_comes_before_what_is_shared(make, tmp_path):
-    text = page_of(make, tmp_path, [*make.seeds("sdpa"), *make.seeds("performer", config={"finetuning.lr": 1e-3})])
-    differing, shared = text[text.index('<section id="settings">') :].split("<details>", 1)
-    assert "0.0005" in differing and "0.001" in differing and "position.name" in shared
-    assert "position.name" not in words(differing).replace("\u200b", "")
-
-
 def usable(sweep):
     for record in sweep.rglob("record.json"):
         (record.parent / "ckpt_best.pt").touch()

@@ -12,7 +12,7 @@ import math
 from statistics import fmean, median, variance
 from typing import TYPE_CHECKING
 
-from xcls.report.intervals import DIGITS, OPEN, RATIO, Interval
+from xcls.report.intervals import DIGITS, OPEN, Interval
 from xcls.report.measures import CONDITIONS, MEASURES
 
 LARGEST = 500.0  # of a logarithm
@@ -46,7 +46,7 @@ def cost_interval(group: Group, other: Group, name: str, level: float) -> Interv
     mean, value = fmean(mine) - fmean(theirs), above / below
     low, high = math.exp(max(mean - half, -LARGEST)), math.exp(min(mean + half, LARGEST))
     ends = round(min(low, value), DIGITS), round(max(high, value), DIGITS)  # the ratio of the medians lies within
-    return Interval(round(value, DIGITS), *ends, over="seeds in pairs" if paired else "seeds", unit=RATIO)
+    return Interval(round(value, DIGITS), *ends, over="seeds in pairs" if paired else "seeds")
 
 
 def in_turns(group: Group, other: Group) -> bool:

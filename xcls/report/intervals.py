@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Sequence
 
 import numpy as np
 
-from xcls.report.measures import amount, signed
+from xcls.report.measures import signed
 from xcls.report.predictions import Predictions, Unusable, read_predictions
 from xcls.report.settings import Intervals
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from xcls.report.groups import DatasetResults, Group
 
 HOLDS, BROKEN, OPEN = "holds", "does not hold", "cannot tell"
-RATIO = "×"
 DIGITS = 9
 OWN_ROWS = 2.0  # a class of so many rows is trusted half, its like of other classes half
 FEWEST = 2.0  # rows: no interval is narrower than if so many had been named otherwise by one group
@@ -145,7 +144,6 @@ class Interval:
         ""  # what could have come out otherwise: 'examples and seeds', or 'examples' where there is but one seed
     )
     reason: str = ""
-    unit: str = "pp"  # or RATIO
 
     def tells(self, relation: str, threshold: float) -> str:
         """Does `difference <= (or >=) threshold` hold over the whole interval, nowhere in it, or can one not tell?"""
@@ -157,9 +155,8 @@ class Interval:
 
     @property
     def text(self) -> str:
-        """`−1.20 … +0.31` percentage points, `0.71 … 0.78` of a ratio; '' without an interval."""
-        form = amount if self.unit == RATIO else signed
-        return "" if self.low is None else f"{form(self.low)} … {form(self.high)}"
+        """`−1.20 … +0.31` percentage points; '' without an interval."""
+        return "" if self.low is None else f"{signed(self.low)} … {signed(self.high)}"
 
 
 class Differences:

@@ -124,14 +124,14 @@ def _beside(verdict: Verdict) -> str:
 
 
 def _against(best: Verdict, study: Study) -> list[str]:
-    """What the other references, which a practitioner would use instead, say of the group that passes."""
+    """How the group that passes does against the other references, which a practitioner would use instead."""
     told = []
     for reference in study.references[1:]:
         verdict = study.verdict(best.group, best.board, reference)
         if verdict.reference_group is None:
-            told.append(f"There are no runs of {reference}, the kernel of practice, to compare with.")
+            told.append(f"There are no runs of {reference} to compare with.")
         elif verdict.state != PASS:
-            told.append(f"Against {reference}, the kernel of practice, it does not pass: {_beside(verdict)}.")
+            told.append(f"Against {reference} it does not pass: {_beside(verdict)}.")
     return told
 
 
