@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,7 @@ LADDER = (
     ("build",),
     ("bench",),
 )
-RUNG = {
-    room: number for number, rooms in enumerate(LADDER) for room in rooms
-}  # a module imports from its own rung and below
+RUNG = {room: number for number, rooms in enumerate(LADDER) for room in rooms}  # imports: its own rung and those below
 FOR_REPORT = ("xcls.report", "xcls.runs", "xcls.config.schema")
 FOR_RUNS = ("xcls.runs", "xcls.config.schema")  # and the standard library
 CONFIG_DOORS = ["xcls/build.py", "xcls/config/compose.py"]
@@ -87,21 +86,25 @@ def test_a_rule_that_is_broken_is_seen() -> None:
     assert allowed("xcls.train.loop", "xcls.model.encoder")
 
 
+def test_what_the_requirements_name_is_there() -> None:
+    page = (ROOT / "docs" / "requirements.md").read_text(encoding="utf-8")
+    files = [name_of(path) for folder in ("xcls", "tests", "conf") for path in (ROOT / folder).rglob("*.*")]
+    text = "".join(path.read_text(encoding="utf-8") for path in TESTS)
+    named = [name for name in re.findall(r"`([\w/.]+\.(?:py|yaml|j2))", page) if name != "resolved_config.yaml"]
+    assert len(named) > 50
+    assert [name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in [*files, "run.py"])] == []
+    assert [test for test in re.findall(r"::(\w+)", page) if f"def {test}(" not in text] == []
+
+
 def test_config_stops_at_the_door() -> None:
     of = {name_of(path): {name.split(".")[0] for name in imported(path)} for path in MODULES}
     doors = [name for name, names in of.items() if {"hydra", "omegaconf"} & names]
-    assert sorted(doors) in (CONFIG_DOORS, CONFIG_DOORS[:1])
+    assert sorted(doors) == CONFIG_DOORS
 
 
 OPEN_SIZES = {  # still to be cut; nothing is ever added here
-    "xcls/attention/kernels/favor_kernels.py: sum_keys is too long",
-    "xcls/attention/kernels/favor_kernels.py: backward_queries is too long",
-    "xcls/attention/kernels/favor_kernels.py: backward_keys is too long",
     "xcls/attention/kernels/favor_kernels.py: longer than 350 lines",
-    "xcls/attention/kernels/lsh_programs.py: forward_kernel is too long",
     "xcls/attention/kernels/lsh_programs.py: backward_kernel is too long",
-    "xcls/attention/kernels/lsh_programs.py: longer than 350 lines",
-    "xcls/position/rope_triton.py: turn_heads is too long",
 }
 PASSED_ON = ("shape", "changes")  # to a constructor that refuses what it does not know
 
