@@ -1,8 +1,7 @@
-"""Bad data through the command a user types: refused with file, row and remedy and nothing written, or read and said."""
+"""Bad data through the command a user types: refused and nothing written, or read and said."""
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 from pathlib import Path
@@ -49,117 +48,19 @@ def call(entry: Entry, files: dict[str, bytes], *words: str) -> Outcome:
     return entry("mode=finetune", "exp=x", f"dataset.path={path}", *SETTINGS, *words)
 
 
-REFUSED = {
-    "an empty file": ({"a.csv": b""}, "", "a.csv: the file is empty. Give a file with rows"),
-    "no rows": ({"a.csv": b"text,label\n"}, "", "a.csv: no rows. Give a file with rows"),
-    "an empty jsonl": ({"a.jsonl": b"\n"}, "", "a.jsonl: no rows"),
-    "one class": (
-        {"a.csv": as_csv([(text, "good") for text, _ in ROWS])},
-        "",
-        "only the class 'good' in the column 'label'; a classifier needs two",
-    ),
-    "no label anywhere": ({"a.csv": as_csv([(text, "") for text, _ in ROWS])}, "", "no labels in the column 'label'"),
-    "a column that is not there": (
-        {"a.csv": GOOD},
-        "dataset.text=txt",
-        "a.csv: no column 'txt'. Its columns are 'text', 'label'. Did you mean 'text'",
-    ),
+REFUSED = {  # of every kind of fault one; the readers' own tests have the rest
+    "an empty file": ({"a.csv": b""}, "", "a.csv: the file is empty"),
     "a label column that is not there": ({"a.csv": GOOD}, "dataset.label=stars", "no column 'stars'"),
-    "two columns of one name": (
-        {"a.csv": as_csv([("x,y", "good")] * 9, "text,text,label")},
-        "",
-        "a.csv: 2 columns are called 'text'",
-    ),
-    "NaN, refused": (
-        {"a.csv": GOOD + b",good\nfine,nan\n"},
-        "dataset.missing=refuse",
-        "1 rows have no text and 1 no label (the first is a.csv:42). Mend them, or set dataset.missing=skip",
-    ),
-    "bytes that are not UTF-8": (
-        {"a.csv": GOOD + b"gr\xfcn,good\n"},
-        "",
-        "a.csv, line 42: this is not utf-8 text. Name its encoding",
-    ),
-    "UTF-16 without its mark": ({"a.csv": GOOD}, "dataset.source.encoding=utf-16", "a.csv: this is not utf-16 text"),
-    "not text at all, by encoding": (
-        {"a.csv": GOOD},
-        "dataset.source.encoding=rot13",
-        "encoding=rot13: no such encoding",
-    ),
-    "bytes in parquet": (
-        {"a.parquet": as_parquet([b"\xff"] * 9, ["a", "b", "c"] * 3)},
-        "",
-        "a.parquet, row 1: the column 'text' holds bytes",
-    ),
-    "lists in jsonl": (
-        {"a.jsonl": b'{"text": "a", "label": 1}\n{"text": ["b"], "label": 2}\n'},
-        "",
-        "a.jsonl, line 2: the column 'text' holds list",
-    ),
-    "a class that test alone has": (
-        {"train.csv": GOOD, "test.csv": as_csv([("a", "good"), ("b", "ugly")])},
-        "",
-        "test.csv line 3: the label 'ugly' is in no row of the training data (classes there: bad, good)",
-    ),
-    "all of train in test, dropped": (
-        {"train.csv": GOOD, "test.csv": GOOD},
-        "dataset.leak=drop",
-        "every row of train stands in test too",
-    ),
-    "a truncated parquet file": (
-        {"a.parquet": PARQUET[: len(PARQUET) // 2]},
-        "",
-        "a.parquet: the file is damaged or cut off",
-    ),
+    "NaN, refused": ({"a.csv": GOOD + b",good\nfine,nan\n"}, "dataset.missing=refuse", "the first is a.csv:42"),
+    "another encoding": ({"a.csv": GOOD}, "dataset.source.encoding=utf-16", "a.csv: this is not utf-16 text"),
+    "no encoding": ({"a.csv": GOOD}, "dataset.source.encoding=rot13", "encoding=rot13"),
+    "a class that test alone has": ({"train.csv": GOOD, "test.csv": as_csv([("b", "ugly")])}, "", "test.csv line 2"),
+    "a truncated parquet file": ({"a.parquet": PARQUET[: len(PARQUET) // 2]}, "", "a.parquet: the file is damaged"),
     "a parquet file without its end": ({"a.parquet": PARQUET[:-1]}, "", "Copy it again"),
-    "a truncated gzip file": (
-        {"a.csv.gz": gzip.compress(GOOD * 99, mtime=0)[:-99]},
-        "",
-        "a.csv.gz: the gzip file is damaged or cut off",
-    ),
-    "no gzip file": ({"a.csv.gz": GOOD}, "", "a.csv.gz: the gzip file is damaged"),
-    "an open quote": (
-        {"a.csv": GOOD + b'"open,good\n'},
-        "",
-        "a.csv, line 42: unexpected end of data. Mend the quotes there",
-    ),
-    "a comma too many": (
-        {"a.csv": GOOD + b"one, two,good\n"},
-        "",
-        "a.csv, line 42: 3 fields where there are 2 columns",
-    ),
-    "broken JSON": ({"a.jsonl": b'{"text": "a", "label": 1}\n{"text": \n'}, "", "a.jsonl, line 2: not JSON"),
-    "numbers for classes": (
-        {"a.csv": as_csv([(text, str(row / 7)) for row, (text, _) in enumerate(ROWS)])},
-        "",
-        "40 different values in 40 rows",
-    ),
-    "too few for validation": (
-        {"train.csv": as_csv(ROWS[:2]), "test.csv": GOOD},
-        "",
-        "2 training rows are too few to set some aside for validation",
-    ),
-    "too few for test": (
-        {"a.csv": as_csv(ROWS[:2])},
-        "",
-        "a.csv: its 2 rows are too few to set a test part aside: 2 different texts have a label",
-    ),
-    "too few beside test": (
-        {"a.csv": as_csv(ROWS[:4])},
-        "",
-        "(data/a.csv): 2 training rows are too few to set some aside for validation",
-    ),
-    "no text anywhere": (
-        {"a.csv": as_csv([("", label) for _, label in ROWS])},
-        "",
-        "no row of train has both text and label",
-    ),
-    "a kind that is not known": ({"a.xlsx": b"PK"}, "", "a.xlsx: a file of this kind is not known"),
-    "a vocabulary that is none": (
-        {"a.csv": GOOD},
-        "tokenizer.path=data/a.csv tokenizer.kind=wordpiece tokenizer.extend=-1",
-        "tokenizer.extend=-1",
-    ),
+    "too few for validation": ({"train.csv": as_csv(ROWS[:2]), "test.csv": GOOD}, "", "2 training rows are too few"),
+    "too few for test": ({"a.csv": as_csv(ROWS[:2])}, "", "a.csv: its 2 rows are too few"),
+    "too few beside test": ({"a.csv": as_csv(ROWS[:4])}, "", "(data/a.csv): 2 training rows are too few"),
+    "no text anywhere": ({"a.csv": as_csv([("", label) for _, label in ROWS])}, "", "no row of train has both"),
 }
 
 
@@ -172,74 +73,16 @@ def test_bad_data_are_refused_and_nothing_is_written(entry: Entry, fault: str) -
     assert outcome.files == [] and entry.stages == []
 
 
+NUL = b"".join(json.dumps({"text": text + "\0", "label": label}).encode() + b"\n" for text, label in ROWS)
+NAN = as_parquet([None, *(text for text, _ in ROWS)], [1.0, *(float(row % 2) for row in range(40))])
+SHARED = {"train.csv": GOOD, "test.csv": as_csv(ROWS[:3] + [("new", "good")])}
 READ = {
-    "labels as text": (
-        {"a.jsonl": b"".join(json.dumps({"text": t, "label": n}).encode() + b"\n" for t, n in ROWS)},
-        "",
-        "no test part there",
-        40,
-    ),
-    "NaN, left out": (
-        {"a.csv": GOOD + b",good\nfine,nan\n"},
-        "",
-        "1 rows have no text and 1 no label (the first is a.csv:42); 2 of",
-        40,
-    ),
-    "NaN in parquet": (
-        {"a.parquet": as_parquet([None, *(t for t, _ in ROWS)], [1.0, *(float(r % 2) for r in range(40))])},
-        "",
-        "1 rows have no text",
-        40,
-    ),
-    "NUL bytes in csv": (
-        {"a.csv": GOOD + b"one\0two,good\n"},
-        "",
-        "a.csv: NUL bytes in 1 lines (the first is line 42), read as spaces",
-        41,
-    ),
-    "NUL in JSON": (
-        {"a.jsonl": b"".join(json.dumps({"text": t + "\0", "label": n}).encode() + b"\n" for t, n in ROWS)},
-        "",
-        "a.jsonl: NUL characters in 40 rows (the first is line 1), read as spaces",
-        40,
-    ),
-    "a document of ten megabytes": (
-        {"a.csv": GOOD + b"ten letters " * 900_000 + b",good\n"},
-        "",
-        "no test part there",
-        41,
-    ),
+    "NaN, left out": ({"a.csv": GOOD + b",good\nfine,nan\n"}, "", "the first is a.csv:42); 2 of", 40),
+    "NaN in parquet": ({"a.parquet": NAN}, "", "1 rows have no text", 40),
+    "NUL in JSON": ({"a.jsonl": NUL}, "", "a.jsonl: NUL characters in 40 rows (the first is line 1)", 40),
     "a word of ten megabytes": ({"a.csv": GOOD + b"x" * 10_000_000 + b",good\n"}, "", "no test part there", 41),
-    "duplicate rows": (
-        {"train.csv": GOOD + as_csv(ROWS[:4], "again,good"), "test.csv": as_csv([("new a", "good"), ("new b", "bad")])},
-        "",
-        "4 of 45 rows of train repeat the text of an earlier row (the first is train.csv:43, a repetition of train.csv:2)",
-        47,
-    ),
-    "contrary labels": (
-        {"train.csv": GOOD + b"text 0 of some words,bad\n", "test.csv": as_csv([("new a", "good"), ("new b", "bad")])},
-        "",
-        "under another label (the first is train.csv:42, a repetition of train.csv:2)",
-        43,
-    ),
-    "rows in train and test": (
-        {"train.csv": GOOD, "test.csv": as_csv(ROWS[:3] + [("new", "good")])},
-        "",
-        "3 rows of train stand in test too (the first is train.csv:2); dataset.leak=drop leaves them out",
-        44,
-    ),
-    "rows in train and test, dropped": (
-        {"train.csv": GOOD, "test.csv": as_csv(ROWS[:3] + [("new", "good")])},
-        "dataset.leak=drop",
-        "3 rows of train stand in test too (the first is train.csv:2); they are dropped",
-        41,
-    ),
-    "a class that test lacks": (
-        {"train.csv": GOOD, "test.csv": as_csv([("new", "good")])},
-        "",
-        "test has no row of the classes bad",
-        41,
-    ),
+    "rows in train and test": (SHARED, "", "3 rows of train stand in test too (the first is train.csv:2)", 44),
+    "rows in train and test, dropped": (SHARED, "dataset.leak=drop", "3 rows of train stand in test too", 41),
 }
 
 
@@ -253,10 +96,8 @@ def test_odd_data_are_read_and_said(entry: Entry, oddity: str) -> None:
     assert len(made.train) + len(made.validation) + len(made.test) == rows
     assert not any("\0" in text for part in (made.train, made.test) for text in part["text"])
     if "train and test" in oddity:
-        assert made.report["train_leak"] == 3
-        assert bool(set(made.test["text"]) & {*made.train["text"], *made.validation["text"]}) is (
-            "dropped" not in oddity
-        )
+        shared = {*made.test["text"]} & {*made.train["text"], *made.validation["text"]}
+        assert made.report["train_leak"] == 3 and bool(shared) is ("dropped" not in oddity)
 
 
 def test_a_vocabulary_that_does_not_fit_is_in_the_record(project: Project) -> None:

@@ -14,6 +14,9 @@ from xcls.data.readers import Format, read_table, text_pieces
 from xcls.data.reading import Reading
 
 ROWS = b"text,label\nfine,a\n"
+SINK = pa.BufferOutputStream()
+parquet.write_table(pa.table({"text": [b"\xff"], "label": [1]}), SINK)
+BYTES = SINK.getvalue().to_pybytes()
 
 
 def table(tmp_path: Path, name: str, content: bytes, columns=("text", "label"), **form):
@@ -68,6 +71,9 @@ def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
         ("a.csv.gz", ROWS, "a.csv.gz: the gzip file is damaged"),
         ("a.parquet", b"PAR1 and no more", "a.parquet: the file is damaged or cut off"),
         ("a.xlsx", b"PK", "a.xlsx: a file of this kind is not known"),
+        ("a.csv", b"text,text,label\na,b,c\n", "a.csv: 2 columns are called 'text'"),
+        ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": ["b"]}\n', "a.jsonl, line 2: the column 'text' holds list"),
+        ("a.parquet", BYTES, "a.parquet, row 1: the column 'text' holds bytes"),
     ],
 )
 def test_a_bad_file_is_named_with_row_and_remedy(tmp_path: Path, name: str, content: bytes, message: str) -> None:
