@@ -73,7 +73,9 @@ def test_a_name_in_either_form_of_its_accents_is_one_class(tmp_path: Path) -> No
 
 def test_columns_are_found_whatever_the_form_of_their_accents(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"{SPLIT}, label \na,b\n", "utf-8")
-    assert read_table(tmp_path / "a.csv", [ACCENT, "label"]).columns == {ACCENT: ["a"], "label": ["b"]}
+    (tmp_path / "a.jsonl").write_text(json.dumps({SPLIT: "a", " label ": "b"}))
+    for name in ("a.csv", "a.jsonl"):
+        assert read_table(tmp_path / name, [ACCENT, "label"]).columns == {ACCENT: ["a"], "label": ["b"]}
 
 
 def test_names_that_differ_in_capitals_or_blanks_are_told_and_joined_on_request(tmp_path: Path) -> None:

@@ -263,10 +263,13 @@ def _read_json(file: Path, form: Format, wanted: list[str], optional: list[str],
     nul_lines: list[int] = []
     existing: dict[str, None] = {}
     names = list(dict.fromkeys([*wanted, *optional]))
+    ours = {clean_name(name): name for name in names}
 
     def cells(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, list[Any]]]:
         for place, row in rows:
             existing.update(dict.fromkeys(row))
+            if not row.keys() >= ours.keys():
+                row = {ours.get(clean_name(key), key): value for key, value in row.items()} | row
             yield place, [row.get(name) for name in names]
 
     with open_text(file, form.encoding, newline="\n") as stream:
