@@ -76,7 +76,7 @@ class Masks:
         return replace(self, **changes)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """make(), which the first layer of a forward pass calls and all others share; what is compiled makes it anew."""
+        """make(), called by the first layer of a forward pass and shared by the others; compiled code calls it again."""
         if key not in self.context or is_compiling():
             self.context[key] = make()
         return self.context[key]
