@@ -63,7 +63,7 @@ def bench(folder: Path, **changes: Any) -> list[dict[str, str]]:
     settings: dict[str, Any] = {"attentions": ["sdpa", "performer"], "references": ["sdpa"], "others": False}
     settings |= {"seq_lens": [16], "dtypes": ["fp32"], "tokens_per_step": 32, "width": 16, "num_heads": 2}
     settings |= {"num_layers": 1, "rounds": 3, "seconds": 60.0, "steps_per_segment": 2}
-    training = Training(batch_size=8)
+    training = Training(batch_size=8, lr=1e-3, embedding_lr_factor=1.0)
     config = Config(
         seq_len=24,
         size=Size(num_layers=1, width=16, num_heads=2, feed_forward=32),
