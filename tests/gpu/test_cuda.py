@@ -14,10 +14,11 @@ from torch import Tensor
 
 from tests.attention.layers import ATTENTIONS, build
 from tests.attention.oracles import oracle
-from tests.faults.runs import Case, live, rows
+from tests.faults.runs import rows
 from tests.gpu.cost import VOCABULARY, batch_of, configuration
 from tests.kernels.test_rope_triton import check
 from tests.pairwise import pairwise
+from tests.train.harness import Case, live
 from xcls.attention.base import Attention, Masks
 from xcls.build import make_classifier, make_language_model
 from xcls.position import rope_triton

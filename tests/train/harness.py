@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Iterator
 from unittest import mock
@@ -13,6 +12,7 @@ import torch
 
 from tests.faults import runs
 from xcls.config.schema import Hardware
+from xcls.train.precision import Precision
 from xcls.train.update import Updater
 
 ROW = 7  # the row of the data that brings the faults of a run with `fault`
@@ -23,6 +23,7 @@ class Case(runs.Case):
     """One kind of training. `fault`: bad (NaN with ROW), memory (with ROW no more than 4 rows fit)."""
 
     fault: str | None = None
+    device: str = "cpu"
 
 
 BAD_STEPS = Case("finetune", "sdpa", fault="bad", training={"max_bad_steps": 100})
@@ -49,11 +50,15 @@ def injected(fault: str | None) -> Iterator[None]:
             stack.enter_context(mock.patch.object(Updater, "_gradients_that_fit", bad))
         if fault == "memory":
             stack.enter_context(mock.patch.object(Updater, "_gradients", narrow))
-            stack.enter_context(mock.patch.object(runs, "Hardware", partial(Hardware, on_oom="halve")))
         yield
 
 
-def live(folder: Path, case: runs.Case, **changes: Any) -> None:
+def live(folder: Path, case: Case, **changes: Any) -> None:
     """One process of a run in `folder`, as `resume=true` begins it. `changes`: settings of the training."""
-    with injected(getattr(case, "fault", None)):
+    device, oom = {"device": case.device}, {"on_oom": "halve" if case.fault == "memory" else "stop"}
+    made = {
+        "Hardware": lambda **given: Hardware(**{**given, **device, **oom}),
+        "Precision": lambda **given: Precision(**{**given, **device}),
+    }
+    with injected(case.fault), mock.patch.multiple(runs, **made):
         runs.live(folder, replace(case, training={**case.training, **changes}))
