@@ -109,8 +109,7 @@ class LocalScheduler:
             if lease is None:
                 full.add(on_device)
                 continue
-            if not self.sweep.skip(job):
-                self._start(job, lease, on_device)
+            self._start(job, lease, on_device)
             lease.release()  # the job's process has it
 
     def _lease(self, on_device: bool) -> Lease | None:

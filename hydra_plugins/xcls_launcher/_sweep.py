@@ -123,15 +123,6 @@ class Sweep:
             self._fail(job, cause_of(exit_code, self.log(job)), "interrupted" if exit_code in INTERRUPTED else "failed")
         self.write()
 
-    def skip(self, job: Job) -> bool:
-        """Whether another sweep has meanwhile completed the run of `job`; it is skipped then."""
-        record = self._record(job)
-        if record is None or record.status != "completed":
-            return False
-        job.state = SKIPPED
-        self.write()
-        return True
-
     @property
     def exit_code(self) -> int:
         """0 where every job is done or was done before."""

@@ -219,7 +219,7 @@ a checkpoint every 3, and of these kinds in turn:
 | fault | tried | runs | lost | not as it should be |
 |---|---:|---:|---|---|
 {chr(10).join(table)}
-{chr(10).join(["", "## Not as it should be", "", *(f"- {problem}" for problem in problems[:100])]) if problems else ""}
+{chr(10).join(["", "## Not as it should be", "", *(f"- {problem}" for problem in problems), ""]) if problems else ""}
 A kill is SIGKILL from another process, or `os._exit` right before a file operation (`open`, `write`, `fsync`,
 `replace`, `link`, `unlink` and the like). The runs are forks of one process that has imported everything, has a single
 thread and has opened none of their files. Of a power cut only the order of writes is tested: a file is synced before it

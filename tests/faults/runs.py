@@ -149,7 +149,8 @@ def resumed(whole: Path, parts: Path, case: Case) -> list[str]:
     before = history(parts)
     code = wait(spawn(lambda: live(parts, case), parts.parent / "log"))
     if code:
-        return [f"{parts.name}: it could not be resumed (exit {code})"]
+        said = (parts.parent / "log").read_text(encoding="utf-8").strip().rpartition("\n")[2]
+        return [f"{parts.name}: it could not be resumed (exit {code}): {said}"]
     return [f"{parts.name}: {item}" for item in differences(whole, parts, before)]
 
 

@@ -88,14 +88,6 @@ def test_how_a_job_ended(
     assert ("2/10" in said) == (state != "failed")
 
 
-def test_a_record_of_another_run_is_left_alone(sweep: Sweep) -> None:
-    folder = sweep.root / sweep.jobs[0].folder
-    write_record(blank(hash="another"), folder)
-    sweep.start(sweep.jobs[0], "a")
-    sweep.end(sweep.jobs[0], 137)
-    assert sweep.jobs[0].state == "failed" and read_record(folder).status == "running"
-
-
 def test_needs_come_first_and_settle(sweep: Sweep) -> None:
     base, need, alone = job(kind="baseline"), job(kind="pretrain"), job("alone", kind="pretrain")
     both, late = job("both", needs=(base, need)), job("late", needs=(base,))
