@@ -67,7 +67,9 @@ os.replace = replace_and_stop
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """Bytes are named by their length: the workers of pytest-xdist must collect the same names, and compressed bytes may hold the time."""
+    """Bytes are named by their length: the workers of pytest-xdist must collect the same names, and compressed bytes
+    may hold the time.
+    """
     return f"{len(val)}bytes" if isinstance(val, bytes) else None
 
 
@@ -80,7 +82,9 @@ class Project:
     def run(
         self, *words: str, script: str = "run.py", small: bool = True, timeout: float = 120, fresh: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command to its end, in a process that has its imports done already (tests/warm.py) unless it is to be `fresh`."""
+        """Runs a command to its end, in a process that has its imports done already (tests/warm.py) unless it is to be
+        `fresh`.
+        """
         command, environment = self.command(*words, script=script, small=small), self.environment
         sweep = "-m" in words or any(word.startswith("experiment=") for word in words) and "hydra.mode=RUN" not in words
         if script == "run.py" and not fresh and not sweep:
@@ -90,7 +94,9 @@ class Project:
         )
 
     def begin(self, *words: str, stop_by: int) -> subprocess.Popen[str]:
-        """Starts run.py in a process that sends itself the signal `stop_by` as soon as its first checkpoint is written: no watching, no haste."""
+        """Starts run.py in a process that sends itself the signal `stop_by` as soon as its first checkpoint is written:
+        no watching, no haste.
+        """
         hooks = self.folder / "cache" / "hooks"
         hooks.mkdir(parents=True, exist_ok=True)
         (hooks / "sitecustomize.py").write_text(SELF_STOP)
@@ -162,7 +168,9 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with complete runs `pretrain/base` and `finetune/base`, and `pretrain/written`, ready to edit. Leave it as it is."""
+    """A project with complete runs `pretrain/base` and `finetune/base`, and `pretrain/written`, ready to edit. Leave it
+    as it is.
+    """
     project = make_project(tmp_path_factory.mktemp("finished"))
     for words in (["mode=pretrain", "exp=base"], ["mode=finetune", "exp=base"], ["mode=init", "exp=written"]):
         result = project.run(*words)

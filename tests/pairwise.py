@@ -41,7 +41,9 @@ def pairwise(*axes: list[Any]) -> list[tuple[Any, ...]]:
 
 
 def spread(first: list[Any], *others: list[Any], times: int = 2) -> list[tuple[Any, ...]]:
-    """Each value of the first axis with `times` combinations of the others, which are taken evenly from all there are."""
+    """Each value of the first axis with `times` combinations of the others, which are taken evenly from all there
+    are.
+    """
     rest = list(product(*others))
     if FULL or times >= len(rest):
         return list(product(first, *others))

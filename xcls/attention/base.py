@@ -76,7 +76,9 @@ class Masks:
         return replace(self, **changes)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """make(), called by the first layer of a forward pass and shared by the others; compiled code calls it again."""
+        """make(), called by the first layer of a forward pass and shared by the others; compiled code calls it
+        again.
+        """
         if key not in self.context or is_compiling():
             self.context[key] = make()
         return self.context[key]

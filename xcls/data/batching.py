@@ -68,8 +68,8 @@ def micro_batches(
     """Splits a batch into parts of at most `size` rows (None: one part), each trimmed to its own longest row
     (rounded up to a `multiple`). Tensors that are no [B, N] keep their width.
 
-    What a model would else have to ask its device for is settled here: `attention_mask` is None where nothing is padded,
-    and the `labels` [B, N] of MLM become `rows` and `targets` (`chosen_rows`).
+    What a model would else have to ask its device for is settled here: `attention_mask` is None where nothing is
+    padded, and the `labels` [B, N] of MLM become `rows` and `targets` (`chosen_rows`).
     """
     count, width = batch["input_ids"].shape
     parts: list[dict[str, torch.Tensor | None]] = []

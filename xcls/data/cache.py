@@ -37,8 +37,8 @@ def digest(parts: Any) -> str:
 def build_once(path: Path, build: Callable[[Path], None], *, what: str) -> Path:
     """Makes `path` (a file or a folder) by `build(temporary path)` unless it is there, under a lock between processes.
 
-    The result appears by one rename, so nobody sees half of it, and the lock of a process that died is free. Raises UserError
-    when the folder cannot be written, or what it is built from cannot be read.
+    The result appears by one rename, so nobody sees half of it, and the lock of a process that died is free. Raises
+    UserError when the folder cannot be written, or what it is built from cannot be read.
     """
     if path.exists():
         return path

@@ -1,4 +1,6 @@
-"""A folder per class with a text file per document, the layout of many public archives; and what no folder is meant to hold."""
+"""A folder per class with a text file per document, the layout of many public archives; and what no folder is meant to
+hold.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def class_names(folder: Path) -> list[str]:
 
 
 def class_files(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
-    """(class, file) of every .txt file below `folder/<class>/`, or of those without a suffix, sorted. UserError for an empty class."""
+    """(class, file) of every .txt file below `folder/<class>/`, or of those without a suffix, sorted. UserError for an
+    empty class.
+    """
     found = []
     for name in names:
         below = [

@@ -72,7 +72,8 @@ class Encoded:
         if self.cut_share > CUT_WARNING or self.cut > CUT_DOCUMENTS_WARNING * len(self):
             raised = "Train with a larger seq_len" if finished else "Raise seq_len"
             found.append(
-                f"{name}: {self.cut} of {len(self)} documents are longer than seq_len={seq_len}, and {self.cut_share:.0%} of "
+                f"{name}: {self.cut} of {len(self)} documents are longer than seq_len={seq_len}, and "
+                f"{self.cut_share:.0%} of "
                 f"all tokens are left out. {raised}, or choose what is kept: dataset.truncate=head, tail or head_tail."
             )
         if self.unk > UNK_WARNING:
@@ -80,7 +81,8 @@ class Encoded:
                 "Train on text like this."
                 if finished
                 else "Raise tokenizer.vocab_size, train one on this text (tokenizer.path=null) "
-                "where it was loaded, add words (tokenizer.extend=1000), or take tokenizer=bytes: nothing is unknown to it."
+                "where it was loaded, add words (tokenizer.extend=1000), or take tokenizer=bytes: nothing is unknown "
+                "to it."
             )
             found.append(
                 f"{name}: {self.unk:.1%} of the tokens are [UNK], so the vocabulary does not fit this text. {remedy}"
@@ -172,8 +174,8 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _framed(ids: np.ndarray, offsets: np.ndarray, *, room: int, head: int, ends: int) -> np.ndarray:
-    """Flat ids: of each document up to `room` tokens, `head` of them from its start and the rest from its end where it is
-    longer, behind [CLS] and, if there is room for both `ends`, before [SEP]."""
+    """Flat ids: of each document up to `room` tokens, `head` of them from its start and the rest from its end where it
+    is longer, behind [CLS] and, if there is room for both `ends`, before [SEP]."""
     flat = np.empty(int(np.minimum(np.diff(offsets), room).sum()) + ends * (len(offsets) - 1), ids.dtype)
     place = 0
     for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist()):

@@ -40,8 +40,9 @@ class Files:
 
     `path` is one file, a folder with train[/validation]/test/unlabelled files (`train.csv`, `train-0.parquet`, …), or a
     folder per class with a .txt file per document, by itself or below `train/` and `test/`. Without a test part one is
-    carved out: `test_share` of each class, drawn from `test_seed`. `id` names a column with stable row names. `separator`
-    and `escape` may be words (tab, semicolon, backslash); `header`: see `Format`; `labels`: see `xcls.config.schema.Labels`.
+    carved out: `test_share` of each class, drawn from `test_seed`. `id` names a column with stable row names.
+    `separator` and `escape` may be words (tab, semicolon, backslash); `header`: see `Format`; `labels`: see
+    `xcls.config.schema.Labels`.
     """
 
     def __init__(
@@ -104,7 +105,8 @@ class Files:
     def load(self) -> Splits:
         """Reads all parts, names the classes by those of train, and carves a test part if there is none.
 
-        Rows of larger files are kept in the cache folder, in a form that is read piece by piece, until the files change.
+        Rows of larger files are kept in the cache folder, in a form that is read piece by piece, until the files
+        change.
         """
         before = self._stamps()
         if sum(size for size, _ in before.values()) <= SMALL:
@@ -145,8 +147,10 @@ class Files:
         whole = (labels >= 0) & ~(keys == as_keys([text_key("")])).all(axis=1)
         if whole.any() and not chosen[whole].any():
             raise UserError(
-                f"{self.root}: its {len(rows)} rows are too few to set a test part aside: {len(np.unique(alike[whole]))} different texts "
-                "have a label, and no class has two of them. Give two or more texts of each class (and one more for validation), or "
+                f"{self.root}: its {len(rows)} rows are too few to set a test part aside: "
+                f"{len(np.unique(alike[whole]))} different texts "
+                "have a label, and no class has two of them. Give two or more texts of each class (and one more for "
+                "validation), or "
                 "a folder with train.csv and test.csv."
             )
         return chosen

@@ -40,8 +40,9 @@ SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first l
 class Format:
     """How a table of text is written.
 
-    `separator=None` takes a comma, or a tab in .tsv, or what a first line `sep=;` names. `escape` takes the meaning from
-    the sign behind it. `header`: whether the first line names the columns, or their names; without it they are 1, 2, ….
+    `separator=None` takes a comma, or a tab in .tsv, or what a first line `sep=;` names. `escape` takes the meaning
+    from the sign behind it. `header`: whether the first line names the columns, or their names; without it they are 1,
+    2, ….
     """
 
     separator: str | None = None
@@ -125,7 +126,9 @@ def _places(
 
 
 def _hide_returns(line: str) -> str:
-    """The line with another sign for each carriage return that does not end it: outside of quotes the library `csv` takes none."""
+    """The line with another sign for each carriage return that does not end it: outside of quotes the library `csv`
+    takes none.
+    """
     return re.sub(r"\r(?!\n?\Z)", RETURN, line) if "\r" in line[:-2] else line
 
 
@@ -224,7 +227,8 @@ def _read_separated(
         if form.header is not True or there & {clean_name(name).casefold() for name in (*wanted, *optional)}:
             return ""
         return (
-            "Set dataset.text and dataset.label to columns that exist; if the first line is a row already, set dataset.source.header=false "
+            "Set dataset.text and dataset.label to columns that exist; if the first line is a row already, set "
+            "dataset.source.header=false "
             "and name them by number (dataset.text=2)."
         )
 

@@ -111,7 +111,9 @@ def load_hub(
 
 
 def parquet_files(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
-    """The parquet files of each split (`train.parquet`, `train-00000-of-00002.parquet`, …) in `folder` or up to two below."""
+    """The parquet files of each split (`train.parquet`, `train-00000-of-00002.parquet`, …) in `folder` or up to two
+    below.
+    """
     files = by_name(folder, (file for depth in ("", "*/", "*/*/") for file in folder.glob(depth + "*.parquet")))
     return {split: [file for file in files if file.stem.split("-")[0] == split] for split in splits}
 

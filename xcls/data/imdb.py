@@ -62,7 +62,8 @@ class Imdb(HubSource):
         if (folder / "train" / "pos").is_dir() and (folder / "test" / "pos").is_dir():
             return {split: self._archive(folder, split) for split in self.splits}
         raise UserError(
-            f"{folder}: no {', '.join(missing)} there. IMDb is needed as the hub's parquet files (without unsupervised.parquet: "
+            f"{folder}: no {', '.join(missing)} there. IMDb is needed as the hub's parquet files (without "
+            "unsupervised.parquet: "
             "dataset.source.use_unlabelled=false), or as the official archive, unpacked."
         )
 

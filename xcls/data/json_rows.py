@@ -16,7 +16,9 @@ RECORDS = (
 
 
 def json_rows(file: Path, lines: Iterator[str]) -> Iterator[Row]:
-    """The rows of a file with an object a line (as they are read), of a list of objects, or of {"data": [objects]}. Raises UserError."""
+    """The rows of a file with an object a line (as they are read), of a list of objects, or of {"data": [objects]}.
+    Raises UserError.
+    """
     found = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     start, first = next(found, (1, ""))
     second = next(found, None)

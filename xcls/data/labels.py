@@ -84,7 +84,8 @@ class ClassNames:
     def ids(
         self, labels: Sequence[Any], *, where: str, row_names: Sequence[str], folder: bool = False
     ) -> list[int | None]:
-        """Labels of another part to positions in `classes`. Raises UserError, naming the row, for a class that train lacks.
+        """Labels of another part to positions in `classes`. Raises UserError, naming the row, for a class that train
+        lacks.
 
         A -1 that train lacks is no label: so data sets are published whose labels are kept back.
         """
@@ -121,12 +122,15 @@ class ClassNames:
             )
         if not self.settings.many and (count > MOST_CLASSES or (rows > 20 and count > rows // 2)):
             raise UserError(
-                f"{where}: the column '{label}' holds {count} different values in {rows} rows. Set dataset.label to the column "
+                f"{where}: the column '{label}' holds {count} different values in {rows} rows. Set dataset.label to "
+                "the column "
                 "with the classes, or, if these are the classes, dataset.labels.many=true."
             )
 
     def notes(self, where: str) -> list[str]:
-        """What a user should know of the names: labels read as missing, classes that look missing, names that look alike."""
+        """What a user should know of the names: labels read as missing, classes that look missing, names that look
+        alike.
+        """
         found = []
         for name, count in sorted(self.left_out.items()):
             remedy = (

@@ -1,8 +1,8 @@
 """ListOps of Long Range Arena (Tay et al. 2020, after Nangia and Bowman 2018): what does a long nested expression give?
 
-`[MAX 4 3 [MIN 2 3 ] 1 0 ]` is 4: operators over lists, ten classes, 500 to 2,000 tokens. Made here from a seed, 96,000 +
-2,000 + 2,000 expressions as there, no two alike. Square brackets are tokens and stay: the arena's own reader loses them, and
-with them which numbers belong to which operator.
+`[MAX 4 3 [MIN 2 3 ] 1 0 ]` is 4: operators over lists, ten classes, 500 to 2,000 tokens. Made here from a seed, 96,000
++ 2,000 + 2,000 expressions as there, no two alike. Square brackets are tokens and stay: the arena's own reader loses
+them, and with them which numbers belong to which operator.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Shape:
 def draw_expression(draw: Callable[[], float], shape: Shape, tokens: list[str], depth: int = 1) -> int:
     """Appends the tokens of a random expression and gives its value. `draw`: uniform in [0, 1).
 
-    A node is an operator with probability 1/4 above the deepest level, and has two to `max_args` arguments; else it is a digit.
-    What is already too long is not finished.
+    A node is an operator with probability 1/4 above the deepest level, and has two to `max_args` arguments; else it is
+    a digit. What is already too long is not finished.
     """
     if depth == shape.max_depth or draw() >= 0.25:
         digit = int(draw() * 10)
@@ -131,7 +131,9 @@ class ListOps:
                 writer.rows()
 
     def _new_expressions(self) -> Iterator[tuple[str, int]]:
-        """(text, value) of expressions that have not come before. Raises UserError where there are too few of this shape."""
+        """(text, value) of expressions that have not come before. Raises UserError where there are too few of this
+        shape.
+        """
         seen: set[bytes] = set()
         barren, draw, shape = 0, random.Random(self.seed).random, self.shape
         while barren < BARREN:

@@ -106,7 +106,9 @@ def assign_files(counts: dict[str, int], package: str) -> dict[str, str]:
 def chosen_packages(
     name: str, path: str | None, text: Any, label: str, packages: Sequence[str] | None, usual: Sequence[str]
 ) -> list[str]:
-    """The packages to read, sorted: those given, else the usual ones. Raises UserError for settings that do not apply."""
+    """The packages to read, sorted: those given, else the usual ones. Raises UserError for settings that do not
+    apply.
+    """
     if path is not None or text != "text" or label != "label":
         raise UserError(
             f"dataset={name} reads the installed packages: dataset.path, text and label do not apply. "

@@ -68,14 +68,17 @@ def read_table(file: Path, columns: Sequence[str], form: Format = PLAIN, *, opti
 
 
 def _check_values(file: Path, table: Table) -> list[str]:
-    """Refuses lists, objects and bytes in a column; NUL characters in a text become spaces. The places of the latter."""
+    """Refuses lists, objects and bytes in a column; NUL characters in a text become spaces. The places of the
+    latter.
+    """
     found: list[str] = []
     for name, values in table.columns.items():
         for row, value in enumerate(values):
             if isinstance(value, (list, dict, bytes)):
                 raise UserError(
                     f"{file}, {table.places[row]}: the column '{name}' holds {type(value).__name__} "
-                    f"({str(value)[:40]}), where a text, a number or nothing is needed. Name another column, or write texts."
+                    f"({str(value)[:40]}), where a text, a number or nothing is needed. Name another column, or "
+                    "write texts."
                 )
             if isinstance(value, str) and "\0" in value:
                 values[row] = value.replace("\0", " ")

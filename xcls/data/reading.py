@@ -1,6 +1,7 @@
 """How a run reads documents, kept with its configuration: what its files look like, and what is done to every text.
 
-Training, evaluation and prediction read by the same `Reading`, so the same text has the same probabilities in all three.
+Training, evaluation and prediction read by the same `Reading`, so the same text has the same probabilities in all
+three.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def as_it_is(text: str) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """`form`: of tables, and the encoding of .txt files. `text`: the columns with the text. `id`: the column with the names of
-    the rows. `clean`: what is done to every text, and `cleaning` names it."""
+    """`form`: of tables, and the encoding of .txt files. `text`: the columns with the text. `id`: the column with the
+    names of the rows. `clean`: what is done to every text, and `cleaning` names it."""
 
     text: list[str]
     form: Format = Format()
@@ -58,8 +59,8 @@ def reading_of(source: Source, text: Any) -> Reading:
 
 @dataclass
 class Documents:
-    """`texts`: cleaned, '' where there is none; `places`: `line 7`; `ids`: of the file's own column, None where it has none.
-    `notes`: what was odd. `format`: as what a stream was read, in a sentence."""
+    """`texts`: cleaned, '' where there is none; `places`: `line 7`; `ids`: of the file's own column, None where it has
+    none. `notes`: what was odd. `format`: as what a stream was read, in a sentence."""
 
     texts: list[str]
     places: list[str]
@@ -69,8 +70,9 @@ class Documents:
 
 
 def read_documents(source: str | Path, reading: Reading, *, table: bool = False) -> Documents:
-    """The documents of a .txt file (one a line), a table (one a row), a folder of .txt files (one each), or a stream: `-` for
-    standard input, a pipe. Nothing is left out or re-ordered. `table`: what names no format is a table. Raises UserError.
+    """The documents of a .txt file (one a line), a table (one a row), a folder of .txt files (one each), or a stream:
+    `-` for standard input, a pipe. Nothing is left out or re-ordered. `table`: what names no format is a table. Raises
+    UserError.
     """
     if str(source) != "-" and not Path(source).exists():
         raise UserError(f"input={source}: no such file (looked at {Path(source).absolute()}).")

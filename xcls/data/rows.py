@@ -83,8 +83,9 @@ class Rows:
         picked: np.ndarray | None = None,
         keys: np.ndarray | None = None,
     ) -> None:
-        """batches: `text` and `id` of all rows, and where each batch `starts`; labels: int64 of all, MISSING where there is
-        none; picked: int64 [R], the places of these rows among them, None for all; keys: see `keys`, of all."""
+        """batches: `text` and `id` of all rows, and where each batch `starts`; labels: int64 of all, MISSING where
+        there is none; picked: int64 [R], the places of these rows among them, None for all; keys: see `keys`, of
+        all."""
         self.batches, self.starts, self._labels, self.picked, self._keys = batches, starts, labels, picked, keys
 
     def __len__(self) -> int:
@@ -160,7 +161,9 @@ class Texts(Sequence[str]):
 
 
 class RowWriter:
-    """Takes rows piece by piece, in memory, or into a new `folder` with a piece in memory at a time; `rows` gives them."""
+    """Takes rows piece by piece, in memory, or into a new `folder` with a piece in memory at a time; `rows` gives
+    them.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         import pyarrow as pa
@@ -216,7 +219,9 @@ def make_rows(*, text: Sequence[str | None], label: Sequence[int | None], id: Se
 
 
 def rows_of(table: Any) -> Rows:
-    """Rows of what has the columns text, label and id: Rows as they are, else a table of pyarrow or a data set of `datasets`."""
+    """Rows of what has the columns text, label and id: Rows as they are, else a table of pyarrow or a data set of
+    `datasets`.
+    """
     if isinstance(table, Rows):
         return table
     columns = table[:] if hasattr(table, "with_format") else table.select(NAMES).to_pydict()

@@ -25,8 +25,8 @@ Keys = dict[str, np.ndarray]  # of each split, uint64 [R, 2]
 class Prepared:
     """The splits of a run, with the columns `text` (str), `label` (int) and `id` (str), no value missing.
 
-    `mlm_texts`: training text, unlabelled and extra text, none of it in validation or test; read as it is walked over. `report`: counts, and
-    `warnings`, a list of sentences for the log and the record.
+    `mlm_texts`: training text, unlabelled and extra text, none of it in validation or test; read as it is walked over.
+    `report`: counts, and `warnings`, a list of sentences for the log and the record.
     """
 
     train: Rows
@@ -68,7 +68,8 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
         if not len(made["validation"]):
             place = f" ({settings.path})" if settings.path else ""
             raise UserError(
-                f"dataset={settings.name}{place}: {whole} training rows are too few to set some aside for validation. Give more, or "
+                f"dataset={settings.name}{place}: {whole} training rows are too few to set some aside for "
+                "validation. Give more, or "
                 "a validation file (dataset=files): two or more different texts of a class must be left beside test."
             )
     _limit(made, keys, settings, report)
@@ -144,13 +145,16 @@ def _repeats(train: Rows, keys: np.ndarray, report: dict[str, Any]) -> None:
     if repeated.mean() > 0.01:
         row = int(np.flatnonzero(repeated)[0])
         report["warnings"].append(
-            f"{repeated.sum()} of {len(alike)} rows of train repeat the text of an earlier row (the first is {train[row]['id']}, a "
-            f"repetition of {train[int(alike[row])]['id']}). They count as often as they stand there; take them out if that is wrong."
+            f"{repeated.sum()} of {len(alike)} rows of train repeat the text of an earlier row (the first is "
+            f"{train[row]['id']}, a "
+            f"repetition of {train[int(alike[row])]['id']}). They count as often as they stand there; take them out "
+            "if that is wrong."
         )
 
 
 def _limit(made: dict[str, Rows], keys: Keys, settings: Dataset, report: dict[str, Any]) -> None:
-    """Cuts train to `limit` rows, and validation in proportion but not below FEWEST_HELD_OUT; both stratified. Test stays
+    """Cuts train to `limit` rows, and validation in proportion but not below FEWEST_HELD_OUT; both stratified. Test
+    stays
     whole: it is the test."""
     if settings.limit is None or settings.limit >= len(made["train"]):
         return
@@ -173,14 +177,16 @@ def _check_classes(made: dict[str, Rows], classes: list[str], name: str, report:
     report["classes"] = {split: dict(zip(classes, counts[split])) for split in made}
     if sum(map(bool, counts["train"])) < 2:
         raise UserError(
-            f"dataset={name}: the training rows have {sum(map(bool, counts['train']))} class; a classifier needs two. Add rows of another, or "
+            f"dataset={name}: the training rows have {sum(map(bool, counts['train']))} class; a classifier needs "
+            "two. Add rows of another, or "
             "set dataset.label to the column with the classes."
         )
     for split in ("train", "validation", "test"):
         absent = [label for label, count in report["classes"][split].items() if not count]
         if absent:
             report["warnings"].append(
-                f"{split} has no row of the classes {', '.join(absent[:12])}{f' and {len(absent) - 12} more' if len(absent) > 12 else ''}."
+                f"{split} has no row of the classes "
+                f"{', '.join(absent[:12])}{f' and {len(absent) - 12} more' if len(absent) > 12 else ''}."
             )
 
 

@@ -57,7 +57,9 @@ def is_gzip(file: Path) -> bool:
 
 
 def refuse_other_kinds(file: Path, head: bytes, *, own: str = "") -> None:
-    """Raises UserError where the first bytes are those of another kind of file than a text (or than that of magic `own`)."""
+    """Raises UserError where the first bytes are those of another kind of file than a text (or than that of magic
+    `own`).
+    """
     kinds = [*OTHER_KINDS, WEB_PAGE] if re.search(r"\.(csv|tsv|jsonl?)$", file.name.lower()) else OTHER_KINDS
     for start, what, remedy in kinds:
         if re.match(start, head, re.DOTALL) and not (own and head.startswith(own.encode())):
@@ -70,7 +72,9 @@ def is_utf8(encoding: str) -> bool:
 
 
 def _encoding_of(file: Path, head: bytes, encoding: str) -> str:
-    """The encoding to read with: a byte-order mark decides where UTF-8 is the setting. UserError for UTF-16 without one."""
+    """The encoding to read with: a byte-order mark decides where UTF-8 is the setting. UserError for UTF-16 without
+    one.
+    """
     for mark, name in BOMS:
         if head.startswith(mark) and (is_utf8(encoding) or encoding.lower().replace("_", "-").startswith(name)):
             return name
@@ -104,8 +108,10 @@ def open_text(file: Path, encoding: str, *, newline: str = "") -> Iterator[IO[st
                 yield stream
     except UnicodeError as error:
         raise UserError(
-            f"{file}{_undecodable_line(file, used)}: this is not {used.removesuffix('-sig')} text. Name its encoding, e.g. "
-            "dataset.source.encoding=cp1252 (Western Europe; also latin-1), gb18030 (Chinese), shift_jis (Japanese), cp1251 (Cyrillic)."
+            f"{file}{_undecodable_line(file, used)}: this is not {used.removesuffix('-sig')} text. Name its "
+            "encoding, e.g. "
+            "dataset.source.encoding=cp1252 (Western Europe; also latin-1), gb18030 (Chinese), shift_jis (Japanese), "
+            "cp1251 (Cyrillic)."
         ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{file}: the gzip file is damaged or cut off ({error}). Copy it again.") from error
@@ -127,8 +133,8 @@ def _undecodable_line(file: Path, encoding: str) -> str:
 
 
 def raw_lines(stream: Iterator[str]) -> Iterator[str]:
-    """The lines of a text opened with newline="\\n", with their ends. A carriage return within a line ends none, unless the file
-    has no other ends (as on old Macs); the Ctrl-Z that DOS programs write behind the last line is left out."""
+    """The lines of a text opened with newline="\\n", with their ends. A carriage return within a line ends none, unless
+    the file has no other ends (as on old Macs); the Ctrl-Z that DOS programs write behind the last line is left out."""
     ended, held = False, None
     for line in stream:
         if held is not None:

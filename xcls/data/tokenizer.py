@@ -103,7 +103,9 @@ class LibraryTokenizer(TextTokenizer):
         return from_json, (self.to_json(),)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32 [T], offsets int64 [D + 1]). Plain ASCII words are looked up here, ten times as fast as the library."""
+        """(ids int32 [T], offsets int64 [D + 1]). Plain ASCII words are looked up here, ten times as fast as the
+        library.
+        """
         if self._plain is not None and all(
             text.isascii() and not any(sign in text for sign in _NO_SPACE) for text in texts
         ):

@@ -23,7 +23,8 @@ from xcls.data.tokenizer import SPECIAL_TOKENS
 CHARACTER_SHARE = (
     0.5  # of the vocabulary, for single characters, before words are merged; words with rarer ones become [UNK]
 )
-# Thai, Lao, Tibetan, Burmese, Khmer, kana: whole sentences without a blank, and WordPiece reads no word of over 100 characters.
+# Thai, Lao, Tibetan, Burmese, Khmer, kana: whole sentences without a blank, and WordPiece reads no word of over 100
+# characters.
 WITHOUT_BLANKS = "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]"
 LONGEST_RUN = 50  # characters of these that are one word
 LONGEST_WORD = 100  # characters; WordPiece reads longer words as unknown
@@ -35,10 +36,10 @@ def train_wordpiece(
 ) -> str:
     """A WordPiece vocabulary by the library's trainer (merging pairs by frequency), with BERT's normaliser and split.
 
-    Accents stay unless `strip_accents`: the marks that BERT deletes with the capitals tell words apart (Japanese, Hindi, Thai, …).
-    The trainer numbers "##x" characters in the order of a hash table that differs from run to run, and breaks ties by
-    these numbers. They are handed to it in a fixed order, as if they were special tokens, and so the result is the same
-    every time. Rare characters are taken out first for the same reason.
+    Accents stay unless `strip_accents`: the marks that BERT deletes with the capitals tell words apart (Japanese,
+    Hindi, Thai, …). The trainer numbers "##x" characters in the order of a hash table that differs from run to run, and
+    breaks ties by these numbers. They are handed to it in a fixed order, as if they were special tokens, and so the
+    result is the same every time. Rare characters are taken out first for the same reason.
     """
     blank = _library(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), lowercase, strip_accents)
     groups, sources = _characters(texts, blank)
@@ -114,8 +115,8 @@ def bytes_state() -> str:
 
 
 def bytes_to_letters() -> list[str]:
-    """The visible character that the library's ByteLevel writes for each byte: itself where it is visible in Latin-1, else
-    the next free one from 256 on (Radford et al. 2019, GPT-2)."""
+    """The visible character that the library's ByteLevel writes for each byte: itself where it is visible in Latin-1,
+    else the next free one from 256 on (Radford et al. 2019, GPT-2)."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = iter(range(256, 512))
     return [chr(byte if byte in visible else next(hidden)) for byte in range(256)]
@@ -124,8 +125,9 @@ def bytes_to_letters() -> list[str]:
 def load(path: Path, *, kind: str, lowercase: bool, strip_accents: bool | None = None) -> str:
     """A vocabulary from `vocab.txt` (a token a line, as BERT's) or `tokenizer.json` of the library, as JSON.
 
-    The five special tokens move to the ids 0 to 4, the others keep their order. `lowercase` and `strip_accents` are for a vocab.txt
-    (None: accents go with the capitals, as in BERT); a tokenizer.json says it itself. Raises UserError for other kinds.
+    The five special tokens move to the ids 0 to 4, the others keep their order. `lowercase` and `strip_accents` are for
+    a vocab.txt (None: accents go with the capitals, as in BERT); a tokenizer.json says it itself. Raises UserError for
+    other kinds.
     """
     try:
         text = path.read_text("utf-8")
@@ -170,7 +172,9 @@ def _specials_first(path: Path, tokens: Sequence[str]) -> list[str]:
 
 
 def _library(model: models.Model, lowercase: bool, strip_accents: bool | None) -> Tokenizer:
-    """A tokenizer with BERT's normaliser and BERT's split at space and punctuation. Accents that stay are in one form (NFC)."""
+    """A tokenizer with BERT's normaliser and BERT's split at space and punctuation. Accents that stay are in one form
+    (NFC).
+    """
     library = Tokenizer(model)
     bert = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     library.normalizer = normalizers.Sequence([normalizers.NFC(), bert]) if strip_accents is False else bert
@@ -179,10 +183,11 @@ def _library(model: models.Model, lowercase: bool, strip_accents: bool | None) -
 
 
 def extend(state: str, texts: Sequence[str], *, kind: str, count: int, min_frequency: int) -> str:
-    """The tokenizer's JSON with up to `count` words of `texts` more, at the end of the vocabulary, so that old ids stay.
+    """The tokenizer's JSON with up to `count` words of `texts` more, at the end of the vocabulary, so that old ids
+    stay.
 
-    Those words are added that save the most tokens: (pieces of the word now - 1) times how often it occurs. An unknown word
-    counts as its characters, and as two at least; words of a word-level tokenizer are one piece or unknown.
+    Those words are added that save the most tokens: (pieces of the word now - 1) times how often it occurs. An unknown
+    word counts as its characters, and as two at least; words of a word-level tokenizer are one piece or unknown.
     """
     library = Tokenizer.from_str(state)
     counts = {word: times for word, times in count_words(library, texts).items() if times >= min_frequency}
@@ -220,8 +225,8 @@ def count_words(library: Tokenizer, texts: Sequence[str]) -> Counter[str]:
 
 
 def _characters(texts: Sequence[str], library: Tokenizer) -> tuple[list[list[str]], dict[int, list[str]]]:
-    """(the tokens of each character, once normalised, the most frequent first: "x", and "##x" for one that goes on with a word;
-    for each code point of the texts in NFC the characters that it becomes)."""
+    """(the tokens of each character, once normalised, the most frequent first: "x", and "##x" for one that goes on with
+    a word; for each code point of the texts in NFC the characters that it becomes)."""
     raw = np.zeros(0x110000, np.int64)
     for batch in _joined(texts):
         counts = np.bincount(

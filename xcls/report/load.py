@@ -51,7 +51,8 @@ class Bench:
 class Found:
     """All that was found. `parents`: hash to record of the runs that others started from, wherever they lie.
 
-    `unreadable`: (place, reason). `notes` are for the reader: which baselines were fetched from elsewhere, which files are gone.
+    `unreadable`: (place, reason). `notes` are for the reader: which baselines were fetched from elsewhere, which files
+    are gone.
     """
 
     runs: list[Run] = field(default_factory=list)

@@ -191,7 +191,8 @@ def quality_against_cost(
 
 
 def read_curve(run: Run, score: str) -> pd.DataFrame | None:
-    """A run's evaluations in order: `seconds` in training steps, real `tokens` seen, `score`, a column of its metrics.csv.
+    """A run's evaluations in order: `seconds` in training steps, real `tokens` seen, `score`, a column of its
+    metrics.csv.
 
     None where the file is gone, too large, or has no such numbers.
     """
@@ -209,7 +210,9 @@ def read_curve(run: Run, score: str) -> pd.DataFrame | None:
 
 
 def learning_plot(groups: Sequence[Group], board: DatasetResults | None, looks: Looks) -> Plot | None:
-    """Macro-F1, in pretraining (no `board`) the loss, over time and over tokens, a line per seed; None without curves."""
+    """Macro-F1, in pretraining (no `board`) the loss, over time and over tokens, a line per seed; None without
+    curves.
+    """
     score, about = ("macro_f1", "macro-F1 on validation") if board else ("val_loss", "validation loss (less is better)")
     title = f"{board.name}: fine-tuning" if board else "Pretraining (masked language modelling)"
     runs = [(group.label, run) for group in groups[:MOST_CURVES] for run in group.runs]

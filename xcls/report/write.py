@@ -56,7 +56,9 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
 
 
 def make_study(settings: Settings, *, typed: Sequence[str] = (), root: Path) -> Study:
-    """Reads the records under `settings.runs`. Raises UserError for impossible settings, and where there is no record."""
+    """Reads the records under `settings.runs`. Raises UserError for impossible settings, and where there is no
+    record.
+    """
     own_claims = [key.partition(".")[2] for key in map(key_of, typed) if key.split(".")[0] == "claims"]
     claims, settings = check(settings), inside(settings, root)
     found = collect(settings.runs, root)
