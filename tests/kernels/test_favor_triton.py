@@ -194,7 +194,7 @@ def compiled(capability: int, width: int, num_features: int, dtype: str) -> list
     }
     return [
         {
-            "module": "xcls.attention.kernels.favor_kernels",
+            "module": f"xcls.attention.kernels.{'favor_gradients' if 'backward' in kernel or 'gradients' in kernel else 'favor_kernels'}",
             "kernel": kernel,
             "capability": capability,
             "fixed": fixed,

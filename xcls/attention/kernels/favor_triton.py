@@ -26,7 +26,7 @@ from xcls.attention import kernels
 from xcls.attention.kernels import as_token_major, empty_token_major, triton
 
 if triton is not None:
-    from xcls.attention.kernels import favor_kernels
+    from xcls.attention.kernels import favor_gradients, favor_kernels
 
 SPLIT_TOKENS = 256  # the fewest tokens that are worth partial sums of their own
 
@@ -189,13 +189,13 @@ def run_backward(
     with torch.cuda.device_of(q):
         halves = _halves(directions, q.dtype)
         given = q, grad, out, halves, padding, normaliser, mean, level, dq
-        favor_kernels.backward_queries[(plan.rows * plan.splits,)](
+        favor_gradients.backward_queries[(plan.rows * plan.splits,)](
             *given, *parts, **sizes, span=plan.span, splits=plan.splits, **plan.sums
         )
-        favor_kernels.merge_gradients[(plan.rows * (plan.padded // 16),)](
+        favor_gradients.merge_gradients[(plan.rows * (plan.padded // 16),)](
             *parts, level, dmean, dtotal, share, num_features, plan.splits, **plan.merges
         )
-        favor_kernels.backward_keys[(plan.rows * plan.tiles,)](
+        favor_gradients.backward_keys[(plan.rows * plan.tiles,)](
             k, v, halves, padding, share, floor, dmean, dtotal, dk, dv, **sizes, **plan.keys
         )
     return dq, dk, dv
