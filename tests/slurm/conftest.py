@@ -162,8 +162,10 @@ def cluster(slurm: None, pace: float, project: Project) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def long_sweep(slurm: None, pace: float, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cluster, Any]:
+def long_sweep(slurm: None, pace: float, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Any]]:
     """A run that is longer than its time limit, in the background of the other tests, and its launcher."""
     cluster = Cluster(make_project(tmp_path_factory.mktemp("long")), pace)
     limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10", "hydra.launcher.partition=high")
-    return cluster, cluster.start(*LONG, cluster.steps(75), "exp=whole", *limit)
+    launcher = cluster.start(*LONG, cluster.steps(75), "exp=whole", *limit)
+    yield cluster, launcher
+    launcher.kill()
