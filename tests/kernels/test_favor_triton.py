@@ -192,9 +192,10 @@ def compiled(capability: int, width: int, num_features: int, dtype: str) -> list
         "merge_gradients": (plan.merges, {"dmean": short, "dtotal": "*fp32"}),
         "backward_keys": (plan.keys, {"dmean": short, "dtotal": "*fp32"}),
     }
+    backward = ("backward_queries", "merge_gradients", "backward_keys")
     return [
         {
-            "module": f"xcls.attention.kernels.{'favor_gradients' if 'backward' in kernel or 'gradients' in kernel else 'favor_kernels'}",
+            "module": f"xcls.attention.kernels.favor_{'gradients' if kernel in backward else 'kernels'}",
             "kernel": kernel,
             "capability": capability,
             "fixed": fixed,
