@@ -1,7 +1,7 @@
 """The sweeper of every sweep: Hydra's own, without the file that it writes.
 
-Hydra's sweeper writes the whole configuration into `multirun/multirun.yaml` before anything is checked: one file for all
-sweeps, written by refused ones too. What a sweep was made of is in `sweep.json` and in the records.
+Hydra's sweeper writes the whole configuration into `multirun/multirun.yaml` before anything is checked: one file for
+all sweeps, written by refused ones too. What a sweep was made of is in `sweep.json` and in the records.
 """
 
 # No postponed annotations here: Hydra's scan for plugins executes this file outside sys.modules, where dataclasses
