@@ -1,4 +1,6 @@
-"""New documents are read as the run's training data were: format, encoding, columns, cleaning; no row is lost or moved."""
+"""New documents are read as the run's training data were: format, encoding, columns, cleaning; no row is lost or
+moved.
+"""
 
 from __future__ import annotations
 

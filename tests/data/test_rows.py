@@ -1,4 +1,6 @@
-"""Rows in memory and rows in files that are read piece by piece: the same rows, and no more memory than a few bytes each."""
+"""Rows in memory and rows in files that are read piece by piece: the same rows, and no more memory than a few bytes
+each.
+"""
 
 from __future__ import annotations
 
@@ -168,7 +170,8 @@ from xcls.config.schema import Dataset, Tokenizer
 from xcls.stages.texts import classification_data
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 prepared = prepare(Files(path=sys.argv[1]), Dataset())
-data = classification_data(prepared, make_tokenizer(Tokenizer(kind="words"), prepared.mlm_texts), seq_len=64, truncate="head")
+tokenizer = make_tokenizer(Tokenizer(kind="words"), prepared.mlm_texts)
+data = classification_data(prepared, tokenizer, seq_len=64, truncate="head")
 batches(data.train.encoded.lengths, batch_size=32, seed=0, epoch=0)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """

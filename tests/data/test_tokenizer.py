@@ -109,7 +109,10 @@ def trained() -> str:
 
 def test_training_gives_the_same_vocabulary_in_every_process() -> None:
     """The library's own trainer does not: it numbers characters in the order of a randomly seeded hash table."""
-    code = "import sys; sys.path.insert(0, 'tests/data'); import test_tokenizer; sys.stdout.write(test_tokenizer.trained())"
+    code = (
+        "import sys; sys.path.insert(0, 'tests/data'); import test_tokenizer; "
+        "sys.stdout.write(test_tokenizer.trained())"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
     assert {done.stdout.decode()} == {trained() for _ in range(3)}
