@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xcls.attention.kernels import is_compiling
-from xcls.attention.work import Shape, Work
+from xcls.attention.operations import Shape, Work
 
 HEADROOM = 16.0  # fp16 ends at 65,504, and q.k of large activations does not: products are smaller by this factor
 

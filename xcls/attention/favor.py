@@ -20,7 +20,7 @@ from torch import Tensor
 from xcls.attention.base import Attention, Masks, by_query_blocks, distance_matrix, fits, full_dtype, mix, zero_padding
 from xcls.attention.kernels import favor_products, favor_triton, is_compiling
 from xcls.attention.kernels.favor_chunks import AddBand
-from xcls.attention.work import Shape, Work
+from xcls.attention.operations import Shape, Work
 
 DEAD = 1e-30  # a normaliser below this is that of a row with nothing to attend to
 

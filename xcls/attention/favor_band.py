@@ -22,7 +22,7 @@ from torch import Tensor
 from xcls.attention.base import Masks, by_query_blocks, distance_matrix, fits, full_dtype, zero_padding
 from xcls.attention.favor import Performer, far_field, from_chunks, key_features, normalised, query_features, to_chunks
 from xcls.attention.favor_oprf import best_directions
-from xcls.attention.work import Shape, Work
+from xcls.attention.operations import Shape, Work
 
 LOWEST = -1e30  # the stabiliser of a row without keys: finite
 

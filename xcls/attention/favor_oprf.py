@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xcls.attention.base import Masks, full_dtype, zero_padding
 from xcls.attention.favor import Performer
-from xcls.attention.work import Shape, Work
+from xcls.attention.operations import Shape, Work
 
 
 def real_counts(x: Tensor, padding: Tensor | None) -> Tensor | int:

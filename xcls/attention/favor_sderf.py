@@ -16,7 +16,7 @@ from torch import Tensor
 from xcls.attention.base import Masks, full_dtype, zero_padding
 from xcls.attention.favor import Performer
 from xcls.attention.favor_oprf import real_counts
-from xcls.attention.work import Shape, Work
+from xcls.attention.operations import Shape, Work
 
 
 def moments(q: Tensor, k: Tensor, padding: Tensor | None) -> Tensor:

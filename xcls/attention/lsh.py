@@ -16,8 +16,8 @@ from torch import Tensor
 
 from xcls.attention.base import Attention, Masks, full_dtype, mix
 from xcls.attention.kernels import is_compiling, lsh_cpu, lsh_triton, lsh_windows
+from xcls.attention.operations import Shape, Work, sorted_chunks_work
 from xcls.attention.sorted_chunks import Chunks, attend, real_tokens
-from xcls.attention.work import Shape, Work, sorted_chunks_work
 
 CACHED = 2**20  # entries hashed at a time on a CPU
 

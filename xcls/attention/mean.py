@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xcls.attention.base import Masks
 from xcls.attention.favor import KernelAttention
-from xcls.attention.work import Shape, Work
+from xcls.attention.operations import Shape, Work
 
 
 class Mean(KernelAttention):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from xcls.attention.base import HEADROOM, Attention, Masks, full_dtype, mix
+from xcls.attention.operations import Shape, Work, sorted_chunks_work
 from xcls.attention.sorted_chunks import Chunks, attend, real_tokens
-from xcls.attention.work import Shape, Work, sorted_chunks_work
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from xcls.attention.base import HEADROOM, Attention, Masks, distance_matrix, fits
 from xcls.attention.kernels import is_compiling
 from xcls.attention.kernels.softmax_blocks import in_blocks
-from xcls.attention.work import Shape, Work
+from xcls.attention.operations import Shape, Work
 
 LOWEST_HALF = torch.finfo(torch.float16).min
 

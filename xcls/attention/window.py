@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcls.attention.base import HEADROOM, Attention, Masks, distance_matrix
-from xcls.attention.work import Shape, Work
+from xcls.attention.operations import Shape, Work
 
 
 class Window(Attention):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcls.attention.base import Masks
-from xcls.attention.work import Shape, Work
+from xcls.attention.operations import Shape, Work
 from xcls.build import make_classifier
 from xcls.config.schema import Config, Hardware, Head, Size, Training
 from xcls.model.multihead import MultiHeadAttention

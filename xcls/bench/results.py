@@ -9,7 +9,7 @@ from typing import Any, Sequence
 
 import pandas
 
-from xcls.attention.work import Work
+from xcls.attention.operations import Work
 from xcls.bench.cases import MEASURES, OURS, Case
 from xcls.bench.plan import TRANSFORMERS, Contender
 from xcls.bench.rivals import rivals_of
