@@ -47,7 +47,9 @@ def test_four_processes_build_once(tmp_path: Path) -> None:
 def test_a_killed_builder_leaves_neither_a_half_file_nor_a_lock(tmp_path: Path) -> None:
     process = multiprocessing.get_context("fork").Process(target=_build, args=(tmp_path, build_and_hang))
     process.start()
+    until = time.monotonic() + 60
     while not (tmp_path / "started").exists():
+        assert process.is_alive() and time.monotonic() < until
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join(10)

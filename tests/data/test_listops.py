@@ -62,13 +62,15 @@ def test_an_independent_evaluator_finds_every_value(shape: Shape) -> None:
         assert depth_of(tokens) < shape.max_depth  # digits are a level below
 
 
-def test_the_examples_of_the_paper() -> None:
-    assert [value(text) for text in ("[MAX 4 3 [MIN 2 3 ] 1 0 ]", "[SM 9 8 ]", "[MED 1 4 ]", "[MED 9 2 5 ]")] == [
-        4,
-        7,
-        2,
-        5,
-    ]
+def test_the_operators_give_what_the_paper_says() -> None:
+    given = {"[MIN": [2, 3], "[MAX": [4, 3, 2, 1, 0], "[MED": [9, 2, 5], "[SM": [9, 8]}
+    assert {name: OPERATORS[name](values) for name, values in given.items()} == {
+        "[MIN": 2,
+        "[MAX": 4,
+        "[MED": 5,
+        "[SM": 7,
+    }
+    assert OPERATORS["[MED"]([1, 4]) == 2 and Shape() == Shape(10, 10, 500, 2000)
 
 
 def test_operators_digits_and_arguments_are_drawn_alike() -> None:
