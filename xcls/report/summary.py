@@ -139,6 +139,7 @@ def _next(reason: str, board: DatasetResults, claims: Claims) -> str:
     """What to run so that there is a verdict, where this is why there is none."""
     dataset, seeds = board.groups[0].record.choices.get("dataset"), ",".join(map(str, range(claims.min_seeds)))
     remedies = {
+        "repeat": "Remove the folder of the run that the open claim names and give the sweep's command again.",
         "learned nothing": MORE_TRAINING,
         "claims are made at": f"Add seq_len={claims.seq_len} to the sweep: the claims are made at that length.",
         "no completed": SWEEP,
@@ -146,7 +147,6 @@ def _next(reason: str, board: DatasetResults, claims: Claims) -> str:
         "runs alike": "Run both on one device with the same hardware settings.",
         "baseline": f"Fit the baseline: python run.py mode=baseline dataset={dataset}",
         "seeds": f"Run more seeds: seed={seeds} in the same sweep; what is done is skipped.",
-        "repeat": "Remove the folder of the run that is named and give the sweep's command again.",
     }
     return next((remedy for words, remedy in remedies.items() if words in reason), "")
 
