@@ -30,9 +30,10 @@ def prepare(words: Sequence[str], conf: Path, parse: Callable[[str], Any]) -> li
         key, _, value = word.partition("=")
         if key == "experiment" and "," in value:
             raise UserError(f"{word}: one study at a time. Run the second one by a second command.")
-        launchers = sorted(path.stem for path in (conf / "hydra" / "launcher").glob("*.yaml"))
-        if key == "hydra/launcher" and value not in launchers:
-            raise UserError(f"{word}: no such option.{nearest(value, launchers)} There is: {', '.join(launchers)}.")
+        if key == "hydra/launcher":
+            launchers = sorted(path.stem for path in (conf / "hydra" / "launcher").glob("*.yaml"))
+            if value not in launchers:
+                raise UserError(f"{word}: no such option.{nearest(value, launchers)} There is: {', '.join(launchers)}.")
     texts = text_keys(Config())
     typed = _admitted([_quoted(word, parse, texts) for word in words])
     return sorted(typed, key=lambda word: word not in SWEEP)  # argparse wants them first

@@ -58,8 +58,8 @@ class HubSource:
         clean, made = self.reading().clean, {}
         for split, table in tables.items():
             texts = [text and clean(text) for text in text_column(table, self.text)]
-            where = f"{self.name} {split}"
-            labels = coded_labels(table.columns[self.label], len(self.classes), where=where, places=table.places)
+            found, name = table.columns[self.label], f"{self.name} {split}"
+            labels = coded_labels(found, len(self.classes), where=name, places=table.places)
             made[split] = make_rows(text=texts, label=labels, id=[f"{split}-{row}" for row in range(len(texts))])
         unlabelled = made.get("unsupervised")
         return Splits(train=made["train"], test=made["test"], unlabelled=unlabelled, classes=self.classes)

@@ -20,13 +20,12 @@ from typing import Any, Callable, Iterator
 from xcls.config.schema import UserError
 from xcls.data.class_folder import class_pieces
 from xcls.data.formats import Format, NoColumn, Table, kind_of
-from xcls.data.readers import TABLES, read_table, text_column
+from xcls.data.readers import read_table, text_column
 from xcls.data.source import Source, as_columns
 from xcls.data.text_file import text_lines
 from xcls.runs.paths import is_stream
 
 ID_COLUMNS = ("id", "ID", "Id")  # names of rows, where the run's configuration names no such column
-KNOWN = (".txt", *TABLES)
 
 
 def as_it_is(text: str) -> str:
