@@ -110,6 +110,14 @@ def test_no_documents_are_one_message(stream: str, monkeypatch: pytest.MonkeyPat
         read_documents(stream, Reading(["text"]))
 
 
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
+def test_a_device_is_refused_before_anything_is_copied(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/zero has no end: a copy of it fills the disk."""
+    monkeypatch.setattr("shutil.copyfileobj", lambda *_: pytest.fail("copied"))
+    with pytest.raises(UserError, match="device"):
+        read_documents(device, Reading(["text"]))
+
+
 CLEANED = [  # a source, a text of its files, the text that it trains on
     (Imdb(), "good<br /><br/>film", "good  film"),
     (Imdb(strip_breaks=False), "good<br />film", "good<br />film"),

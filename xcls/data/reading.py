@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -131,6 +133,9 @@ def _copied(source: str | Path, reading: Reading, table: bool) -> Iterator[tuple
                     shutil.copyfileobj(sys.stdin.buffer, file)
                 else:
                     with open(source, "rb") as stream:
+                        mode = os.fstat(stream.fileno()).st_mode
+                        if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not stream.isatty()):  # /dev/zero has no end
+                            raise UserError(f"input={source}: this is a device. Name a file or a pipe.")
                         shutil.copyfileobj(stream, file)
         except OSError as error:
             raise UserError(f"input={source}: cannot be read ({error.strerror or error}).") from error
