@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> int:
     from xcls.build import run_mode, run_spec  # torch and the rest, only now
 
     if composed.config.mode == "bench":
-        from xcls.bench.start import bench as run_mode  # the measuring code, which no other mode needs
+        from xcls.bench.run import bench as run_mode  # the measuring code, which no other mode needs
     return run_mode(run_spec(composed))
 
 

@@ -106,7 +106,7 @@ class Entry:
 
 def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
     """run.py of the project in `folder`: stages, sweeps and processes do not start, but are noted."""
-    import xcls.bench.start
+    import xcls.bench.run
     import xcls.stages.training
 
     entry = Entry(folder)
@@ -122,7 +122,7 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
 
     monkeypatch.setattr(xcls.stages.training, "run_stage", stage)
     monkeypatch.setattr(xcls.stages.training, "make_first", lambda spec: None)
-    monkeypatch.setattr(xcls.bench.start, "bench", lambda spec: 0)
+    monkeypatch.setattr(xcls.bench.run, "bench", lambda spec: 0)
     monkeypatch.setattr(SweepLauncher, "launch", launch)
     variables = {
         "MALLOC_TOP_PAD_": "67108864",  # the allocator of this process stays as it is

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from xcls.bench.plan import TRANSFORMERS, installed
-from xcls.bench.process import Worker, allocator_settings, environment
 from xcls.bench.run import run_bench
+from xcls.bench.worker import Worker, allocator_settings, environment
 from xcls.config.schema import Bench, Config, Dataset, Hardware, Size, Tokenizer, Training
 from xcls.runs.allocator import RETAIN
 

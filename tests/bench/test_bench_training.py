@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from xcls.bench import training
-from xcls.bench.process import environment, first_gpu
-from xcls.bench.training import Meter, Parking
+from xcls.bench.training import Meter, move
+from xcls.bench.worker import environment, first_gpu
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
 
 
 @pytest.mark.parametrize(
@@ -41,63 +43,36 @@ def step(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def test_everything_leaves_the_device_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    moves: list[tuple[int, str]] = []
-    freed: list[int] = []
-
-    class Recorded(Parking):
-        """Says what it would move where: on a machine without a GPU there is no second device for data."""
-
-        def _move(self, tensor: Tensor, device: torch.device) -> None:
-            moves.append((id(tensor), device.type))
-
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
-    model, optimizer = trained()
-    states = [value for state in optimizer.state.values() for value in state.values()]
-    held = [*model.parameters(), *model.buffers(), *states, *(parameter.grad for parameter in model.parameters())]
-    parking = Recorded(model, optimizer, away="meta")
-    parking.leave()
-    assert sorted(moves) == sorted((id(tensor), "meta") for tensor in held) and freed == [1]
-    moves.clear()
-    parking.come_back()
-    assert sorted(moves) == sorted((id(tensor), "cpu") for tensor in held) and parking.parked == []
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
-def test_a_gpu_is_free_meanwhile_and_training_goes_on_as_before() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_a_training_that_moved_away_and_back_goes_on_as_before(device: str) -> None:
+    """On a GPU nothing of it is left there meanwhile."""
     torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
-    (model, optimizer), (other, others) = trained("cuda"), trained("cuda")
-    parking = Parking(model, optimizer)
-    parking.leave()
-    del other, others
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() == before
-    parking.come_back()
+    before = torch.cuda.memory_reserved() if device == "cuda" else 0
+    model, optimizer = trained(device)
+    weights = list(model.parameters())
+    move(model, optimizer, "cpu")
+    assert device == "cpu" or torch.cuda.memory_reserved() == before
+    move(model, optimizer, device)
     step(model, optimizer)
-    same, same_optimizer = trained("cuda")
-    step(same, same_optimizer)
-    for mine, theirs in zip(model.parameters(), same.parameters()):
-        assert mine.device.type == "cuda" and torch.equal(mine, theirs)
+    other, other_optimizer = trained(device)
+    step(other, other_optimizer)
+    for weight, mine, expected in zip(weights, model.parameters(), other.parameters()):
+        assert mine is weight and mine.device.type == device and torch.equal(mine, expected)
 
 
 def test_a_segment_is_so_many_steps_and_a_training_leaves_before_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     answers: list[dict[str, Any]] = []
 
-    class Channel:
-        def send(self, kind: str, value: dict[str, Any]) -> None:
-            order.append(kind)
-            answers.append(value)
+    class Connection:
+        def send(self, message: tuple[str, dict[str, Any]]) -> None:
+            order.append(message[0])
+            answers.append(message[1])
 
-        def receive(self) -> tuple[str, dict[str, Any]]:
+        def recv(self) -> tuple[str, dict[str, Any]]:
             if len(answers) == 2:
                 raise EOFError
             return "segment", {}
-
-    class Watched:
-        def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-            self.leave, self.come_back = lambda: order.append("leaves"), lambda: order.append("comes back")
 
     class Gauge:
         peaks = {"max_gpu_mem_MiB": 1.0, "rss_growth_MiB": 2.0}
@@ -106,13 +81,13 @@ def test_a_segment_is_so_many_steps_and_a_training_leaves_before_it_answers(monk
             self.pause = lambda: None
 
     hooks: list[Any] = []
-    monkeypatch.setattr(training, "Parking", Watched)
+    monkeypatch.setattr(training, "move", lambda model, optimizer, device: order.append(device))
     monkeypatch.setattr(training, "MemoryGauge", Gauge)
     monkeypatch.setattr(training, "synchronizer", lambda device: lambda: None)
     monkeypatch.setattr(training, "register_optimizer_step_post_hook", hooks.append)
     model, optimizer = trained()
     optimizer.register_step_post_hook(lambda *found: hooks[0](*found))
-    meter: Any = Meter(Channel(), device="cuda", steps=2, count=True)
+    meter: Any = Meter(Connection(), device="cuda", steps=2, count=True)
     meter.start_memory()
     meter.watch(model)
     done = 0
@@ -122,6 +97,6 @@ def test_a_segment_is_so_many_steps_and_a_training_leaves_before_it_answers(monk
             step(model, optimizer)
             done += 1
     assert done == 2 + 1 + 1, "a step more before the clock of the second segment starts"
-    assert order == ["leaves", "answer", "comes back", "leaves", "answer"]
+    assert order == ["cpu", "answer", "cuda", "cpu", "answer"]
     assert [(one["steps"], one["tokens"], one["computed"]) for one in answers] == [(2, 14, 20)] * 2
     assert answers[0]["flops"] > 0 and answers[1]["flops"] is None and answers[0]["memory_MiB"] == 1.0

@@ -42,9 +42,9 @@ def case(node: dict[str, Any], part: str, **changes: Any) -> Case:
 
 
 class Silent:
-    """A channel whose other end does not listen."""
+    """A connection whose other end does not listen."""
 
-    def send(self, kind: str, value: Any) -> None:
+    def send(self, message: Any) -> None:
         """Nothing."""
 
 

@@ -5,6 +5,7 @@ Letters: B batch, H heads, N tokens, D head width, W window of the relative bias
 
 from __future__ import annotations
 
+from multiprocessing.connection import Connection
 from statistics import mean, pstdev
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from xcls.attention.base import Masks, distance_matrix
 from xcls.bench.cases import Case, make_attention
-from xcls.bench.worker import Channel, cause_of
+from xcls.bench.worker import cause_of
 from xcls.train.amp import DTYPES
 
 ROWS = 512  # queries at a time
@@ -83,7 +84,7 @@ def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, *masks: Masks)
     return attention.eval()(q, q if getattr(attention, "ties_qk", False) else k, v, *masks)
 
 
-def measure_error(channel: Channel, *, cases: list[Case]) -> list[dict[str, Any]]:
+def measure_error(connection: Connection, *, cases: list[Case]) -> list[dict[str, Any]]:
     """A task of worker.py: relative error of each case's core on random inputs, over several draws of everything.
 
     A single layer: what layers share does not show here, `measure_trained` has it. What fails has an empty answer.
@@ -98,7 +99,7 @@ def measure_error(channel: Channel, *, cases: list[Case]) -> list[dict[str, Any]
         for place, case in enumerate(cases):
             if place in lost:
                 continue
-            channel.send("at", place)
+            connection.send(("at", place))
             try:
                 torch.manual_seed(draw)
                 attention = make_attention(case, seed=draw).to(case.device)

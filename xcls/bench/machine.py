@@ -93,7 +93,7 @@ def copy_rate(device: str, *, seconds: float = 0.3, size: int | None = None) -> 
     return 2.0 * source.numel() * 4 / _quickest(lambda: target.copy_(source), device, seconds)
 
 
-def measure_rates(channel: Any, *, dtype: str, device: str) -> dict[str, float]:
+def measure_rates(connection: Any, *, dtype: str, device: str) -> dict[str, float]:
     """A task of worker.py: both rates."""
     return {"flops_per_s": matmul_rate(dtype, device), "bytes_per_s": copy_rate(device)}
 

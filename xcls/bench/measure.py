@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -13,14 +14,14 @@ import torch
 from xcls.bench.cases import MEASURES, Case, build, work_of
 from xcls.bench.machine import counted, marker, synchronizer
 from xcls.bench.timing import LONG, Series, Timer, interleave
-from xcls.bench.worker import Channel, cause_of
+from xcls.bench.worker import cause_of
 from xcls.train.amp import allow_graphs
 from xcls.train.cost import MemoryGauge
 
 WARM_LENGTH = 128  # tokens of the call that loads libraries before memory is measured
 
 
-def measure_memory(channel: Channel, *, case: Case, brief: bool) -> dict[str, Any]:
+def measure_memory(connection: Connection, *, case: Case, brief: bool) -> dict[str, Any]:
     """Peak memory of inference and of training of one case, MiB, above what the warmed-up process holds already.
 
     On CPU the growth of peak RSS; on CUDA the allocator's peak. Inputs, weights and the optimizer's state count, but
@@ -64,7 +65,7 @@ def measure_memory(channel: Channel, *, case: Case, brief: bool) -> dict[str, An
 
 
 def measure_time(
-    channel: Channel, *, cases: list[Case], rounds: int, least_rounds: int, seconds: float, brief: bool
+    connection: Connection, *, cases: list[Case], rounds: int, least_rounds: int, seconds: float, brief: bool
 ) -> list[dict[str, Any]]:
     """Times all cases, which share a device, interleaved; with operations and compile time, or `cause`: why it failed.
 
@@ -73,7 +74,7 @@ def measure_time(
     found: list[dict[str, Any]] = [{} for _ in cases]
     built: dict[int, Series] = {}
     for place, case in enumerate(cases):
-        channel.send("at", place)
+        connection.send(("at", place))
         try:
             built[place] = _series(case, found[place], brief)
         except Exception as error:
@@ -81,7 +82,7 @@ def measure_time(
     places, device = list(built), cases[0].device
     timer = Timer(wait=synchronizer(device), mark=marker(device))
     limits: dict[str, Any] = {"rounds": rounds, "least": least_rounds, "seconds": seconds}
-    interleave(list(built.values()), timer, **limits, begin=lambda number: channel.send("at", places[number]))
+    interleave(list(built.values()), timer, **limits, begin=lambda number: connection.send(("at", places[number])))
     for place, series in built.items():
         found[place].update(series.row())
     return found

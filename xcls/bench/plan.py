@@ -152,6 +152,17 @@ def points(settings: Bench) -> Iterator[dict[str, Any]]:
         yield from ({**point, "axis": axis} for point in along if axis in settings.axes)
 
 
+def make_jobs(config: Config, nodes: Nodes, device: str) -> tuple[list[list[Case]], list[list[Contender]], list[str]]:
+    """What is measured together, cases or trainings, and lines for the reader. Raises UserError."""
+    settings = config.bench
+    if settings.what != "training":
+        cells, notes = make_cells(settings, nodes, device)
+        return cells, [], notes
+    notes = [] if installed() or not settings.others else [f"Ours alone: no transformers. {INSTALL}"]
+    pairs = [(stage, dtype) for stage in settings.stages for dtype in settings.dtypes]
+    return [], [make_contenders(config, nodes, stage, dtype, device) for stage, dtype in pairs], notes
+
+
 def make_cells(settings: Bench, nodes: Nodes, device: str) -> tuple[list[list[Case]], list[str]]:
     """The cases of each size and dtype, which are timed together, and lines for the reader. Raises UserError."""
     attentions, positions = (choose(group, getattr(settings, f"{group}s"), nodes) for group in nodes)
@@ -196,19 +207,18 @@ def make_contenders(config: Config, nodes: Nodes, stage: str, dtype: str, device
     settings, found = config.bench, []
     attentions, positions = (choose(group, getattr(settings, f"{group}s"), nodes) for group in nodes)
 
-    def changed(grouped: bool, **changes: Any) -> Config:
-        own = copy.deepcopy(config)
+    def variant(grouped: bool, **changes: Any) -> Config:
+        own = replace(copy.deepcopy(config), **changes)
         own.hardware.compile = settings.compile
         getattr(own, STAGES[stage]).group_by_length = grouped
-        return replace(own, **changes)
+        return own
 
-    grouped = getattr(config, STAGES[stage]).group_by_length
     how = (stage, device, dtype, settings.steps_per_segment)
     for place, position in positions.items():
         for name, node in attentions.items():
-            own = changed(grouped, attention=node, position=position)
+            own = variant(getattr(config, STAGES[stage]).group_by_length, attention=node, position=position)
             found.append(Contender(name, OURS, place, own, *how))
     for grouped in (False, True) if settings.others and installed() else ():
         for attention in ("eager", "sdpa"):
-            found.append(Contender(f"BERT {attention}", TRANSFORMERS, "learned", changed(grouped), *how, attention))
+            found.append(Contender(f"BERT {attention}", TRANSFORMERS, "learned", variant(grouped), *how, attention))
     return found

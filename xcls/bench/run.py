@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +17,59 @@ from tqdm import tqdm
 from xcls.bench import plan, results
 from xcls.bench.cases import OURS, Case
 from xcls.bench.machine import card_peak
-from xcls.bench.process import Outcome, Worker, allocator_settings, environment
 from xcls.bench.results import FAILED, Row, add
 from xcls.bench.rivals import rivals
 from xcls.bench.table import report
+from xcls.bench.worker import Outcome, Worker, allocator_settings, environment
+from xcls.config.files import read_yaml
 from xcls.config.schema import Config
+from xcls.runs.folder import check_case_collision
+from xcls.stages.spec import RunSpec
 from xcls.train.provenance import commit
 from xcls.train.versions import describe_device, versions
 
 LEAST_ROUNDS = 3  # of whole trainings
+PACKAGES = ("transformers", "accelerate")  # whose versions matter to bench=training
+
+
+@dataclass
+class RunningTraining:
+    """A training of bench=training: its row, its process, and what came of its segments."""
+
+    row: Row
+    worker: Worker
+    segments: list[Row] = field(default_factory=list)
+
+    def goes_on(self, outcome: Outcome) -> bool:
+        """Takes what came of a segment; where it failed, that is its row, and the process ends."""
+        if outcome.cause is None:
+            self.segments.append(outcome.answer)
+        else:
+            add(self.row, {"cause": outcome.cause})
+            self.worker.close()
+        return outcome.cause is None
 
 
 class Bench:
     """A bench under way: its rows, what the machine can do, and the files that hold both."""
 
     def __init__(
-        self, config: Config, nodes: plan.Nodes, *, device: str, folder: Path, bar: tqdm, **changes: Any
+        self, config: Config, nodes: plan.Nodes, *, device: str, folder: Path, bar: tqdm, notes: list[str], data: str
     ) -> None:
-        """changes: what else bench.json is to hold."""
-        self.config, self.settings, self.nodes, self.device = config, config.bench, nodes, device
-        self.folder, self.bar, self.more = folder, bar, changes
+        """notes: what the reader must know; data: the fingerprint of the data of bench=training."""
+        self.config, self.settings, self.device, self.folder = config, config.bench, device, folder
+        self.bar, self.notes, self.data = bar, notes, data
         self.attentions = plan.choose("attention", self.settings.attentions, nodes)
         threads = config.hardware.threads
         self.variables = environment(self.settings.allocator, threads)
         self.plain = environment("plain", threads)  # transformers' trainings, as their users run them
         self.rows: list[Row] = []
         self.machine: dict[str, dict[str, float]] = {}  # dtype -> rates
-        self.notes: list[str] = []
         self.started = time.time()
 
     def write(self, status: str) -> None:
         """Writes results.csv and bench.json as they stand."""
         config, threads = self.config, self.config.hardware.threads
-        packages = dict.fromkeys([rival.package for rival in rivals()] + [plan.TRANSFORMERS, "accelerate"])
-        if self.settings.what == "training":
-            keys = ("size", "dataset", "tokenizer", "masking", "head", "pretraining", "finetuning", "hardware")
-            run = {key: asdict(getattr(config, key)) for key in keys}
-            self.more = {**self.more, **run, "seq_len": config.seq_len, "seed": config.seed}
-            results.compare_trainings(self.rows)
-        else:
-            results.hold_against(self.rows, self.machine)
-            results.compare(self.rows, self.settings.references, self.attentions)
         about = {
             "status": status,
             "name": self.settings.name,
@@ -65,13 +78,21 @@ class Bench:
             "device": describe_device(torch.device(self.device)) | ({"threads": threads} if threads else {}),
             "environment": allocator_settings(self.variables),
             "machine": self.machine,
-            "versions": versions(*packages),
+            "versions": versions(*dict.fromkeys([rival.package for rival in rivals()] + list(PACKAGES))),
             "commit": commit(),
             "notes": self.notes,
             "started": self.started,
             "ended": time.time(),
-            **self.more,
+            "fingerprint": self.data,
         }
+        if self.settings.what == "training":
+            keys = ("size", "dataset", "tokenizer", "masking", "head", "pretraining", "finetuning", "hardware")
+            about |= {key: asdict(getattr(config, key)) for key in keys}
+            about |= {"seq_len": config.seq_len, "seed": config.seed}
+            results.compare_trainings(self.rows)
+        else:
+            results.hold_against(self.rows, self.machine)
+            results.compare(self.rows, self.settings.references, self.attentions)
         results.write(self.folder, self.rows, about)
 
     def ask(self, task: str, **changes: Any) -> Outcome:
@@ -167,30 +188,27 @@ class Bench:
         """Starts all, two segments each to warm up, then times the rounds by turns (A B C … A B C …)."""
         dtype = contenders[0].dtype
         self.find_rates(dtype)
-        rows = [results.row_of_contender(contender) for contender in contenders]
-        self.rows += rows
-        workers: dict[int, Worker] = {}
-        counted: dict[int, Row] = {}
-        timed: dict[int, list[Row]] = {}
+        left: list[RunningTraining] = []
         with ExitStack() as stack:
-            for place, contender in enumerate(contenders):
+            for contender in contenders:
                 self.bar.set_postfix_str(f"{contender.stage}, {contender.name}: start")
+                self.rows.append(results.row_of_contender(contender))
                 worker, outcome = self._start(contender)
                 stack.callback(worker.close)
-                if self._keep(outcome, rows[place]):
-                    workers[place], counted[place], timed[place] = worker, outcome.answer, []
-                    self._segment(place, workers, rows)
+                training = RunningTraining(self.rows[-1], worker)
+                if training.goes_on(outcome) and training.goes_on(worker.ask("segment")):
+                    left.append(training)
             began = time.perf_counter()
             for number in range(self.settings.rounds):
                 if number >= LEAST_ROUNDS and time.perf_counter() - began > self.settings.seconds:
                     break
-                for place in list(workers):
-                    self.bar.set_postfix_str(f"{contenders[place].name}: round {number + 1}")
-                    timed[place] += self._segment(place, workers, rows)
+                self.bar.set_postfix_str(f"round {number + 1}")
+                left = [training for training in left if training.goes_on(training.worker.ask("segment"))]
         card = card_peak(describe_device(torch.device(self.device)).get("name"), dtype)
-        for place in workers:
-            results.add_segments(rows[place], timed[place])
-            results.add_work(rows[place], counted[place], self.machine[dtype].get("flops_per_s"), card)
+        for training in left:
+            counted, _, *timed = training.segments
+            results.add_segments(training.row, timed)
+            results.add_work(training.row, counted, self.machine[dtype].get("flops_per_s"), card)
         self.write("running")
         self.bar.update()
 
@@ -205,18 +223,6 @@ class Bench:
             worker.close()
         return worker, outcome
 
-    def _segment(self, place: int, workers: dict[int, Worker], rows: list[Row]) -> list[Row]:
-        """One segment of one training; [] where it fails, and then it is out."""
-        outcome = workers[place].ask("segment")
-        if self._keep(outcome, rows[place]):
-            return [outcome.answer]
-        workers.pop(place).close()
-        return []
-
-    def _keep(self, outcome: Outcome, row: Row) -> bool:
-        add(row, {"cause": outcome.cause})
-        return outcome.cause is None
-
 
 def run_bench(
     config: Config, nodes: plan.Nodes, *, device: str, folder: Path, progress: bool, fingerprint: str = ""
@@ -228,30 +234,19 @@ def run_bench(
     measured. Returns `folder`.
     """
     plan.check(config)
-    settings = config.bench
-    if settings.what == "training":
-        cells: list[list[Case]] = []
-        notes = [] if plan.installed() or not settings.others else [f"Ours alone: no transformers. {plan.INSTALL}"]
-        jobs = [
-            plan.make_contenders(config, nodes, stage, dtype, device)
-            for stage in settings.stages
-            for dtype in settings.dtypes
-        ]
-    else:
-        jobs, (cells, notes) = [], plan.make_cells(settings, nodes, device)
+    cells, trainings, notes = plan.make_jobs(config, nodes, device)
     folder.mkdir(parents=True, exist_ok=True)
     for note in notes:
         print(note, file=sys.stderr)
     status = "interrupted"
-    with tqdm(total=len(jobs) + len(cells), desc="bench", disable=not progress) as bar:
-        bench = Bench(config, nodes, device=device, folder=folder, bar=bar, fingerprint=fingerprint)
-        bench.notes = notes
+    with tqdm(total=len(trainings) + len(cells), desc="bench", disable=not progress) as bar:
+        bench = Bench(config, nodes, device=device, folder=folder, bar=bar, notes=notes, data=fingerprint)
         try:
             for cell in cells:
                 bench.measure_cell(cell)
-            for job in jobs:
-                bench.measure_trainings(job)
-            if settings.trained is not None:
+            for contenders in trainings:
+                bench.measure_trainings(contenders)
+            if config.bench.trained is not None:
                 bench.measure_trained()
             status = "completed"
         finally:
@@ -259,3 +254,27 @@ def run_bench(
     print(report(bench.rows, bench.machine))
     print(f"Written: {folder / 'results.csv'} and bench.json beside it.")
     return folder
+
+
+def bench(spec: RunSpec) -> int:
+    """mode=bench: time, memory, operations and error of mechanisms; `multirun/bench/<name>/`. Gives the exit code."""
+    config = spec.config
+    folder = spec.runs / "multirun" / "bench" / (config.exp or config.bench.name)
+    check_case_collision(folder)
+    spec.check_device()
+    precision = spec.precision
+    config.bench = plan.settled(config.bench, precision.dtype)
+    plan.check_dtypes(config.bench.dtypes, spec.find().cards if precision.device == "cuda" else ())
+    nodes = {
+        group: {path.stem: read_yaml(path) for path in sorted((spec.root / "conf" / group).glob("*.yaml"))}
+        for group in ("attention", "position")
+    }
+    run_bench(
+        config,
+        nodes,
+        device=precision.device,
+        folder=folder,
+        progress=os.environ.get("XCLS_PROGRESS") != "0",
+        fingerprint=spec.fingerprint if config.bench.what == "training" else "",
+    )
+    return 0

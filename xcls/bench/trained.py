@@ -5,6 +5,7 @@ Letters: B batch, H heads, N tokens, D head width.
 
 from __future__ import annotations
 
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from xcls.attention.base import Attention, Masks
 from xcls.bench.cases import make
 from xcls.bench.error import error_row, errors_of, exact
-from xcls.bench.worker import Channel, cause_of
+from xcls.bench.worker import cause_of
 from xcls.build import make_encoder
 from xcls.config.renamed import current
 from xcls.config.schema import Config, Size, UserError, unflatten
@@ -141,7 +142,9 @@ def layer_errors(node: dict[str, Any], layers: list[Layer]) -> dict[str, Any]:
     return {**error_row(errors, shared=shared), "error_by_layer": by_layer}
 
 
-def measure_trained(channel: Channel, *, folder: str, device: str, nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def measure_trained(
+    connection: Connection, *, folder: str, device: str, nodes: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """A task of worker.py: the error on the q, k, v of a trained run's layers, mean and deviation over layers, fp32.
 
     Trained rotations are measured as they are first drawn: those of the run belong to its own mechanism. `cause`: why
@@ -156,7 +159,7 @@ def measure_trained(channel: Channel, *, folder: str, device: str, nodes: list[d
     }
     found = []
     for place, node in enumerate(nodes):
-        channel.send("at", place)
+        connection.send(("at", place))
         try:
             found.append({**about, **layer_errors(node, layers)})
         except Exception as error:

@@ -12,8 +12,9 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from xcls.bench.cases import OURS
 from xcls.bench.machine import counter, synchronizer
 from xcls.bench.plan import Contender
-from xcls.bench.worker import Channel
 from xcls.build import make_classifier, make_language_model, make_source
 from xcls.config.schema import Training, Wandb
 from xcls.data.splits import Prepared, prepare
@@ -39,41 +39,15 @@ from xcls.train.run_logger import RunLogger
 ENDLESS = 10**9  # steps: the bench says when it is enough
 
 
-class Parking:
-    """Takes a training off its GPU while others have their turn there, so that none holds memory that another needs.
+def move(model: nn.Module, optimizer: torch.optim.Optimizer, device: str) -> None:
+    """Moves a training to `device`: weights, gradients, buffers, and the optimizer's state, which follows its weights.
 
-    Weights, buffers, gradients and the optimizer's state are the same objects before and after.
+    The GPU that it leaves has no memory of it left, so that none holds what another needs.
     """
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, away: str = "cpu") -> None:
-        """away: the device that they wait on."""
-        self.model, self.optimizer, self.away = model, optimizer, torch.device(away)
-        self.parked: list[tuple[Tensor, torch.device]] = []  # each with the device that it came from
-
-    def leave(self) -> None:
-        """Moves everything away from its device and gives back what the allocator keeps."""
-        held = {id(tensor): tensor for tensor in self._held() if tensor.device.type != self.away.type}
-        for tensor in held.values():
-            self.parked.append((tensor, tensor.device))
-            self._move(tensor, self.away)
-        gc.collect()
-        torch.cuda.empty_cache()
-
-    def come_back(self) -> None:
-        """Moves everything to where it was."""
-        for tensor, device in self.parked:
-            self._move(tensor, device)
-        self.parked.clear()
-
-    def _move(self, tensor: Tensor, device: torch.device) -> None:
-        tensor.data = tensor.data.to(device)  # the object stays: the optimizer and the model's modules know it
-
-    def _held(self) -> Iterator[Tensor]:
-        for parameter in self.model.parameters():
-            yield from (parameter,) if parameter.grad is None else (parameter, parameter.grad)
-        yield from self.model.buffers()
-        for state in self.optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
+    model.to(device)
+    optimizer.load_state_dict(optimizer.state_dict())  # puts the state where each weight is, as resuming does
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 class Meter:
@@ -83,12 +57,11 @@ class Meter:
     ran, its caches are cold and the system may have taken its memory back.
     """
 
-    def __init__(self, channel: Channel, *, device: str, steps: int, count: bool) -> None:
+    def __init__(self, connection: Connection, *, device: str, steps: int, count: bool) -> None:
         """count: the operations of the first segment."""
-        self.channel, self.device, self.segment = channel, device, steps
+        self.connection, self.device, self.segment = connection, device, steps
         self.wait_for_device = synchronizer(device)
         self.counting: Any = counter() if count else nullcontext()
-        self.parking: Parking | None = None
 
     def start_memory(self) -> None:
         """From here on memory counts: call it when code and data are loaded, before the model is made."""
@@ -128,8 +101,7 @@ class Meter:
         seconds = time.perf_counter() - self.began
         self.gauge.pause()  # keeps the peak
         if self.device != "cpu":
-            self.parking = self.parking or Parking(self.model, optimizer)
-            self.parking.leave()
+            move(self.model, optimizer, "cpu")
         count = getattr(self.counting, "get_total_flops", lambda: None)
         answer = {
             "seconds": seconds,
@@ -140,16 +112,16 @@ class Meter:
             "flops": count(),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
-        self.channel.send("answer", answer)
-        self.channel.receive()
-        if self.parking is not None:
-            self.parking.come_back()
+        self.connection.send(("answer", answer))
+        self.connection.recv()
+        if self.device != "cpu":
+            move(self.model, optimizer, self.device)
         self.counting, self.leading = nullcontext(), True
         self.counting.__enter__()
         self._start()
 
 
-def measure_training(channel: Channel, *, contender: Contender, count: bool) -> None:
+def measure_training(connection: Connection, *, contender: Contender, count: bool) -> None:
     """A task of worker.py: trains until nothing more is asked for; each answer is a segment.
 
     count: the operations of the first segment. Raises EOFError in the end.
@@ -159,7 +131,7 @@ def measure_training(channel: Channel, *, contender: Contender, count: bool) -> 
         allow_graphs()
     for name in ("sklearn.metrics", "torch._dynamo"):  # loaded by every run: none of the training's memory
         import_module(name)
-    meter = Meter(channel, device=contender.device, steps=contender.steps, count=count)
+    meter = Meter(connection, device=contender.device, steps=contender.steps, count=count)
     prepared = prepare(make_source(config), config.dataset)
     tokenizer = make_tokenizer(config.tokenizer, prepared.mlm_texts)
     trains = train if contender.origin == OURS else import_module("xcls.bench.bert").train

@@ -1,19 +1,30 @@
-"""The process that measures: answers tasks from standard input, one after the other. `process.py` is the other end."""
+"""The processes that measure: `Worker` starts one and asks it, `main` is the process.
+
+A process of its own keeps one measurement's memory, crash or death by the out-of-memory killer from the others and from
+the bench. The connection between the two carries (task, arguments) to the process, and (kind, value) back: `at`, the
+number of the case that comes next, and then one `answer` or `failed`, a cause.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import pickle
+import signal
+import subprocess
 import sys
+import tempfile
 import traceback
+from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
+from xcls.runs.allocator import environment_with
 from xcls.train.faults import is_out_of_memory
 
-# task -> the function that does it: task(channel, **arguments) -> answer
+# task -> the function that does it: task(connection, **arguments) -> answer
 TASKS = {
     "rates": "xcls.bench.machine.measure_rates",
     "memory": "xcls.bench.measure.measure_memory",
@@ -24,21 +35,103 @@ TASKS = {
 }
 
 
-class Channel:
-    """This process's end. What libraries print goes to standard error."""
+@dataclass
+class Outcome:
+    """What came of a question: an answer, or the cause why there is none. `last`: the case that it was at."""
 
-    def __init__(self) -> None:
-        self.input, self.output = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-        os.dup2(2, 1)
+    answer: Any = None
+    cause: str | None = None
+    last: int | None = None
 
-    def receive(self) -> tuple[str, dict[str, Any]]:
-        """The next task and its arguments. Raises EOFError when there will be none."""
-        return pickle.load(self.input)
 
-    def send(self, kind: str, value: Any) -> None:
-        """answer, failed (a cause), or at (the number of the case that comes next)."""
-        pickle.dump((kind, value), self.output)
-        self.output.flush()
+def environment(allocator: str, threads: int | None = None) -> dict[str, str]:
+    """The environment of every measuring process: this package on the path, the allocator's settings, one GPU."""
+    root = str(Path(__file__).resolve().parents[2])
+    return {
+        **environment_with(allocator, dict(os.environ)),
+        **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": first_gpu(os.environ.get("CUDA_VISIBLE_DEVICES")),
+        "XCLS_PROGRESS": "0",
+    }
+
+
+def first_gpu(visible: str | None) -> str:
+    """The value of CUDA_VISIBLE_DEVICES that leaves the first GPU of `visible` (None: all).
+
+    With several, transformers' Trainer would spread each batch over all of them (DataParallel).
+    """
+    return "0" if visible is None else visible.split(",")[0].strip()
+
+
+def allocator_settings(variables: dict[str, str]) -> dict[str, str]:
+    """The variables that decide how memory and threads are handled: conditions of the measurement."""
+    prefixes = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "MKL_", "KMP_", "PYTORCH_CUDA_ALLOC_CONF")
+    return {key: value for key, value in sorted(variables.items()) if key.startswith(prefixes)}
+
+
+class Worker:
+    """A measuring process, which answers one question after the other until it is closed. Use it in a `with`."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        """variables: its environment."""
+        self.output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # what libraries print
+        self.connection, other = Pipe()
+        with other:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "xcls.bench.worker", str(other.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self.output,
+                stderr=self.output,
+                env=variables,
+                pass_fds=[other.fileno()],
+            )
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, task: str, **changes: Any) -> Outcome:
+        """Gives the process a task, with `changes` as its arguments, and waits for what comes of it.
+
+        Never raises for what happens in there: see `Outcome.cause`.
+        """
+        outcome = Outcome()
+        try:
+            self.connection.send((task, changes))
+            while True:
+                kind, value = self.connection.recv()
+                if kind == "answer":
+                    outcome.answer = value
+                    return outcome
+                if kind == "failed":
+                    outcome.cause = value
+                    return outcome
+                outcome.last = value
+        except (EOFError, OSError, pickle.UnpicklingError):
+            outcome.cause = self._last_words()
+        return outcome
+
+    def close(self) -> None:
+        """Ends the process at once."""
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+        self.output.close()
+
+    def _last_words(self) -> str:
+        """Why the process is gone."""
+        code = self.process.wait()
+        if code == -signal.SIGKILL:
+            return "out of memory: killed by the system (SIGKILL)"
+        if code < 0:
+            return f"killed by signal {-code}"
+        self.output.seek(0)
+        lines = [line.strip() for line in self.output if line.strip()]
+        return lines[-1][:300] if lines else f"exit code {code}"
 
 
 def cause_of(error: BaseException) -> str:
@@ -48,23 +141,22 @@ def cause_of(error: BaseException) -> str:
     return f"out of memory: {told}" if is_out_of_memory(error) else told
 
 
-def main() -> None:
-    """Answers until standard input ends; first in line for the kernel where memory runs out."""
-    channel = Channel()
+def main(connection: Connection) -> None:
+    """Answers until the other end is closed; first in line for the kernel where memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("900", encoding="ascii")
     with contextlib.suppress(EOFError):
         while True:
-            task, arguments = channel.receive()
+            task, arguments = connection.recv()
             try:
                 module, _, name = TASKS[task].rpartition(".")
-                channel.send("answer", getattr(import_module(module), name)(channel, **arguments))
+                connection.send(("answer", getattr(import_module(module), name)(connection, **arguments)))
             except EOFError:  # a training that was not asked to go on
                 raise
             except Exception as error:
                 traceback.print_exc()
-                channel.send("failed", cause_of(error))
+                connection.send(("failed", cause_of(error)))
 
 
 if __name__ == "__main__":
-    main()
+    main(Connection(int(sys.argv[1])))
