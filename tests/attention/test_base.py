@@ -42,13 +42,13 @@ def test_seeds_of_layers_and_runs_differ() -> None:
 def test_a_matrix_fits_by_the_memory_of_its_device_and_all_layers_count(
     monkeypatch: pytest.MonkeyPatch, device: str, share: int
 ) -> None:
-    like, shape = torch.empty(0, dtype=torch.bfloat16, device=device), (2, 4, 100, 100)
+    q = torch.empty(2, 4, 100, 8, dtype=torch.bfloat16, device=device)
     for layers in (1, 12):
         needed = 2 * 4 * 100 * 100 * 2 * (layers + 4) * share
         monkeypatch.setattr(base, "memory_of", lambda _: needed)
-        assert fits(shape, like, layers) and not fits(shape, like, layers + 1)
+        assert fits(q, layers) and not fits(q, layers + 1)
         monkeypatch.setattr(base, "memory_of", lambda _: needed - share)
-        assert not fits(shape, like, layers)
+        assert not fits(q, layers)
 
 
 def test_pads_and_rows_without_keys_are_zero_whatever_a_mechanism_makes_of_them() -> None:

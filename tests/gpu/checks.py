@@ -22,9 +22,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from tests.attention.layers import ATTENTIONS, build
-from tests.gpu.cost import VOCABULARY, batch_of, configuration
+from tests.gpu.cost import batch_of, configuration, model_of
 from xcls.attention.base import Masks
-from xcls.build import make_classifier
 from xcls.stages.finetune import classification_loss
 
 DEVICE = torch.device(os.environ.get("XCLS_TEST_DEVICE", "cuda"))
@@ -74,7 +73,7 @@ def steps(note: Note, name: str, batch: int, length: int, dtype: str) -> None:
     """A forward and backward pass of the classifier, size=small, padded: ms, host ms, kernels, waits, peak memory, top
     kernels."""
     config = configuration(name, "size=tiny" if SMALL else "size=small", f"seq_len={length}")
-    model = make_classifier(config, vocab_size=VOCABULARY, classes=["a", "b"]).to(DEVICE)
+    model = model_of(config, mlm=False).to(DEVICE)
     given = {key: x if x is None else x.to(DEVICE) for key, x in batch_of(batch, length, False, True).items()}
 
     def step() -> None:

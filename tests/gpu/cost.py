@@ -20,9 +20,13 @@ from __future__ import annotations
 import argparse
 import collections
 import functools
+import itertools
+import math
+import operator
 import re
 import shlex
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 from unittest import mock
@@ -52,6 +56,14 @@ MARK = re.compile(r"(<!-- cost: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 VOCABULARY = 8192
 
 
+class Kind(NamedTuple):
+    """What decides which way the code takes on a card."""
+
+    dtype: torch.dtype
+    capability: tuple[int, int]  # as far as kernels ask for it: 8.0 has tensor cores that Triton uses
+    memory: int  # bytes
+
+
 class Card(NamedTuple):
     """What a card does, all of it assumed and meant as what code reaches, not as what a data sheet says."""
 
@@ -59,33 +71,23 @@ class Card(NamedTuple):
     low_per_s: float  # operations of matrix products in 16 bits, a second
     full_per_s: float  # in fp32
     launch_s: float  # seconds to launch a kernel
-    dtype: torch.dtype
-    capability: tuple[int, int]  # as far as kernels ask for it: 8.0 has tensor cores that Triton uses
-    memory: int  # bytes
+    kind: Kind
 
 
+NEW, OLD = Kind(torch.bfloat16, (8, 0), 80 * 2**30), Kind(torch.float16, (7, 0), 16 * 2**30)
 CARDS = {
-    "A100": Card(1.40e12, 170e12, 14e12, 7e-6, torch.bfloat16, (8, 0), 80 * 2**30),
-    "H100": Card(2.60e12, 380e12, 40e12, 6e-6, torch.bfloat16, (8, 0), 80 * 2**30),
-    "T4": Card(0.26e12, 22e12, 4.0e12, 9e-6, torch.float16, (7, 0), 16 * 2**30),
-    "V100": Card(0.78e12, 65e12, 11e12, 7e-6, torch.float16, (7, 0), 16 * 2**30),
+    "A100": Card(1.40e12, 170e12, 14e12, 7e-6, NEW),
+    "H100": Card(2.60e12, 380e12, 40e12, 6e-6, NEW),
+    "T4": Card(0.26e12, 22e12, 4.0e12, 9e-6, OLD),
+    "V100": Card(0.78e12, 65e12, 11e12, 7e-6, OLD),
 }
 NO_KERNEL = set(
     "empty new_empty empty_like empty_strided new_empty_strided detach _unsafe_view alias set_ resize_ is_same_size"
     " view _local_scalar_dense sym_size lift_fresh _reshape_alias record_stream is_pinned".split()
 )
-SEVERAL = {  # kernels of one call, roughly
-    "sort": 6,
-    "native_layer_norm_backward": 3,
-    "embedding_dense_backward": 8,
-    "nonzero": 4,
-    "cumsum": 2,
-    "index_put_": 6,
-    "index_put": 6,
-    "_index_put_impl_": 6,
-    "linalg_qr": 10,
-    "_linalg_eigh": 20,
-}
+# Kernels of one call, roughly.
+SEVERAL = {"native_layer_norm_backward": 3, "embedding_dense_backward": 8, "nonzero": 4, "cumsum": 2, "sort": 6}
+SEVERAL |= {"index_put_": 6, "index_put": 6, "_index_put_impl_": 6, "linalg_qr": 10, "_linalg_eigh": 20}
 FILLS = set("copy_ fill_ masked_fill_ zero_ normal_ bernoulli_ random_".split())  # do not read what they write to
 LEAST_KERNEL = 2e-6  # seconds on the card that any kernel takes
 OPTIMIZER = 40  # launches of clipping and a fused AdamW, and bytes that they move for a weight
@@ -101,30 +103,29 @@ class Work(NamedTuple):
     passes: int = 1
 
 
-def _favor(q: Tensor, directions: Tensor, backward: bool) -> Work:
-    from xcls.attention.kernels.favor_triton import operations
+def favor_work(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, *rest: Any) -> Work:
+    """FAVOR+ in Triton. Forward two products for the exponents of q and of k, whose directions have two halves, and one
+    for each of the means and the output; backward the exponents again, three for dq and the gradient of the means,
+    three for dk and dv.
+    """
+    backward = len(rest) > 2
+    return Work((10.0 if backward else 6.0) * 2 * q.numel() * len(directions), kernels=3 if backward else 4)
 
-    return Work(operations(q.shape, len(directions))[backward], kernels=3 if backward else 4)
 
-
-def _lsh(qk: Tensor, order: Tensor, chunk: int, before: int, after: int, backward: bool) -> Work:
-    from xcls.attention.kernels.lsh_triton import operations
-
-    rounds = order.shape[2]
-    products = operations(qk.shape, chunk=chunk, before=before, after=after, rounds=rounds)[backward]
-    return Work(products, kernels=rounds + (rounds > 1 and not backward), passes=rounds)
+def lsh_work(qk: Tensor, v: Tensor, order: Tensor, count: Tensor | None, *rest: Any) -> Work:
+    """LSH in Triton. Two products over all pairs forward; seven backward, where logits are computed twice again."""
+    *tensors, chunk, before, after = rest
+    rounds, chunks = order.shape[2], -(-qk.shape[2] // chunk)
+    seen = sum(min(i + after, chunks - 1) - max(i - before, 0) + 1 for i in range(chunks))
+    pairs = 2.0 * math.prod(qk.shape[:2]) * rounds * seen * chunk**2 * qk.shape[3]
+    return Work((7 if tensors else 2) * pairs, kernels=rounds + (rounds > 1 and not tensors), passes=rounds)
 
 
 # The operations of our own, by name in torch.ops.xcls: what they do with the arguments that they are called with.
 WORK: dict[str, Callable[..., Work]] = {
-    "split_heads": lambda *_: Work(),
-    "merge_heads": lambda *_: Work(),
-    "favor_forward": lambda q, k, v, directions, *_: _favor(q, directions, False),
-    "favor_backward": lambda q, k, v, directions, *_: _favor(q, directions, True),
-    "lsh_windows": lambda *_: Work(),
-    "lsh_tokens": lambda *_: Work(),
-    "lsh_forward": lambda qk, v, order, count, *sizes: _lsh(qk, order, *sizes, False),
-    "lsh_backward": lambda qk, v, order, count, chunks, out, lse, grad, *sizes: _lsh(qk, order, *sizes, True),
+    **dict.fromkeys(("split_heads", "merge_heads", "lsh_windows", "lsh_tokens"), lambda *_: Work()),
+    **dict.fromkeys(("favor_forward", "favor_backward"), favor_work),
+    **dict.fromkeys(("lsh_forward", "lsh_backward"), lsh_work),
 }
 
 
@@ -209,22 +210,12 @@ class Autocast(TorchFunctionMode):
             self.cache[id(x)] = x.to(dtype)
         return self.cache[id(x)]
 
-    def context(self, device: str, dtype: torch.dtype | None = None, enabled: bool = True, **rest: Any) -> _Switched:
-        """In place of `torch.autocast`."""
-        return _Switched(self, enabled)
-
-
-class _Switched:
-    """Autocast on or off within a block."""
-
-    def __init__(self, mode: Autocast, on: bool) -> None:
-        self.mode, self.on = mode, on
-
-    def __enter__(self) -> None:
-        self.before, self.mode.on = self.mode.on, self.on
-
-    def __exit__(self, *_: object) -> None:
-        self.mode.on = self.before
+    @contextmanager
+    def context(self, device: str, dtype: torch.dtype | None = None, enabled: bool = True, **rest: Any) -> Iterator:
+        """In place of `torch.autocast`: on or off within a block."""
+        before, self.on = self.on, enabled
+        yield
+        self.on = before
 
 
 class FusedAttention(torch.autograd.Function):
@@ -322,17 +313,15 @@ class Meter(TorchDispatchMode):
             work = Work(2.0 * one.shape.numel() * other.shape[-1], one.dtype)
             if (
                 name == "baddbmm" and kwargs.get("beta", 1) != 0
-            ):  # the summand is first copied to where the product will be
+            ):  # the summand is copied first to where the product goes
                 moved, work = moved + 2 * _bytes(outs[0]), work._replace(kernels=2)
         return Op(name, moved * work.passes, work.products, work.dtype, work.kernels, self.place())
 
 
 def _bytes(tensor: Tensor) -> int:
     """Of what a kernel touches: an expanded dimension is read once."""
-    entries = 1
-    for size, stride in zip(tensor.shape, tensor.stride()):
-        entries *= size if stride else 1
-    return entries * tensor.element_size()
+    entries = (size for size, stride in zip(tensor.shape, tensor.stride()) if stride)
+    return math.prod(entries) * tensor.element_size()
 
 
 @functools.cache
@@ -363,6 +352,13 @@ def batch_of(batch: int, length: int, mlm: bool, padded: bool) -> dict[str, Tens
     return made
 
 
+def model_of(config: Config, mlm: bool) -> Any:
+    """The model that is trained: of masked language modelling, or a classifier of two classes."""
+    if mlm:
+        return make_language_model(config, vocab_size=VOCABULARY)
+    return make_classifier(config, vocab_size=VOCABULARY, classes=["a", "b"])
+
+
 class Case(NamedTuple):
     """What is trained; `words` choose size, position and the like, as on the command line."""
 
@@ -379,20 +375,16 @@ def trace(case: Case, card: str) -> Trace:
 
     Raises LookupError for an operation of our own that WORK does not know.
     """
-    kind = CARDS[card]
-    return _trace(case, kind.dtype, kind.capability, kind.memory)
+    return _trace(case, CARDS[card].kind)
 
 
 @functools.cache
-def _trace(case: Case, dtype: torch.dtype, capability: tuple[int, int], memory: int) -> Trace:
+def _trace(case: Case, kind: Kind) -> Trace:
     attention, batch, length, mlm, padded, words = case
     torch.manual_seed(0)
     config = configuration(attention, f"seq_len={length}", *words)
     with mock.patch("xcls.model.encoder.initialise"):  # whose numbers nobody reads
-        if mlm:
-            model: Any = make_language_model(config, vocab_size=VOCABULARY)
-        else:
-            model = make_classifier(config, vocab_size=VOCABULARY, classes=["a", "b"])
+        model = model_of(config, mlm)
     _forget_numbers(model)
     batches = {name: x if x is None else x.to("meta") for name, x in batch_of(batch, length, mlm, padded).items()}
     weights = sum(p.numel() for p in model.parameters())
@@ -400,12 +392,12 @@ def _trace(case: Case, dtype: torch.dtype, capability: tuple[int, int], memory: 
     for parameter in model.parameters():
         meter.hold(parameter)
     meter.now += 8 * weights  # the two moments of AdamW
-    autocast = Autocast(dtype, meter)
+    autocast = Autocast(kind.dtype, meter)
     with (
         mock.patch.object(torch, "autocast", autocast.context),
-        mock.patch.object(kernels, "assumed_capability", capability),
+        mock.patch.object(kernels, "assumed_capability", kind.capability),
         mock.patch.object(F, "scaled_dot_product_attention", autocast.fused),
-        mock.patch.object(base, "memory_of", lambda device: memory, create=True),
+        mock.patch.object(base, "memory_of", lambda device: kind.memory),
         meter,
         autocast,
     ):
@@ -426,39 +418,32 @@ def _forget_numbers(model: torch.nn.Module) -> None:
                     table[key] = wrap(empty)
 
 
-def kinds() -> dict[tuple[torch.dtype, tuple[int, int], int], list[str]]:
-    """The cards by what makes their traces differ: dtype, capability, memory."""
-    found: dict[tuple[torch.dtype, tuple[int, int], int], list[str]] = {}
-    for name, card in CARDS.items():
-        found.setdefault((card.dtype, card.capability, card.memory), []).append(name)
-    return found
-
-
 def table(arguments: argparse.Namespace) -> str:
     """The estimates as Markdown: a row for each mechanism and kind of card, beside the first mechanism."""
     rows, places = [], []
-    words = (f"size={arguments.size}", f"position={arguments.position}", *arguments.words)
-    for (dtype, _, _), cards in kinds().items():
-        first = None
-        for name in arguments.attention.split(","):
-            case = Case(name, arguments.batch, arguments.length, arguments.mlm, not arguments.unpadded, words)
-            traced = trace(case, cards[0])
-            first = first or traced
-            row = {
-                "mechanism": name,
-                "dtype": str(dtype)[6:],
-                "kernels": f"{traced.kernels:,}",
-                "GB moved": f"{traced.moved() / 1e9:.1f}",
-                "waits": str(traced.waits.total()),
-                "peak, MiB": f"{traced.peak / 2**20:,.0f}",
-                "memory ×": f"{traced.peak / first.peak:.2f}",
-            }
-            for card in CARDS:
-                seconds, least = traced.seconds(CARDS[card]), first.seconds(CARDS[card])
-                row[f"{card}, ms (×)"] = f"{1e3 * seconds:.1f} ({seconds / least:.2f})" if card in cards else "–"
-            rows.append(row)
-            places += [f"\n{name}, {row['dtype']}:", *_where(traced)] if arguments.where else []
-    columns = [(name, functools.partial(lambda name, row: row[name], name)) for name in rows[0]]
+    words = (f"size={arguments.size}", f"position={arguments.position}", *arguments.words.split())
+    names = arguments.attention.split(",")
+    for kind, name in itertools.product((NEW, OLD), names):
+        cases = [
+            Case(each, arguments.batch, arguments.length, arguments.mlm, not arguments.unpadded, words)
+            for each in (name, names[0])
+        ]
+        traced, first = (_trace(case, kind) for case in cases)
+        row = {
+            "mechanism": name,
+            "dtype": str(kind.dtype)[6:],
+            "kernels": f"{traced.kernels:,}",
+            "GB moved": f"{traced.moved() / 1e9:.1f}",
+            "waits": str(traced.waits.total()),
+            "peak, MiB": f"{traced.peak / 2**20:,.0f}",
+            "memory ×": f"{traced.peak / first.peak:.2f}",
+        }
+        for key, card in CARDS.items():
+            seconds, least = traced.seconds(card), first.seconds(card)
+            row[f"{key}, ms (×)"] = f"{1e3 * seconds:.1f} ({seconds / least:.2f})" if card.kind == kind else "–"
+        rows.append(row)
+        places += [f"\n{name}, {row['dtype']}:", *_where(traced)] if arguments.where else []
+    columns: list[Any] = [(key, operator.itemgetter(key)) for key in rows[0]]
     return "\n".join([markdown(columns, rows), *places])
 
 
@@ -477,21 +462,17 @@ def parsed(words: list[str]) -> argparse.Namespace:
         prog="python -m tests.gpu.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("documents", nargs="*", help="Markdown files whose tables are made anew; none: print one table")
-    parser.add_argument(
-        "--attention", default="sdpa,sdpa_fused,performer,reformer", help="mechanisms; the first is the reference"
-    )
-    parser.add_argument("--position", default="rope")
-    parser.add_argument("--size", default="small")
-    parser.add_argument("--batch", type=int, default=32, help="sequences")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
-    parser.add_argument(
-        "--words",
-        type=lambda value: tuple(value.split()),
-        default=(),
-        help='more of the command line of run.py: "size.width=256 size.num_layers=2"',
-    )
+    for key, default, told in (
+        ("attention", "sdpa,sdpa_fused,performer,reformer", "mechanisms; the first is the reference"),
+        ("position", "rope", "position encoding"),
+        ("size", "small", "of conf/size"),
+        ("batch", 32, "sequences"),
+        ("length", 512, "tokens of a sequence"),
+        ("words", "", 'more of the command line of run.py: "size.width=256 size.num_layers=2"'),
+    ):
+        parser.add_argument(f"--{key}", type=type(default), default=default, help=told)
     parser.add_argument("--mlm", action="store_true", help="masked language modelling instead of classification")
-    parser.add_argument("--unpadded", action="store_true")
+    parser.add_argument("--unpadded", action="store_true", help="all texts are as long")
     parser.add_argument("--where", action="store_true", help="where the bytes are moved, file:function")
     return parser.parse_args(words)
 

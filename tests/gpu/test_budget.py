@@ -10,18 +10,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gpu.cost import CARDS, Case, trace
+from tests.gpu.cost import CARDS, NEW, OLD, Case, trace
 
 KERNELS = {"sdpa": 330, "sdpa_fused": 300, "performer": 360, "reformer": 450}
 ROTATION = 1.5e9  # bytes that RoPE moves in all layers
 SOFTMAX = {"A100": 21e9, "T4": 22e9}  # bytes that sdpa moves, in bf16 and in fp16
-NEW, OLD = ("A100", "H100"), ("T4", "V100")  # OLD: no tensor cores for Triton
-TIME = {
-    ("performer", NEW): 0.75,
-    ("reformer", NEW): 0.72,
-    ("performer", OLD): 0.97,
-    ("reformer", OLD): 0.80,
-}  # of that of sdpa
+# Of those of sdpa; OLD: cards without tensor cores for Triton
+TIME = {("performer", NEW): 0.75, ("reformer", NEW): 0.72, ("performer", OLD): 0.97, ("reformer", OLD): 0.80}
 MEMORY = {("performer", NEW): 0.77, ("reformer", NEW): 0.76, ("performer", OLD): 0.90, ("reformer", OLD): 0.76}
 LONG = {"performer": 0.155, "reformer": 0.20}  # of the time of sdpa_fused at 16,384 tokens, on an H100
 
@@ -29,32 +24,22 @@ LONG = {"performer": 0.155, "reformer": 0.20}  # of the time of sdpa_fused at 16
 @pytest.mark.parametrize("attention", KERNELS)
 def test_a_step_stays_within_its_budget(attention: str) -> None:
     step = trace(Case(attention), "A100")
-    found = {"kernels": step.kernels, "waits": step.waits.total(), "RoPE, bytes": step.moved("xcls/position/")}
-    most = {"kernels": KERNELS[attention], "waits": 0, "RoPE, bytes": ROTATION}
     masked = trace(Case(attention, mlm=True, words=("size=small", "size.num_layers=1")), "A100")
-    found["waits of masked language modelling"], most["waits of masked language modelling"] = masked.waits.total(), 0
-    for card, limit in SOFTMAX.items() if attention == "sdpa" else ():
-        key = f"bytes, {CARDS[card].dtype}"
-        found[key], most[key] = trace(Case("sdpa"), card).moved(), limit
-    wrong = over(found, most)
-    assert not wrong, "; ".join(wrong)
+    assert step.waits.total() == masked.waits.total() == 0
+    assert step.kernels <= KERNELS[attention] and step.moved("xcls/position/") <= ROTATION
+
+
+@pytest.mark.parametrize("card", SOFTMAX)
+def test_softmax_written_out_moves_its_scores_no_more_than_it_must(card: str) -> None:
+    assert trace(Case("sdpa"), card).moved() <= SOFTMAX[card]
 
 
 @pytest.mark.parametrize("attention", LONG)
 def test_quicker_and_smaller_than_softmax(attention: str) -> None:
-    found, most = {}, {}
     for name, card in CARDS.items():
         ours, softmax = trace(Case(attention), name), trace(Case("sdpa"), name)
-        key = attention, NEW if name in NEW else OLD
-        found[f"time, {name}"], most[f"time, {name}"] = ours.seconds(card) / softmax.seconds(card), TIME[key]
-        found[f"memory, {name}"], most[f"memory, {name}"] = ours.peak / softmax.peak, MEMORY[key]
+        assert ours.seconds(card) / softmax.seconds(card) <= TIME[attention, card.kind], name
+        assert ours.peak / softmax.peak <= MEMORY[attention, card.kind], name
     ours, fused = (trace(Case(name, batch=1, length=16384), "H100") for name in (attention, "sdpa_fused"))
-    found["time, 16,384"] = ours.seconds(CARDS["H100"]) / fused.seconds(CARDS["H100"])
-    found["memory, 16,384"] = ours.peak / fused.peak
-    wrong = over(found, most | {"time, 16,384": LONG[attention], "memory, 16,384": 1.0})
-    assert not wrong, "; ".join(wrong)
-
-
-def over(found: dict[str, float], most: dict[str, float]) -> list[str]:
-    """What is above its budget."""
-    return [f"{name}: {value:,.4g}, budget {most[name]:,.4g}" for name, value in found.items() if value > most[name]]
+    assert ours.seconds(CARDS["H100"]) / fused.seconds(CARDS["H100"]) <= LONG[attention]
+    assert ours.peak <= fused.peak

@@ -49,6 +49,10 @@ def test_memory_is_given_back() -> None:
 def test_an_operation_of_ours_is_one_kernel_and_an_unknown_one_is_refused() -> None:
     meter = measured((2, 5, 3, 4, 8), run=lambda x: rope_triton.split_heads(x, None, None, 0))
     assert [(op.name, op.kernels, op.moved, op.products) for op in meter.ops] == [("split_heads", 1, 2 * 2 * 960, 0)]
+    qk, order = torch.empty(2, 3, 512, 64, device="meta"), torch.empty(2, 3, 2, 512, device="meta")
+    forward = cost.lsh_work(qk, qk, order, None, 64, 1, 0)  # 8 chunks see 15
+    backward = cost.lsh_work(qk, qk, order, None, order, qk, qk, qk, 64, 1, 0)
+    assert forward.products == 2 * 2 * (2 * 3 * 2) * 15 * 64 * 64 * 64 and 2 * backward.products == 7 * forward.products
     library = torch.library.Library("xcls", "FRAGMENT")
     library.define("unheard_of(Tensor x) -> Tensor")
     library.impl("unheard_of", torch.empty_like, "Meta")
@@ -57,7 +61,7 @@ def test_an_operation_of_ours_is_one_kernel_and_an_unknown_one_is_refused() -> N
 
 
 def test_the_arithmetic_of_a_card() -> None:
-    card = cost.Card(1e9, 1e12, 1e11, 1e-6, torch.bfloat16, (8, 0), 2**30)
+    card = cost.Card(1e9, 1e12, 1e11, 1e-6, cost.NEW)
     low, full = (cost.Op("mm", 1000, 1e12, dtype, 1, "a") for dtype in (torch.bfloat16, torch.float32))
     add = cost.Op("add", 10**9, 0, None, 1, "a")
     assert cost.Trace([low, full, add], Counter(), 0, 0).seconds(card) == pytest.approx(1 + 10 + 1)

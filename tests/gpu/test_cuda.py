@@ -15,12 +15,11 @@ from torch import Tensor
 from tests.attention.layers import ATTENTIONS, build
 from tests.attention.oracles import oracle
 from tests.faults.runs import rows
-from tests.gpu.cost import VOCABULARY, batch_of, configuration
+from tests.gpu.cost import batch_of, configuration, model_of
 from tests.kernels.test_rope_triton import check
 from tests.pairwise import pairwise
 from tests.train.harness import Case, live
 from xcls.attention.base import Attention, Masks
-from xcls.build import make_classifier, make_language_model
 from xcls.position import rope_triton
 from xcls.runs.record import read_record
 from xcls.stages.finetune import classification_loss
@@ -125,11 +124,7 @@ def test_memory_that_runs_out_is_met_by_smaller_micro_batches(cuda: torch.device
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_the_host_does_not_wait(attention: str, mlm: bool, cuda: torch.device) -> None:
     config = configuration(attention, "size=tiny", "size.num_heads=2", "seq_len=256")
-    if mlm:
-        model: Any = make_language_model(config, vocab_size=VOCABULARY)
-    else:
-        model = make_classifier(config, vocab_size=VOCABULARY, classes=["a", "b"])
-    model.to(cuda)
+    model = model_of(config, mlm).to(cuda)
     batch = {name: None if x is None else x.to(cuda) for name, x in batch_of(16, 256, mlm, True).items()}
     losses = []
     for mode in (0, 2):  # what is made once may wait; an error from the second step on
@@ -149,7 +144,7 @@ def test_the_host_does_not_wait(attention: str, mlm: bool, cuda: torch.device) -
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_16384_tokens(attention: str, cuda: torch.device) -> None:
     words = ("size.num_layers=1", "size.width=128", "size.num_heads=2", "size.feed_forward=256", "seq_len=16384")
-    model = make_classifier(configuration(attention, *words), vocab_size=VOCABULARY, classes=["a", "b"]).to(cuda)
+    model = model_of(configuration(attention, *words), mlm=False).to(cuda)
     batch = {name: None if x is None else x.to(cuda) for name, x in batch_of(1, 16384, False, True).items()}
     if cuda.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

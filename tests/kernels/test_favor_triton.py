@@ -171,11 +171,6 @@ def test_shapes_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(x.grad.shape == q.shape and x.grad.dtype == q.dtype for x in (q, k, v))
 
 
-def test_operations_of_the_products() -> None:
-    product = 2 * 2 * 3 * 40 * 64 * 128
-    assert favor_triton.operations((2, 3, 40, 64), 128) == (6 * product, 10 * product)
-
-
 def compiled(capability: int, width: int, num_features: int, dtype: str) -> list[dict[str, Any]]:
     """Cases of `compile_in_a_process`: all kernels, as `favor_triton` launches them."""
     plan = favor_triton._Plan(torch.empty(1, 8, 512, width, dtype=getattr(torch, dtype)), num_features)

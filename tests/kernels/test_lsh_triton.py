@@ -15,7 +15,7 @@ from tests.pairwise import few
 from xcls.attention import kernels
 from xcls.attention.base import Masks
 from xcls.attention.kernels import lsh_triton, lsh_windows
-from xcls.attention.kernels.lsh_triton import attend_sorted, operations
+from xcls.attention.kernels.lsh_triton import attend_sorted
 from xcls.attention.kernels.lsh_windows import attend_in_windows
 from xcls.attention.sorted_chunks import Chunks
 
@@ -176,12 +176,6 @@ def test_shapes_with_numbers_are_the_same_and_there_may_be_nothing() -> None:
         real = torch.ops.xcls.lsh_forward(*arguments)
         meta = torch.ops.xcls.lsh_forward(*(x.to("meta") if isinstance(x, Tensor) else x for x in arguments))
         assert [(x.shape, x.stride(), x.dtype) for x in real] == [(x.shape, x.stride(), x.dtype) for x in meta]
-
-
-def test_operations_are_those_of_the_chunks_that_are_seen() -> None:
-    assert operations((1, 1, 64, 8), chunk=64) == (2 * 2 * 64 * 64 * 8, 7 * 2 * 64 * 64 * 8)
-    forward, backward = operations((2, 3, 512, 64), chunk=64, rounds=2)  # 8 chunks see 15
-    assert forward == 2 * 2 * (2 * 3 * 2) * 15 * 64 * 64 * 64 and 2 * backward == 7 * forward
 
 
 def compiled(kernel: str, capability: int, dtype: str, width: int, **fixed: int) -> dict[str, Any]:

@@ -217,22 +217,24 @@ WORKING = (
 )
 
 
-def fits(matrix: tuple[int, ...], like: Tensor, layers: int = 1) -> bool:
-    """Do N x N matrices of shape `matrix` in the dtype of `like`, one kept by each of `layers`, fit into half the
-    memory of a card, or a quarter of the machine's, which other jobs use too?
+def fits(q: Tensor, layers: int = 1) -> bool:
+    """Do N x N matrices in the dtype of q [B, H, N, D], one kept by each of `layers`, fit into half the memory of a
+    card, or a quarter of the machine's, which other jobs use too?
     """
-    entries = 1
-    for size in matrix:
-        entries *= size
-    share = 4 if like.device.type == "cpu" else 2
-    return entries * like.element_size() * (layers + WORKING) <= memory_of(like.device) // share
+    batch, heads, length, _ = q.shape
+    share = 4 if q.device.type == "cpu" else 2
+    matrix = batch * heads * length * length * q.element_size()
+    return matrix * (layers + WORKING) <= memory_of(q.device) // share
 
 
-def by_query_blocks(attend: Callable[[Tensor, int], Tensor], q: Tensor) -> Tensor:
-    """attend(block of q [B, H, BLOCK_ROWS, D], its first row) for all blocks of rows, joined to [B, H, N, D].
+def by_query_blocks(attend: Callable[[Tensor, int], Tensor], q: Tensor, layers: int = 1) -> Tensor:
+    """attend(rows of q [B, H, N, D], the first of them) -> [B, H, rows, D], for all rows at once where N x N matrices
+    fit, else for blocks of BLOCK_ROWS: joined to [B, H, N, D].
 
     Each block is computed again in the backward pass, so that nothing of size N x N outlives its block.
     """
+    if fits(q, layers):
+        return attend(q, 0)
     outputs, start = [], 0
     for block in q.split(BLOCK_ROWS, dim=2):
         outputs.append(checkpoint(attend, block, start, use_reentrant=False, preserve_rng_state=False))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xcls.attention.base import Attention, Masks, by_query_blocks, distance_matrix, fits, full_dtype, mix, zero_padding
+from xcls.attention.base import Attention, Masks, by_query_blocks, distance_matrix, full_dtype, mix, zero_padding
 from xcls.attention.kernels import favor_products, favor_triton, is_compiling
 from xcls.attention.kernels.favor_chunks import AddBand
 from xcls.attention.operations import Shape, Work
@@ -229,7 +229,6 @@ def dense_sums(phi_q: Tensor, phi_k: Tensor, values: Tensor, factor: Tensor | No
 
     In blocks of query rows, computed again in the backward pass, where the whole does not fit.
     """
-
     pairs: Any = masks.pairs
 
     def rows(block: Tensor, start: int) -> Tensor:
@@ -238,8 +237,7 @@ def dense_sums(phi_q: Tensor, phi_k: Tensor, values: Tensor, factor: Tensor | No
             kernel = kernel * distance_matrix(factor, rows=kernel.shape[2], columns=kernel.shape[3], offset=-start)
         return kernel.masked_fill(pairs[:, :, start : start + kernel.shape[2]], 0.0) @ values
 
-    matrix = (*phi_q.shape[:3], phi_k.shape[2])
-    return rows(phi_q, 0) if fits(matrix, phi_q, masks.layers) else by_query_blocks(rows, phi_q)
+    return by_query_blocks(rows, phi_q, masks.layers)
 
 
 def chunked_sums(

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xcls.attention.base import Masks, by_query_blocks, distance_matrix, fits, full_dtype, zero_padding
+from xcls.attention.base import Masks, by_query_blocks, distance_matrix, full_dtype, zero_padding
 from xcls.attention.favor import Performer, far_field, from_chunks, key_features, normalised, query_features, to_chunks
 from xcls.attention.favor_oprf import best_directions
 from xcls.attention.operations import Shape, Work
@@ -114,18 +114,16 @@ class PerformerBand(Performer):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
         """q, k, v [B, H, N, D] -> [B, H, N, D]."""
-        batch, heads, length, _ = q.shape
         size = self.window if masks.bias is None else max(self.window, masks.bias.shape[-1] // 2)
         parts = self.parts(q, k, v, masks)
         if masks.pairs is None or masks.causal:
-            return normalised(chunked_sums(parts, min(size, length), causal=masks.causal)).to(v.dtype)
+            return normalised(chunked_sums(parts, min(size, q.shape[2]), causal=masks.causal)).to(v.dtype)
 
         def rows(block: Tensor, start: int) -> Tensor:
             return dense_sums(parts, size, block, start)
 
         packed = torch.cat((parts.q, parts.phi_q, parts.level), dim=-1)
-        whole = fits((batch, heads, length, length), parts.q, masks.layers)
-        return normalised(rows(packed, 0) if whole else by_query_blocks(rows, packed)).to(v.dtype)
+        return normalised(by_query_blocks(rows, packed, masks.layers)).to(v.dtype)
 
     def parts(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Parts:
         """See `Parts`."""

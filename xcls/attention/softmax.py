@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from xcls.attention.base import HEADROOM, Attention, Masks, distance_matrix, fits
-from xcls.attention.kernels import is_compiling
 from xcls.attention.kernels.softmax_blocks import in_blocks
 from xcls.attention.operations import Shape, Work
 
@@ -27,19 +26,18 @@ def additive_mask(masks: Masks, like: Tensor) -> Tensor | None:
 
     Blocked entries are finite, so that a row of nothing else is no NaN, and so low that their weight is zero elsewhere.
     """
-    key = ("additive mask", like.dtype)
-    if masks.bias is None and key in masks.context and not is_compiling():
-        return masks.context[key]
-    blocked, mask = masks.blocked(), None
-    if masks.bias is not None:
-        mask = distance_matrix(masks.bias, rows=like.shape[2], columns=like.shape[2])[None].to(like.dtype)
-    if blocked is not None:
-        lowest = LOWEST_HALF if like.dtype == torch.float16 else -1e30
-        mask = torch.zeros((), dtype=like.dtype, device=like.device) if mask is None else mask
-        mask = torch.where(blocked, lowest, mask)
-    if masks.bias is None:
-        masks.context[key] = mask
-    return mask
+
+    def make() -> Tensor | None:
+        blocked, mask = masks.blocked(), None
+        if masks.bias is not None:
+            mask = distance_matrix(masks.bias, rows=like.shape[2], columns=like.shape[2])[None].to(like.dtype)
+        if blocked is not None:
+            lowest = LOWEST_HALF if like.dtype == torch.float16 else -1e30
+            mask = torch.zeros((), dtype=like.dtype, device=like.device) if mask is None else mask
+            mask = torch.where(blocked, lowest, mask)
+        return mask
+
+    return masks.once(("additive mask", like.dtype), make) if masks.bias is None else make()
 
 
 def scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
@@ -93,13 +91,12 @@ class Sdpa(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
         """q, k, v [B, H, N, D] -> [B, H, N, D]."""
-        batch, heads, length, _ = q.shape
-        whole = fits((batch, heads, length, length), q, masks.layers)
+        whole = fits(q, masks.layers)
         self.path = "whole" if whole else "blocks"
         if not whole:
             return in_blocks(q, k, v, masks)
         weights = torch.softmax(scores(q, k, additive_mask(masks, q)), dim=-1)  # fp32 inside, whatever it reads
-        return torch.bmm(weights, v.flatten(0, 1)).unflatten(0, (batch, heads))
+        return torch.bmm(weights, v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
 
 class SdpaFused(Attention):
@@ -116,8 +113,7 @@ class SdpaFused(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
         """q, k, v [B, H, N, D] -> [B, H, N, D]."""
-        batch, heads, length, _ = q.shape
-        if masks.bias is not None and not fits((batch, heads, length, length), q, masks.layers):
+        if masks.bias is not None and not fits(q, masks.layers):
             self.path = "blocks"
             return in_blocks(q, k, v, masks)
         self.path = "fused"

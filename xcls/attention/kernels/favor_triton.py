@@ -55,16 +55,6 @@ def favor(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor |
     return _Favor.apply(q, k, v, directions, padding, epsilon)
 
 
-def operations(shape: tuple[int, ...], num_features: int) -> tuple[float, float]:
-    """Operations (2 for a multiplication and its addition) of the products forward and backward: q [B, H, N, D].
-
-    Forward two for the exponents of q and of k, whose directions have two halves, and one for each of the means and the
-    output; backward the exponents again, three for dq and the gradient of the means, three for dk and dv.
-    """
-    product = 2.0 * math.prod(shape) * num_features
-    return 6 * product, 10 * product
-
-
 class _Favor(torch.autograd.Function):
     """Keeps q, k, v, out, and of the size of a row or of the directions: the normalisers, means and levels."""
 
@@ -165,20 +155,9 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Te
     return made
 
 
-def run_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    directions: Tensor,
-    padding: Tensor | None,
-    out: Tensor,
-    normaliser: Tensor,
-    mean: Tensor,
-    level: Tensor,
-    floor: Tensor,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`xcls::favor_backward`: dq, dk, dv [B, H, N, D]."""
+def run_backward(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`xcls::favor_backward`, whose arguments the schema below names: dq, dk, dv [B, H, N, D]."""
+    q, k, v, directions, padding, out, normaliser, mean, level, floor, grad = given
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     if out.numel() == 0:
         return dq, dk, dv
@@ -188,9 +167,9 @@ def run_backward(
     dmean, dtotal, share = torch.empty_like(mean), torch.empty_like(level), torch.empty_like(level)
     with torch.cuda.device_of(q):
         halves = _halves(directions, q.dtype)
-        given = q, grad, out, halves, padding, normaliser, mean, level, dq
+        read = q, grad, out, halves, padding, normaliser, mean, level
         favor_gradients.backward_queries[(plan.rows * plan.splits,)](
-            *given, *parts, **sizes, span=plan.span, splits=plan.splits, **plan.sums
+            *read, dq, *parts, **sizes, span=plan.span, splits=plan.splits, **plan.sums
         )
         favor_gradients.merge_gradients[(plan.rows * (plan.padded // 16),)](
             *parts, level, dmean, dtotal, share, num_features, plan.splits, **plan.merges

@@ -47,20 +47,6 @@ def attend_sorted(
     return SortedAttention.apply(qk.contiguous(), v.contiguous(), order.contiguous(), count, chunk, before, after)
 
 
-def operations(
-    shape: tuple[int, int, int, int], *, chunk: int, before: int = 1, after: int = 0, rounds: int = 1
-) -> tuple[int, int]:
-    """Operations of the matrix products, forward and backward (2 for each multiplication and addition), at most.
-
-    shape: (B, H, N, D). Two products over all pairs forward; seven backward, where logits are computed twice again.
-    """
-    batch, heads, length, width = shape
-    chunks = -(-length // chunk)
-    seen = sum(max(min(i + after, chunks - 1) - max(i - before, 0) + 1, 0) for i in range(chunks))
-    product = 2 * batch * heads * rounds * seen * chunk**2 * width
-    return 2 * product, 7 * product
-
-
 class SortedAttention(torch.autograd.Function):
     """The gradient of `attend_sorted`, whose arguments it has."""
 
@@ -101,22 +87,11 @@ def run_forward(
     return out, lse, chunks
 
 
-def run_backward(
-    qk: Tensor,
-    v: Tensor,
-    order: Tensor,
-    count: Tensor | None,
-    chunks: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    grad: Tensor,
-    chunk: int,
-    before: int,
-    after: int,
-) -> tuple[Tensor, Tensor]:
-    """`xcls::lsh_backward`: the gradients of qk and v, [B, H, N, D] each."""
-    made = torch.empty_like(qk), torch.empty_like(v)
-    run_rounds(programs.backward_kernel, (qk, v, order, count, chunks, out, lse, grad, *made), chunk, before, after)
+def run_backward(*given: Any) -> tuple[Tensor, Tensor]:
+    """`xcls::lsh_backward`, whose arguments the schema below names: the gradients of qk and v, [B, H, N, D] each."""
+    *tensors, chunk, before, after = given
+    made = torch.empty_like(tensors[0]), torch.empty_like(tensors[1])
+    run_rounds(programs.backward_kernel, (*tensors, *made), chunk, before, after)
     return made
 
 

@@ -10,7 +10,6 @@ rounds, C slots of a chunk, K slots of a window, T chunks of a block, rows = B N
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,48 +33,39 @@ def attend_in_blocks(
     Peak memory grows by one list of slots per input and by one block, whatever K.
     """
     batch, heads, length, _ = q.shape
-    layout = lay_out(chunks, batch, heads)
-    plan = make_plan(layout, full_dtype(q), pairs=masks.pairs, scale=scale, avoid_self=avoid_self)
+    plan = Plan(lay_out(chunks, batch, heads), full_dtype(q), masks.pairs, scale, avoid_self)
     out = AttendChunks.apply(*(as_rows(x) for x in (q, k, v)), masks.bias, plan)
     return out.view(batch, length, heads, -1).transpose(1, 2)
 
 
-@dataclass(frozen=True, eq=False)
 class Plan:
-    """What `AttendChunks` needs besides tensors with a gradient."""
+    """What `AttendChunks` needs besides tensors with a gradient.
 
-    layout: Layout
-    pairs: Tensor | None
-    scale: float
-    avoid_self: bool
-    closed: Tensor | None  # [all chunks, 1, K], BLOCKED where a slot may not be attended, else 0
-    marks: tuple[
-        Any, Any
-    ]  # [R, rows] each: twice the chunk of a query; of a key, shifted (see `_met`); of several rounds
-    spare: tuple[Tensor, list[int]]  # see `Layout.spare_chunks`
+    closed: [all chunks, 1, K], BLOCKED where a slot may not be attended, else 0; None where all may.
+    marks: of several rounds, two of [R, rows]: twice the chunk of a query, and of a key, shifted (see `_met`).
+    spare: see `Layout.spare_chunks`.
+    """
+
+    def __init__(
+        self, layout: Layout, dtype: torch.dtype, pairs: Tensor | None, scale: float, avoid_self: bool
+    ) -> None:
+        """Prepare what all blocks need; dtype is that of the logits."""
+        self.layout, self.pairs, self.scale, self.avoid_self = layout, pairs, scale, avoid_self
+        self.closed = None if layout.all_filled else (~layout.open_slots()).to(dtype)[:, None].mul_(BLOCKED)
+        self.marks: tuple[Any, Any] = None, None
+        if layout.rounds > 1:
+            kind = torch.int16 if layout.length < 8192 * layout.size else torch.int32  # 2 x chunks and differences fit
+            shift = layout.before - layout.after
+            self.marks = (2 * layout.q_chunk).to(kind), (2 * layout.k_chunk + shift).to(kind)
+        self.spare = layout.spare_chunks()
 
     def blocks(self) -> list[Block]:
         """All chunks, some at a time."""
         size, chunks = self.layout.size, self.layout.q_take.shape[1] // self.layout.size
         most = BLOCK if self.layout.filled.device.type == "cpu" else LARGE_BLOCK
         step = max(1, most // (size * self.layout.span))
-        step = -(
-            -chunks // max(1, round(chunks / step))
-        )  # equal blocks: spare chunks would make a small one at the end
+        step = -(-chunks // max(1, round(chunks / step)))  # equal: spare chunks would make a small one at the end
         return [Block(self, start, min(start + step, chunks)) for start in range(0, chunks, step)]
-
-
-def make_plan(layout: Layout, dtype: torch.dtype, *, pairs: Tensor | None, scale: float, avoid_self: bool) -> Plan:
-    """Prepare what all blocks need; dtype is that of the logits."""
-    closed: Tensor | None = None
-    marks: tuple[Any, Any] = None, None
-    if not layout.all_filled:
-        closed = (~layout.open_slots()).to(dtype)[:, None].mul_(BLOCKED)
-    if layout.rounds > 1:
-        kind = torch.int16 if layout.length < 8192 * layout.size else torch.int32  # 2 x chunks and differences fit
-        shift = layout.before - layout.after
-        marks = ((2 * layout.q_chunk).to(kind), (2 * layout.k_chunk + shift).to(kind))
-    return Plan(layout, pairs, scale, avoid_self, closed, marks, layout.spare_chunks())
 
 
 class Block:
