@@ -12,15 +12,15 @@ from typing import Any, Sequence
 
 from xcls.report.groups import Group
 from xcls.report.load import Bench, collect
-from xcls.report.measures import NONE, TextTable, amount, number
+from xcls.report.measures import number
+from xcls.report.table import NONE, Row, Table, amount
 
 USUAL = "multirun/bench"
 KINDS = ("finetune", "step", "module", "core")  # the likest to a run's own steps first
 SAME = ("stage", "part", "position", "seq_len", "dtype", "batch")  # of two rows that were measured in turns
 CHANCE = 20  # two mechanisms differ where chance alone would give such repeats at most once in so many times
-UNITS = {"training_ms": "ms", "training_MiB": "MiB"}
+UNITS = {"training_ms": "ms", "training_MiB": "MiB"}  # of a step
 QUICKER, SLOWER, OPEN, UNKNOWN = "quicker", "slower", "cannot tell", "not measured"
-Row = dict[str, Any]
 
 
 def benches_beside(found: Sequence[Bench], root: Path) -> list[Bench]:
@@ -203,19 +203,16 @@ def crossovers(benches: Sequence[Bench], groups: Sequence[Group]) -> list[Crosso
     return found
 
 
-def table(one: Crossover) -> TextTable:
+def table(one: Crossover) -> Table:
     """Time and memory of a step by mechanism and length, with the ratios to each reference."""
-    header = [
-        "mechanism",
-        *(f"{length:,} tokens, {unit}" for unit in UNITS.values() for length in one.lengths),
-        "repeats",
-    ]
     rows = []
     for name in one.mechanisms:
-        cells = [_cell(one, name, length, measure) for measure in UNITS for length in one.lengths]
-        repeats = ", ".join(str(one.rows.get((name, length), {}).get("rounds") or 0) for length in one.lengths)
-        rows.append([name, *cells, repeats])
-    return header, rows
+        row = {"mechanism": name}
+        for measure, unit in UNITS.items():
+            row |= {f"{length:,} tokens, {unit}": _cell(one, name, length, measure) for length in one.lengths}
+        repeats = [one.rows.get((name, length), {}).get("rounds") or 0 for length in one.lengths]
+        rows.append({**row, "repeats": ", ".join(map(str, repeats))})
+    return Table("results", one.what, rows)
 
 
 def _cell(one: Crossover, mechanism: str, length: int, measure: str) -> str:

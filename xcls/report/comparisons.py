@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Iterator
 
-import pandas as pd
-
-from xcls.report.claims import SPLITS, Study, difference_pp, find_reference, ratio, strictest, twin_among
-from xcls.report.cost_ratio import unlike_groups
+from xcls.report.claims import Study
 from xcls.report.costs import HOUR, MILLION, bill, count_children, pays, price_of
-from xcls.report.groups import DatasetResults, Group
-from xcls.report.measures import MEASURES, is_cost, memory_measure
-from xcls.report.tables import Row, Table, interval_cells
+from xcls.report.groups import DatasetResults, Group, devices, ranks
+from xcls.report.measures import MEASURES
+from xcls.report.references import SPLITS, difference_pp, ratio, twin_among, unlike_groups
+from xcls.report.table import Row, Table
+from xcls.report.tables import interval_cells
 
 TITLES = {
     "differences": "Differences of macro-F1",
@@ -39,13 +38,13 @@ def further_tables(study: Study) -> list[Table]:
         rows["differences"] += difference_rows(study, board)
         rows["costs"] += cost_rows(study, board, bills)
         rows["modifications"] += modifications(study, board)
-        rows["ranking"] += ranks(board, bills)
+        rows["ranking"] += rank_rows(board, bills)
     return [Table(name, title, rows[name]) for name, title in TITLES.items()]
 
 
 def opponents(study: Study, group: Group, board: DatasetResults) -> list[Group]:
     """The groups that a group is compared with: its references, each once."""
-    found = [find_reference(group, board, name)[0] for name in study.references]
+    found = [study.reference(group, board, name)[0] for name in study.references]
     return list({other.id: other for other in found if other is not None and other is not group}.values())
 
 
@@ -57,9 +56,9 @@ def _about(group: Group, board: DatasetResults, other: Group | None = None) -> R
 
 def difference_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
     """A row for each group, opponent and split."""
-    baseline = strictest(board.baselines)
-    for group in board.groups:
-        for other in [*opponents(study, group, board), *([baseline] if baseline else [])] if group.runs else ():
+    baseline = [board.baseline] if board.baseline else []
+    for group in (group for group in board.groups if group.runs):
+        for other in [*opponents(study, group, board), *baseline]:
             for split in SPLITS:
                 gap = {"split": split, "difference_pp": difference_pp(group, other, split)}
                 yield {**_about(group, board, other), **gap, **_interval(study, group, other, board, split)}
@@ -77,15 +76,15 @@ def _interval(study: Study, group: Group, other: Group, board: DatasetResults, s
 def bills_of(study: Study) -> dict[str, dict[str, float]]:
     """Group id to bill, of the groups with completed runs."""
     children = count_children([run.record for run in study.found.runs])
-    groups = [group for board in study.boards for group in [*board.groups, *board.baselines] if group.runs]
+    groups = [group for board in study.boards for group in board.every if group.runs]
     how: Any = {"parents": study.found.parents, "children": children, "cost": study.settings.cost}
     return {group.id: bill(group, **how) for group in groups}
 
 
 def cost_rows(study: Study, board: DatasetResults, bills: dict[str, dict[str, float]]) -> Iterator[Row]:
     """A row for each group and baseline, and for what the search of the tuned baseline has cost."""
-    cost, baseline = study.settings.cost, strictest(board.baselines)
-    for group in [group for group in [*board.groups, *board.baselines] if group.id in bills]:
+    cost, baseline = study.settings.cost, board.baseline
+    for group in (group for group in board.every if group.id in bills):
         own = bills[group.id]
         where = {"device": group.record.device.get("name"), "shared_device": group.shared or None}
         row: Row = {
@@ -147,27 +146,23 @@ def _modification(study: Study, group: Group, other: Group, board: DatasetResult
     row |= {"macro_f1_pp": difference_pp(group, other, "validation")}
     row |= _interval(study, group, other, board, "validation")
     row["test_macro_f1_pp"] = difference_pp(group, other, "test")
-    memory = memory_measure(group.device.get("kind"))
-    costs = {"time": "time_per_epoch", "memory": memory, "latency": "latency_ms", "params": "params"}
+    costs = {**group.costs, "latency": "latency_ms", "params": "params"}
     row |= {f"{word}_ratio": ratio(group, other, name) for word, name in costs.items()}
     return {**row, "measured_differently": "; ".join(unlike_groups(group, other)) or None}
 
 
-def ranks(board: DatasetResults, bills: dict[str, dict[str, float]]) -> list[Row]:
+def rank_rows(board: DatasetResults, bills: dict[str, dict[str, float]]) -> list[Row]:
     """A row per group and baseline with completed runs: its rank in every measure, 1 is best.
 
     Costs are ranked among the groups of one device and setting of it, hours among those of one device, money among all.
     """
-    groups = [group for group in [*board.groups, *board.baselines] if group.runs]
-    frame = pd.DataFrame(index=range(len(groups)))
-    for name in [*RANKED, *BILLED]:
-        values = [bills[g.id][BILLED[name]] if name in BILLED else g.stat(name).middle for g in groups]
-        within = [""] * len(groups)
-        if name.endswith("hours"):
-            within = [repr(group.device.get("name")) for group in groups]
-        elif name not in BILLED and is_cost(name):
-            within = [repr(group.device) for group in groups]
-        low = name in BILLED or MEASURES[name].low_is_better
-        frame[name] = pd.Series(values, dtype=float).groupby(within).rank("min", ascending=low)
-    places = frame.astype("Int64").astype(object).where(frame.notna(), None).to_dict("records")
-    return [{**_about(group, board), **ranked} for group, ranked in zip(groups, places)]
+    groups = [group for group in board.every if group.runs]
+    rows = [_about(group, board) for group in groups]
+    placed = {}
+    for name in RANKED:
+        values = [group.stat(name).middle for group in groups]
+        placed[name] = ranks(values, devices(groups, name), low=MEASURES[name].low_is_better)
+    for name, billed in BILLED.items():
+        within = [repr(group.device.get("name")) if name.endswith("hours") else "" for group in groups]
+        placed[name] = ranks([bills[group.id][billed] for group in groups], within, low=True)
+    return [{**row, **{name: places[i] for name, places in placed.items()}} for i, row in enumerate(rows)]

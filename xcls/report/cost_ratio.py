@@ -1,28 +1,23 @@
 """The ratio of a cost of two groups over their seeds: its interval, the runs that are far off, and which one to repeat.
 
 Of each group the median counts, so one disturbed run of three does not decide. The interval is Student's t on
-logarithms
-of the costs: of the seeds' own ratios where the two groups ran in turns, so that drift of the machine drops out;
-else of the two groups, with the degrees of freedom of Welch's test.
+logarithms of the costs: of the seeds' own ratios where the two groups ran in turns, so that drift of the machine drops
+out; else of the two groups, with the degrees of freedom of Welch's test.
 """
 
 from __future__ import annotations
 
 import math
 from statistics import fmean, median, variance
-from typing import TYPE_CHECKING
 
+from scipy.special import stdtrit
+
+from xcls.report.groups import Group
 from xcls.report.intervals import DIGITS, OPEN, Interval
-from xcls.report.measures import CONDITIONS, MEASURES
+from xcls.report.load import Run
+from xcls.report.measures import MEASURES
 
 LARGEST = 500.0  # of a logarithm
-
-if TYPE_CHECKING:
-    from xcls.report.groups import Group
-    from xcls.report.load import Run
-OF_BASELINE = ("name", "threads", "cores")
-# The ways of explicit softmax: all weights at once, or a block of them and again for gradients.
-WHOLE, BLOCKS = "whole", "blocks"
 
 
 def cost_interval(group: Group, other: Group, name: str, level: float) -> Interval:
@@ -35,15 +30,10 @@ def cost_interval(group: Group, other: Group, name: str, level: float) -> Interv
     parts = [variance(values) / len(values) for values in gaps]
     spread, half = sum(parts), 0.0
     if spread > 0:
-        from scipy.special import stdtrit
-
         freedom = spread**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, gaps))
         half = float(stdtrit(freedom, (1 + level) / 2)) * spread**0.5
-    above, below = (
-        group.stat(name).median or 0.0,
-        other.stat(name).median or 1.0,
-    )  # both are there: they have two values
-    mean, value = fmean(mine) - fmean(theirs), above / below
+    # Both medians are there: the groups have two values.
+    mean, value = fmean(mine) - fmean(theirs), (group.stat(name).median or 0.0) / (other.stat(name).median or 1.0)
     low, high = math.exp(max(mean - half, -LARGEST)), math.exp(min(mean + half, LARGEST))
     ends = round(min(low, value), DIGITS), round(max(high, value), DIGITS)  # the ratio of the medians lies within
     return Interval(round(value, DIGITS), *ends, over="seeds in pairs" if paired else "seeds")
@@ -92,48 +82,3 @@ def _logs(group: Group, name: str) -> list[float]:
     """The logarithms of the positive costs, in the order of the seeds."""
     values = [MEASURES[name].of(run.record) for run in sorted(group.runs, key=lambda run: run.record.seed)]
     return [math.log(value) for value in values if value is not None and value > 0]
-
-
-def unlike_groups(group: Group, other: Group) -> list[str]:
-    """Every condition in which the completed runs of two groups differ, in words: `torch 2.12.0 against 2.13.0`.
-
-    A baseline has no encoder, whose dtype would matter.
-    """
-    baseline = "baseline" in (group.record.mode, other.record.mode)
-    told = []
-    for name in OF_BASELINE if baseline else CONDITIONS:
-        mine, theirs = group.conditions[name], other.conditions[name]
-        if mine != theirs and mine and theirs:
-            told.append(f"{CONDITIONS[name]} {' and '.join(sorted(mine))} against {' and '.join(sorted(theirs))}")
-    for one, two in ((group, other), (other, group)):
-        if BLOCKS in softmax_ways(one) and not softmax_ways(two):
-            why = "its weights do not fit: a smaller hardware.micro_tokens may change that"
-            told.append(f"softmax of {one.label} in blocks, {why}")
-    path = unlike_paths(group, other)
-    return [*told, path] if path else told
-
-
-def paths(group: Group) -> set[str]:
-    """The ways in which the completed runs of a group computed attention, as their records tell; older ones do not."""
-    return {str(path) for run in group.runs if (path := run.record.device.get("attention_path"))}
-
-
-def softmax_ways(group: Group) -> set[str]:
-    """Those of them that are of explicit softmax: WHOLE, BLOCKS, or both, in batches of different lengths."""
-    return {way for path in paths(group) for way in path.split(",")} & {WHOLE, BLOCKS}
-
-
-def unlike_paths(group: Group, other: Group) -> str:
-    """Why two groups have costs of different algorithms, or ''.
-
-    The same mechanism took different ways in two runs of a group, or explicit softmax did so in the two groups.
-    Different mechanisms may have different ways: these are what is compared.
-    """
-    for one in (group, other):
-        if len(paths(one)) > 1:
-            return f"the runs of {one.label} computed attention in different ways: {' and '.join(sorted(paths(one)))}"
-    mine, theirs = softmax_ways(group), softmax_ways(other)
-    if mine and theirs and mine != theirs:
-        told = [f"{' and '.join(sorted(ways))} in {one.label}" for one, ways in ((group, mine), (other, theirs))]
-        return f"softmax was computed in different ways: {', '.join(told)}"
-    return ""

@@ -11,9 +11,9 @@ from typing import Any, Sequence
 
 import pandas as pd
 
-from xcls.report.cost_ratio import unlike_groups
 from xcls.report.groups import Group
 from xcls.report.measures import MEASURES
+from xcls.report.references import unlike_groups
 from xcls.report.settings import Cost, Price
 from xcls.runs.record import Record
 
@@ -24,9 +24,8 @@ def bill(group: Group, *, parents: dict[str, Record], children: dict[str, int], 
     """The costs of a group, medians over its runs; NaN where one was not measured or has no price.
 
     finetune_s, pretrain_s (0 from scratch), shared_s (of pretraining, divided among the `children`: how many runs of
-    the
-    report start from each parent), train_s: seconds. train_money, train_wh: of training. document_s, document_money,
-    document_wh: of one document in batches, tokenisation included.
+    the report start from each parent), train_s: seconds. train_money, train_wh: of training. document_s,
+    document_money, document_wh: of one document in batches, tokenisation included.
     """
     rows = [_bill(run.record, parents, children, cost) for run in group.runs]
     return pd.DataFrame(rows).median(skipna=False).to_dict()

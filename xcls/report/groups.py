@@ -10,12 +10,13 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Sequence
 
 import pandas as pd
 
 from xcls.report.load import Found, Run
-from xcls.report.measures import CONDITIONS, MEASURES, NONE, Measure, class_count, conditions, is_cost, slug
+from xcls.report.measures import CONDITIONS, MEASURES, Measure, class_count, conditions, is_cost, memory_measure, slug
+from xcls.report.table import NONE
 from xcls.runs.identity import NOT_SHAPING
 from xcls.runs.record import Record, is_guess
 
@@ -118,6 +119,11 @@ class Group:
         return f"{self.label} learned nothing ({'; '.join(sorted(parts))})" if parts else ""
 
     @property
+    def costs(self) -> dict[str, str]:
+        """The measures of the cost claims."""
+        return {"time": "time_per_epoch", "memory": memory_measure(self.device.get("kind"))}
+
+    @property
     def shared(self) -> bool:
         """Whether another job ran on the device of any of its runs."""
         return any(bool(run.record.device.get("shared")) for run in self.runs)
@@ -146,11 +152,8 @@ class Group:
             return Stat()
         best: float | None = min(values) if measure.low_is_better else max(values)
         if measure.place == "metrics.test":
-            records = [run.record for run in self.runs]
-            scored = [
-                (f1, -record.seed, measure.of(record)) for record in records if (f1 := MACRO_F1.of(record)) is not None
-            ]
-            best = max(scored, key=lambda item: item[:2])[2] if scored else None
+            scored = [(f1, -run.record.seed, run) for run in self.runs if (f1 := MACRO_F1.of(run.record)) is not None]
+            best = measure.of(max(scored, key=lambda item: item[:2])[2].record) if scored else None
         sd = statistics.stdev(values) if len(values) > 1 else None  # exact sums: the order of the runs changes no bit
         mean, median = statistics.fmean(values), statistics.median(values)
         middle = median if is_cost(measure.name) else mean
@@ -164,16 +167,17 @@ class DatasetResults:
     name: str
     groups: list[Group] = field(default_factory=list)
     baselines: list[Group] = field(default_factory=list)
-    references: dict[tuple[str, str], tuple[Group | None, str]] = field(default_factory=dict)  # claims.find_reference
+
+    @property
+    def every(self) -> list[Group]:
+        """Its groups in the order of their rank, then its baselines."""
+        return [*self.groups, *self.baselines]
 
     @cached_property
-    def of_mechanism(self) -> dict[str, list[Group]]:
-        """The groups with a completed run, by the name of their mechanism."""
-        found: dict[str, list[Group]] = {}
-        for group in self.groups:
-            if group.runs:
-                found.setdefault(group.attention, []).append(group)
-        return found
+    def baseline(self) -> Group | None:
+        """The baseline the claims are measured against: of several on the same rows the one that scores highest."""
+        scored = [group for group in self.baselines if group.stat("macro_f1").mean is not None]
+        return max(scored, key=lambda group: (group.stat("macro_f1").mean, group.id), default=None)
 
     @property
     def slug(self) -> str:
@@ -295,56 +299,59 @@ def results_by_dataset(groups: list[Group], rank_by: str) -> list[DatasetResults
 
 
 def _rows_of(board: DatasetResults) -> str:
-    counts = [*board.groups, *board.baselines][0].record.data.get("rows")
+    counts = board.every[0].record.data.get("rows")
     return f"{counts.get('train')} training rows" if isinstance(counts, dict) else "rows not counted"
+
+
+def ranks(values: Sequence[float | None], within: Sequence[str], *, low: bool) -> list[int | None]:
+    """Ranks, 1 is best, each among the values of an equal `within`; None without a value. `low`: less is better."""
+    places = pd.Series(values, dtype=float).groupby(list(within)).rank("min", ascending=low)
+    return [None if pd.isna(place) else int(place) for place in places]
+
+
+def devices(groups: Sequence[Group], name: str) -> list[str]:
+    """Among which groups the measure `name` ranks: costs among those of one device and setting of it."""
+    return [repr(group.device) if is_cost(name) else "" for group in groups]
 
 
 def _rank(board: DatasetResults, rank_by: str) -> None:
     """Ranks the groups of a data set, costs within one device; what has no value comes last, unranked."""
     low = MEASURES[rank_by].low_is_better
-    within = [repr(group.device) if is_cost(rank_by) else "" for group in board.groups]
-    values = pd.Series([group.stat(rank_by).middle for group in board.groups], dtype=float)
-    for group, rank in zip(board.groups, values.groupby(within).rank("min", ascending=low)):
-        group.rank = None if pd.isna(rank) else int(rank)
-    order = {
-        group.id: math.inf if pd.isna(value) else value * (1 if low else -1)
-        for group, value in zip(board.groups, values)
-    }
+    values = [group.stat(rank_by).middle for group in board.groups]
+    for group, rank in zip(board.groups, ranks(values, devices(board.groups, rank_by), low=low)):
+        group.rank = rank
+    order = {g.id: math.inf if v is None else v if low else -v for g, v in zip(board.groups, values)}
     board.groups.sort(key=lambda group: (order[group.id], group.label, group.id))
 
 
 def _name(groups: list[Group]) -> None:
     """Sets the labels of the groups of one mode: the mechanism, then data, position, size … where these differ, then
     whatever else does."""
-    parts = {group.id: [_mechanism(group)] for group in groups}
     traits = [_traits(group) for group in groups]
-    for column in list(zip(*traits))[: 1 if groups and groups[0].record.mode == "baseline" else None]:
-        if len(set(column)) > 1:
-            for group, trait in zip(groups, column):
-                parts[group.id].append(trait)
-    buckets: dict[tuple[str, ...], list[Group]] = {}
-    for group in groups:
-        buckets.setdefault(tuple(parts[group.id]), []).append(group)
-    for first, alike in buckets.items():
-        flats = [{**group.key, **{f"device.{name}": value for name, value in group.device.items()}} for group in alike]
+    told = [place for place, column in enumerate(zip(*traits)) if place == 0 or len(set(column)) > 1]
+    alike: dict[str, list[Group]] = {}
+    for group, words in zip(groups, traits):
+        alike.setdefault(" ".join(words[place] for place in told), []).append(group)
+    for first, same in alike.items():
+        flats = [{**group.key, **{f"device.{name}": value for name, value in group.device.items()}} for group in same]
         names = sorted({name for flat in flats for name in flat})
         varying = [name for name in names if len({repr(flat.get(name)) for flat in flats}) > 1]
         leaves = Counter(name.rpartition(".")[2] for name in varying)
-        shown = {name: leaf if leaves[leaf := name.rpartition(".")[2]] == 1 else name for name in varying}
-        for group, flat in zip(alike, flats):
-            tail = [f"{short}={str(flat.get(name))[:24]}" for name, short in shown.items()]
-            group.label = " ".join([*first, *(tail if len(tail) <= MOST_PARTS else [group.id])])
-
-
-def _mechanism(group: Group) -> str:
-    name = group.record.choices.get("attention") or group.attention
-    return BASELINE if group.record.mode == "baseline" else str(name)
+        for group, flat in zip(same, flats):
+            tail = []
+            for name in varying:
+                leaf = name.rpartition(".")[2]
+                tail.append(f"{leaf if leaves[leaf] == 1 else name}={str(flat.get(name))[:24]}")
+            group.label = " ".join([first, *(tail if len(tail) <= MOST_PARTS else [group.id])])
 
 
 def _traits(group: Group) -> list[str]:
-    """What may follow the mechanism in a label."""
+    """The mechanism, and what may follow it in a label."""
     record, device = group.record, group.device
     choices = [str(record.choices.get(name)) for name in ("dataset", "position", "size", "tokenizer")]
+    if record.mode == "baseline":
+        return [BASELINE, choices[0]]
+    mechanism = str(record.choices.get("attention") or group.attention)
     origin = "scratch" if record.pretrain is None else "pretrained"
     place = [str(device.get("dtype") or ""), str(device.get("name") or device.get("kind") or "")]
-    return [*choices, f"n{record.seq_len}", origin, *place]
+    return [mechanism, *choices, f"n{record.seq_len}", origin, *place]

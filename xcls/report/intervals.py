@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Sequence
 
 import numpy as np
 
-from xcls.report.measures import signed
 from xcls.report.predictions import Predictions, Unusable, read_predictions
 from xcls.report.settings import Intervals
+from xcls.report.table import signed
 
 if TYPE_CHECKING:
     from xcls.report.groups import DatasetResults, Group

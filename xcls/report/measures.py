@@ -9,8 +9,6 @@ from typing import Any, Iterable
 
 from xcls.runs.record import Record
 
-NONE = "–"  # what is missing, in a table
-TextTable = tuple[list[str], list[list[str]]]  # header, rows
 CPU_MEMORY, GPU_MEMORY = "rss_growth_MiB", "max_gpu_mem_MiB"
 
 
@@ -102,16 +100,6 @@ def cut_note(records: Iterable[Record]) -> str:
 def slug(name: str) -> str:
     """The name as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "data"
-
-
-def signed(value: float | None) -> str:
-    """`+5.02` percentage points."""
-    return NONE if value is None else f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
-
-
-def amount(value: float | None) -> str:
-    """A number with three significant digits, or whole from 1,000 on."""
-    return NONE if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def class_count(record: Record) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -16,17 +17,17 @@ from markupsafe import Markup
 from xcls.config.schema import flatten
 from xcls.report import bench
 from xcls.report.bench import Crossover
-from xcls.report.claims import FAIL, MISSING, PASS, SPLITS, UNDECIDED, Study
+from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED, Study
 from xcls.report.groups import DatasetResults, Group
 from xcls.report.load import Run
-from xcls.report.measures import NONE, cut_note
+from xcls.report.measures import cut_note
 from xcls.report.plots import DPI, Plot
-from xcls.report.summary import headline, matrix
-from xcls.report.tables import Table
-from xcls.report.text import comparison, unfinished
+from xcls.report.references import SPLITS
+from xcls.report.summary import SIGNS, headline, matrix
+from xcls.report.table import Table
+from xcls.report.tables import comparison, unfinished
 
 CLASSES = {PASS: PASS, FAIL: FAIL, **dict.fromkeys((MISSING, UNDECIDED, "cannot tell"), MISSING)}  # words with a sign
-MOST_ROWS = 400
 # Signs that hide, or turn the writing around, become visible.
 UNSEEN = dict.fromkeys({*range(32), 127, 0x202A, 0x202B, 0x202D, 0x202E} - {9, 10, 13}, "\N{REPLACEMENT CHARACTER}")
 PER_RUN = ("seed", "exp", "sweep", "pretrain")  # differ between the runs of a group
@@ -50,8 +51,7 @@ def page(
     """
     style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    apart, failed = [_plot(plot) for plot in plots if plot.board is None], unfinished(study.found)
-    cause = "Every run that did not complete, every record that cannot be used. They are in no mean and no ranking."
+    apart = [_plot(plot) for plot in plots if plot.board is None]
     names = ", ".join(board.name for board in study.boards) or "no fine-tuned runs yet"
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, finalize=visible, trim_blocks=True, lstrip_blocks=True
@@ -62,14 +62,14 @@ def page(
         style=style,
         script=script,
         classes=CLASSES,
-        signs={PASS: "✓", FAIL: "✗", MISSING: "?"},
+        signs=SIGNS,
         studies=sorted({run.record.study for run in study.found.runs if run.record.study}),
         boards=[_board(board, study, tables, plots) for board in study.boards],
         pretraining=[plot for plot in apart if plot["name"] == "pretraining"],
         benches=[plot for plot in apart if plot["name"] != "pretraining"],
-        crossings=[{"view": view(*bench.table(one), one.what), "notes": bench.remarks(one)} for one in crossings],
+        crossings=[{"view": bench.table(one), "notes": bench.remarks(one)} for one in crossings],
         measured_apart=bool(study.benches) or not study.boards,
-        unfinished=view(*failed, cause) if failed[1] else None,
+        unfinished=unfinished(study.found),
         settings=_settings(study.groups),
         environment=_environment(study.found.runs),
         used=json.dumps(used, indent=1, ensure_ascii=False, default=str),
@@ -86,28 +86,25 @@ def visible(value: Any) -> Any:
 
 def _board(board: DatasetResults, study: Study, tables: Sequence[Table], plots: Sequence[Plot]) -> dict[str, Any]:
     """One data set: headline, matrix and plots; the table of groups; everything else folded."""
-    first, rules = study.references[0], [study.claims_for(group)[0] for group in board.groups if group.runs]
+    first, rules = study.references[0], [study.limits(group)[0] for group in board.groups if group.runs]
     rules = rules or [study.settings.claims]
     told = sorted({f"over at least {rule.min_seeds} seeds, at {rule.seq_len} tokens" for rule in rules})
-    caption = f"The groups on {board.name}, ranked by {study.settings.rank_by}, then the baseline."
     folded = []
     for table in tables[2:]:  # runs have no part of their own, groups are above
         whole = {"dataset": board.name}
         cut = [{**whole, "reference": name, "split": split} for name in study.references for split in SPLITS]
         for where in cut if table.name == "wnf" else [whole]:
-            part = table.where(where)
             about = f" against {where['reference']}, macro-F1 on {where['split']}" if "split" in where else ""
-            cells = [[row.get(name) for name in part.header] for row in part.rows]
-            made = view(part.header, cells, table.title + about + ".", file=f"{table.name}.csv")
+            part = replace(table.where(where), title=f"{table.title}{about}.")
             prints = (where.get("reference"), where.get("split")) == (first, "validation")
-            folded += [(table.title + about, made, table.name, prints)] if cells else []
+            folded += [(table.title + about, part, prints)] if part.rows else []
     return {
         "name": board.name,
         "headline": headline(board, study),
         "matrix": matrix(board, study),
         "rule": f"Claims against {first} on validation, {' or '.join(told)}.",
         "plots": [_plot(plot) for plot in plots if plot.board == board.slug],
-        "groups": view(*comparison(board, study), caption, file="groups.csv"),
+        "groups": comparison(board, study),
         "cut": cut_note(run.record for group in board.groups for run in group.runs),
         "tables": folded,
     }
@@ -118,27 +115,6 @@ def _plot(plot: Plot) -> dict[str, Any]:
     width, height = (round(int.from_bytes(size, "big") * 96 / DPI) for size in header)
     data = base64.b64encode(plot.image).decode()
     return {**vars(plot), "width": width, "height": height, "data": data}
-
-
-def view(
-    header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, file: str = "results.csv"
-) -> dict[str, Any]:
-    """A table for the template: texts. A page can be read with MOST_ROWS rows: the caption says how many are only in
-    `file`."""
-    if len(rows) > MOST_ROWS:
-        caption = f"{caption} The first {MOST_ROWS} of {len(rows):,} rows; all are in {file}."
-    return {"caption": caption, "head": header, "rows": [[shown(value) for value in row] for row in rows[:MOST_ROWS]]}
-
-
-def shown(value: Any) -> str:
-    """A value as a table shows it: four digits of a number, a dash for what is missing."""
-    if value is None or value != value or isinstance(value, bool):
-        return ("yes" if value else "no") if isinstance(value, bool) else NONE
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if isinstance(value, float):
-        return f"{value:,.0f}" if 10_000 <= abs(value) < 1e12 else f"{value:.4g}"
-    return str(value)
 
 
 def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -152,8 +128,8 @@ def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
         frame = frame.loc[sorted(frame.index, key=lambda name: (not name.startswith("choices."), name))]
         same = frame.nunique(axis=1, dropna=False) == 1
         differ = frame[~same & ~frame.index.str.startswith(FACTS)].T
-        cells = differ.astype(object).where(differ.notna(), None).reset_index().to_numpy().tolist()
-        table = view(["group", *differ.columns], cells, "Every setting that is not the same in all groups.")
+        cells = differ.astype(object).where(differ.notna(), None).rename_axis("group").reset_index().to_dict("records")
+        table = Table("results", "Every setting that is not the same in all groups.", cells)
         shared = list(frame[same].iloc[:, 0].items())
         parts.append({"mode": mode, "differ": table if len(alike) > 1 else None, "shared": shared})
     return parts
@@ -172,11 +148,11 @@ def flat_of(group: Group) -> dict[str, str]:
     }
 
 
-def _environment(runs: Sequence[Run]) -> dict[str, Any]:
+def _environment(runs: Sequence[Run]) -> Table:
     """Each environment that runs were made in, once, with the number of its runs."""
     records = [run.record for run in runs]
     names = ("name", "dtype", "threads")
     places = [{**{n: r.device.get(n) for n in names}, **r.versions, "commit": r.commit} for r in records]
     counts = pd.DataFrame(places).astype(str).value_counts().sort_index().reset_index(name="runs")
-    words = "Where the runs were made. Costs compare within one device only."
-    return view(list(counts.columns), counts.to_numpy().tolist(), words)
+    title = "Where the runs were made. Costs compare within one device only."
+    return Table("results", title, counts.to_dict("records"))

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from xcls.report.claims import Study, strictest
+from xcls.report.claims import Study
 from xcls.report.groups import BASELINE, DatasetResults, Group
 from xcls.report.load import Bench, Run
 from xcls.report.measures import MEASURES, memory_measure, number, slug
@@ -170,7 +170,7 @@ def quality_against_cost(
         points, look = by_label.get_group(label), {**look_of(label, looks), "linestyle": ""}
         axes.plot(points["cost"], points["score"], **look, markersize=5, markerfacecolor="none", zorder=4)
         axes.plot(x, y, **look, markersize=9, markeredgecolor="black", label=short(label), zorder=5)
-    front, baseline = pareto_front(shown), strictest(board.baselines)
+    front, baseline = pareto_front(shown), board.baseline
     axes.plot(front.cost, front.score, drawstyle="steps-post", color=SOFT, zorder=2, label="Pareto front")
     axes.margins(x=0.1, y=0.12)
     if seeds["cost"].max() > 8 * seeds["cost"].min() > 0:

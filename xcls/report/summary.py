@@ -5,20 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED, Measured, Study, Verdict, difference_pp, ratio
+from xcls.report.claims import (
+    FAIL,
+    GAIN,
+    LOSS,
+    MEMORY,
+    MISSING,
+    PASS,
+    SPREAD,
+    TIME,
+    UNDECIDED,
+    Measured,
+    Study,
+    Verdict,
+)
 from xcls.report.groups import DatasetResults
 from xcls.report.intervals import OPEN
-from xcls.report.measures import NONE, memory_measure, signed
+from xcls.report.references import difference_pp
 from xcls.report.settings import Claims
+from xcls.report.table import NONE, signed
 from xcls.runs.record import MORE_TRAINING
 
 SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?", UNDECIDED: "?"}
 CLAIMED = {  # the matrix's columns: the name of the measured number and its heading
-    "time ratio": "time",
-    "memory ratio": "memory",
-    "macro-F1 loss (pp)": "loss against {}, pp",
-    "macro-F1 gain (pp)": "gain over TF-IDF, pp",
-    "macro-F1 spread (pp)": "spread of seeds, pp",
+    TIME: "time",
+    MEMORY: "memory",
+    LOSS: "loss against {}, pp",
+    GAIN: "gain over TF-IDF, pp",
+    SPREAD: "spread of seeds, pp",
 }
 SWEEP = "Run mechanisms with the same settings: python run.py -m attention=sdpa,performer,reformer seed=0,1,2"
 SHOWN = 3  # groups named in a sentence
@@ -77,7 +91,7 @@ def headline(board: DatasetResults, study: Study) -> Headline:
     failing = [verdict.group.label for verdict in judged if verdict.state == FAIL]
     reasons = [reason for verdict in judged if verdict.state == MISSING for reason in verdict.reasons]
     reason = max(sorted(set(reasons)), key=reasons.count) if reasons else ""
-    following = _next(reason, board, study.claims_for(done[0])[0])
+    following = _next(reason, board, study.limits(done[0])[0])
     if passing:
         also = [f"Also passing: {_listed([verdict.group.label for verdict in passing[1:]])}."] if passing[1:] else []
         text = f"{passing[0].group.label} passes: {_beside(passing[0])}."
@@ -94,30 +108,22 @@ def headline(board: DatasetResults, study: Study) -> Headline:
     return Headline(MISSING, f"No verdict yet: {reason or 'something was not measured'}.", (), following)
 
 
-def _costs(verdict: Verdict) -> list[tuple[str, float]]:
-    """(time or memory, ratio to the reference) of what was measured."""
-    group, other = verdict.group, verdict.reference_group
-    measures = {"time": "time_per_epoch", "memory": memory_measure(group.device.get("kind"))}
-    shares = {word: None if other is None else ratio(group, other, name) for word, name in measures.items()}
-    return [(word, share) for word, share in shares.items() if share is not None]
-
-
 def _saving(verdict: Verdict) -> tuple[Any, ...]:
     """For sorting: in whole percent the time and the memory beside the own reference; of equals the better one
     first."""
-    shares = dict(_costs(verdict))
-    costs = [round(100 * shares.get(word, float("inf")), 0) for word in ("time", "memory")]
+    shares = [verdict.numbers[name].value for name in (TIME, MEMORY)]
+    costs = [float("inf") if share is None else round(100 * share) for share in shares]
     return (*costs, -(verdict.group.stat("macro_f1").mean or 0.0), verdict.group.label)
 
 
 def _beside(verdict: Verdict) -> str:
     """`30 % less time, 8 % more memory, macro-F1 −0.60 pp against sdpa (n = 3)`, without a cost that is open."""
-    group, other = verdict.group, verdict.reference_group
-    numbers = [number for claim in verdict.claims for number in claim.measured]
-    open_ones = {number.name.removesuffix(" ratio") for number in numbers if number.state == UNDECIDED}
-    costs = [(word, share) for word, share in _costs(verdict) if word not in open_ones]
-    shares = [(round(100 * abs(1 - share)), "less" if share < 1 else "more", word) for word, share in costs]
-    told = [f"{percent} % {more} {word}" for percent, more, word in shares]
+    group, other, told = verdict.group, verdict.reference_group, []
+    for name in (TIME, MEMORY):
+        number = verdict.numbers[name]
+        if number.value is not None and number.state != UNDECIDED:
+            percent, more = round(100 * abs(1 - number.value)), "less" if number.value < 1 else "more"
+            told.append(f"{percent} % {more} {CLAIMED[name]}")
     gap = None if other is None else difference_pp(group, other, "validation")
     told += [] if gap is None else [f"macro-F1 {signed(gap)} pp"]
     return f"{', '.join(told)} against {verdict.reference} (n = {len(group.runs)})"
@@ -170,46 +176,37 @@ def matrix(board: DatasetResults, study: Study) -> Matrix:
 
 def _cell(name: str, verdict: Verdict, notes: list[str]) -> Cell:
     """One cell; what does not fit into it goes to `notes`, each text once."""
-    found = [(claim, number) for claim in verdict.claims for number in claim.measured if number.name == name]
-    if not found:
-        return Cell(_shown(name, _unclaimed(name, verdict)))
-    claim, number = min(found, key=lambda pair: pair[0].hindered)
+    number = verdict.numbers[name]
+    about = [claim for claim in verdict.claims if number in claim.measured]
+    if not about:
+        return Cell(_shown(number))
+    claim = min(about, key=lambda claim: claim.hindered)
     state = MISSING if claim.hindered else FAIL if claim.state == FAIL and claim.reason else number.state
     told = [claim.reason if claim.hindered or state == FAIL else number.reason]
     doubtful = number.told == OPEN and not number.undecided and state in (PASS, FAIL)
     if doubtful and number.interval:
         told.append(f"The interval of the {name.replace(' (pp)', '')} spans the limit: {number.interval.text} pp.")
-    if "ratio" in name:
+    if name in (TIME, MEMORY):
         told.append(claim.remark and f"Measured differently: {claim.remark}.")
         if number.bench_says.startswith("no"):
             told.append(f"mode=bench measured {number.bench:.2f}× ({number.bench_says}).")
     own = [text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text for text in told if text]
     notes += [text for text in own if text not in notes]
-    return Cell(
-        _shown(name, number.value), bound(number), state, tuple(notes.index(text) + 1 for text in own), doubtful
-    )
+    places = tuple(notes.index(text) + 1 for text in own)
+    return Cell(_shown(number), bound(number), state, places, doubtful)
 
 
-def _unclaimed(name: str, verdict: Verdict) -> float | None:
-    """The value of a claim that is not made for a group; of the reference nothing beside itself."""
-    group, other, baseline = verdict.group, verdict.reference_group, verdict.baseline
-    if "spread" in name:
-        stat = group.stat("macro_f1")
-        return None if stat.high is None or stat.low is None else 100 * (stat.high - stat.low)
-    if "gain" in name:
-        return None if baseline is None else difference_pp(group, baseline, "validation")
-    if other is None or other is group:
-        return None
-    return difference_pp(other, group, "validation") if "loss" in name else dict(_costs(verdict)).get(name[:-6])
-
-
-def _shown(name: str, value: float | None) -> str:
-    return NONE if value is None else f"{value + 0.0:.2f}{'×' if 'ratio' in name else ''}".replace("-", "−")
+def _shown(number: Measured) -> str:
+    if number.value is None:
+        return NONE
+    return f"{number.value + 0.0:.2f}{'×' if number.name in (TIME, MEMORY) else ''}".replace("-", "−")
 
 
 def bound(number: Measured) -> str:
     """`≤ 0.8×`: the limit of a number."""
-    return f"{'≤' if number.relation == '<=' else '≥'} {number.threshold:g}{'×' if 'ratio' in number.name else ''}"
+    return (
+        f"{'≤' if number.relation == '<=' else '≥'} {number.threshold:g}{'×' if number.name in (TIME, MEMORY) else ''}"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,19 +1,16 @@
-"""The main tables: results.csv a row per run, groups.csv a row per group, wnf.csv a row per number of a claim."""
+"""The main tables: results.csv a row per run, groups.csv a row per group, wnf.csv a row per number of a claim; and in
+short, for the page and the screen, the groups of a data set and the runs that did not complete."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from dataclasses import dataclass
-from typing import Any, Sequence
-
-from xcls.report.claims import SPLITS, Study, Verdict, difference_pp, strictest
-from xcls.report.groups import CHOICES, ENCODER, DatasetResults
+from xcls.report.claims import Study, Verdict
+from xcls.report.groups import CHOICES, ENCODER, DatasetResults, Group
 from xcls.report.intervals import Interval
-from xcls.report.load import final_status
+from xcls.report.load import Found, final_status
 from xcls.report.measures import MEASURES, class_count, cut_shares, is_cost, survived
-from xcls.runs.record import Record, is_guess, no_formula
+from xcls.report.references import SPLITS, difference_pp, ratio
+from xcls.report.table import NONE, Row, Table, amount, signed
+from xcls.runs.record import Record, is_guess
 
 FIRST = """
     run mode status cause dataset attention position size seq_len seed batch_size dtype device params macro_f1
@@ -35,44 +32,6 @@ OF_CLAIM = """
     split PASS_WNF claim claim_state measured value relation threshold margin state reason interval_low
     interval_high interval_says bench bench_agrees examples drawn no_interval measured_differently
 """.split()
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as data, one CSV file. Values are plain: text, numbers, booleans, None."""
-
-    name: str  # of the file `<name>.csv`
-    title: str  # the heading on the page
-    rows: Sequence[Row]
-    columns: Sequence[str] = ()  # their order; where it is not given, the order in which the rows bring them
-
-    @property
-    def header(self) -> list[str]:
-        """The columns in order."""
-        return list(self.columns) or list(dict.fromkeys(name for row in self.rows for name in row))
-
-    @property
-    def csv(self) -> str:
-        """CSV text, missing values empty; the same rows give the same bytes."""
-        out, header = io.StringIO(), self.header
-        lines: list[list[Any]] = [header, *([row.get(column) for column in header] for row in self.rows)]
-        csv.writer(out, lineterminator="\n").writerows([_cell(value) for value in line] for line in lines)
-        return out.getvalue()
-
-    def where(self, wanted: Row) -> Table:
-        """The rows that have these values, and the columns that hold anything there, without those of `wanted`."""
-        rows = [row for row in self.rows if all(row.get(name) == value for name, value in wanted.items())]
-        told = [name for name in self.header if name not in wanted and any(_cell(row.get(name)) for row in rows)]
-        return Table(self.name, self.title, rows, told)
-
-
-def _cell(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return no_formula(value or "")
-    if isinstance(value, float):
-        return "" if value != value else repr(value)
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)  # true, [0, 1], 12
 
 
 def main_tables(study: Study) -> list[Table]:
@@ -139,12 +98,12 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 def group_rows(study: Study, states: dict[str, dict[str, str]]) -> list[Row]:
     """A row per group with best, mean, standard deviation and n of every measure, of costs the median too."""
-    baseline_of = {group.id: strictest(board.baselines) for board in study.boards for group in board.groups}
-    ranked = [group.id for board in study.boards for group in [*board.groups, *board.baselines]]
-    place = {name: number for number, name in enumerate(ranked)}
+    board_of = {group.id: board for board in study.boards for group in board.every}
+    place = {name: number for number, name in enumerate(board_of)}
     rows = []
     for group in sorted(study.groups, key=lambda group: (place.get(group.id, len(place)), group.label, group.id)):
-        baseline, state = baseline_of.get(group.id), states.get(group.id, {})
+        encoder, state = group.record.mode != "baseline", states.get(group.id, {})
+        baseline = board_of[group.id].baseline if encoder and group.id in board_of else None
         row = {**_traits(group.record), **{name: group.device.get(name) for name in SETTINGS}}
         row |= {"group": group.id, "label": group.label, "data": group.key["data"], "rank": group.rank}
         row |= {"n": len(group.runs), "seeds": " ".join(map(str, group.seeds)), "not_completed": len(group.others)}
@@ -178,7 +137,7 @@ def interval_cells(interval: Interval | None) -> Row:
 
 
 def _claims_of(verdict: Verdict, board: DatasetResults) -> list[Row]:
-    group, reference, baseline = verdict.group, verdict.reference_group, verdict.baseline
+    group, reference, baseline = verdict.group, verdict.reference_group, board.baseline
     row: Row = {"group": group.id, "label": group.label, "dataset": board.name, "attention": group.attention}
     row |= {"seq_len": group.record.seq_len, "n": len(group.runs), "PASS_WNF": verdict.state}
     row |= {"reference": verdict.reference, "split": verdict.split, "reason": verdict.reason}
@@ -196,3 +155,69 @@ def _claims_of(verdict: Verdict, board: DatasetResults) -> list[Row]:
             own["measured_differently"] = (claim.remark or None) if "ratio" in number.name else None
             rows.append({**row, **own})
     return rows or [row]
+
+
+def comparison(board: DatasetResults, study: Study) -> Table:
+    """The groups in the order of their rank, then the baselines; costs beside those of the reference."""
+    first, rows = study.references[0], list[Row]()
+    for group in board.groups:
+        other, _ = study.reference(group, board, first)
+        states = [study.verdict(group, board, first, split).state for split in SPLITS]
+        rows.append(
+            {
+                "mechanism": group.label,
+                "PASS_WNF": states[0],
+                "PASS_WNF_TEST": states[1],
+                "n": len(group.runs),
+                "macro-F1 validation": group.stat("macro_f1").text,
+                "macro-F1 test": group.stat("test_macro_f1").text,
+                f"vs {first}, pp": _gap(group, other, board, study),
+                "vs baseline, pp": _gap(group, board.baseline, board, study),
+                "time/epoch, s": _with_ratio(group, other, group.costs["time"]),
+                "tokens/s": amount(group.stat("tokens_per_s").middle),
+                "memory, MiB": _with_ratio(group, other, group.costs["memory"]),
+            }
+        )
+    for group in board.baselines:
+        default, tuned = group.stat("macro_f1").mean, group.stat("tuned_macro_f1").mean
+        rows.append(_baseline_row(group, ""))
+        if tuned is not None and default is not None:
+            rows.append(_baseline_row(group, "tuned_", signed((tuned - default) * 100)))
+    return Table("groups", f"The groups on {board.name}, ranked by {study.settings.rank_by}, then the baseline.", rows)
+
+
+def _baseline_row(group: Group, kind: str, gap: str = NONE) -> Row:
+    """The baseline as the claims use it, or, of the kind `tuned_`, the one tuned on validation."""
+    seconds = group.stat(f"{kind}train_seconds").middle
+    return {
+        "mechanism": group.label + (", tuned" if kind else ""),
+        **dict.fromkeys(("PASS_WNF", "PASS_WNF_TEST"), ""),
+        "n": len(group.runs),
+        "macro-F1 validation": group.stat(f"{kind}macro_f1").text,
+        "macro-F1 test": group.stat(f"{kind}test_macro_f1").text,
+        "vs baseline, pp": gap,
+        "time/epoch, s": NONE if seconds is None else f"{amount(seconds)} in all",
+    }
+
+
+def _gap(group: Group, other: Group | None, board: DatasetResults, study: Study) -> str:
+    """The difference of validation macro-F1 in percentage points, with its interval in brackets."""
+    if other is None or other is group:
+        return NONE
+    around = study.differences.between(group, other, board, "validation").text
+    return signed(difference_pp(group, other, "validation")) + (f" ({around})" if around else "")
+
+
+def _with_ratio(group: Group, other: Group | None, name: str) -> str:
+    """The median of a cost, and in brackets its ratio to the reference."""
+    middle = group.stat(name).middle
+    share = ratio(group, other, name) if other is not None and other is not group else None
+    return amount(middle) + (f" ({share:.2f}×)" if share is not None else "")
+
+
+def unfinished(found: Found) -> Table:
+    """Every run that did not complete, with its cause and folder; then the records that cannot be read."""
+    lost = [(run.record.run, *final_status(run), run.place) for run in found.runs if run.record.status != "completed"]
+    lost += [("", "unreadable", reason, place) for place, reason in found.unreadable]
+    title = "Every run that did not complete, every record that cannot be used. They are in no mean and no ranking."
+    return Table("results", title, [dict(zip(("run", "status", "cause", "folder"), cells)) for cells in lost])

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Sequence
 
-from xcls.config.schema import UserError, flatten
+from xcls.config.schema import UserError
 from xcls.report.bench import benches_beside, crossovers, sentence
 from xcls.report.claims import Study
 from xcls.report.comparisons import further_tables
-from xcls.report.groups import Group, group_runs, results_by_dataset
-from xcls.report.intervals import Differences
+from xcls.report.groups import MACRO_F1, DatasetResults, group_runs, results_by_dataset
 from xcls.report.load import Found, collect, shown
 from xcls.report.page import page
 from xcls.report.plots import MOST_BOARDS, Plot, draw
-from xcls.report.settings import Claims, Settings, check, claims_from, cli_overrides, inside, key_of
-from xcls.report.tables import main_tables
-from xcls.report.text import best_runs, printed
+from xcls.report.settings import Settings, check, cli_overrides, inside, key_of, quoted
+from xcls.report.summary import headline
+from xcls.report.tables import comparison, main_tables, unfinished
 from xcls.runs.record import write_atomic
 from xcls.runs.reproduce import read_patch, script
 
+MOST_PRINTED_BOARDS, MOST_PRINTED = 3, 8  # data sets, and rows of all their tables together, two of each at least
 # What an earlier report may have drawn.
 OWN_PLOTS = "quality_vs_* seeds-* cost_vs_length-* learning-* confusion-* pretraining* bench-* step-*".split()
 
@@ -67,12 +68,8 @@ def make_study(settings: Settings, *, typed: Sequence[str] = (), root: Path) -> 
         none = f"runs: no record.json under {', '.join(settings.runs)}."
         raise UserError(f"{none} Make some first: python run.py --help{unread}")
     groups = group_runs(found)
-    differences = Differences(settings=settings.intervals, references=claims.references)
     boards, benches = results_by_dataset(groups, settings.rank_by), benches_beside(found.benches, root)
-    settings = replace(settings, claims=claims)
-    return Study(
-        settings, found, groups, boards, claims_for(claims, own_claims), claims.references, differences, benches
-    )
+    return Study(replace(settings, claims=claims), found, groups, boards, benches, own_claims)
 
 
 def remarks(study: Study) -> list[str]:
@@ -87,27 +84,43 @@ def remarks(study: Study) -> list[str]:
     return notes
 
 
-def claims_for(claims: Claims, typed: Sequence[str]) -> Callable[[Group], tuple[Claims, str]]:
-    """The thresholds of a group: the report's, over them its experiment's `claims`, over these what was typed."""
-    report: dict[str, Any] = flatten(asdict(claims))
+def printed(study: Study, findings: Sequence[str], page: str, best: Sequence[tuple[str, str]]) -> str:
+    """The text for stdout. findings: sentences; page: its path."""
+    names = sorted({run.record.study for run in study.found.runs if run.record.study})
+    blocks, following, boards = names[:MOST_PRINTED_BOARDS], [], study.boards
+    most = max(2, MOST_PRINTED // max(1, min(len(boards), MOST_PRINTED_BOARDS)))
+    for board in boards[:MOST_PRINTED_BOARDS]:
+        told = headline(board, study)
+        following += [f"Next: {told.next}"] if told.next else []
+        table = comparison(board, study)
+        kept = [*table.rows[: min(most, len(board.groups))], *table.rows[len(board.groups) :]]
+        more = len(table.rows) - len(kept)
+        left = f"\n… {more} more groups in groups.csv" if more else ""
+        blocks += [f"{board.name}: {told.text}", replace(table, rows=kept).markdown + left]
+    lost = len(unfinished(study.found).rows)
+    also = [f"{len(boards) - MOST_PRINTED_BOARDS} more data sets"] if len(boards) > MOST_PRINTED_BOARDS else []
+    also += [f"{lost} runs that did not complete, with their causes"] if lost else []
+    last = [f"{len(study.found.runs)} runs. The page: {page}" + (f" (also: {'; '.join(also)})" if also else "")]
+    text = "\n\n".join([*blocks, *findings, "\n".join([*last, *dict.fromkeys(following)])]) + "\n"
+    return text + "".join(f"\n{about}\n\n    {command}\n" for about, command in best)
 
-    def of(group: Group) -> tuple[Claims, str]:
-        """The thresholds of one group, and what is wrong with them."""
-        configs = [run.record.config.items() for run in group.runs]
-        own = [{key[7:]: value for key, value in config if key.startswith("claims.")} for config in configs]
-        if any(other != own[0] for other in own):
-            return claims, "its runs state different claims"
-        stated = {
-            key: value
-            for key, value in (own[0] if own else {}).items()
-            if not any(not node or f"{key}.".startswith(f"{node}.") for node in typed)
-        }
-        try:
-            return claims_from({**report, **stated}), ""
-        except UserError as error:
-            return claims, f"in its own configuration: {error}"
 
-    return of
+def best_runs(boards: Sequence[DatasetResults]) -> list[tuple[str, str]]:
+    """(the run, the command that predicts with it) of the best run on each data set by validation macro-F1.
+
+    Only fine-tuned runs whose best checkpoint is there, and only those that learned something.
+    """
+    found = []
+    for board in boards:
+        groups = [group for group in board.groups if not group.learned_nothing]
+        runs = [run for group in groups for run in group.runs if (run.folder / "ckpt_best.pt").is_file()]
+        scored = [(score, run.place) for run in runs if (score := MACRO_F1.of(run.record)) is not None]
+        if scored:
+            score, place = max(scored)
+            text = f"The best run on {board.name} by macro-F1 on validation ({score:.3f}) is {place}. Predict with it:"
+            words = ["python", "run.py", "mode=predict", f"exp={quoted(place)}", "input=new.csv", "output=out.csv"]
+            found.append((text, shlex.join(words)))
+    return found
 
 
 def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
