@@ -1,4 +1,4 @@
-"""Which runs are alike: groups over seeds, the data sets whose rows they saw, their ranks and their short names."""
+"""Which runs are alike: groups over seeds, the data sets whose rows they saw, and their ranks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, Sequence
 
 import pandas as pd
 
+from xcls.report.labels import name_groups
 from xcls.report.load import Found, Run
 from xcls.report.measures import CONDITIONS, MEASURES, Measure, class_count, conditions, is_cost, memory_measure, slug
 from xcls.report.table import NONE
@@ -22,7 +23,6 @@ from xcls.runs.record import Record, is_guess
 
 BROKE_DOWN = re.compile(r"\b(nan|inf|oom)\b|not finite|non-?finite|out[ -]of[ -]memory|OutOfMemory", re.IGNORECASE)
 MACRO_F1 = MEASURES["macro_f1"]
-BASELINE = "TF-IDF + LogReg"
 CHOICES = ("dataset", "attention", "position", "size", "tokenizer")  # the choices that name a run
 DEVICE = ("kind", "name", "dtype", "compile", "micro_batch", "micro_tokens", "gradient_checkpointing", "threads")
 # Names, places and switches that shape no result; the seeds; and the mode, which is in the record itself.
@@ -40,7 +40,6 @@ OF_MODE = {
     "baseline": "baseline",
 }
 ENCODER = ("attention.", "position.", "size.", "tokenizer.", "seq_len")
-MOST_PARTS = 5  # of a label beyond its first words; more are replaced by the group's id
 
 
 @dataclass(frozen=True)
@@ -250,7 +249,7 @@ def group_runs(found: Found) -> list[Group]:
             _attach(run, found, ordered)
     ordered.sort(key=lambda group: (group.record.mode, str(group.key.get("choice.dataset")), group.id))
     for mode in ("baseline", "finetune", "pretrain"):
-        _name([group for group in ordered if group.record.mode == mode])
+        name_groups([group for group in ordered if group.record.mode == mode])
     return ordered
 
 
@@ -322,36 +321,3 @@ def _rank(board: DatasetResults, rank_by: str) -> None:
         group.rank = rank
     order = {g.id: math.inf if v is None else v if low else -v for g, v in zip(board.groups, values)}
     board.groups.sort(key=lambda group: (order[group.id], group.label, group.id))
-
-
-def _name(groups: list[Group]) -> None:
-    """Sets the labels of the groups of one mode: the mechanism, then data, position, size … where these differ, then
-    whatever else does."""
-    traits = [_traits(group) for group in groups]
-    told = [place for place, column in enumerate(zip(*traits)) if place == 0 or len(set(column)) > 1]
-    alike: dict[str, list[Group]] = {}
-    for group, words in zip(groups, traits):
-        alike.setdefault(" ".join(words[place] for place in told), []).append(group)
-    for first, same in alike.items():
-        flats = [{**group.key, **{f"device.{name}": value for name, value in group.device.items()}} for group in same]
-        names = sorted({name for flat in flats for name in flat})
-        varying = [name for name in names if len({repr(flat.get(name)) for flat in flats}) > 1]
-        leaves = Counter(name.rpartition(".")[2] for name in varying)
-        for group, flat in zip(same, flats):
-            tail = []
-            for name in varying:
-                leaf = name.rpartition(".")[2]
-                tail.append(f"{leaf if leaves[leaf] == 1 else name}={str(flat.get(name))[:24]}")
-            group.label = " ".join([first, *(tail if len(tail) <= MOST_PARTS else [group.id])])
-
-
-def _traits(group: Group) -> list[str]:
-    """The mechanism, and what may follow it in a label."""
-    record, device = group.record, group.device
-    choices = [str(record.choices.get(name)) for name in ("dataset", "position", "size", "tokenizer")]
-    if record.mode == "baseline":
-        return [BASELINE, choices[0]]
-    mechanism = str(record.choices.get("attention") or group.attention)
-    origin = "scratch" if record.pretrain is None else "pretrained"
-    place = [str(device.get("dtype") or ""), str(device.get("name") or device.get("kind") or "")]
-    return [mechanism, *choices, f"n{record.seq_len}", origin, *place]

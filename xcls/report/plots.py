@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from xcls.report.claims import Study
-from xcls.report.groups import BASELINE, DatasetResults, Group
+from xcls.report.groups import DatasetResults, Group
+from xcls.report.labels import BASELINE
 from xcls.report.load import Bench, Run
 from xcls.report.measures import MEASURES, memory_measure, number, slug
 
