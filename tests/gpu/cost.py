@@ -22,7 +22,6 @@ import collections
 import functools
 import itertools
 import math
-import operator
 import re
 import shlex
 import sys
@@ -443,8 +442,7 @@ def table(arguments: argparse.Namespace) -> str:
             row[f"{key}, ms (×)"] = f"{1e3 * seconds:.1f} ({seconds / least:.2f})" if card.kind == kind else "–"
         rows.append(row)
         places += [f"\n{name}, {row['dtype']}:", *_where(traced)] if arguments.where else []
-    columns: list[Any] = [(key, operator.itemgetter(key)) for key in rows[0]]
-    return "\n".join([markdown(columns, rows), *places])
+    return "\n".join([markdown(rows), *places])
 
 
 def _where(traced: Trace) -> Iterator[str]:

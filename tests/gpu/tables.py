@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable
 
-from xcls.bench.table import Column, markdown, number
+from xcls.bench.table import NONE, markdown, number
 
 MARK = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Found = dict[str, Any]
@@ -30,48 +30,42 @@ def steps(found: Found) -> str:
     """Forward and backward pass of a classifier, beside sdpa of the same shape and dtype."""
     rows = [row for row in entries(found, "step") if "ms" in row]
     first = {(row["batch"], row["tokens"], row["dtype"]): row for row in rows if row["attention"] == "sdpa"}
-
-    def shown(key: str) -> Callable[[Found], str]:
-        return lambda row: number(row[key])
-
-    def beside(key: str) -> Callable[[Found], str]:
-        return lambda row: (
-            number(row[key] / other[key]) if (other := first.get((row["batch"], row["tokens"], row["dtype"]))) else "–"
-        )
-
-    columns: list[Column] = [
-        ("mechanism", lambda row: row["attention"]),
-        ("batch × tokens", lambda row: f"{row['batch']} × {row['tokens']:,}"),
-        ("dtype", lambda row: row["dtype"]),
-        ("ms", shown("ms")),
-        ("× sdpa", beside("ms")),
-        ("host, ms", shown("host_ms")),
-        ("card busy, ms", shown("busy_ms")),
-        ("kernels", shown("kernels")),
-        ("waits", lambda row: str(row["waits"])),
-        ("peak, MiB", shown("peak_MiB")),
-        ("memory × sdpa", beside("peak_MiB")),
-    ]
-    return markdown(columns, rows) if rows else ""
+    lines = []
+    for row in rows:
+        sdpa = first.get((row["batch"], row["tokens"], row["dtype"]))
+        line = {
+            "mechanism": row["attention"],
+            "batch × tokens": f"{row['batch']} × {row['tokens']:,}",
+            "dtype": row["dtype"],
+            "ms": number(row["ms"]),
+            "× sdpa": number(row["ms"] / sdpa["ms"]) if sdpa else NONE,
+            "host, ms": number(row["host_ms"]),
+            "card busy, ms": number(row["busy_ms"]),
+            "kernels": number(row["kernels"]),
+            "waits": str(row["waits"]),
+            "peak, MiB": number(row["peak_MiB"]),
+            "memory × sdpa": number(row["peak_MiB"] / sdpa["peak_MiB"]) if sdpa else NONE,
+        }
+        lines.append(line)
+    return markdown(lines) if lines else ""
 
 
 def repeats(found: Found) -> str:
     """By mechanism and dtype: the largest error of output and gradients, and whether all of them repeat to the bit."""
-    rows = entries(found, "errors")
 
-    def cell(dtype: str) -> Callable[[Found], str]:
-        def show(row: Found) -> str:
-            if dtype not in row:
-                return "failed" if "failed" in row else "–"
-            told = row[dtype]
-            again = "repeats" if all(told["repeats"]) else "output repeats" if told["repeats"][0] else "does not repeat"
-            return f"{number(max(told['errors']))}, {again}" if told["finite"] else "not finite"
+    def cell(row: Found, dtype: str) -> str:
+        if dtype not in row:
+            return "failed" if "failed" in row else NONE
+        told = row[dtype]
+        again = "repeats" if all(told["repeats"]) else "output repeats" if told["repeats"][0] else "does not repeat"
+        return f"{number(max(told['errors']))}, {again}" if told["finite"] else "not finite"
 
-        return show
-
-    columns: list[Column] = [("mechanism", lambda row: row["attention"]), ("tokens", lambda row: str(row["tokens"]))]
-    columns += [(dtype, cell(dtype)) for dtype in ("fp32", "bf16", "fp16")]
-    return markdown(columns, rows) if rows else ""
+    lines = [
+        {"mechanism": row["attention"], "tokens": str(row["tokens"])}
+        | {dtype: cell(row, dtype) for dtype in ("fp32", "bf16", "fp16")}
+        for row in entries(found, "errors")
+    ]
+    return markdown(lines) if lines else ""
 
 
 TABLES: dict[str, Callable[[Found], str]] = {"steps": steps, "repeats": repeats}

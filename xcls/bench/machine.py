@@ -49,19 +49,6 @@ def synchronizer(device: str) -> Callable[[], None]:
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
-def marker(device: str) -> Callable[[], torch.cuda.Event] | None:
-    """What marks a moment in the device's work; None on a CPU, which does what it is told at once."""
-    if device != "cuda":
-        return None
-
-    def mark() -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    return mark
-
-
 def _quickest(call: Callable[[], Any], device: str, seconds: float) -> float:
     """The shortest of the times of `call` within so many seconds, after two calls to warm up."""
     wait, best, began = synchronizer(device), float("inf"), time.perf_counter()
@@ -78,24 +65,20 @@ def _quickest(call: Callable[[], Any], device: str, seconds: float) -> float:
 
 
 @torch.no_grad()
-def matmul_rate(dtype: str, device: str, *, seconds: float = 0.5, side: int | None = None) -> float:
-    """Operations a second in a product of large square matrices of the dtype: the arithmetic peak in practice."""
-    side = side or SIDE[device]
-    a, b = (torch.randn(side, side, device=device, dtype=DTYPES[dtype]) for _ in range(2))
-    return 2.0 * side**3 / _quickest(lambda: a @ b, device, seconds)
-
-
-@torch.no_grad()
-def copy_rate(device: str, *, seconds: float = 0.3, size: int | None = None) -> float:
-    """Bytes a second, read and written, in a copy of a large buffer."""
-    source = torch.ones((size or COPIED[device]) // 4, device=device)
-    target = torch.empty_like(source)
-    return 2.0 * source.numel() * 4 / _quickest(lambda: target.copy_(source), device, seconds)
-
-
 def measure_rates(connection: Any, *, dtype: str, device: str) -> dict[str, float]:
-    """A task of worker.py: both rates."""
-    return {"flops_per_s": matmul_rate(dtype, device), "bytes_per_s": copy_rate(device)}
+    """A task of worker.py: what the machine reaches in practice.
+
+    Operations a second in a product of large square matrices of the dtype; bytes a second, read and written, in a copy
+    of a large buffer.
+    """
+    side = SIDE[device]
+    a, b = (torch.randn(side, side, device=device, dtype=DTYPES[dtype]) for _ in range(2))
+    source = torch.ones(COPIED[device] // 4, device=device)
+    target = torch.empty_like(source)
+    return {
+        "flops_per_s": 2.0 * side**3 / _quickest(lambda: a @ b, device, 0.5),
+        "bytes_per_s": 2.0 * source.numel() * 4 / _quickest(lambda: target.copy_(source), device, 0.3),
+    }
 
 
 def counter() -> FlopCounterMode:

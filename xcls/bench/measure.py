@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from xcls.bench.cases import MEASURES, Case, build, work_of
-from xcls.bench.machine import counted, marker, synchronizer
+from xcls.bench.machine import counted, synchronizer
 from xcls.bench.timing import LONG, Series, Timer, interleave
 from xcls.bench.worker import cause_of
 from xcls.train.amp import allow_graphs
@@ -79,8 +79,7 @@ def measure_time(
             built[place] = _series(case, found[place], brief)
         except Exception as error:
             found[place] = {"cause": cause_of(error)}
-    places, device = list(built), cases[0].device
-    timer = Timer(wait=synchronizer(device), mark=marker(device))
+    places, timer = list(built), Timer(cases[0].device)
     limits: dict[str, Any] = {"rounds": rounds, "least": least_rounds, "seconds": seconds}
     interleave(list(built.values()), timer, **limits, begin=lambda number: connection.send(("at", places[number])))
     for place, series in built.items():

@@ -14,7 +14,6 @@ import json
 import re
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -24,19 +23,18 @@ from xcls.bench.results import FAILED, Row
 BENCHES = Path("multirun/bench")
 MARK = re.compile(r"(<!-- table: (\w+) of ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NONE = "–"
-Column = tuple[str, Callable[[Row], str]]
+Line = dict[str, str]  # name of a column -> what stands there
 
 
-def number(value: Any, digits: int = 3) -> str:
+def number(value: float | None) -> str:
     """Three significant digits, without exponent, a dash for nothing."""
-    if value is None or value == "":
+    if value is None:
         return NONE
-    value = float(value)
-    if value == 0 or abs(value) < 1e-9:
+    if abs(value) < 1e-9:
         return "0"
-    if abs(value) >= 10 ** (digits - 1):
+    if abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.{digits}g}" if abs(value) >= 1e-3 else f"{value:.1e}"
+    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}"
 
 
 def shown(row: Row, key: str) -> str:
@@ -44,14 +42,10 @@ def shown(row: Row, key: str) -> str:
     value, stem = row.get(key), key.removesuffix("_ms")
     if value in (None, ""):
         return NONE
-    if not isinstance(value, float):
-        return (
-            f"{value:,}"
-            if type(value) is int and value < 10**6
-            else f"{value:.3g}"
-            if type(value) is int
-            else str(value)
-        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}" if value < 10**6 else f"{value:.3g}"
     if key.endswith(("share", "share_of_peak", "mfu")):
         return f"{value:.1%}"
     ends = [row.get(key.replace(stem, f"{stem}_{end}", 1)) for end in ("min", "max")]
@@ -59,26 +53,30 @@ def shown(row: Row, key: str) -> str:
     return (number(value) if value < 1e6 else f"{value:.3g}") + (f" ({'…'.join(told)})" if told else "")
 
 
-def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """A table with aligned columns; those that are empty in every row are left out."""
-    cells = [[name for name, _ in columns], *([show(row) for _, show in columns] for row in rows)]
-    kept = [place for place in range(len(columns)) if any(line[place] != NONE for line in cells[1:])]
-    cells = [[line[place].replace("|", "\\|") for place in kept] for line in cells]
-    widths = [max(len(line[place]) for line in cells) for place in range(len(kept))]
-
-    def joined(line: list[str]) -> str:
-        first, *others = zip(line, widths)
-        return f"| {' | '.join([first[0].ljust(first[1]), *(word.rjust(width) for word, width in others)])} |"
-
-    rule = "|" + "|".join("-" * (w + 1) + ("-" if p == 0 else ":") for p, w in enumerate(widths)) + "|"
-    return "\n".join([joined(cells[0]), rule, *map(joined, cells[1:])])
+def markdown(lines: Sequence[Line]) -> str:
+    """A table with aligned columns; those that are empty in every line are left out."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    columns = [[name, *(line.get(name, NONE) for line in lines)] for name in names]
+    columns = [[cell.replace("|", "\\|") for cell in column] for column in columns if set(column[1:]) != {NONE}]
+    widths = [max(map(len, column)) for column in columns]
+    told = [
+        [cell.rjust(width) if place else cell.ljust(width) for cell in column]
+        for place, (column, width) in enumerate(zip(columns, widths))
+    ]
+    head, *others = (f"| {' | '.join(cells)} |" for cells in zip(*told))
+    rule = "|" + "|".join("-" * (width + 1) + (":" if place else "-") for place, width in enumerate(widths)) + "|"
+    return "\n".join([head, rule, *others])
 
 
 WHERE = "mechanism part position seq_len batch dtype"
-COSTS = f"{WHERE} inference_ms forward_ms training_ms host_ms device_ms training_ms_vs_* training_MiB training_MiB_vs_*"
-COSTS += " rival rounds compile_s path cause"
-WORK = f"{WHERE} training_flops training_flops_counted training_bytes training_share_of_peak training_bound_ms"
-WORK += " training_ms training_times_bound"
+COSTS = (
+    f"{WHERE} inference_ms forward_ms training_ms host_ms device_ms training_ms_vs_* training_MiB training_MiB_vs_*"
+    " rival rounds compile_s path cause"
+)
+WORK = (
+    f"{WHERE} training_flops training_flops_counted training_bytes training_share_of_peak training_bound_ms"
+    " training_ms training_times_bound"
+)
 ERRORS = (
     f"{WHERE} error_mean error_std error_by_layer error_of_mean error_reference error_draws trained_attention cause"
 )
@@ -87,8 +85,8 @@ GROWTH = (
 )
 TRAININGS = (
     "stage contender position dtype group_by_length tokens_per_s vs_transformers padding_share step_ms memory_MiB"
+    " parameters flops_per_token share_of_peak mfu rounds cause"
 )
-TRAININGS += " parameters flops_per_token share_of_peak mfu rounds cause"
 
 
 @dataclass(frozen=True)
@@ -99,27 +97,29 @@ class Table:
     columns: str
     title: str = ""
 
+    def lines(self, rows: Sequence[Row]) -> list[Line]:
+        """A line for each of `rows`."""
+        there = dict.fromkeys(key for row in rows for key in row)
+        keys = [key for pattern in self.columns.split() for key in fnmatch.filter(there, pattern)]
+        return [{key: shown(row, key) for key in keys} for row in rows]
+
     def text(self, rows: Sequence[Row]) -> str:
         """The table of those of `rows` that belong to it; '' without any."""
         own = [row for row in rows if self.wanted(row)]
-        there = dict.fromkeys(key for row in own for key in row)
-        keys = [key for pattern in self.columns.split() for key in fnmatch.filter(there, pattern)]
-        return markdown([(key, partial(shown, key=key)) for key in keys], own) if own else ""
+        return markdown(self.lines(own)) if own else ""
 
 
 class Places(Table):
-    """Peak memory of a training step and, in brackets, of inference: a row for each mechanism, a column a position."""
+    """Peak memory of a training step and, in brackets, of inference: a line for each mechanism, a column a position."""
 
-    def text(self, rows: Sequence[Row]) -> str:
-        """The table of steps."""
-        lines: dict[str, dict[str, str]] = {}
+    def lines(self, rows: Sequence[Row]) -> list[Line]:
+        """A line for each mechanism."""
+        lines: dict[str, Line] = {}
         for row in rows:
-            if self.wanted(row):
-                trained = row["cause"] if row["status"] == FAILED else number(row.get("training_MiB"))
-                told = f"{trained} ({number(row.get('inference_MiB'))})"
-                lines.setdefault(row["mechanism"], {"mechanism": row["mechanism"]})[row["position"]] = told
-        keys = dict.fromkeys(key for line in lines.values() for key in line)
-        return markdown([(key, partial(shown, key=key)) for key in keys], list(lines.values()))
+            trained = row["cause"] if row["status"] == FAILED else number(row.get("training_MiB"))
+            line = lines.setdefault(row["mechanism"], {"mechanism": row["mechanism"]})
+            line[row["position"]] = f"{trained} ({number(row.get('inference_MiB'))})"
+        return list(lines.values())
 
 
 def _has(key: str, *values: str) -> Callable[[Row], Any]:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Callable, Sequence
 
+import torch
+
+from xcls.bench.machine import synchronizer
 from xcls.bench.worker import cause_of
 from xcls.train.faults import free_memory
 
@@ -60,25 +63,33 @@ class Series:
         return found
 
 
-@dataclass(frozen=True)
 class Timer:
-    """How one call is timed. mark(): marks a moment in the work of a device that goes on beside the host, as
-    torch.cuda.Event does; None where there is no such device."""
+    """How one call is timed on a device. A GPU goes on beside the host: the times of both are told apart."""
 
-    wait: Callable[[], None]
-    clock: Callable[[], float] = time.perf_counter
-    mark: Callable[[], Any] | None = None
+    def __init__(self, device: str) -> None:
+        """device: 'cpu' or 'cuda'."""
+        self.wait = synchronizer(device)
+        self.is_gpu = device == "cuda"
+
+    def clock(self) -> float:
+        """Seconds."""
+        return time.perf_counter()
+
+    def mark(self) -> torch.cuda.Event | None:
+        """Marks a moment in the device's work; None on a CPU, which does what it is told at once."""
+        event = torch.cuda.Event(enable_timing=True) if self.is_gpu else None
+        if event is not None:
+            event.record()
+        return event
 
     def sample(self, call: Callable[[], Any], calls: int) -> tuple[float, float | None, float | None]:
         """Seconds of one call, in all, of the host and of the device: the mean over `calls`, the device waited for on
         both sides."""
         self.wait()
-        first = self.mark() if self.mark else None
-        start = self.clock()
+        first, start = self.mark(), self.clock()
         for _ in range(calls):
             call()
-        launched = self.clock()
-        last = self.mark() if self.mark else None
+        launched, last = self.clock(), self.mark()
         self.wait()
         seconds = (self.clock() - start) / calls
         if first is None or last is None:
