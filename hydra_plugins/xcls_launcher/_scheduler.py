@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from hydra_plugins.xcls_launcher._devices import CPU, Lease, take
@@ -20,42 +20,22 @@ TICK = 0.25  # seconds between two looks at the jobs, and at what other sweeps h
 START = Path(__file__).with_name("_start.py")
 
 
-@dataclass(frozen=True)
-class Machine:
-    """The places for jobs. `named`: the user named the devices, so every job except a baseline takes one."""
+class LocalScheduler:
+    """Runs the jobs of one sweep to their end."""
 
-    devices: list[str]
-    named: bool = False
-    jobs_per_gpu: int = 1
-    jobs: int = 1  # at a time on the CPU
+    def __init__(
+        self, *, sweep: Sweep, devices: list[str], named: bool, jobs_per_gpu: int, jobs: int, grace_s: float
+    ) -> None:
+        """named: the user named the devices, so every job except a baseline takes one; jobs: at a time on the CPU;
+        grace_s: seconds that a stopped job has to save."""
+        self.sweep, self.progress, self.grace_s = sweep, Progress(sweep), grace_s
+        self.devices, self.named, self.jobs_per_gpu, self.jobs = devices, named, jobs_per_gpu, jobs
+        self.running: dict[Job, subprocess.Popen[bytes]] = {}
+        self.on_devices = any(self._wants_device(job) for job in sweep.jobs)
 
-    def wants_device(self, job: Job) -> bool:
+    def _wants_device(self, job: Job) -> bool:
         """Whether `job` takes a device; else it runs on the CPU."""
         return bool(self.devices) and job.spec.kind != "baseline" and (self.named or job.spec.gpu)
-
-
-@dataclass
-class RunningJob:
-    """A job and its process."""
-
-    job: Job
-    process: subprocess.Popen[bytes]
-
-    def kill(self) -> None:
-        """Ends the process and all that it has started, at once."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass  # nothing is left of it
-
-
-class LocalScheduler:
-    """Runs the jobs of one sweep to their end. `grace_s`: seconds that a stopped job has to save."""
-
-    def __init__(self, *, sweep: Sweep, machine: Machine, progress: Progress, grace_s: float) -> None:
-        self.sweep, self.machine, self.progress, self.grace_s = sweep, machine, progress, grace_s
-        self.running: list[RunningJob] = []
-        self.on_devices = any(machine.wants_device(job) for job in sweep.jobs)
 
     def run(self) -> int:
         """Runs every waiting job; gives 0, or the number of the signal that ended it early."""
@@ -78,31 +58,32 @@ class LocalScheduler:
     def _wait(self) -> None:
         """Waits a moment, then takes note of the jobs that have ended."""
         time.sleep(TICK)
-        for running in [running for running in self.running if running.process.poll() is not None]:
-            self.running.remove(running)
-            running.kill()  # what the job has left behind, such as workers of its data loader
-            code = running.process.returncode
-            self.sweep.end(running.job, code if code >= 0 else 128 - code)
-            self.progress.ended(running.job)
+        for job, process in list(self.running.items()):
+            code = process.poll()
+            if code is not None:
+                del self.running[job]
+                _kill(process)  # what the job has left behind, such as workers of its data loader
+                self.sweep.end(job, code if code >= 0 else 128 - code)
+                self.progress.ended(job)
         self.progress.tick()
 
     def _stop(self) -> None:
         """Asks every job to save and leave; kills those that have not after `grace_s`, or at a second signal."""
         self.progress.line(f"stopping: {len(self.running)} jobs save and leave (once more: they are killed)")
-        for running in self.running:
-            running.process.send_signal(signal.SIGINT)
+        for process in self.running.values():
+            process.send_signal(signal.SIGINT)
         deadline = time.monotonic() + self.grace_s
         while self.running:
             if len(self.signals) > 1 or time.monotonic() > deadline:
-                for running in self.running:
-                    running.kill()
+                for process in self.running.values():
+                    _kill(process)
             self._wait()
 
     def _start_ready(self) -> None:
         """Starts the jobs that are ready and that no other process runs, as long as there are places for them."""
         full: set[bool] = set()
         for job in self.sweep.ready():
-            on_device = self.machine.wants_device(job)
+            on_device = self._wants_device(job)
             if on_device in full or job.folder and is_held(self.sweep.runs / job.folder):
                 continue
             lease = self._lease(on_device)
@@ -114,23 +95,22 @@ class LocalScheduler:
 
     def _lease(self, on_device: bool) -> Lease | None:
         """A free place: on the device with the fewest of our jobs, or on the CPU."""
-        ours = [running.job.device for running in self.running]
+        ours = [job.device for job in self.running]
         if on_device:
-            devices = sorted(self.machine.devices, key=ours.count)
-            leases = (take(device, self.machine.jobs_per_gpu) for device in devices)
+            devices = sorted(self.devices, key=ours.count)
+            leases = (take(device, self.jobs_per_gpu) for device in devices)
             return next((lease for lease in leases if lease is not None), None)
-        if ours.count(CPU) >= self.machine.jobs:
+        if ours.count(CPU) >= self.jobs:
             return None
-        return Lease(CPU) if self.on_devices else take(CPU, self.machine.jobs)  # there nobody measures the CPU
+        return Lease(CPU) if self.on_devices else take(CPU, self.jobs)  # there nobody measures the CPU
 
     def _start(self, job: Job, lease: Lease, on_device: bool) -> None:
         """Starts the process of `job`, which inherits `lease`."""
-        machine = self.machine
-        at_once = len(machine.devices) * machine.jobs_per_gpu if on_device else machine.jobs
+        at_once = len(self.devices) * self.jobs_per_gpu if on_device else self.jobs
         threads = max(1, _processors() // at_once)
         if not on_device and at_once > 1 and job.threads is None:
             job.overrides = [*job.overrides, f"hardware.threads={threads}"]
-        shared = machine.jobs_per_gpu > 1 if on_device else machine.jobs > 1
+        shared = (self.jobs_per_gpu if on_device else self.jobs) > 1
         environment = {**os.environ, **job.variables(shared=shared)}
         if at_once > 1:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
@@ -145,7 +125,7 @@ class LocalScheduler:
         self.sweep.prepare(job)
         self.sweep.start(job, lease.device)
         with open(self.sweep.log(job), "ab") as output:
-            process = subprocess.Popen(
+            self.running[job] = subprocess.Popen(
                 [sys.executable, "-IS", str(START), str(os.getpid()), *job.command(self.sweep.root)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -154,7 +134,12 @@ class LocalScheduler:
                 pass_fds=lease.descriptors,
                 start_new_session=True,  # a Ctrl-C reaches the launcher alone
             )
-        self.running.append(RunningJob(job, process))
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all that it has started, at once."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left of it
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _processors() -> int:

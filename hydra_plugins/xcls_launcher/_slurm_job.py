@@ -15,6 +15,7 @@ from typing import Any
 
 from hydra_plugins.xcls_launcher._job import cause_of, write_end
 from xcls.runs.record import Record, read_record
+from xcls.runs.subprocesses import run_child
 
 WARNING = signal.SIGUSR2  # what Slurm sends before the time is up or the place is taken, as submitit asks it to
 STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, WARNING))  # exit codes of runs asked to stop
@@ -39,7 +40,15 @@ class SlurmJob:
             if not is_completed(Path(folder)):
                 self._note("interrupted", f"its pretraining {folder} did not complete")
                 return 1
-        code, came = self._run()
+        with open(self.log, "ab") as output:
+            code, came = run_child(
+                self.command,
+                {**os.environ, **self.variables},
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
         if code:
             self._note("interrupted" if code > 128 else "failed", cause_of(code, Path(self.log)))
         if code in STOPPED and (WARNING in came or signal.SIGTERM in came and is_kept()):
@@ -57,35 +66,6 @@ class SlurmJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
-
-    def _run(self) -> tuple[int, list[int]]:
-        """The command's exit code, and the signals that came. They are passed on: Slurm may tell only this process."""
-        came: list[int] = []
-        process: subprocess.Popen[bytes] | None = None
-
-        def pass_on(number: int, frame: Any) -> None:
-            came.append(number)
-            if process is not None:
-                process.send_signal(number)
-
-        before = {number: signal.signal(number, pass_on) for number in (WARNING, signal.SIGTERM, signal.SIGINT)}
-        try:
-            with open(self.log, "ab") as output:
-                process = subprocess.Popen(
-                    self.command,
-                    cwd=self.directory,
-                    env={**os.environ, **self.variables},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            for number in list(came):  # while the process was being made
-                process.send_signal(number)
-            code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        return (code if code >= 0 else 128 - code), came
 
     def _note(self, status: str, cause: str, *, again: bool = False) -> None:
         if self.record is not None:
@@ -110,9 +90,13 @@ def is_kept() -> bool:
 
     A job that is cancelled or moved is CANCELLED or PENDING before it gets its SIGTERM.
     """
-    command = ["scontrol", "--oneliner", "show", "job", os.environ.get("SLURM_JOB_ID", "")]
+    answer = ask("scontrol", "--oneliner", "show", "job", os.environ.get("SLURM_JOB_ID", ""))
+    return " JobState=RUNNING " in (answer or "")
+
+
+def ask(*command: str) -> str | None:
+    """The output of one of Slurm's commands; None where it failed or took too long, or has nothing to do."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return False
-    return " JobState=RUNNING " in answer
+        return None

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import time
 from typing import Any, Iterator
 
@@ -20,7 +19,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
 from hydra_plugins.xcls_launcher._job import RUNNING, WAITING, Job, noted_signals
 from hydra_plugins.xcls_launcher._progress import Progress
-from hydra_plugins.xcls_launcher._slurm_job import SlurmJob, exit_file
+from hydra_plugins.xcls_launcher._slurm_job import SlurmJob, ask, exit_file
 from hydra_plugins.xcls_launcher._sweep import Sweep
 from xcls.config.schema import UserError
 
@@ -52,7 +51,7 @@ def submit_sweep(sweep: Sweep, params: dict[str, Any]) -> dict[Job, str]:
         try:
             found = _submit([_packed(sweep, job) for job in jobs], sweep, params, list(after))
         except UserError:
-            _ask("scancel", *fresh)
+            ask("scancel", *fresh)
             raise
         fresh += found
         for job, name in zip(jobs, found):
@@ -136,7 +135,7 @@ def _submit(jobs: list[SlurmJob], sweep: Sweep, params: dict[str, Any], after: l
                     part = [executor.submit(job) for job in jobs[start : start + MOST_TASKS]]
                 handles += part
     except (RuntimeError, OSError) as error:  # submitit's errors are RuntimeErrors
-        _ask("scancel", *[handle.job_id for handle in handles])
+        ask("scancel", *[handle.job_id for handle in handles])
         said = " ".join(re.sub(r"\b(sbatch|error):\s*", "", str(error)).split())
         raise UserError(
             f"Slurm does not take these jobs: {said}. The settings are hydra.launcher.* "
@@ -159,18 +158,10 @@ def _outside_a_job() -> Iterator[None]:
 
 def queued() -> dict[str, str] | None:
     """State (PENDING, RUNNING, …) of each of our jobs in the queue, by id (`12` or `12_3`); None without an answer."""
-    answer = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T")
+    answer = ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T")
     if answer is None:
         return None
     return dict(line.split(maxsplit=1) for line in answer.splitlines() if len(line.split(maxsplit=1)) == 2)
-
-
-def _ask(*command: str) -> str | None:
-    """The output of one of Slurm's commands; None where it failed or took too long, or has nothing to do."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def follow(sweep: Sweep, ids: dict[Job, str], poll_s: float) -> int:
@@ -203,7 +194,7 @@ def follow(sweep: Sweep, ids: dict[Job, str], poll_s: float) -> int:
 def _look(sweep: Sweep, job: Job, name: str, state: str | None, progress: Progress) -> None:
     """Takes note of the state in the queue of a job with the id `name`; None: it has left."""
     if state is None:
-        found = dict(re.findall(r"\b(JobState|Reason)=(\S+)", _ask("scontrol", "-o", "show", "job", name) or ""))
+        found = dict(re.findall(r"\b(JobState|Reason)=(\S+)", ask("scontrol", "-o", "show", "job", name) or ""))
         job.cause = f"Slurm ended job {name} ({', '.join(value for value in found.values() if value != 'None')})"
         path = exit_file(sweep.log(job))
         sweep.end(job, int(path.read_text() or 1) if path.is_file() else None)

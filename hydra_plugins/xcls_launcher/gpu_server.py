@@ -36,7 +36,6 @@ class GpuServerLauncher(SweepLauncher):
     def check(self) -> None:
         """Refuses impossible numbers of jobs, and a machine where leases cannot be kept. Raises UserError."""
         from hydra_plugins.xcls_launcher._devices import take, visible_devices
-        from hydra_plugins.xcls_launcher._scheduler import Machine
 
         for key in ("jobs", "jobs_per_gpu"):
             if self.params[key] < 1:
@@ -44,15 +43,9 @@ class GpuServerLauncher(SweepLauncher):
         lease = take("check", 2)
         if lease is not None:
             lease.release()
-        devices = self.params["devices"]
-        self.machine = Machine(
-            devices=visible_devices(devices),
-            named=devices is not None,
-            jobs_per_gpu=self.params["jobs_per_gpu"],
-            jobs=self.params["jobs"],
-        )
-        if devices is not None:  # torch is asked about the devices that the jobs may see
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.machine.devices)
+        self.devices = visible_devices(self.params["devices"])
+        if self.params["devices"] is not None:  # torch is asked about the devices that the jobs may see
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices)
             os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
     def check_jobs(self, sweep: Sweep) -> None:
@@ -73,8 +66,8 @@ class GpuServerLauncher(SweepLauncher):
 
     def run(self, sweep: Sweep) -> int:
         """Runs every waiting job to its end. Gives 0, or the number of the signal that ended it early."""
-        from hydra_plugins.xcls_launcher._progress import Progress
         from hydra_plugins.xcls_launcher._scheduler import LocalScheduler
 
-        grace_s = self.params["grace_s"]
-        return LocalScheduler(sweep=sweep, machine=self.machine, progress=Progress(sweep), grace_s=grace_s).run()
+        settings = {key: self.params[key] for key in ("jobs_per_gpu", "jobs", "grace_s")}
+        named = self.params["devices"] is not None
+        return LocalScheduler(sweep=sweep, devices=self.devices, named=named, **settings).run()

@@ -10,10 +10,10 @@ from xcls.bench.timing import Series, Timer, interleave
 
 
 class Clock:
-    """Time that passes only where a call says so; `device`: when the device is done."""
+    """Time that passes only where a call says so."""
 
     def __init__(self) -> None:
-        self.now = self.device = 0.0
+        self.now = 0.0
 
     def __call__(self) -> float:
         return self.now
@@ -43,8 +43,7 @@ def run(*trials: Fake, rounds: int, seconds: float = 100.0, least: int = 3, **mo
     for trial in trials:
         trial.clock, trial.log = clock, log
     everything = [Series(trial, ("training",), **more) for trial in trials]
-    timer = Timer("cpu")
-    timer.clock = clock  # type: ignore[method-assign]
+    timer = Timer(wait=lambda: None, clock=clock)
     limits: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "least": least}
     interleave(everything, timer, **limits)
     return everything, log[0]
@@ -84,29 +83,13 @@ def test_the_first_call_stands_apart_as_compile_time() -> None:
 def test_a_row_has_medians_and_extremes() -> None:
     row = Series(None, ("training",), times={"training": [0.004, 0.002, 0.008]}).row()
     assert [row[f"training_{word}ms"] for word in ("", "min_", "max_")] == [4.0, 2.0, 8.0]
-    assert row["rounds"] == 3 and row["host_ms"] is None
+    assert row["rounds"] == 3
 
 
-def test_host_and_device_have_times_of_their_own() -> None:
-    """A device that takes 3 s for what the host launches in 0.5 s."""
-    trial, clock = Fake("a", 0.5), Clock()
-    trial.clock = clock
-
-    class Marked:
-        def __init__(self) -> None:
-            self.at = max(clock.device, clock.now)
-
-        def elapsed_time(self, later: Marked) -> float:
-            return 1000 * (later.at - self.at)
-
-    def call() -> None:
-        trial.training()
-        clock.device = max(clock.device, clock.now - trial.seconds) + 3.0
+def test_the_device_is_waited_for_on_both_sides() -> None:
+    clock = Clock()
 
     def wait() -> None:
-        clock.now = max(clock.now, clock.device)
+        clock.now += 3.0
 
-    trial.prepare("training")
-    timer: Any = Timer("cpu")
-    timer.wait, timer.clock, timer.mark = wait, clock, Marked
-    assert timer.sample(call, 2) == (3.0, 0.5, 3.0)
+    assert Timer(wait=wait, clock=clock).sample(lambda: None, 2) == 1.5

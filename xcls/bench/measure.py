@@ -79,7 +79,7 @@ def measure_time(
             built[place] = _series(case, found[place], brief)
         except Exception as error:
             found[place] = {"cause": cause_of(error)}
-    places, timer = list(built), Timer(cases[0].device)
+    places, timer = list(built), Timer(synchronizer(cases[0].device))
     limits: dict[str, Any] = {"rounds": rounds, "least": least_rounds, "seconds": seconds}
     interleave(list(built.values()), timer, **limits, begin=lambda number: connection.send(("at", places[number])))
     for place, series in built.items():

@@ -13,6 +13,7 @@ import yaml
 from xcls.bench.cases import OURS, Case
 from xcls.bench.rivals import rivals
 from xcls.bench.trained import checkpoint_of
+from xcls.config.compose import UNTYPED
 from xcls.config.schema import MAX_SEQ_LEN, Bench, Config, Training, UserError, check_name, nearest
 from xcls.config.targets import check_node
 from xcls.train.amp import DTYPES
@@ -25,10 +26,6 @@ AXES = ("length", "width", "depth")  # of bench=growth
 HEAD = 64  # width of a head, where the width grows
 STAGES = {"finetune": "finetuning", "pretrain": "pretraining"}  # -> the node of Config that holds its recipe
 TRANSFORMERS = "transformers"
-BUILDER_GIVES = {
-    "attention": ("name", "num_heads", "head_dim", "layer", "seed"),
-    "position": ("name", "embed_dim", "num_heads", "head_dim", "num_layers", "seq_len"),
-}
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def choose(group: str, entries: Sequence[str], nodes: Nodes) -> dict[str, dict[s
                 raise UserError(f'{key}: {entry}: write changes as name=value, separated by commas: "{name}:x=1".')
             node[setting.strip()] = yaml.safe_load(value)
         try:
-            check_node(group, node, BUILDER_GIVES[group])
+            check_node(group, node, UNTYPED[group][1])
         except UserError as error:
             raise UserError(f"{key}: {entry}: {error}") from error
         found[entry] = node

@@ -70,7 +70,7 @@ def markdown(lines: Sequence[Line]) -> str:
 
 WHERE = "mechanism part position seq_len batch dtype"
 COSTS = (
-    f"{WHERE} inference_ms forward_ms training_ms host_ms device_ms training_ms_vs_* training_MiB training_MiB_vs_*"
+    f"{WHERE} inference_ms forward_ms training_ms training_ms_vs_* training_MiB training_MiB_vs_*"
     " rival rounds compile_s path cause"
 )
 WORK = (

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Callable, Sequence
 
-import torch
-
-from xcls.bench.machine import synchronizer
 from xcls.bench.worker import cause_of
 from xcls.train.faults import free_memory
 
@@ -23,8 +20,7 @@ LONG = 5.0  # seconds: a call that long needs no second one to warm up, unless i
 class Series:
     """Everything measured of one trial: seconds by measure, in the order of the rounds.
 
-    `trial` has a method for each measure, without arguments, and `prepare(measure)`, which is not timed. `host`:
-    seconds until everything was launched, `device`: seconds that the device took; of a GPU alone.
+    `trial` has a method for each measure, without arguments, and `prepare(measure)`, which is not timed.
     """
 
     trial: Any
@@ -32,8 +28,6 @@ class Series:
     compiled: bool = False
     long: float = LONG  # seconds: a call that long needs no second one to warm up
     times: dict[str, list[float]] = field(default_factory=dict)
-    host: dict[str, list[float]] = field(default_factory=dict)
-    device: dict[str, list[float]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)  # within one sample
     first: dict[str, float] = field(default_factory=dict)  # seconds of the very first call, compilation included
     spent: float = 0.0  # seconds in rounds
@@ -45,7 +39,7 @@ class Series:
         return min((len(self.times.get(measure, [])) for measure in self.measures), default=0)
 
     def row(self) -> dict[str, Any]:
-        """Medians and extremes, ms; of a training on a GPU also `host_ms`, until it was launched, and `device_ms`.
+        """Medians and extremes, ms.
 
         `compile_s`: how much longer the first calls took than they do now. Of one that failed, its `cause`.
         """
@@ -55,55 +49,35 @@ class Series:
         for measure, seconds in self.times.items():
             found[f"{measure}_ms"] = 1000.0 * median(seconds)
             found[f"{measure}_min_ms"], found[f"{measure}_max_ms"] = 1000.0 * min(seconds), 1000.0 * max(seconds)
-        for side in ("host", "device"):
-            seconds = getattr(self, side).get("training")
-            found[f"{side}_ms"] = 1000.0 * median(seconds) if seconds else None
         if self.compiled:
             found["compile_s"] = sum(max(0.0, self.first[m] - median(self.times[m])) for m in self.measures)
         return found
 
 
+@dataclass(frozen=True)
 class Timer:
-    """How one call is timed on a device. A GPU goes on beside the host: the times of both are told apart."""
+    """How one call is timed. wait(): until the device is done with all that it was given."""
 
-    def __init__(self, device: str) -> None:
-        """device: 'cpu' or 'cuda'."""
-        self.wait = synchronizer(device)
-        self.is_gpu = device == "cuda"
+    wait: Callable[[], None]
+    clock: Callable[[], float] = time.perf_counter
 
-    def clock(self) -> float:
-        """Seconds."""
-        return time.perf_counter()
-
-    def mark(self) -> torch.cuda.Event | None:
-        """Marks a moment in the device's work; None on a CPU, which does what it is told at once."""
-        event = torch.cuda.Event(enable_timing=True) if self.is_gpu else None
-        if event is not None:
-            event.record()
-        return event
-
-    def sample(self, call: Callable[[], Any], calls: int) -> tuple[float, float | None, float | None]:
-        """Seconds of one call, in all, of the host and of the device: the mean over `calls`, the device waited for on
-        both sides."""
+    def sample(self, call: Callable[[], Any], calls: int) -> float:
+        """Seconds of one call: the mean over `calls`, the device waited for on both sides."""
         self.wait()
-        first, start = self.mark(), self.clock()
+        start = self.clock()
         for _ in range(calls):
             call()
-        launched, last = self.clock(), self.mark()
         self.wait()
-        seconds = (self.clock() - start) / calls
-        if first is None or last is None:
-            return seconds, None, None
-        return seconds, (launched - start) / calls, first.elapsed_time(last) / 1000 / calls
+        return (self.clock() - start) / calls
 
     def warm_up(self, series: Series) -> None:
         """Calls every measure once or twice, and settles how many calls make a sample."""
         for measure in series.measures:
             series.trial.prepare(measure)
             call = getattr(series.trial, measure)
-            series.first[measure] = took = self.sample(call, 1)[0]
+            series.first[measure] = took = self.sample(call, 1)
             if took < series.long or series.compiled:
-                took = self.sample(call, 1)[0]
+                took = self.sample(call, 1)
             series.calls[measure] = max(1, min(MOST_CALLS, round(SAMPLE / max(took, 1e-9))))
 
     def one_round(self, series: Series) -> None:
@@ -112,9 +86,7 @@ class Timer:
         for measure in series.measures:
             series.trial.prepare(measure)
             taken = self.sample(getattr(series.trial, measure), series.calls[measure])
-            for kept, seconds in zip((series.times, series.host, series.device), taken):
-                if seconds is not None:
-                    kept.setdefault(measure, []).append(seconds)
+            series.times.setdefault(measure, []).append(taken)
         series.spent += self.clock() - began
 
 

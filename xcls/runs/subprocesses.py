@@ -1,4 +1,4 @@
-"""A run that another one needs first, in a process of its own. Standard library only."""
+"""A run in a process of its own, for another run or a job that waits for it. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import signal
 import subprocess
 import threading
 from types import FrameType
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 PASSED_ON = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
-def run_child(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bool]:
-    """Runs a command to its end: its exit code, and whether a signal meanwhile asked this process to end.
+def run_child(command: Sequence[str], environment: Mapping[str, str], **how: Any) -> tuple[int, list[int]]:
+    """Runs a command to its end: its exit code (128 + signal if killed), and the signals that came meanwhile.
 
-    Such a signal is passed on, and the child waited for: it saves before it ends, where `subprocess.run` would kill it
-    after a quarter of a second. Ctrl-C reaches both processes and is passed on as SIGTERM, for a second Ctrl-C means
-    "end at once".
+    They are passed on, and the child waited for: it saves before it ends, where `subprocess.run` would kill it after a
+    quarter of a second. Ctrl-C reaches both processes and is passed on as SIGTERM, for a second Ctrl-C means "end at
+    once". `how`: further arguments of Popen.
     """
-    asked: list[int] = []
+    came: list[int] = []
     child: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        if child is not None and child.poll() is None:
+        came.append(number)
+        if child is not None:
             child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
     before = {}
@@ -31,10 +31,11 @@ def run_child(command: Sequence[str], environment: Mapping[str, str]) -> tuple[i
         numbers = [getattr(signal, name) for name in PASSED_ON if hasattr(signal, name)]
         before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        child = subprocess.Popen(command, env=dict(environment))
-        if asked:  # while it was made
-            child.terminate()
-        return child.wait(), bool(asked)
+        child = subprocess.Popen(command, env=dict(environment), **how)
+        for number in list(came):  # while it was made
+            child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+        code = child.wait()
+        return (code if code >= 0 else 128 - code), came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
