@@ -40,15 +40,8 @@ class SlurmJob:
             if not is_completed(Path(folder)):
                 self._note("interrupted", f"its pretraining {folder} did not complete")
                 return 1
-        with open(self.log, "ab") as output:
-            code, came = run_child(
-                self.command,
-                {**os.environ, **self.variables},
-                cwd=self.directory,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        environment = {**os.environ, **self.variables}
+        code, came = run_child(self.command, environment, cwd=self.directory, log=self.log)
         if code:
             self._note("interrupted" if code > 128 else "failed", cause_of(code, Path(self.log)))
         if code in STOPPED and (WARNING in came or signal.SIGTERM in came and is_kept()):

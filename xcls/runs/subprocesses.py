@@ -11,12 +11,14 @@ from typing import Any, Mapping, Sequence
 PASSED_ON = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
-def run_child(command: Sequence[str], environment: Mapping[str, str], **how: Any) -> tuple[int, list[int]]:
+def run_child(
+    command: Sequence[str], environment: Mapping[str, str], *, cwd: str | None = None, log: str | None = None
+) -> tuple[int, list[int]]:
     """Runs a command to its end: its exit code (128 + signal if killed), and the signals that came meanwhile.
 
     They are passed on, and the child waited for: it saves before it ends, where `subprocess.run` would kill it after a
     quarter of a second. Ctrl-C reaches both processes and is passed on as SIGTERM, for a second Ctrl-C means "end at
-    once". `how`: further arguments of Popen.
+    once". `log`: the file that gets what it prints; without one it has this process's terminal.
     """
     came: list[int] = []
     child: subprocess.Popen[bytes] | None = None
@@ -31,7 +33,12 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], **how: Any
         numbers = [getattr(signal, name) for name in PASSED_ON if hasattr(signal, name)]
         before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        child = subprocess.Popen(command, env=dict(environment), **how)
+        if log is None:
+            child = subprocess.Popen(command, env=dict(environment), cwd=cwd)
+        else:
+            with open(log, "ab") as output:
+                streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+                child = subprocess.Popen(command, env=dict(environment), cwd=cwd, **streams)
         for number in list(came):  # while it was made
             child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
         code = child.wait()
