@@ -3,48 +3,31 @@ masks."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
-import pytest
 import torch
-import yaml
 
 from tests.attention.oracles import oracle as dense
+from tests.samples import ATTENTIONS, POSITIONS, from_yaml  # noqa: F401 - POSITIONS: for the tests
 from xcls.attention import base
 from xcls.attention.base import Attention, Masks
 from xcls.position.base import Position
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
-ATTENTIONS = sorted(path.stem for path in (CONF / "attention").glob("*.yaml"))
-POSITIONS = sorted(path.stem for path in (CONF / "position").glob("*.yaml"))
 HEADS, WIDTH = 2, 4
 DEVICE = torch.device("cpu")  # where layers compute; the tests' own tensors stay on the CPU
-SMALL = {  # so that a dozen tokens already fill several chunks, where a mechanism has such a setting
-    "bucket_size": 4,
-    "chunk_size": 4,
-    "num_features": 8,
-    "num_hashes": 2,
-    "window": 3,
-}
+# So that a dozen tokens already fill several chunks, where a mechanism has such a setting.
+SMALL = {"bucket_size": 4, "chunk_size": 4, "num_features": 8, "num_hashes": 2, "window": 3}
 BLOCKS = ":blocks"  # ends the name of a mechanism whose N x N matrices do not fit, so that it takes blocks of four rows
 PATHS = ATTENTIONS + [name + BLOCKS for name in ATTENTIONS if name.startswith(("sdpa", "performer", "mean"))]
-every_attention = pytest.mark.parametrize("attention_file", ATTENTIONS)
 
 
-def build(group: str, file: str | type, small: bool = True, **facts: int) -> torch.nn.Module:
+def build(group: str, file: str | type, small: bool = True, **facts: Any) -> Any:
     """The object of conf/<group>/<file>.yaml, with the sizes of SMALL; or of a class that has no file."""
-    if isinstance(file, type):
-        return file(**facts)
-    node = yaml.safe_load((CONF / group / f"{file}.yaml").read_text())
-    module, _, name = node.pop("_target_").rpartition(".")
-    node.pop("name")
-    if small:
-        node = {key: SMALL.get(key, value) for key, value in node.items()}
-    return getattr(importlib.import_module(module), name)(**facts, **node)
+    kind, values = (file, {}) if isinstance(file, type) else from_yaml(group, file)
+    return kind(**values | ({key: SMALL[key] for key in values if key in SMALL} if small else {}) | facts)
 
 
 @contextmanager
@@ -65,26 +48,19 @@ class Layer(torch.nn.Module):
         seq_len: int = 160,
         small: bool = True,
         width: int = WIDTH,
+        **changes: Any,
     ) -> None:
+        """changes: other settings of the mechanism."""
         super().__init__()
         self.device = DEVICE
         self.width, self.in_blocks = width, str(attention_file).endswith(BLOCKS)
         mechanism = attention_file.removesuffix(BLOCKS) if isinstance(attention_file, str) else attention_file
         torch.manual_seed(3)
         self.weights = torch.randn(3, HEADS * width, HEADS * width, dtype=torch.float64) / width**0.5
-        self.attention: Attention = build(
-            "attention", mechanism, small, num_heads=HEADS, head_dim=width, layer=0, seed=1
-        )
-        self.position: Position = build(
-            "position",
-            position_file,
-            small,
-            embed_dim=HEADS * width,
-            num_heads=HEADS,
-            head_dim=width,
-            num_layers=1,
-            seq_len=seq_len,
-        )
+        facts = {"num_heads": HEADS, "head_dim": width}
+        self.attention: Attention = build("attention", mechanism, small, **{"layer": 0, "seed": 1, **facts, **changes})
+        facts |= {"embed_dim": HEADS * width, "num_layers": 1, "seq_len": seq_len}
+        self.position: Position = build("position", position_file, small, **facts)
         self.weights = self.weights.to(self.device)
         self.double().to(self.device)
 

@@ -10,19 +10,18 @@ import torch
 
 from tests.attention.layers import (
     ATTENTIONS,
-    HEADS,
     MASKS,
     PATHS,
     POSITIONS,
     WIDTH,
     Layer,
-    every_attention,
     inputs,
     masks_of,
     padding,
     weight_like,
 )
 from tests.pairwise import pairwise, spread
+from tests.samples import from_yaml
 
 LENGTHS = [1, 2, 31, 64, 65, 129, 257]
 every_path_somewhere = pytest.mark.parametrize(("attention_file", "position_file"), spread(PATHS, POSITIONS))
@@ -142,28 +141,46 @@ def test_gradients_are_those_of_the_function(attention_file: str, position_file:
         assert torch.autograd.gradcheck(lambda x: layer(x, **arguments), (x,), fast_mode=True, nondet_tol=again)
 
 
+CHANGED = {"seed": 2, "layer": 1, "num_features": 10, "orthogonal": False, "epsilon": 0.1, "chunk_size": 7, "window": 5}
+CHANGED |= {"num_hashes": 3, "bucket_size": 5, "chunks_before": 0, "chunks_after": 1, "max_buckets": 2}
+CHANGED |= {"hash_rotated": True, "share_layers": 3, "agreement": 2.0}
+
+
 @pytest.mark.parametrize(
-    ("attention_file", "position_file"), spread(ATTENTIONS, [name for name in POSITIONS if name != "none"])
+    ("attention_file", "setting"),
+    [(name, setting) for name in ATTENTIONS for setting in ("seed", "layer", *from_yaml("attention", name)[1])],
 )
-def test_a_position_encoding_is_no_no_op(attention_file: str, position_file: str) -> None:
-    x = inputs(13)
-    if not Layer(attention_file, position_file).attention.reads_qk and position_file == "rope":
-        pytest.skip("rotates q and k, which this control does not read")
-    assert not torch.allclose(Layer(attention_file, position_file)(x), Layer(attention_file, "none")(x), atol=1e-4)
+def test_a_setting_has_an_effect(attention_file: str, setting: str) -> None:
+    """But chunk_size, which changes the cost alone, and share_layers, which changes what later layers do."""
+    layer, x = Layer(attention_file, "rope"), inputs(40)
+    same = (
+        setting in ("chunk_size", "share_layers") or setting in ("seed", "layer") and not layer.attention.state_dict()
+    )
+    changed = Layer(attention_file, "rope", **{setting: CHANGED[setting]})
+    assert torch.allclose(layer(x), changed(x), atol=1e-4) == same
 
 
-@every_attention
-def test_queries_keys_and_values_all_count_and_bad_input_is_refused(attention_file: str) -> None:
-    layer = Layer(attention_file, "none")
-    q, k, v = inputs(3 * 13).to(layer.device).view(2, 3, 13, HEADS, WIDTH).transpose(2, 3).unbind(1)
-    k = q if layer.attention.ties_qk else k
-    out = layer.attention(q, k, v)
-    assert out.shape == q.shape
-    other = layer.attention(k.flip(2), k.flip(2) if layer.attention.ties_qk else k, v)
-    assert torch.allclose(out, other) != layer.attention.reads_qk
-    assert not torch.allclose(out, layer.attention(q, k, v.roll(1, -1)))
-    with pytest.raises(TypeError):
-        type(layer.attention)(num_heads=HEADS, head_dim=WIDTH, layer=0, seed=1, nope=1)
+@pytest.mark.parametrize(
+    ("attention_file", "setting", "value"),
+    [
+        ("performer", "num_features", 0),
+        ("performer", "epsilon", -1.0),
+        ("performer", "chunk_size", 0),
+        ("performer_hyperbolic", "num_features", 15),
+        ("reformer", "num_hashes", 0),
+        ("reformer", "bucket_size", 0),
+        ("reformer", "chunks_after", -1),
+        ("reformer", "max_buckets", 3),
+        ("reformer_local", "num_hashes", 1),
+        ("reformer_shared", "share_layers", 0),
+        ("reformer_learned", "agreement", 0.0),
+        ("smyrf", "bucket_size", 0),
+        ("window", "window", 0),
+    ],
+)
+def test_an_impossible_setting_is_refused(attention_file: str, setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=setting):
+        Layer(attention_file, "none", **{setting: value})
 
 
 @pytest.mark.slow

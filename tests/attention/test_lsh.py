@@ -12,9 +12,8 @@ from tests.attention.layers import padding
 from tests.attention.oracles import lsh_buckets, lsh_over
 from xcls.attention import kernels, lsh
 from xcls.attention.base import Masks
-from xcls.attention.kernels import lsh_triton, lsh_windows
+from xcls.attention.kernels import lsh_windows
 from xcls.attention.lsh import Reformer, hash_buckets, lsh_attention, sort_keys, sorted_positions
-from xcls.attention.lsh_local import ReformerLocal
 from xcls.attention.sorted_chunks import attend, attend_plainly
 
 FACTS = {"num_heads": 2, "head_dim": 4, "layer": 0, "seed": 1}
@@ -87,33 +86,6 @@ def test_buckets_are_the_argmax_of_both_signs(monkeypatch: pytest.MonkeyPatch) -
     for entries in (2**20, 2 * 2 * 5 * 7):  # all tokens at once, and seven at a time
         monkeypatch.setattr(lsh, "CACHED", entries)
         assert torch.equal(hash_buckets(qk, rotations, bucket_size=4, masks=Masks()), expected)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"num_hashes": 2},
-        {"bucket_size": 5},
-        {"chunks_before": 0},
-        {"chunks_after": 1},
-        {"max_buckets": 2},
-        {"hash_rotated": True},
-        {"seed": 2},
-        {"layer": 1},
-    ],
-)
-def test_options_have_an_effect(changed: dict) -> None:
-    qk, v = inputs(40)
-    turned = torch.linspace(0, 3, 40, dtype=torch.float64)[:, None]
-
-    def rotate(x: torch.Tensor) -> torch.Tensor:
-        first, second = x.chunk(2, dim=-1)
-        cos, sin = turned.cos(), turned.sin()
-        return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
-
-    base = {**FACTS, "bucket_size": 4}
-    first = Reformer(**base)(qk, qk, v, Masks(rotate=rotate))
-    assert not torch.allclose(first, Reformer(**{**base, **changed})(qk, qk, v, Masks(rotate=rotate)), atol=1e-4)
 
 
 @pytest.mark.parametrize("real", [24, 19])
@@ -192,23 +164,6 @@ def test_other_devices_take_windows_or_blocks_and_are_not_waited_for(
     assert (windows.call_count, blocks.call_count) == ((1, 0) if rounds == 1 and capability[0] else (0, 1))
     out.backward(torch.empty_like(out))
     assert qk.grad.shape == v.grad.shape == out.shape == shape
-
-
-@pytest.mark.skipif(not kernels.INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
-@pytest.mark.parametrize(("kind", "rounds"), [(Reformer, 1), (Reformer, 3), (ReformerLocal, 2)])
-def test_with_triton_it_is_the_same(monkeypatch: pytest.MonkeyPatch, kind: type[Reformer], rounds: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(2, 2, 71, 16, generator=generator) for _ in range(2)]
-    reformer = kind(num_heads=2, head_dim=16, layer=0, seed=1, num_hashes=rounds, bucket_size=16)
-    found = []
-    for ways in ({"programs"}, {"windows"}, set()):  # what Triton does
-        monkeypatch.setattr(lsh_triton, "available", lambda x, ways=ways: "programs" in ways)
-        monkeypatch.setattr(lsh_windows, "available", lambda x, ways=ways: "windows" in ways)
-        masks = Masks(padding(71, 71, 41))
-        wanted = [x.clone().requires_grad_() for x in tensors]
-        found.append(weighted(reformer(wanted[0], wanted[0], wanted[1], masks), wanted, masks.padding))
-    for one in found[:-1]:
-        torch.testing.assert_close(one, found[-1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not hasattr(torch.compiler, "is_compiling"), reason="needs PyTorch 2.3")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.attention.oracles import lsh_over
+from tests.attention.test_lsh import inputs
 from tests.samples import make_batch, make_encoder
 from xcls.attention import lsh
 from xcls.attention.base import Masks
@@ -18,12 +19,6 @@ from xcls.attention.lsh_local import ReformerLocal
 from xcls.attention.lsh_shared import ReformerShared
 
 FACTS = {"num_heads": 2, "head_dim": 4, "seed": 1, "bucket_size": 4}
-
-
-def inputs(length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    qk, v = (torch.randn(2, 2, length, 4, dtype=torch.float64, generator=generator) for _ in range(2))
-    return qk, v
 
 
 def test_the_local_round_sees_neighbours_in_position_whatever_the_hashes() -> None:
@@ -38,8 +33,6 @@ def test_the_local_round_sees_neighbours_in_position_whatever_the_hashes() -> No
     expected = lsh_over(qk, v, one_bucket, masks, chunk=4, before=1, after=0)
     torch.testing.assert_close(only, expected.masked_fill(pads[:, None, :, None], 0.0))
     assert torch.equal(order[:, :, :-1], Reformer(**FACTS, layer=0, max_buckets=2).order(qk, Masks(pads)))
-    with pytest.raises(ValueError, match="num_hashes"):
-        ReformerLocal(**FACTS, layer=0, num_hashes=1)
 
 
 def test_shared_orders_are_those_of_the_layer_that_hashed() -> None:
@@ -87,11 +80,9 @@ def test_codes_agree_as_hashes_do_and_turn_the_rotations() -> None:
     assert found[..., :2].any(dim=-1).all() and not found[..., 2:].any()  # 24 / 8 tokens: 4 buckets, 2 columns
 
 
-def test_trained_rotations_are_not_redrawn_and_need_the_term() -> None:
+def test_trained_rotations_are_not_redrawn() -> None:
     reformer = ReformerLearned(**FACTS, layer=0)
     before = reformer.rotations.detach().clone()
     assert torch.equal(before, Reformer(**FACTS, layer=0, max_buckets=64).rotations)
     reformer.redraw(torch.Generator().manual_seed(9))
     assert torch.equal(reformer.rotations, before)
-    with pytest.raises(ValueError, match="agreement=0"):
-        ReformerLearned(**FACTS, layer=0, agreement=0.0)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.attention.kernels import attend
 from tests.kernels.compiled import compile_in_a_process
 from xcls.attention import kernels
+from xcls.attention.base import zero_padding
 from xcls.attention.kernels import favor_triton
 from xcls.attention.kernels.favor_triton import available, favor
 
@@ -19,18 +21,9 @@ ERRORS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of 
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor | None, epsilon: float) -> Tensor:
-    """FAVOR+ in fp64, with all features at once; the stabilisers are held constant."""
+    """FAVOR+ as the readable version has it, in fp64; pads are zero."""
     q, k, v, w = (x.double() for x in (q, k, v, directions))
-    pads = torch.zeros(q.shape[0], q.shape[2], dtype=torch.bool) if padding is None else padding
-    pads = pads[:, None, :, None]
-    exponents = (k @ w.T - k.square().sum(dim=-1, keepdim=True) / (2 * k.shape[-1] ** 0.5)).masked_fill(
-        pads, -torch.inf
-    )
-    stabiliser = exponents.detach().amax(dim=(2, 3), keepdim=True).clamp(min=-1e9)
-    keys = ((exponents - stabiliser).exp() + epsilon).masked_fill(pads, 0.0)
-    queries = (q @ w.T - (q @ w.T).detach().amax(dim=-1, keepdim=True)).exp()
-    normaliser = queries @ keys.sum(dim=2, keepdim=True).transpose(2, 3)
-    return (queries @ (keys.transpose(2, 3) @ v) / normaliser.clamp(min=1e-300)).masked_fill(pads, 0.0)
+    return zero_padding(attend((w, None), q, k, v, epsilon=epsilon, key_padding_mask=padding), padding)
 
 
 def draw(shape: tuple[int, int, int, int], num_features: int, dtype: torch.dtype, size: float = 1.0) -> list[Tensor]:

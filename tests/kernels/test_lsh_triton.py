@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.attention.oracles import lsh_over
 from tests.kernels.compiled import compile_in_a_process
 from tests.pairwise import few
 from xcls.attention import kernels
-from xcls.attention.base import Masks
+from xcls.attention.base import Masks, zero_padding
 from xcls.attention.kernels import lsh_triton, lsh_windows
 from xcls.attention.kernels.lsh_triton import attend_sorted
 from xcls.attention.kernels.lsh_windows import attend_in_windows
+from xcls.attention.lsh import Reformer
+from xcls.attention.lsh_local import ReformerLocal
 from xcls.attention.sorted_chunks import Chunks
 
 interpreted = pytest.mark.skipif(not kernels.INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
@@ -39,17 +42,9 @@ def pads_of(count: Tensor, length: int) -> Tensor:
 
 def dense(qk: Tensor, v: Tensor, order: Tensor, count: Tensor, chunk: int, before: int, after: int) -> Tensor:
     """The softmax over the union of candidates on the whole N x N matrix: [B, H, N, D], zero in pads."""
-    length, width = qk.shape[-2:]
-    place = torch.arange(length).expand_as(order)
-    chunks = torch.empty_like(order).scatter_(-1, order.long(), (place // chunk).int())  # [B, H, R, N]
-    apart = chunks[..., None, :] - chunks[..., :, None]
-    pads = pads_of(count, length)[:, None]
-    allowed = ((apart >= -before) & (apart <= after)).any(dim=2) & ~pads[:, :, None, :]
-    others = allowed & ~torch.eye(length, dtype=torch.bool)
-    allowed = torch.where(others.any(dim=-1, keepdim=True), others, allowed)
-    keys = qk * (qk.square().mean(dim=-1, keepdim=True) + 1e-12).rsqrt() / width**0.5
-    logits = (qk @ keys.transpose(-1, -2)).masked_fill(~allowed, -1e300)
-    return (logits.softmax(dim=-1) @ v).masked_fill(pads[..., None], 0.0)
+    pads = pads_of(count, qk.shape[2])
+    out = lsh_over(qk, v, order.argsort(dim=-1), Masks(pads), chunk=chunk, before=before, after=after)
+    return zero_padding(out, pads)
 
 
 def in_programs(qk: Tensor, v: Tensor, order: Tensor, count: Tensor, chunk: int, before: int, after: int) -> Tensor:
@@ -149,6 +144,26 @@ def test_nan_stays_in_its_example_and_pads_are_not_read(ours: Callable[..., Tens
     for one, other in zip(clean, broken, strict=True):
         assert torch.equal(one[[0, 2], :, :11], other[[0, 2], :, :11])
     assert broken[0][1].isnan().any()
+
+
+@interpreted
+@pytest.mark.parametrize(("kind", "rounds"), [(Reformer, 1), (Reformer, 3), (ReformerLocal, 2)])
+def test_a_mechanism_takes_them(monkeypatch: pytest.MonkeyPatch, kind: type[Reformer], rounds: int) -> None:
+    reformer = kind(num_heads=2, head_dim=16, layer=0, seed=1, num_hashes=rounds, bucket_size=16)
+    qk, v = draw(2, 2, 2, 71, 16)
+    count = torch.tensor([71, 41])
+    pads = pads_of(count, 71)
+
+    def mechanism(qk: Tensor, v: Tensor) -> Tensor:
+        return reformer(qk, qk, v, Masks(pads))
+
+    found = []
+    for ways in ({"programs"}, {"windows"}, set()):  # what Triton does
+        monkeypatch.setattr(lsh_triton, "available", lambda x, ways=ways: "programs" in ways)
+        monkeypatch.setattr(lsh_windows, "available", lambda x, ways=ways: "windows" in ways)
+        found.append(results(mechanism, qk, v, v))
+    for one in found[:-1]:
+        torch.testing.assert_close(one, found[-1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("rounds", [1, 4])
