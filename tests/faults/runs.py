@@ -21,6 +21,7 @@ from xcls.runs.folder import DONE, decide
 from xcls.runs.record import Events, carry_over, read_record
 from xcls.stages.finetune import finetune
 from xcls.stages.pretrain import pretrain
+from xcls.stages.session import Session
 from xcls.train.checkpoint import Checkpoints, read_checkpoint
 from xcls.train.precision import Precision
 
@@ -62,20 +63,17 @@ def live(folder: Path, case: Case) -> None:
     if before is not None:
         carry_over(logger.record, before)
     hardware = Hardware(device="cpu", dtype=case.dtype, workers=case.workers, micro_batch=case.micro_batch)
-    common = {"tokenizer": samples.TinyTokenizer(), "seed": 0, "logger": logger, "resume": before is not None}
-    common |= {"precision": Precision(device="cpu", dtype=case.dtype), "hardware": hardware}
+    precision = Precision(device="cpu", dtype=case.dtype)
+    selected = {} if case.stage == "finetune" else {"select_by": "val_loss"}
+    training = samples.make_training(**selected, **case.training)
     with logger:
+        session = Session(samples.TinyTokenizer(), training, hardware, precision, 0, logger, before is not None)
         if case.stage == "finetune":
-            model, training = (
-                samples.make_classifier(case.attention, dropout=0.1),
-                samples.make_training(**case.training),
-            )
-            finetune(model=model, data=samples.make_data(), training=training, **common)
+            model = samples.make_classifier(case.attention, dropout=0.1)
+            finetune(model=model, data=samples.make_data(), session=session)
         else:
-            model = samples.make_mlm(case.attention, dropout=0.1)
-            training = samples.make_training(select_by="val_loss", **case.training)
-            data = samples.make_language_data()
-            pretrain(model=model, data=data, masking=Masking(), training=training, **common)
+            learner = samples.make_mlm(case.attention, dropout=0.1)
+            pretrain(model=learner, data=samples.make_language_data(), masking=Masking(), session=session)
 
 
 def spawn(action: Callable[[], Any], log: Path) -> int:

@@ -31,10 +31,9 @@ from xcls.data.tokenizer import ByteTokenizer
 from xcls.runs.record import Record, read_record
 from xcls.stages.finetune import finetune
 from xcls.stages.pretrain import pretrain, with_chosen_tokens
+from xcls.stages.session import Session
 from xcls.train.checkpoint import load_for_use, read_checkpoint
 from xcls.train.metrics import scores
-
-COMMON: dict[str, Any] = {"hardware": HARDWARE, "precision": CPU, "seed": 0, "resume": False}
 
 
 def run_finetune(
@@ -49,17 +48,18 @@ def run_finetune(
     data, tokenizer = make_data(), tokenizer or TinyTokenizer()
     data.classes = ["a", "b", "c", "d"][:classes]
     model = make_classifier(attention, classes=classes, dropout=0.1, vocab_size=tokenizer.vocab_size)
-    logger = make_logger(folder)
-    what = {"model": model, "data": data, "tokenizer": tokenizer, "training": make_training(**changes)}
-    with logger:
-        return finetune(**what, logger=logger, parent=parent, **COMMON)
+    with make_logger(folder) as logger:
+        session = Session(tokenizer, make_training(**changes), HARDWARE, CPU, 0, logger)
+        return finetune(model=model, data=data, session=session, parent=parent)
 
 
 def run_pretrain(folder: Path, **changes: Any) -> Record:
-    what = {"model": make_mlm("performer", seed=7), "data": make_language_data(), "tokenizer": TinyTokenizer()}
     training = make_training(select_by="val_loss", **changes)
     with make_logger(folder, mode="pretrain") as logger:
-        return pretrain(**what, training=training, masking=Masking(), logger=logger, **COMMON)
+        session = Session(TinyTokenizer(), training, HARDWARE, CPU, 0, logger)
+        return pretrain(
+            model=make_mlm("performer", seed=7), data=make_language_data(), masking=Masking(), session=session
+        )
 
 
 def test_pretraining_lowers_the_validation_loss(tmp_path: Path) -> None:

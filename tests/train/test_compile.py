@@ -53,7 +53,7 @@ def test_a_mechanism_compiles_for_a_handful_of_widths(attention: str, monkeypatc
     longest, hardware = 128, Hardware(device="cpu", dtype="fp32", compile=True)
     encoded, _ = make_encoded(64, seed=0, longest=longest)
     maker = MaskedBatches(encoded, Masking(), seed=0, vocab_size=40, multiple=width_multiple(longest, compiled=True))
-    stream = Stream(maker=maker, lengths=encoded.lengths, batch_size=4, seed=0, group_by_length=True)
+    stream = Stream(maker=maker, batch_size=4, seed=0, group_by_length=True)
     amp, model = Amp(precision=CPU, hardware=hardware), make_mlm(attention, seq_len=longest)
     compile_blocks(model)
     shapes = set()

@@ -15,8 +15,7 @@ from tests.conftest import ROOT
 from tests.samples import HARDWARE
 from xcls.train import cost
 from xcls.train.cost import StepClock
-from xcls.train.provenance import commit
-from xcls.train.versions import describe_device, versions
+from xcls.train.provenance import commit, describe_device, versions
 
 
 @pytest.fixture

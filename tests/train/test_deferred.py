@@ -25,8 +25,7 @@ BAD = {**EVERY, "max_bad_steps": 100}
 
 def defer(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on every loop reads its steps late."""
-    for stage in ("finetune", "pretrain"):
-        monkeypatch.setattr(f"xcls.stages.{stage}.Loop", partial(Loop, deferred=True))
+    monkeypatch.setattr("xcls.stages.session.Loop", partial(Loop, deferred=True))
 
 
 def told(folder: Path, kind: str = "step") -> list[dict[str, Any]]:

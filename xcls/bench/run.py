@@ -25,8 +25,7 @@ from xcls.config.files import read_yaml
 from xcls.config.schema import Config
 from xcls.runs.folder import check_case_collision
 from xcls.stages.spec import RunSpec
-from xcls.train.provenance import commit
-from xcls.train.versions import describe_device, versions
+from xcls.train.provenance import commit, describe_device, versions
 
 LEAST_ROUNDS = 3  # of whole trainings
 PACKAGES = ("transformers", "accelerate")  # whose versions matter to bench=training

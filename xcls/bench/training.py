@@ -30,6 +30,7 @@ from xcls.data.tokenizer import TextTokenizer, make_tokenizer
 from xcls.runs.record import Record
 from xcls.stages.finetune import finetune
 from xcls.stages.pretrain import pretrain
+from xcls.stages.session import Session
 from xcls.stages.texts import classification_data, language_data
 from xcls.train.amp import allow_graphs
 from xcls.train.cost import MemoryGauge
@@ -153,20 +154,20 @@ def train(meter: Meter, contender: Contender, prepared: Prepared, tokenizer: Tex
     record = Record(run="bench", mode="bench", status="running", hash="", seed=config.seed, seq_len=config.seq_len)
     how: dict[str, Any] = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
     with RunLogger(folder=folder, record=record, wandb=Wandb(mode="disabled")) as logger:
-        common: dict[str, Any] = {"tokenizer": tokenizer, "hardware": config.hardware, "seed": config.seed}
-        common |= {"precision": Precision(contender.device, contender.dtype), "logger": logger, "resume": False}
+        precision = Precision(contender.device, contender.dtype)
+        session = Session(tokenizer, training, config.hardware, precision, config.seed, logger)
         if contender.stage == "finetune":
             data = classification_data(prepared, tokenizer, **how)
             meter.start_memory()
             model = make_classifier(config, vocab_size=tokenizer.vocab_size, classes=prepared.classes)
             count_batches(meter, model)
-            finetune(model=model, data=data, training=training, **common)
+            finetune(model=model, data=data, session=session)
         else:
             text = language_data(prepared, tokenizer, **how)
             meter.start_memory()
             learner = make_language_model(config, vocab_size=tokenizer.vocab_size)
             count_batches(meter, learner)
-            pretrain(model=learner, data=text, masking=config.masking, training=training, **common)
+            pretrain(model=learner, data=text, masking=config.masking, session=session)
 
 
 def count_batches(meter: Meter, model: nn.Module) -> None:

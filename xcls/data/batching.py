@@ -106,7 +106,9 @@ def count_terms(labels: torch.Tensor) -> int:
 
 
 class Batches(Protocol):
-    """Something that makes the batch of some examples in some epoch."""
+    """Something that makes the batch of some examples of `encoded` in some epoch."""
+
+    encoded: Encoded
 
     def build(self, indices: np.ndarray, epoch: int) -> dict[str, torch.Tensor]:
         """`input_ids` int64 [B, N], `attention_mask` bool [B, N] (True = real), `labels` int64, `index` int64 [B]."""

@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from xcls.config.schema import Baseline
 from xcls.data.splits import Prepared
-from xcls.stages.predictions import prediction_table, write_predictions
-from xcls.train.metrics import guess_told, scores
+from xcls.stages.predictions import Predicted, note_scores, write_predictions
+from xcls.train.metrics import scores
+from xcls.train.provenance import describe_device, versions
 from xcls.train.run_logger import RunLogger
-from xcls.train.versions import describe_device, versions
+from xcls.train.scoring import latency_costs
 
 NGRAMS = {"word": ((1, 1), (1, 2)), "char": ((1, 2), (1, 3))}  # the first is that of the defaults
 TUNED_C = (1.0, 10.0)
@@ -101,14 +102,14 @@ def fit_tuned(
     return Fitted(settings, pipeline, time.perf_counter() - began)
 
 
-def document_latency(model: Pipeline, texts: list[str], *, most: int = 100) -> dict[str, float]:
+def document_latency(model: Pipeline, texts: list[str], *, most: int = 100) -> dict[str, float | None]:
     """Time from text to probabilities of one document at a time, ms: median and 95th percentile, warm."""
     times = []
     for text in texts[:1] + texts[:: max(1, len(texts) // most)][:most]:
         began = time.perf_counter()
         model.predict_proba([text])
-        times.append(1000 * (time.perf_counter() - began))
-    return {"latency_ms": float(np.median(times[1:])), "latency_p95_ms": float(np.quantile(times[1:], 0.95))}
+        times.append(time.perf_counter() - began)
+    return latency_costs(times)
 
 
 def baseline(*, prepared: Prepared, plan: Baseline, logger: RunLogger, resume: bool = False) -> None:
@@ -147,37 +148,28 @@ def baseline(*, prepared: Prepared, plan: Baseline, logger: RunLogger, resume: b
                 analyzer=analyzer,
             )
     for prefix, model in fitted.items():
-        _evaluate(prefix, model, prepared, texts, labels, logger)
+        _evaluate(prefix, model, prepared, texts, logger)
     classifier = fitted[""].pipeline[1]
     record.params = {"total": int(classifier.coef_.size + classifier.intercept_.size)}
     logger.add_row({"step": 0, "epoch": 0.0, **record.metrics["validation"]})
 
 
-def _evaluate(
-    prefix: str,
-    model: Fitted,
-    prepared: Prepared,
-    texts: dict[str, list[str]],
-    labels: dict[str, np.ndarray],
-    logger: RunLogger,
-) -> None:
+def _evaluate(prefix: str, model: Fitted, prepared: Prepared, texts: dict[str, list[str]], logger: RunLogger) -> None:
     """Puts the scores of one baseline on validation and test into the record, under `prefix`.
 
     Of the defaults it writes predictions and speed too.
     """
-    record, tables = logger.record, []
+    record, found = logger.record, {}
     for split in ("validation", "test"):
-        began = time.perf_counter()
-        found = model.pipeline.predict_proba(texts[split])
-        rate = len(labels[split]) / (time.perf_counter() - began)
-        record.metrics[prefix + split] = scores(labels[split], found)
-        tables.append(prediction_table(split, getattr(prepared, split)["id"], labels[split], found, prepared.classes))
-    told = guess_told(record.metrics[f"{prefix}validation"], len(prepared.classes))
+        rows, began = getattr(prepared, split), time.perf_counter()
+        found[split] = Predicted(rows["id"], rows.labels, model.pipeline.predict_proba(texts[split]))
+        rate = len(rows) / (time.perf_counter() - began)
+    told = note_scores(logger, found, prefix)
     if told:
         name = "tuned baseline" if prefix else "baseline"
         logger.warn(f"The {name} learned nothing: {told}. More training rows may help.")
     if not prefix:
-        write_predictions(logger.folder / "predictions.parquet", tables)
+        write_predictions(logger, found, prepared.classes)
         record.costs.update(inference_examples_per_s=rate, inference_ms_per_example=1000 / rate)
         record.costs.update(document_latency(model.pipeline, texts["test"]))
     record.costs[f"{prefix}train_seconds"] = model.seconds

@@ -9,12 +9,11 @@ from xcls.config.schema import UserError, Wandb
 from xcls.data.tokenizer import from_json
 from xcls.runs.folder import changed_code, read_or_refuse
 from xcls.runs.record import Events, Record, read_record, write_record
-from xcls.stages.finetune import score_split
+from xcls.stages.predictions import probabilities_of
 from xcls.stages.spec import RunSpec
 from xcls.stages.texts import classification_data
-from xcls.train.amp import Amp
 from xcls.train.checkpoint import load_for_use
-from xcls.train.metrics import Scores, scores, softmax
+from xcls.train.metrics import Scores, scores
 from xcls.train.tracking import Tracker
 
 
@@ -31,13 +30,8 @@ def evaluate(spec: RunSpec) -> int:
     checkpoint = load_for_use(folder, config.checkpoint)
     tokenizer = from_json(checkpoint["tokenizer"])
     data = classification_data(spec.data(), tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
-    model = spec.build.make_classifier(config, vocab_size=tokenizer.vocab_size, classes=checkpoint["classes"])
-    amp = Amp(precision=spec.precision, hardware=config.hardware)
-    model.to(amp.device)
-    model.load_state_dict(checkpoint["model"])
     rows = data.split(config.split)
-    result = score_split(model, rows, size=config.finetuning.eval_batch_size, amp=amp)
-    found = scores(rows.labels, softmax(result.logits))
+    found = scores(rows.labels, probabilities_of(spec, checkpoint, rows.encoded, vocab_size=tokenizer.vocab_size))
     _note(folder, found, split=config.split, step=checkpoint["progress"]["step"], wandb=config.wandb)
     told = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
     print(f"{folder.name}, {config.checkpoint} checkpoint, {config.split}: {told}")

@@ -5,26 +5,21 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import numpy as np
 import pandas as pd
 
 from xcls.config.schema import UserError
-from xcls.data.batching import ClassBatches
 from xcls.data.encode import Encoded, encode
 from xcls.data.reading import Documents, read_documents
 from xcls.data.tokenizer import TextTokenizer, from_json
 from xcls.runs.folder import changed_code, read_or_refuse
 from xcls.runs.paths import at, is_stream
 from xcls.runs.record import no_formula
-from xcls.stages.predictions import probability_columns
+from xcls.stages.predictions import probabilities_of, probability_columns
 from xcls.stages.spec import RunSpec
-from xcls.train.amp import Amp
 from xcls.train.checkpoint import load_for_use, write_bytes
-from xcls.train.metrics import softmax
-from xcls.train.scoring import classify
-from xcls.train.stream import width_multiple
 
 
 def predict(spec: RunSpec) -> int:
@@ -55,7 +50,12 @@ def predict(spec: RunSpec) -> int:
     table = pd.DataFrame(
         {"row": documents.places, **({} if documents.ids is None else {"id": documents.ids})}, dtype=object
     )
-    _write(output, table.join(_predicted(spec, checkpoint, encoded, whole, vocab_size=tokenizer.vocab_size)))
+    classes, found = checkpoint["classes"], np.empty((0, len(checkpoint["classes"])))
+    if whole.any():
+        found = probabilities_of(spec, checkpoint, encoded, vocab_size=tokenizer.vocab_size)
+    said = pd.array(np.asarray(classes, dtype=object)[found.argmax(axis=1)], dtype="string")
+    columns = {"prediction": said, **probability_columns(found, classes)}
+    _write(output, table.join(pd.DataFrame(columns, index=np.flatnonzero(whole))))
     print(f"{len(whole)} documents: {output}", file=sys.stderr if is_stream(output) else sys.stdout)
     return 0
 
@@ -98,23 +98,6 @@ def _encoded(
         count = f"{(~whole).sum()} of {len(whole)}"
         notes.append(f"{source}: {count} documents are empty (the first is {first}); they get no class.")
     return encoded, notes
-
-
-def _predicted(
-    spec: RunSpec, checkpoint: dict[str, Any], encoded: Encoded, whole: np.ndarray, *, vocab_size: int
-) -> pd.DataFrame:
-    """The columns prediction and p_<class> for the rows, bool [R] `whole` of which have the texts in `encoded`."""
-    config, classes = spec.config, checkpoint["classes"]
-    amp = Amp(precision=spec.precision, hardware=config.hardware)
-    model = spec.build.make_classifier(config, vocab_size=vocab_size, classes=classes).to(amp.device)
-    model.load_state_dict(checkpoint["model"])
-    labels, found = np.zeros(len(encoded), np.int64), np.empty((0, len(classes)))
-    maker = ClassBatches(encoded=encoded, labels=labels, multiple=width_multiple(config.seq_len))
-    if whole.any():
-        size = config.finetuning.eval_batch_size
-        found = softmax(classify(model, maker, encoded.lengths, batch_size=size, amp=amp).logits)
-    said = pd.array(np.asarray(classes, dtype=object)[found.argmax(axis=1)], dtype="string")
-    return pd.DataFrame({"prediction": said, **probability_columns(found, classes)}, index=np.flatnonzero(whole))
 
 
 def _write(output: Path, table: pd.DataFrame) -> None:

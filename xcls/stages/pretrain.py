@@ -7,20 +7,16 @@ from typing import Any, Callable
 
 from torch import Tensor, nn
 
-from xcls.config.schema import Hardware, Masking, Training, UserError
+from xcls.config.schema import Masking, UserError
 from xcls.data.batching import MaskedBatches, evaluation_batches
 from xcls.data.masking import IGNORED
-from xcls.data.tokenizer import TextTokenizer
 from xcls.model.heads import MaskedLanguageModel
 from xcls.runs.record import Record
-from xcls.stages.setup import checkpoint_metadata, load_resume_checkpoint, setup_device
-from xcls.stages.texts import LanguageData, note_data
-from xcls.train.loop import Loop, Scores
-from xcls.train.precision import Precision
-from xcls.train.randomness import seed_everything
-from xcls.train.run_logger import RunLogger
+from xcls.stages.session import Session
+from xcls.stages.texts import LanguageData
+from xcls.train.metrics import Scores
 from xcls.train.scoring import masked_loss
-from xcls.train.stream import Batch, Stream, width_multiple
+from xcls.train.stream import Batch
 
 VALIDATION_SEED = 0  # the validation masks of every run are the same, whatever its seed
 MOST_SEEDS = 100  # that are tried for them
@@ -47,56 +43,24 @@ def with_chosen_tokens(maker: MaskedBatches, *, batch_size: int) -> MaskedBatche
     )
 
 
-def pretrain(
-    *,
-    model: MaskedLanguageModel,
-    data: LanguageData,
-    tokenizer: TextTokenizer,
-    masking: Masking,
-    training: Training,
-    hardware: Hardware,
-    precision: Precision,
-    seed: int,
-    logger: RunLogger,
-    resume: bool,
-) -> Record:
+def pretrain(*, model: MaskedLanguageModel, data: LanguageData, masking: Masking, session: Session) -> Record:
     """Trains `model` and leaves checkpoints with encoder, head and tokenizer. Call it within `with logger:`.
 
     Selection is by validation loss. Raises Interrupted, BadNumbers, OutOfMemory, UserError.
     """
-    seed_everything(seed)
-    amp = setup_device(model, hardware=hardware, precision=precision, logger=logger)
-    note_data(logger, data)
+    size = session.training.eval_batch_size
     common: dict[str, Any] = {
         "masking": masking,
-        "vocab_size": tokenizer.vocab_size,
-        "continues": tokenizer.continues,
-        "multiple": width_multiple(model.encoder.seq_len, compiled=hardware.compile),
+        "vocab_size": session.tokenizer.vocab_size,
+        "continues": session.tokenizer.continues,
+        "multiple": session.width_multiple(model.encoder.seq_len),
     }
     held_out = MaskedBatches(encoded=data.validation, seed=VALIDATION_SEED, **common)
-    held_out = with_chosen_tokens(held_out, batch_size=training.eval_batch_size)
-    stream = Stream(
-        maker=MaskedBatches(encoded=data.train, seed=seed, **common),
-        lengths=data.train.lengths,
-        batch_size=training.batch_size,
-        seed=seed,
-        group_by_length=training.group_by_length,
-    )
+    held_out = with_chosen_tokens(held_out, batch_size=size)
 
     def evaluate(poll: Callable[[], None]) -> Scores:
-        size = training.eval_batch_size
-        return {"val_loss": masked_loss(model, held_out, data.validation.lengths, batch_size=size, amp=amp, poll=poll)}
+        return {"val_loss": masked_loss(model, held_out, batch_size=size, amp=session.amp, poll=poll)}
 
-    payload = load_resume_checkpoint(logger, resume=resume, keep=training.keep)
-    loop = Loop(
-        model=model,
-        loss=mlm_loss,
-        stream=stream,
-        evaluate=evaluate,
-        training=training,
-        amp=amp,
-        logger=logger,
-        extras=checkpoint_metadata(logger, stage="pretrain", tokenizer=tokenizer.to_json(), classes=None),
-    )
-    loop.run(payload)
-    return logger.record
+    maker = MaskedBatches(encoded=data.train, seed=session.seed, **common)
+    session.train(model, session.begin(model, data), loss=mlm_loss, maker=maker, evaluate=evaluate)
+    return session.logger.record

@@ -11,7 +11,6 @@ import numpy as np
 from xcls.data.encode import Encoded, encode, encode_cached
 from xcls.data.splits import Prepared
 from xcls.data.tokenizer import TextTokenizer
-from xcls.train.run_logger import RunLogger
 
 
 @dataclass
@@ -86,10 +85,3 @@ def language_data(prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int,
     warnings = train.warnings("text for MLM", seq_len=seq_len) + validation.warnings("validation", seq_len=seq_len)
     report = {"mlm": train.report(), "validation": validation.report()}
     return LanguageData(train=train, validation=validation, warnings=warnings, report=report)
-
-
-def note_data(logger: RunLogger, data: ClassificationData | LanguageData) -> None:
-    """Puts the data's report and warnings into the run's record."""
-    logger.record.data["tokens"] = data.report
-    for message in data.warnings:
-        logger.warn(message)

@@ -22,6 +22,7 @@ from xcls.stages.baseline import baseline
 from xcls.stages.finetune import finetune
 from xcls.stages.needs import FAILED, INTERRUPTED, OK, make_first
 from xcls.stages.pretrain import pretrain
+from xcls.stages.session import Session
 from xcls.stages.spec import RunSpec
 from xcls.stages.texts import classification_data, language_data
 from xcls.train.checkpoint import load_for_use
@@ -142,23 +143,17 @@ def _stage(spec: RunSpec, prepared: Prepared, logger: RunLogger, *, resume: bool
         return
     tokenizer = from_json(parent["tokenizer"]) if parent else make_tokenizer(config.tokenizer, prepared.mlm_texts)
     text: dict[str, Any] = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
-    common: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "hardware": config.hardware,
-        "precision": spec.precision,
-        "seed": config.seed,
-        "logger": logger,
-        "resume": resume,
-    }
+    training = config.pretraining if config.mode == "pretrain" else config.finetuning
+    session = Session(tokenizer, training, config.hardware, spec.precision, config.seed, logger, resume)
     seed_everything(config.seed)  # before the model is made: its first weights follow from the seed
     if config.mode == "pretrain":
         data = language_data(prepared, tokenizer, **text)
         model = spec.build.make_language_model(config, vocab_size=tokenizer.vocab_size)
-        pretrain(model=model, data=data, masking=config.masking, training=config.pretraining, **common)
+        pretrain(model=model, data=data, masking=config.masking, session=session)
     else:
         splits = classification_data(prepared, tokenizer, **text)
         classifier = spec.build.make_classifier(config, vocab_size=tokenizer.vocab_size, classes=prepared.classes)
-        finetune(model=classifier, data=splits, training=config.finetuning, parent=parent, **common)
+        finetune(model=classifier, data=splits, session=session, parent=parent)
 
 
 def _parent(spec: RunSpec, logger: RunLogger) -> dict[str, Any] | None:

@@ -1,20 +1,25 @@
-"""Which code a run was made with: the commit of the project, and in `code.patch` what a clone of that commit lacks.
+"""What a run was made with: versions, device, the commit of the project, and in `code.patch` what a clone of it lacks.
 
-Best effort: without git, or outside a repository, nothing is known, and that is no error.
+Best effort: without git, outside a repository or without a package nothing is known, and that is no error.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
-from typing import Iterable
+from typing import Any, Iterable
+
+import torch
 
 from xcls.runs.record import PATCH, without_secrets, write_atomic
 from xcls.train.run_logger import RunLogger
 
+PACKAGES = ("numpy", "tokenizers", "datasets", "scikit-learn", "pandas", "xcls")
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("conf", "xcls", "hydra_plugins", ":(glob)*.py", "Makefile", "pyproject.toml", ":(glob)*.lock")
 LOCKS = {"GIT_OPTIONAL_LOCKS": "0"}  # a look takes no lock
@@ -117,3 +122,36 @@ def _git(root: Path, *words: str, good: tuple[int, ...] = (0,)) -> bytes:
     if done.returncode not in good:
         raise subprocess.SubprocessError(done.stderr.decode(errors="replace"))
     return done.stdout
+
+
+def versions(*more: str) -> dict[str, str | None]:
+    """Versions of Python, torch, CUDA, packages that shape a result and `more` of them; None where one is missing."""
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # a plain string: checkpoints load with weights_only
+        "cuda": torch.version.cuda,
+    }
+    for package in (*PACKAGES, *more):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's name as /proc/cpuinfo has it, else the platform's."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """Kind, name, memory (MiB) and threads of `device`."""
+    described: dict[str, Any] = {"kind": device.type, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return {**described, "name": properties.name, "memory_MiB": properties.total_memory // 2**20}
+    return {**described, "name": cpu_name()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Iterable, Iterator, TypeVar
+from typing import Callable, Iterator, TypeVar
 
 import numpy as np
 import torch
@@ -70,24 +70,18 @@ class _InParts:
 
 @torch.no_grad()
 def classify(
-    model: TextClassifier,
-    maker: Batches,
-    lengths: np.ndarray,
-    *,
-    batch_size: int,
-    amp: Amp,
-    poll: Callable[[], None] = no_poll,
+    model: TextClassifier, maker: Batches, *, batch_size: int, amp: Amp, poll: Callable[[], None] = no_poll
 ) -> Inference:
     """Logits of every row, by a model in evaluation mode. `poll` runs between batches and may raise to stop."""
     model.eval()
-    logits = np.zeros((len(lengths), model.head.linear.out_features), np.float32)
+    logits = np.zeros((len(maker.encoded), model.head.linear.out_features), np.float32)
     result = Inference(logits=logits, seconds=0.0, examples=0, tokens=0)
     parts = _InParts("finetuning", amp)
 
     def outputs(part: Batch) -> np.ndarray:
         return model(part["input_ids"], part["attention_mask"]).float().cpu().numpy()  # waits for the device
 
-    for number, rows in enumerate(_shown(evaluation_batches(lengths, batch_size=batch_size), len(lengths))):
+    for number, rows in enumerate(_shown(maker, batch_size)):
         poll()
         batch = maker.build(rows, 0)
         tokens, _ = real_and_padded(batch, None)
@@ -102,7 +96,7 @@ def classify(
 
 @torch.no_grad()
 def latency(
-    model: TextClassifier, maker: Batches, lengths: np.ndarray, *, amp: Amp, most: int = 100, seconds: float = 5.0
+    model: TextClassifier, maker: Batches, *, amp: Amp, most: int = 100, seconds: float = 5.0
 ) -> dict[str, float | None]:
     """Time from token ids to logits of one document at a time, ms: its median and 95th percentile.
 
@@ -110,6 +104,7 @@ def latency(
     which a graph was compiled does not count.
     """
     model.eval()
+    lengths = maker.encoded.lengths
     rows = np.argsort(lengths, kind="stable")[np.linspace(0, len(lengths) - 1, min(most, len(lengths))).astype(int)]
     times, start = [], time.perf_counter()
     for row in (rows[-1], *np.random.default_rng(0).permutation(rows)):
@@ -119,23 +114,22 @@ def latency(
                 out = model(micro["input_ids"], micro["attention_mask"])
             out.float().cpu()  # waits for the device
         if compiled_graphs() == graphs:
-            times.append(1000 * (time.perf_counter() - began))
+            times.append(time.perf_counter() - began)
         if len(times) > 5 and time.perf_counter() - start > seconds:
             break
+    return latency_costs(times)
+
+
+def latency_costs(times: list[float]) -> dict[str, float | None]:
+    """Median and 95th percentile in ms, of seconds of which the first was a warm-up; None without others."""
     if len(times) < 2:
         return dict.fromkeys(("latency_ms", "latency_p95_ms"))
-    return {"latency_ms": float(np.median(times[1:])), "latency_p95_ms": float(np.quantile(times[1:], 0.95))}
+    return {f"latency{name}_ms": 1000 * float(np.quantile(times[1:], q)) for name, q in (("", 0.5), ("_p95", 0.95))}
 
 
 @torch.no_grad()
 def masked_loss(
-    model: MaskedLanguageModel,
-    maker: Batches,
-    lengths: np.ndarray,
-    *,
-    batch_size: int,
-    amp: Amp,
-    poll: Callable[[], None] = no_poll,
+    model: MaskedLanguageModel, maker: Batches, *, batch_size: int, amp: Amp, poll: Callable[[], None] = no_poll
 ) -> float | None:
     """Mean loss (nats) over the chosen tokens of every row, with the masks of epoch 0; None where none was chosen."""
     model.eval()
@@ -145,7 +139,7 @@ def masked_loss(
     def losses(part: Batch) -> float:
         return float(model(part["input_ids"], part["attention_mask"], part["rows"], part["targets"]))
 
-    for rows in _shown(evaluation_batches(lengths, batch_size=batch_size), len(lengths)):
+    for rows in _shown(maker, batch_size):
         poll()
         batch = maker.build(rows, 0)
         for loss in parts.run(batch, losses):
@@ -154,10 +148,10 @@ def masked_loss(
     return total / count if count else None
 
 
-def _shown(batches: Iterable[np.ndarray], total: int) -> Iterator[np.ndarray]:
-    """The batches, with a bar for the user who waits for them."""
-    with progress_bar(total=total, desc="evaluating", unit="row") as bar:
-        for rows in batches:
+def _shown(maker: Batches, batch_size: int) -> Iterator[np.ndarray]:
+    """The rows of every batch, with a bar for the user who waits for them."""
+    with progress_bar(total=len(maker.encoded), desc="evaluating", unit="row") as bar:
+        for rows in evaluation_batches(maker.encoded.lengths, batch_size=batch_size):
             yield rows
             bar.update(len(rows))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import queue
 import signal
-import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Generator, Iterator, Sequence
@@ -26,8 +26,6 @@ Batch = dict[str, Tensor]
 LINGER = 60  # seconds that a worker outlives a signal, if nobody sends it home
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 MULTIPLE = 8  # widths of batches: ever new ones cost kernels and fragment memory, and GPUs like eights
-
-
 COMPILED_WIDTHS = 4  # at most: each costs the compiler its time
 
 
@@ -45,11 +43,10 @@ def width_multiple(seq_len: int, *, compiled: bool = False) -> int:
 class Stream:
     """A stage's training data, without state: its order is a function of (seed, epoch), a batch one of (rows, epoch).
 
-    `maker` builds batches of rows whose token counts are `lengths` [D]; `ids` are their stable names, for messages.
+    `maker` builds the batches; `ids` are the stable names of its rows, for messages.
     """
 
     maker: Batches
-    lengths: np.ndarray
     batch_size: int
     seed: int
     group_by_length: bool
@@ -58,12 +55,16 @@ class Stream:
     @property
     def steps_per_epoch(self) -> int:
         """Effective batches per epoch; the last may be smaller."""
-        return -(-len(self.lengths) // self.batch_size)
+        return -(-len(self.maker.encoded) // self.batch_size)
 
     def order(self, epoch: int) -> list[np.ndarray]:
         """The rows of every effective batch of an epoch."""
         return batches(
-            self.lengths, batch_size=self.batch_size, seed=self.seed, epoch=epoch, group_by_length=self.group_by_length
+            self.maker.encoded.lengths,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            group_by_length=self.group_by_length,
         )
 
     def names(self, rows: Sequence[int]) -> list[str]:
@@ -105,35 +106,14 @@ def batches_from(
 
 def ahead(batches: Iterator[Batch], depth: int = 2) -> Generator[Batch, None, None]:
     """`batches`, up to `depth` of them built ahead by a thread that ends with this generator; its errors come here."""
-    built: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
-    closed = threading.Event()
-
-    def put(item: Batch | BaseException | None) -> bool:
-        while not closed.is_set():
-            with contextlib.suppress(queue.Full):
-                built.put(item, timeout=0.1)
-                return True
-        return False
-
-    def build() -> None:
-        try:
-            for batch in batches:
-                if not put(batch):
-                    return
-            put(None)
-        except BaseException as error:  # raised again where it is waited for
-            put(error)
-
-    thread = threading.Thread(target=build, name="xcls-batches", daemon=True)
-    thread.start()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="xcls-batches")
     try:
-        while (item := built.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        built = deque(pool.submit(next, batches, None) for _ in range(depth))
+        while (batch := built.popleft().result()) is not None:
+            built.append(pool.submit(next, batches, None))
+            yield batch
     finally:
-        closed.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
 
 
 def _linger(number: int, frame: FrameType | None) -> None:
