@@ -50,7 +50,8 @@ def test_a_folder_per_class(tmp_path: Path, parts: tuple[str, ...]) -> None:
     splits = Files(path=str(tmp_path)).load()
     assert splits.classes == ["ham", "spam"]
     assert (len(splits.train), len(splits.test)) == ((10, 10) if len(parts) == 2 else (8, 2))
-    assert all(row["text"].startswith(splits.classes[row["label"]]) for row in splits.train)
+    texts, labels = splits.train["text"], splits.train["label"]
+    assert all(text.startswith(splits.classes[label]) for text, label in zip(texts, labels))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_several_text_columns_and_a_column_of_ids(tmp_path: Path) -> None:
     rows = "".join(f"k{i},head{i},{'' if i == 3 else 'body'},{i % 2}\n" for i in range(10))
     (tmp_path / "a.csv").write_text("key,title,text,label\n" + rows)
     splits = Files(path=str(tmp_path), text=["title", "text"], id="key").load()
-    texts = {row["id"]: row["text"] for part in (splits.train, splits.test) for row in part}
+    texts = {key: text for part in (splits.train, splits.test) for key, text in zip(part["id"], part["text"])}
     assert texts["k1"] == "head1 body" and texts["k3"] == "head3"
     (tmp_path / "a.csv").write_text("key,text,label\nk,a,1\nk,b,0\n")
     with pytest.raises(UserError, match="repeat"):

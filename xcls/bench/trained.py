@@ -92,7 +92,7 @@ def real_text(payload: dict[str, Any], config: dict[str, Any]) -> Tensor:
     """Ids [B, N] of the longest training texts of the run, cut to the shortest of them: no padding."""
     data = config["dataset"]
     source = make(data["source"], path=data.get("path"), text=data["text"], label=data["label"])
-    texts = [text for text in source.load().train[:CONSIDERED]["text"] if text]
+    texts = [text for text in source.load().train["text"][:CONSIDERED] if text]
     encoded = encode(texts, from_json(payload["tokenizer"]), seq_len=config["seq_len"])
     rows = np.argsort(-encoded.lengths, kind="stable")[:DOCUMENTS]
     length = int(encoded.lengths[rows].min())

@@ -105,7 +105,7 @@ class ClassNames:
                     )
                     raise UserError(
                         f"{where}, {row}: the label {name!r} is in no row of the training data (classes there: "
-                        f"{_some(self.classes)}). Take these rows out, or give training rows of this class.{alike}"
+                        f"{some(self.classes)}). Take these rows out, or give training rows of this class.{alike}"
                     )
                 self.numbers[name] = number
             found.append(number)
@@ -179,6 +179,6 @@ def _typed(text: str | None) -> str:
     )
 
 
-def _some(names: Sequence[str], most: int = 12) -> str:
-    """The first names, as text for a message."""
+def some(names: Sequence[str], most: int = 12) -> str:
+    """The first of these names, and how many more there are, as text for a message."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -10,19 +10,16 @@ import importlib.util
 import platform
 import re
 import sysconfig
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Sequence
-
-import numpy as np
+from typing import Callable, Iterator, Sequence
 
 from xcls.config.schema import UserError
-from xcls.data.cache import build_once, cache_folder
-from xcls.data.rows import rows_of
+from xcls.data.cache import build_once, cache_folder, digest
+from xcls.data.near_duplicates import keep_first
+from xcls.data.rows import make_rows, read_rows
 from xcls.data.source import Splits
-
-if TYPE_CHECKING:
-    import pyarrow
 
 MASK = "LIB"
 SHARES = {"test": 0.15, "validation": 0.1}
@@ -103,37 +100,60 @@ def assign_files(counts: dict[str, int], package: str) -> dict[str, str]:
     return splits
 
 
-def chosen_packages(
-    name: str, path: str | None, text: Any, label: str, packages: Sequence[str] | None, usual: Sequence[str]
-) -> list[str]:
-    """The packages to read, sorted: those given, else the usual ones. Raises UserError for settings that do not
-    apply.
-    """
-    if path is not None or text != "text" or label != "label":
-        raise UserError(
-            f"dataset={name} reads the installed packages: dataset.path, text and label do not apply. "
-            "For your own files: dataset=files dataset.path=<file or folder>."
-        )
-    chosen = sorted(set(packages or usual))
-    if len(chosen) < 2:
-        raise UserError("dataset.source.packages: two packages or more are needed, a class each.")
-    return chosen
+class PackageSource:
+    """A data set of installed packages, a class each. A subclass names `name`, `version` (goes up when the rows that it
+    makes change) and the `usual` packages, and gives the `documents` of each and its `reading`."""
 
+    name: str
+    version: int
+    usual: Sequence[str]
 
-def cached_rows(name: str, fingerprint: str, build: Callable[[], list[dict[str, Any]]], classes: list[str]) -> Splits:
-    """The splits from the cache, where the first to come puts the rows {split, text, label, id} that `build` makes."""
-    import pyarrow.parquet as parquet
+    def __init__(
+        self, path: str | None, text: str, label: str, packages: Sequence[str] | None, options: Sequence[int] = ()
+    ) -> None:
+        if path is not None or text != "text" or label != "label":
+            raise UserError(
+                f"dataset={self.name} reads the installed packages: dataset.path, text and label do not apply. "
+                "For your own files: dataset=files dataset.path=<file or folder>."
+            )
+        self.packages = sorted(set(packages or self.usual))
+        if len(self.packages) < 2:
+            raise UserError("dataset.source.packages: two packages or more are needed, a class each.")
+        self.options = options  # of the fingerprint
 
-    def write(file: Path) -> None:
-        import pyarrow as pa
+    def documents(self, package: str) -> Iterator[tuple[str, str, str]]:
+        """(module file, name in the package, masked text) of each document."""
+        raise NotImplementedError
 
-        parquet.write_table(pa.Table.from_pylist(build()), file)
+    def fingerprint(self) -> str:
+        """A hash of the packages' versions, Python's, the options and the extractor's version."""
+        versions = [[package, package_version(package)] for package in self.packages]
+        return digest([self.version, versions, *self.options])
 
-    file = build_once(cache_folder() / name / f"{fingerprint[:16]}.parquet", write, what=f"the data set {name}")
-    return _splits(parquet.ParquetFile(file).read(), classes)
+    def load(self) -> Splits:
+        """Reads the cached rows; the first time (up to a minute) makes them."""
+        place = cache_folder() / self.name / self.fingerprint()[:16]
+        folder = build_once(place, self._build, what=f"the data set {self.name}")
+        made = {split: read_rows(folder / split) for split in ("train", "validation", "test")}
+        return Splits(**made, classes=self.packages)
 
+    def _build(self, folder: Path) -> None:
+        """Writes the rows of each split: near-duplicates are dropped, and the documents of a file stay together."""
+        from tqdm import tqdm
 
-def _splits(table: pyarrow.Table, classes: list[str]) -> Splits:
-    names, rows = np.asarray(table.column("split").to_pylist()), rows_of(table)
-    made = {split: rows.select(np.flatnonzero(names == split)) for split in ("train", "validation", "test")}
-    return Splits(train=made["train"], validation=made["validation"], test=made["test"], classes=classes)
+        bar = tqdm(self.packages, desc=f"{self.name}: reading packages", unit="package")
+        found = [(package, *document) for package in bar for document in self.documents(package)]
+        texts = tqdm([text for *_, text in found], desc=f"{self.name}: dropping near-duplicates", mininterval=1.0)
+        kept = [found[place] for place in keep_first(texts)]
+        splits = {}
+        for package in self.packages:
+            counts = Counter(file for own, file, _, _ in kept if own == package)
+            splits[package] = assign_files(counts, package)
+        for split in ("train", "validation", "test"):
+            rows = [row for row in kept if splits[row[0]][row[1]] == split]
+            make_rows(
+                text=[text for _, _, _, text in rows],
+                label=[self.packages.index(package) for package, _, _, _ in rows],
+                id=[f"{package}/{name}" for package, _, name, _ in rows],
+                folder=folder / split,
+            )

@@ -9,26 +9,13 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections import Counter
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Iterator
 
-from xcls.data.cache import digest
-from xcls.data.near_duplicates import keep_first
-from xcls.data.packages import (
-    assign_files,
-    cached_rows,
-    chosen_packages,
-    name_masker,
-    package_files,
-    package_folder,
-    package_version,
-)
+from xcls.data.packages import PackageSource, name_masker, package_files, package_folder
 from xcls.data.reading import Reading
-from xcls.data.source import Splits
 
-VERSION = 1  # of this extractor; goes up when the rows it makes change
 PACKAGES = ("matplotlib", "numpy", "pandas", "python", "scipy", "sklearn", "torch", "wandb")
 FEWEST_WORDS = 10
 # Calls by which numpy, scipy and torch document compiled functions.
@@ -79,46 +66,23 @@ def read_docstrings(file: Path) -> list[tuple[int, str]]:
     return [(line, mask_names(text)) for line, text in found if len(text.split()) >= FEWEST_WORDS]
 
 
-class Pydocs:
+class Pydocs(PackageSource):
     """Docstrings of installed packages, a class each. `packages`: two or more, `python` being the standard library."""
+
+    name, version, usual = "pydocs", 1, PACKAGES
 
     def __init__(
         self, *, path: str | None = None, text: str = "text", label: str = "label", packages: list[str] | None = None
     ) -> None:
-        self.packages = chosen_packages("pydocs", path, text, label, packages, PACKAGES)
+        super().__init__(path, text, label, packages)
 
     def reading(self) -> Reading:
         """Tables and lines, the names of the libraries masked."""
         return Reading(["text"], clean=mask_names, cleaning="names")
 
-    def fingerprint(self) -> str:
-        """A hash of the packages' versions, Python's, and the extractor's."""
-        return digest([VERSION, [[package, package_version(package)] for package in self.packages]])
-
-    def load(self) -> Splits:
-        """Reads the cached rows; the first time (under a minute) makes them."""
-        return cached_rows("pydocs", self.fingerprint(), self._build, self.packages)
-
-    def _build(self) -> list[dict[str, Any]]:
-        """The rows, with split, text, label and id."""
-        from tqdm import tqdm
-
-        files = [
-            (label, package, module) for label, package in enumerate(self.packages) for module in package_files(package)
-        ]
-        found = [
-            (label, module.relative_to(package_folder(package)).as_posix(), line, text)
-            for label, package, module in tqdm(files, desc="pydocs: reading docstrings", unit="file", mininterval=1.0)
-            for line, text in read_docstrings(module)
-        ]
-        texts = tqdm([row[3] for row in found], desc="pydocs: dropping near-duplicates", unit="text", mininterval=1.0)
-        kept = [found[i] for i in keep_first(texts)]
-        rows = []
-        for label, package in enumerate(self.packages):
-            splits = assign_files(Counter(module for own, module, _, _ in kept if own == label), package)
-            rows += [
-                {"split": splits[module], "text": text, "label": label, "id": f"{package}/{module}:{line}"}
-                for own, module, line, text in kept
-                if own == label
-            ]
-        return rows
+    def documents(self, package: str) -> Iterator[tuple[str, str, str]]:
+        """(module file, file and line, masked docstring) of each docstring."""
+        root = package_folder(package)
+        for module in package_files(package):
+            file = module.relative_to(root).as_posix()
+            yield from ((file, f"{file}:{line}", text) for line, text in read_docstrings(module))

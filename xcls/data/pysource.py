@@ -12,27 +12,12 @@ would then have nothing like its training text in validation and test.
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Callable, Iterator
 
 from xcls.config.schema import UserError
-from xcls.data.cache import digest
-from xcls.data.near_duplicates import keep_first
-from xcls.data.packages import (
-    MASK,
-    assign_files,
-    cached_rows,
-    chosen_packages,
-    name_masker,
-    name_order,
-    package_files,
-    package_folder,
-    package_version,
-)
+from xcls.data.packages import MASK, PackageSource, name_masker, name_order, package_files, package_folder
 from xcls.data.reading import Reading
-from xcls.data.source import Splits
 
-VERSION = 1  # of this extractor; goes up when the rows it makes change
 PACKAGES = (
     "fontTools",
     "matplotlib",
@@ -56,11 +41,13 @@ def masked_source(text: str, mask: Callable[[str], str]) -> str:
     return _IMPORT.sub(rf"\g<1>{MASK}", mask(_LEADING.sub("", text)))
 
 
-class Pysource:
+class Pysource(PackageSource):
     """Source files of installed packages, a class each. `packages`: two or more, `python` being the standard library.
 
     Files of fewer than `min_chars` characters are left out. Of more than `per_class` an even part is drawn by name.
     """
+
+    name, version, usual = "pysource", 1, PACKAGES
 
     def __init__(
         self,
@@ -72,7 +59,7 @@ class Pysource:
         min_chars: int = 4096,
         per_class: int = 300,
     ) -> None:
-        self.packages = chosen_packages("pysource", path, text, label, packages, PACKAGES)
+        super().__init__(path, text, label, packages, [min_chars, per_class])
         for name, value in (("min_chars", min_chars), ("per_class", per_class)):
             if value < 1:
                 raise UserError(f"dataset.source.{name}={value}: at least 1 is needed.")
@@ -85,54 +72,18 @@ class Pysource:
             ["text"], clean=lambda text: masked_source(text, mask), cleaning=f"names {' '.join(self.packages)}"
         )
 
-    def fingerprint(self) -> str:
-        """A hash of the packages' versions, Python's, the options and the extractor's version."""
-        versions = [[package, package_version(package)] for package in self.packages]
-        return digest([VERSION, versions, self.min_chars, self.per_class])
-
-    def load(self) -> Splits:
-        """Reads the cached rows; the first time (half a minute) makes them."""
-        return cached_rows("pysource", self.fingerprint(), self._build, self.packages)
-
-    def _build(self) -> list[dict[str, Any]]:
-        """The rows, with split, text, label and id."""
-        from tqdm import tqdm
-
-        clean = self.reading().clean
-        bar = tqdm(self.packages, desc="pysource: reading source files", unit="package", mininterval=1.0)
-        found = [(package, name, text) for package in bar for name, text in self._read(package, clean)]
-        texts = tqdm(
-            [text for _, _, text in found], desc="pysource: dropping near-duplicates", unit="file", mininterval=1.0
-        )
-        kept = [found[i] for i in keep_first(texts)]
-        rows = []
-        for label, package in enumerate(self.packages):
-            own = {name: text for part, name, text in kept if part == package}
-            splits = assign_files(dict.fromkeys(own, 1), package)
-            rows += [
-                {"split": splits[name], "text": text, "label": label, "id": f"{package}/{name}"}
-                for name, text in own.items()
-            ]
-        return rows
-
-    def _read(self, package: str, clean: Callable[[str], str]) -> Iterator[tuple[str, str]]:
-        """(name, masked text) of the files that are chosen."""
-        root, read = package_folder(package), 0
-        files = {
-            file.relative_to(root).as_posix(): file for file in package_files(package) if _large(file, self.min_chars)
-        }
-        for name in name_order(list(files), package):
+    def documents(self, package: str) -> Iterator[tuple[str, str, str]]:
+        """(module file, the same, masked text) of the files that are chosen."""
+        root, clean, read = package_folder(package), self.reading().clean, 0
+        # A file has as many bytes as characters, or more.
+        large = [file for file in package_files(package) if file.stat().st_size >= self.min_chars]
+        for name in name_order([file.relative_to(root).as_posix() for file in large], package):
             try:
-                text = clean(files[name].read_text("utf-8"))
+                text = clean((root / name).read_text("utf-8"))
             except (UnicodeDecodeError, OSError):
                 continue  # samples in other encodings
             if len(text) >= self.min_chars:
-                yield name, text
+                yield name, name, text
                 read += 1
             if read == self.per_class:
                 break
-
-
-def _large(file: Path, chars: int) -> bool:
-    """Whether the file could have so many characters: it has as many bytes."""
-    return file.stat().st_size >= chars

@@ -67,41 +67,28 @@ class Column(Sequence[Any]):
 
 
 class Rows:
-    """Rows of a split, with the columns `text` (str or None), `label` (int or None) and `id` (str).
-
-    `rows["text"]` is a Column, `rows[7]` a row, `rows[:7]` a dict of lists.
-    """
-
-    column_names = list(NAMES)
+    """Rows of a split, with the Columns `text` (str or None), `label` (int or None) and `id` (str)."""
 
     def __init__(
         self,
         batches: Sequence[pa.RecordBatch],
         starts: np.ndarray,
         labels: np.ndarray,
-        *,
+        keys: np.ndarray,
         picked: np.ndarray | None = None,
-        keys: np.ndarray | None = None,
     ) -> None:
         """batches: `text` and `id` of all rows, and where each batch `starts`; labels: int64 of all, MISSING where
-        there is none; picked: int64 [R], the places of these rows among them, None for all; keys: see `keys`, of
+        there is none; keys: see `keys`, of all; picked: int64 [R], the places of these rows among them, None for
         all."""
-        self.batches, self.starts, self._labels, self.picked, self._keys = batches, starts, labels, picked, keys
+        self.batches, self.starts, self._labels, self._keys, self.picked = batches, starts, labels, keys, picked
 
     def __len__(self) -> int:
         return len(self._labels) if self.picked is None else len(self.picked)
 
-    def __getitem__(self, which: Any) -> Any:
-        if isinstance(which, str):
-            if which not in NAMES:
-                raise KeyError(which)
-            return Column(self, which)
-        return {name: self[name][which] for name in NAMES}
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(self), BATCH):
-            part = self[start : start + BATCH]
-            yield from ({name: part[name][row] for name in NAMES} for row in range(len(part["id"])))
+    def __getitem__(self, name: str) -> Column:
+        if name not in NAMES:
+            raise KeyError(name)
+        return Column(self, name)
 
     @property
     def labels(self) -> np.ndarray:
@@ -110,15 +97,14 @@ class Rows:
 
     def keys(self) -> np.ndarray:
         """What makes texts the same (`text_key`, that of "" where there is none): uint64 [R, 2]."""
-        if self._keys is None:
-            return as_keys([text_key(text or "") for text in self["text"]])
         return np.asarray(self._keys if self.picked is None else self._keys[self.picked])
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Rows:
-        """The rows at these places, in this order."""
-        rows = np.asarray(rows, np.int64)
-        picked = rows if self.picked is None else self.picked[rows]
-        return Rows(self.batches, self.starts, self._labels, picked=picked, keys=self._keys)
+        """The rows at these places, in this order, or those where bool [R] is True."""
+        chosen = np.asarray(rows)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        picked = chosen if self.picked is None else self.picked[chosen]
+        return Rows(self.batches, self.starts, self._labels, self._keys, picked)
 
     def values(self, name: str, places: np.ndarray) -> list[Any]:
         """The values of a column in the rows at int64 [M] `places`, quickest where these ascend."""
@@ -196,7 +182,7 @@ class RowWriter:
         if ids is not None:
             labels = np.append(ids, MISSING)[labels]  # MISSING is the last
         if self.folder is None:
-            return Rows(self.batches, starts, labels, keys=keys)
+            return Rows(self.batches, starts, labels, keys)
         self.writer.close()
         for name, array in (("starts", starts), ("labels", labels), ("keys", keys)):
             np.save(self.folder / f"{name}.npy", array)
@@ -206,23 +192,15 @@ class RowWriter:
 def read_rows(folder: Path) -> Rows:
     """The rows that a `RowWriter` wrote into `folder`."""
     starts, labels = np.load(folder / "starts.npy"), np.load(folder / "labels.npy")
-    return Rows(ArrowFile(folder / "rows.arrow"), starts, labels, keys=np.load(folder / "keys.npy", mmap_mode="r"))
+    return Rows(ArrowFile(folder / "rows.arrow"), starts, labels, np.load(folder / "keys.npy", mmap_mode="r"))
 
 
-def make_rows(*, text: Sequence[str | None], label: Sequence[int | None], id: Sequence[str]) -> Rows:
-    """A split from its columns, held in memory."""
-    writer = RowWriter()
+def make_rows(
+    *, text: Sequence[str | None], label: Sequence[int | None], id: Sequence[str], folder: Path | None = None
+) -> Rows:
+    """A split from its columns, held in memory or written into a new `folder`."""
+    writer = RowWriter(folder)
     for start in range(0, len(text), BATCH):
         piece = slice(start, start + BATCH)
         writer.add(text=text[piece], label=label[piece], id=id[piece])
     return writer.rows()
-
-
-def rows_of(table: Any) -> Rows:
-    """Rows of what has the columns text, label and id: Rows as they are, else a table of pyarrow or a data set of
-    `datasets`.
-    """
-    if isinstance(table, Rows):
-        return table
-    columns = table[:] if hasattr(table, "with_format") else table.select(NAMES).to_pydict()
-    return make_rows(**{name: columns[name] for name in NAMES})

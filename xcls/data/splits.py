@@ -10,15 +10,15 @@ import numpy as np
 
 from xcls.config.schema import Dataset, UserError
 from xcls.data.cache import build_once, cache_folder, digest
+from xcls.data.labels import some
 from xcls.data.readers import text_files, text_pieces
 from xcls.data.reading import Reading, reading_of
-from xcls.data.rows import Rows, RowWriter, Texts, read_rows, rows_of
-from xcls.data.source import Source, Splits, files_digest
+from xcls.data.rows import Rows, RowWriter, Texts, read_rows
+from xcls.data.source import Source, files_digest
 from xcls.data.stratify import as_keys, carve, first_alike, sample, stands_in, text_key
 
 FEWEST_HELD_OUT = 1000  # validation rows under a limit: a share has a standard error of 1.6 points at most
 EXTRA_VERSION = 2  # of extra text in the cache folder; goes up when it is read otherwise
-Keys = dict[str, np.ndarray]  # of each split, uint64 [R, 2]
 
 
 @dataclass
@@ -44,27 +44,21 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
     """
     splits = source.load()
     report: dict[str, Any] = {"warnings": list(splits.notes)}
-    names = ["train", *(["validation"] if splits.validation is not None else []), "test"]
-    made, keys = {}, {}
-    for name in names:
-        rows = rows_of(getattr(splits, name))
-        made[name], keys[name] = _whole_rows(rows, name, settings.missing, report)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    made = {name: _whole_rows(rows, name, settings.missing, report) for name, rows in parts.items() if rows is not None}
     for name, rows in made.items():
         if not len(rows):
             raise UserError(
                 f"dataset={settings.name}: no row of {name} has both text and label. Look at the columns that "
                 "dataset.text and dataset.label name."
             )
-    _leaks(made, keys, settings.leak, report)
-    _repeats(made["train"], keys["train"], report)
-    whole = len(made["train"])
+    _leaks(made, settings.leak, report)
+    train = made["train"]
+    alike, whole = first_alike(train.keys()), len(train)
+    _repeats(train, alike, report)
     if splits.validation is None:
-        chosen = carve(
-            made["train"].labels, settings.validation, seed=settings.split_seed, alike=first_alike(keys["train"])
-        )
-        for name, side in (("validation", chosen), ("train", ~chosen)):  # train last: both are cut from it
-            places = np.flatnonzero(side)
-            made[name], keys[name] = made["train"].select(places), keys["train"][places]
+        chosen = carve(train.labels, settings.validation, seed=settings.split_seed, alike=alike)
+        made["validation"], made["train"] = train.select(chosen), train.select(~chosen)
         if not len(made["validation"]):
             place = f" ({settings.path})" if settings.path else ""
             raise UserError(
@@ -72,35 +66,30 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
                 "validation. Give more, or "
                 "a validation file (dataset=files): two or more different texts of a class must be left beside test."
             )
-    _limit(made, keys, settings, report)
+    _limit(made, settings, report)
     _check_classes(made, splits.classes, settings.name, report)
-    texts = _mlm_texts(
-        made, keys, splits, settings, reading_of(source, settings.text), len(made["train"]) / whole, report
-    )
-    return Prepared(
-        train=made["train"],
-        validation=made["validation"],
-        test=made["test"],
-        mlm_texts=texts,
-        classes=splits.classes,
-        report=report,
-    )
+    more = [] if splits.unlabelled is None else [splits.unlabelled.select(~_blank(splits.unlabelled.keys()))]
+    report["rows"]["unlabelled"] = sum(map(len, more))
+    more += [_extra_rows(path, reading_of(source, settings.text)) for path in settings.extra]
+    if settings.extra:
+        report["rows"]["extra"] = sum(map(len, more)) - report["rows"]["unlabelled"]
+    share = 1.0 if settings.limit is None else len(made["train"]) / whole
+    return Prepared(**made, mlm_texts=_mlm_texts(made, more, share, report), classes=splits.classes, report=report)
 
 
-def _whole_rows(rows: Rows, name: str, missing: str, report: dict[str, Any]) -> tuple[Rows, np.ndarray]:
-    """The rows that have text and label, and their keys; the others are counted, and refused if `missing` says so."""
-    keys = rows.keys()
-    no_text, no_label = _blank(keys), rows.labels < 0
+def _whole_rows(rows: Rows, name: str, missing: str, report: dict[str, Any]) -> Rows:
+    """The rows that have text and label; the others are counted, and refused if `missing` says so."""
+    no_text, no_label = _blank(rows.keys()), rows.labels < 0
     bad = no_text | no_label
     report[f"{name}_no_text"], report[f"{name}_no_label"] = int(no_text.sum()), int(no_label.sum())
     if not bad.any():
-        return rows, keys
+        return rows
     first = rows["id"][int(np.argmax(bad))]
     found = f"{name}: {no_text.sum()} rows have no text and {no_label.sum()} no label (the first is {first})"
     if missing == "refuse":
         raise UserError(f"{found}. Mend them, or set dataset.missing=skip to leave them out.")
     report["warnings"].append(f"{found}; {bad.sum()} of {len(rows)} rows are left out.")
-    return rows.select(np.flatnonzero(~bad)), keys[~bad]
+    return rows.select(~bad)
 
 
 def _blank(keys: np.ndarray) -> np.ndarray:
@@ -108,13 +97,13 @@ def _blank(keys: np.ndarray) -> np.ndarray:
     return (keys == as_keys([text_key("")])).all(axis=1)
 
 
-def _leaks(made: dict[str, Rows], keys: Keys, leak: str, report: dict[str, Any]) -> None:
+def _leaks(made: dict[str, Rows], leak: str, report: dict[str, Any]) -> None:
     """Counts rows whose text stands in a later split too, and drops them from the earlier one if `leak` says so."""
-    later = keys["test"]
+    later = made["test"].keys()
     for name in ("validation", "train"):
         if name not in made:
             continue
-        leaking = stands_in(keys[name], later)
+        leaking = stands_in(made[name].keys(), later)
         report[f"{name}_leak"] = int(leaking.sum())
         if leaking.any():
             first = made[name]["id"][int(np.argmax(leaking))]
@@ -126,13 +115,13 @@ def _leaks(made: dict[str, Rows], keys: Keys, leak: str, report: dict[str, Any])
             if leak == "drop":
                 if leaking.all():
                     raise UserError(f"every row of {name} stands in {where} too; dataset.leak=drop leaves nothing.")
-                made[name], keys[name] = made[name].select(np.flatnonzero(~leaking)), keys[name][~leaking]
-        later = np.concatenate([later, keys[name]])
+                made[name] = made[name].select(~leaking)
+        later = np.concatenate([later, made[name].keys()])
 
 
-def _repeats(train: Rows, keys: np.ndarray, report: dict[str, Any]) -> None:
-    """Counts rows of train that repeat an earlier text, and those that do so under another label."""
-    alike, labels = first_alike(keys), train.labels
+def _repeats(train: Rows, alike: np.ndarray, report: dict[str, Any]) -> None:
+    """Counts rows of train that repeat an earlier text (`alike`), and those that do so under another label."""
+    ids, labels = train["id"], train.labels
     repeated = alike != np.arange(len(alike))
     contrary = repeated & (labels != labels[alike])
     report["train_repeated"], report["train_contrary"] = int(repeated.sum()), int(contrary.sum())
@@ -140,33 +129,28 @@ def _repeats(train: Rows, keys: np.ndarray, report: dict[str, Any]) -> None:
         row = int(np.flatnonzero(contrary)[0])
         report["warnings"].append(
             f"{contrary.sum()} rows of train repeat the text of another row under another label (the first is "
-            f"{train[row]['id']}, a repetition of {train[int(alike[row])]['id']})."
+            f"{ids[row]}, a repetition of {ids[int(alike[row])]})."
         )
     if repeated.mean() > 0.01:
         row = int(np.flatnonzero(repeated)[0])
         report["warnings"].append(
             f"{repeated.sum()} of {len(alike)} rows of train repeat the text of an earlier row (the first is "
-            f"{train[row]['id']}, a "
-            f"repetition of {train[int(alike[row])]['id']}). They count as often as they stand there; take them out "
-            "if that is wrong."
+            f"{ids[row]}, a repetition of {ids[int(alike[row])]}). They count as often as they stand there; take them "
+            "out if that is wrong."
         )
 
 
-def _limit(made: dict[str, Rows], keys: Keys, settings: Dataset, report: dict[str, Any]) -> None:
+def _limit(made: dict[str, Rows], settings: Dataset, report: dict[str, Any]) -> None:
     """Cuts train to `limit` rows, and validation in proportion but not below FEWEST_HELD_OUT; both stratified. Test
-    stays
-    whole: it is the test."""
+    stays whole: it is the test."""
     if settings.limit is None or settings.limit >= len(made["train"]):
         return
-    shrink = settings.limit / len(made["train"])
-    for name, count in (
-        ("train", settings.limit),
-        ("validation", max(round(shrink * len(made["validation"])), FEWEST_HELD_OUT)),
-    ):
+    held_out = round(settings.limit / len(made["train"]) * len(made["validation"]))
+    for name, count in (("train", settings.limit), ("validation", max(held_out, FEWEST_HELD_OUT))):
         labels = made[name].labels
         count = min(count, len(labels))
         chosen = sample(labels, max(count, min(len(np.unique(labels)), len(labels))), seed=settings.split_seed)
-        made[name], keys[name] = made[name].select(chosen), keys[name][chosen]
+        made[name] = made[name].select(chosen)
     report["warnings"].append(f"dataset.limit={settings.limit}: a part of the training data, for a quick look only.")
 
 
@@ -175,50 +159,26 @@ def _check_classes(made: dict[str, Rows], classes: list[str], name: str, report:
     report["rows"] = {split: len(rows) for split, rows in made.items()}
     counts = {split: np.bincount(rows.labels, minlength=len(classes)).tolist() for split, rows in made.items()}
     report["classes"] = {split: dict(zip(classes, counts[split])) for split in made}
-    if sum(map(bool, counts["train"])) < 2:
+    if np.count_nonzero(counts["train"]) < 2:
         raise UserError(
-            f"dataset={name}: the training rows have {sum(map(bool, counts['train']))} class; a classifier needs "
-            "two. Add rows of another, or "
-            "set dataset.label to the column with the classes."
+            f"dataset={name}: the training rows have {np.count_nonzero(counts['train'])} class; a classifier needs "
+            "two. Add rows of another, or set dataset.label to the column with the classes."
         )
     for split in ("train", "validation", "test"):
         absent = [label for label, count in report["classes"][split].items() if not count]
         if absent:
-            report["warnings"].append(
-                f"{split} has no row of the classes "
-                f"{', '.join(absent[:12])}{f' and {len(absent) - 12} more' if len(absent) > 12 else ''}."
-            )
+            report["warnings"].append(f"{split} has no row of the classes {some(absent)}.")
 
 
-def _mlm_texts(
-    made: dict[str, Rows],
-    keys: Keys,
-    splits: Splits,
-    settings: Dataset,
-    reading: Reading,
-    share: float,
-    report: dict[str, Any],
-) -> Texts:
-    """Text of train, then unlabelled and extra text (under a limit `share` of it); nothing of validation or test."""
-    held_out = np.concatenate([keys["validation"], keys["test"]])
-    train = made["train"].select(np.flatnonzero(~stands_in(keys["train"], held_out)))
-    more, kept = [], []
-    if splits.unlabelled is not None:
-        rows = rows_of(splits.unlabelled)
-        blank = _blank(rows.keys())
-        more.append(rows.select(np.flatnonzero(~blank)) if blank.any() else rows)
-    report["rows"]["unlabelled"] = sum(map(len, more))
-    for path in settings.extra:
-        found = _extra_rows(path, reading)
-        report["rows"]["extra"] = report["rows"].get("extra", 0) + len(found)
-        more.append(found)
-    left = sum(map(len, more)) if settings.limit is None else round(share * sum(map(len, more)))
-    count = left
+def _mlm_texts(made: dict[str, Rows], more: list[Rows], share: float, report: dict[str, Any]) -> Texts:
+    """Text of train, then a `share` of that of `more`, from its start; nothing of validation or test."""
+    held_out = np.concatenate([made["validation"].keys(), made["test"].keys()])
+    count = left = round(share * sum(map(len, more)))
+    parts = [made["train"]]
     for rows in more:
-        rows = rows.select(np.arange(left)) if left < len(rows) else rows
-        kept.append(rows.select(np.flatnonzero(~stands_in(rows.keys(), held_out))))
-        left -= len(rows)
-    texts = Texts([rows["text"] for rows in (train, *kept)])
+        parts.append(rows.select(np.arange(min(left, len(rows)))))
+        left -= len(parts[-1])
+    texts = Texts([rows.select(~stands_in(rows.keys(), held_out))["text"] for rows in parts])
     report["mlm_held_out"] = len(made["train"]) + count - len(texts)
     report["rows"]["mlm"] = len(texts)
     return texts
