@@ -58,7 +58,7 @@ def sized(make, attention, size, scores=(0.91, 0.911, 0.912), **options):
 def report(make, root, made=None, plots=False, **settings):
     """Writes run folders and their report to root/out; gives what is printed. Plots take most of the time."""
     make.save(records(make) if made is None else made, root)
-    with patch("xcls.report.write.draw", draw if plots else lambda _: []):
+    with patch("xcls.report.write.draw", draw if plots else lambda *_: []):
         return write_report(Settings(runs=["multirun"], out="out", claims=from_yaml(), **settings), root=root)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -39,7 +40,8 @@ def step_bench(root, *, rounds=3, device="a test CPU", left_out=None) -> Bench:
     folder = root / "multirun" / "bench" / "crossover"
     folder.mkdir(parents=True)
     (folder / "bench.json").write_text(json.dumps(data), encoding="utf-8")
-    return Bench(folder, "multirun/bench/crossover", data, made)
+    (bench,) = collect(["multirun/bench"], root).benches
+    return bench
 
 
 def one(root, **changes) -> Crossover:
@@ -69,8 +71,8 @@ def test_one_length_another_machine_and_broken_rows_show_nothing(make, tmp_path)
     bench = step_bench(tmp_path, device="another CPU")
     groups = study_of(make, tmp_path / "runs", make.seeds("sdpa")).groups
     assert crossovers([bench], groups) == [] and len(crossovers([bench], [])) == 1
-    alone = Bench(bench.folder, "", bench.data, [row for row in bench.rows if row["seq_len"] == 512])
-    broken = Bench(bench.folder, "", {"settings": 3}, [{**row, "seq_len": "x", "batch": 0} for row in bench.rows])
+    alone = replace(bench, rows=[row for row in bench.rows if row["seq_len"] == 512])
+    broken = replace(bench, settings={}, rows=[{**row, "seq_len": "x", "batch": 0} for row in bench.rows])
     assert crossovers([alone, broken], []) == []
 
 
@@ -116,7 +118,7 @@ def claimed(make, root, **options):
 
 
 def test_the_likest_measurement_stands_beside_the_claim(make, tmp_path):
-    bench_of(tmp_path, part="core", training=(100.0, 50.0), name="a")
+    bench_of(tmp_path, part="core", training=(100.0, 50.0), name="a")  # no training step
     bench_of(tmp_path, training=(100.0, 120.0), name="b")
     ratio, told = claimed(make, tmp_path)
     assert ratio == 1.2 and told.startswith("no") and "multirun/bench/b" in told  # the runs say 0.8

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.image import imread
 
 from tests.report.examples import sized, study_of
-from xcls.report.load import Bench, collect
+from xcls.report.load import collect
 from xcls.report.plots import draw, pareto_front, read_curve
 from xcls.runs.record import sha256
 
@@ -60,16 +60,3 @@ def test_cost_against_length_is_of_runs_alike_but_for_it(make, tmp_path):
     assert "20.5 s per epoch at 2,048 tokens" in plots["cost_vs_length-demo"].numbers
     assert "performer" not in plots["cost_vs_length-demo"].numbers
     assert {"quality_vs_time_per_epoch-demo-n512", "quality_vs_time_per_epoch-demo-n2048"} <= set(plots)
-
-
-def test_cost_against_length_from_mode_bench(make, tmp_path):
-    times = {("sdpa", 512): 10.0, ("sdpa", 2048): 160.0, ("performer", 512): 20.0, ("performer", 2048): 80.0}
-    shape = {"origin": "xcls", "part": "step", "dtype": "fp32", "position": "none"}
-    rows = [
-        {**shape, "mechanism": name, "seq_len": n, "training_ms": ms, "training_MiB": 2.0 * n}
-        for (name, n), ms in times.items()
-    ]
-    rows.append({**shape, "mechanism": "broken", "seq_len": "x", "training_ms": None})
-    benches = [Bench(tmp_path / "a b", "a b", {"device": 3}, rows), Bench(tmp_path, "", {}, rows[:1])]
-    plots = drawn(make, tmp_path, [make.baseline()], benches=benches)
-    assert list(plots) == ["step-a-b"] and "sdpa 10 ms per step at 512 and 160 ms" in plots["step-a-b"].numbers

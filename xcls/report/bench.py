@@ -16,7 +16,6 @@ from xcls.report.measures import number
 from xcls.report.table import NONE, Row, Table, amount
 
 USUAL = "multirun/bench"
-KINDS = ("finetune", "step", "module", "core")  # the likest to a run's own steps first
 SAME = ("stage", "part", "position", "seq_len", "dtype", "batch")  # of two rows that were measured in turns
 CHANCE = 20  # two mechanisms differ where chance alone would give such repeats at most once in so many times
 UNITS = {"training_ms": "ms", "training_MiB": "MiB"}  # of a step
@@ -33,26 +32,26 @@ def benches_beside(found: Sequence[Bench], root: Path) -> list[Bench]:
 def beside(group: Group, other: Group, name: str, value: float, benches: Sequence[Bench]) -> tuple[float | None, str]:
     """The ratio of the cost `name` as mode=bench has it, whether it agrees with `value`, and where it was measured.
 
-    Of several measurements the likest to the runs of both groups: with their mechanisms' settings, seq_len and
-    dtype, on a device of the same name. (None, '') where there is none.
+    Of several measurements of whole trainings or of training steps the likest to the runs of both groups: with their
+    mechanisms' settings, seq_len and dtype, on a device of the same name. (None, '') where there is none.
     """
-    found = []
-    for bench in (bench for bench in benches if _device(bench) == _device_of(group)):
-        theirs = _rows_of(bench, other)
-        found += [
-            (bench, mine, row) for mine in _rows_of(bench, group) for row in theirs if _place(mine) == _place(row)
-        ]
+    found = [
+        (bench, mine, row)
+        for bench in benches
+        if _device(bench.device) == _device(group.record.device)
+        for mine in _rows_of(bench, group)
+        for row in _rows_of(bench, other)
+        if all(mine.get(key) == row.get(key) for key in SAME)
+    ]
     if not found:
         return None, ""
     bench, mine, against = min(found, key=lambda item: _distance(item[0], item[1], group))
-    memory = "memory_MiB" if "stage" in mine else "training_MiB"
-    ratio = _time(mine, against) if name == "time_per_epoch" else _over(mine.get(memory), against.get(memory))
+    ratio = _cost_ratio(mine, against, name)
     if ratio is None:
         return None, ""
     width, heads, layers = _size(bench, mine)
-    what = f"{_kind(mine)}, {layers} × {width}, {heads} heads, position {mine.get('position')}"
-    what += f", {mine.get('rounds')} rounds"
-    return ratio, f"{agree(value, ratio)} ({bench.place}: {what})"
+    what = f"{mine.get('stage') or 'step'}, {layers} × {width}, {heads} heads, position {mine.get('position')}"
+    return ratio, f"{agree(value, ratio)} ({bench.place}: {what}, {mine.get('rounds')} rounds)"
 
 
 def agree(runs: float, bench: float) -> str:
@@ -66,62 +65,41 @@ def _rows_of(bench: Bench, group: Group) -> list[Row]:
     """The completed measurements of a group's mechanism with exactly its settings, at its length and dtype."""
     flat = group.record.config.items()
     own = {name.partition(".")[2]: value for name, value in flat if name.startswith("attention.")}
-    names = {name for name, value in _node(bench, "attentions").items() if value == own}
-    wanted = {
-        "origin": "xcls",
-        "status": "completed",
-        "seq_len": group.record.seq_len,
-        "dtype": group.device.get("dtype"),
-    }
+    names = {name for name, value in bench.attentions.items() if value == own}
+    wanted = {"origin": "xcls", "status": "completed", "seq_len": group.record.seq_len}
+    wanted["dtype"] = group.device.get("dtype")
     return [
         row
         for row in bench.rows
         if row.get("mechanism", row.get("contender")) in names
-        and row.get("stage", "finetune") == "finetune"
+        and (row.get("stage") == "finetune" or row.get("part") == "step")
         and all(row.get(name) == value for name, value in wanted.items())
     ]
 
 
-def _place(row: Row) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in SAME)
-
-
-def _kind(row: Row) -> str:
-    return str(row.get("stage") or row.get("part"))
-
-
-def _node(bench: Bench, name: str) -> Row:
-    """An entry of the file that should be a dictionary: files come from anywhere."""
-    node = bench.data.get(name)
-    return node if isinstance(node, dict) else {}
-
-
-def _device(bench: Bench) -> tuple[Any, Any]:
-    device = _node(bench, "device")
-    return device.get("kind"), device.get("name")
-
-
-def _device_of(group: Group) -> tuple[Any, Any]:
-    return group.record.device.get("kind"), group.record.device.get("name")
+def _device(about: Row) -> tuple[Any, Any]:
+    return about.get("kind"), about.get("name")
 
 
 def _distance(bench: Bench, mine: Row, group: Group) -> tuple[Any, ...]:
-    """How far a measurement is from the runs: the kind first, then position and size."""
-    place = KINDS.index(_kind(mine)) if _kind(mine) in KINDS else len(KINDS)
+    """How far a measurement is from the runs: whole trainings first, then position and size."""
     elsewhere = mine.get("position") != group.record.choices.get("position")
     size = tuple(group.record.config.get(f"size.{name}") for name in ("width", "num_heads", "num_layers"))
-    return place, elsewhere, _size(bench, mine) != size, bench.place
+    return "stage" not in mine, elsewhere, _size(bench, mine) != size, bench.place
 
 
 def _size(bench: Bench, row: Row) -> tuple[Any, ...]:
     """(width, heads, layers) of what was measured."""
-    size = _node(bench, "size" if "stage" in row else "settings")
-    layers = size.get("num_layers") if _kind(row) in ("finetune", "step") else 1
-    return size.get("width"), size.get("num_heads"), layers
+    size = bench.size if "stage" in row else bench.settings
+    return size.get("width"), size.get("num_heads"), size.get("num_layers")
 
 
-def _time(mine: Row, against: Row) -> float | None:
-    """The ratio of times: of whole trainings the median over the rounds, for both had the same machine in a round."""
+def _cost_ratio(mine: Row, against: Row, name: str) -> float | None:
+    """The ratio of a cost: of the times of whole trainings the median over the rounds, for both had the same machine
+    in a round."""
+    if name != "time_per_epoch":
+        memory = "memory_MiB" if "stage" in mine else "training_MiB"
+        return _over(mine.get(memory), against.get(memory))
     ours, theirs = mine.get("speeds"), against.get("speeds")
     if isinstance(ours, list) and isinstance(theirs, list):
         ratios = [ratio for own, other in zip(ours, theirs) if (ratio := _over(other, own)) is not None]
@@ -149,7 +127,7 @@ class Crossover:
     @property
     def what(self) -> str:
         """What was timed, in words."""
-        size, (kind, name) = _node(self.bench, "settings"), _device(self.bench)
+        size, (kind, name) = self.bench.settings, _device(self.bench.device)
         shape = f"{size.get('num_layers', '?')} layers, width {size.get('width', '?')}"
         tokens = sorted({row["seq_len"] * row["batch"] for row in self.rows.values()})
         most = f"{tokens[0]:,}" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,}"
@@ -184,9 +162,9 @@ class Crossover:
 
 def crossovers(benches: Sequence[Bench], groups: Sequence[Group]) -> list[Crossover]:
     """What there is of steps at two lengths or more, on the device of the runs where there are runs."""
-    devices = {_device_of(group) for group in groups if group.runs}
+    devices = {_device(group.record.device) for group in groups if group.runs}
     found = []
-    for bench in (bench for bench in benches if not devices or _device(bench) in devices):
+    for bench in (bench for bench in benches if not devices or _device(bench.device) in devices):
         parts: dict[tuple[str, str], list[Row]] = {}
         for row in bench.rows:
             whole = all(isinstance(row.get(name), int) and row[name] > 0 for name in ("seq_len", "batch"))
@@ -197,7 +175,7 @@ def crossovers(benches: Sequence[Bench], groups: Sequence[Group]) -> list[Crosso
             own = {(str(row.get("mechanism")), row["seq_len"]): row for row in rows if row["seq_len"] in timed}
             if len(timed) > 1:
                 mechanisms = list(dict.fromkeys(name for name, _ in own))
-                names = _node(bench, "settings").get("references")
+                names = bench.settings.get("references")
                 references = [name for name in names if name in mechanisms] if isinstance(names, list) else []
                 found.append(Crossover(bench, position, dtype, references, mechanisms, timed, own))
     return found

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, Iterator
 
 from xcls.report.claims import Study
-from xcls.report.costs import HOUR, MILLION, bill, count_children, pays, price_of
-from xcls.report.groups import DatasetResults, Group, devices, ranks
-from xcls.report.measures import MEASURES
+from xcls.report.costs import bill, pays
+from xcls.report.groups import DatasetResults, Group, ranks
 from xcls.report.references import SPLITS, difference_pp, ratio, twin_among, unlike_groups
 from xcls.report.table import Row, Table
 from xcls.report.tables import interval_cells
@@ -22,23 +21,16 @@ RANKED = """
     macro_f1 accuracy auroc test_macro_f1 test_accuracy test_auroc time_per_epoch tokens_per_s max_gpu_mem_MiB
     rss_growth_MiB max_rss_MiB params latency_ms inference_examples_per_s
 """.split()
-BILLED = {
-    "train_hours": "train_s",
-    "train_money": "train_money",
-    "document_hours": "document_s",
-    "document_money": "document_money",
-}
 
 
 def further_tables(study: Study) -> list[Table]:
     """Every further table, also one without a row."""
-    bills = bills_of(study)
     rows: dict[str, list[Row]] = {name: [] for name in TITLES}
     for board in study.boards:
         rows["differences"] += difference_rows(study, board)
-        rows["costs"] += cost_rows(study, board, bills)
+        rows["costs"] += cost_rows(study, board)
         rows["modifications"] += modifications(study, board)
-        rows["ranking"] += rank_rows(board, bills)
+        rows["ranking"] += rank_rows(board)
     return [Table(name, title, rows[name]) for name, title in TITLES.items()]
 
 
@@ -73,33 +65,25 @@ def _interval(study: Study, group: Group, other: Group, board: DatasetResults, s
     return {"says": says, **interval_cells(interval)}
 
 
-def bills_of(study: Study) -> dict[str, dict[str, float]]:
-    """Group id to bill, of the groups with completed runs."""
-    children = count_children([run.record for run in study.found.runs])
-    groups = [group for board in study.boards for group in board.every if group.runs]
-    how: Any = {"parents": study.found.parents, "children": children, "cost": study.settings.cost}
-    return {group.id: bill(group, **how) for group in groups}
-
-
-def cost_rows(study: Study, board: DatasetResults, bills: dict[str, dict[str, float]]) -> Iterator[Row]:
-    """A row for each group and baseline, and for what the search of the tuned baseline has cost."""
-    cost, baseline = study.settings.cost, board.baseline
-    for group in (group for group in board.every if group.id in bills):
+def cost_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
+    """A row for each group and baseline with completed runs."""
+    cost, baseline, parents = study.settings.cost, board.baseline, study.found.parents
+    bills = {group.id: bill(group, parents=parents, cost=cost) for group in board.every if group.runs}
+    for group in (group for group in board.every if group.runs):
         own = bills[group.id]
-        where = {"device": group.record.device.get("name"), "shared_device": group.shared or None}
         row: Row = {
             **_about(group, board),
             "macro_f1": group.stat("macro_f1").mean,
-            **{f"{name}_hours": own[f"{name}_s"] * (1 / HOUR) for name in ("train", "finetune", "pretrain")},
-            "pretrain_share_hours": own["shared_s"] * (1 / HOUR),
+            **{name: own[name] for name in ("train_hours", "finetune_hours", "pretrain_hours")},
             f"train_{cost.currency}": own["train_money"],
-            "train_kWh": own["train_wh"] * 1e-3,
+            "train_kWh": own["train_kWh"],
             **{name: group.stat(name).median for name in ("latency_ms", "latency_p95_ms")},
             "documents_per_s": 1 / own["document_s"],
-            "million_documents_hours": own["document_s"] * (MILLION / HOUR),
-            f"million_documents_{cost.currency}": own["document_money"] * MILLION,
-            "million_documents_kWh": own["document_wh"] * (MILLION * 1e-3),
-            **where,
+            "million_documents_hours": own["documents_hours"],
+            f"million_documents_{cost.currency}": own["documents_money"],
+            "million_documents_kWh": own["documents_kWh"],
+            "device": group.record.device.get("name"),
+            "shared_device": group.shared or None,
         }
         beside = [(other, "reference") for other in opponents(study, group, board)[:1]]
         for other, name in [*beside, *([(baseline, "baseline")] if baseline and baseline is not group else [])]:
@@ -107,19 +91,6 @@ def cost_rows(study: Study, board: DatasetResults, bills: dict[str, dict[str, fl
             row |= {f"pays_against_{name}": words, f"documents_to_pay_against_{name}": documents}
             row[f"unlike_{name}"] = "; ".join(unlike_groups(group, other)) or None
         yield row
-        seconds = group.stat("tuned_train_seconds").median
-        if group.record.mode == "baseline" and seconds is not None:
-            price, hours = price_of(group.record, cost), seconds / HOUR
-            yield {
-                **_about(group, board),
-                "mechanism": f"{group.label}, tuned",
-                "macro_f1": group.stat("tuned_macro_f1").mean,
-                "train_hours": hours,
-                "finetune_hours": hours,
-                f"train_{cost.currency}": None if price.price_per_hour is None else price.price_per_hour * hours,
-                "train_kWh": None if price.watts is None else price.watts * (hours * 1e-3),
-                **where,
-            }
 
 
 def modifications(study: Study, board: DatasetResults) -> Iterator[Row]:
@@ -151,18 +122,14 @@ def _modification(study: Study, group: Group, other: Group, board: DatasetResult
     return {**row, "measured_differently": "; ".join(unlike_groups(group, other)) or None}
 
 
-def rank_rows(board: DatasetResults, bills: dict[str, dict[str, float]]) -> list[Row]:
+def rank_rows(board: DatasetResults) -> list[Row]:
     """A row per group and baseline with completed runs: its rank in every measure, 1 is best.
 
-    Costs are ranked among the groups of one device and setting of it, hours among those of one device, money among all.
+    Costs are ranked among the groups of one device and setting of it.
     """
     groups = [group for group in board.every if group.runs]
-    rows = [_about(group, board) for group in groups]
-    placed = {}
-    for name in RANKED:
-        values = [group.stat(name).middle for group in groups]
-        placed[name] = ranks(values, devices(groups, name), low=MEASURES[name].low_is_better)
-    for name, billed in BILLED.items():
-        within = [repr(group.device.get("name")) if name.endswith("hours") else "" for group in groups]
-        placed[name] = ranks([bills[group.id][billed] for group in groups], within, low=True)
-    return [{**row, **{name: places[i] for name, places in placed.items()}} for i, row in enumerate(rows)]
+    placed = {name: ranks(groups, name) for name in RANKED}
+    return [
+        {**_about(group, board), **{name: places[number] for name, places in placed.items()}}
+        for number, group in enumerate(groups)
+    ]

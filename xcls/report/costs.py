@@ -1,13 +1,12 @@
 """What a group costs its user: time, money and energy to train one model and to classify with it, and when it pays.
 
 To train one model one pretraining and one fine-tuning are needed: a pretraining run counts in full for every group
-that starts from it, though the seeds of this report share it; the share of each is given too.
+that starts from it, though the seeds of this report share it.
 """
 
 from __future__ import annotations
 
-from math import nan
-from typing import Any, Sequence
+from math import isnan, nan
 
 import pandas as pd
 
@@ -18,51 +17,44 @@ from xcls.report.settings import Cost, Price
 from xcls.runs.record import Record
 
 MILLION, HOUR = 1_000_000, 3600.0
+LONGEST = 8  # runs in a chain of pretraining
 
 
-def bill(group: Group, *, parents: dict[str, Record], children: dict[str, int], cost: Cost) -> dict[str, float]:
+def bill(group: Group, *, parents: dict[str, Record], cost: Cost) -> dict[str, float]:
     """The costs of a group, medians over its runs; NaN where one was not measured or has no price.
 
-    finetune_s, pretrain_s (0 from scratch), shared_s (of pretraining, divided among the `children`: how many runs of
-    the report start from each parent), train_s: seconds. train_money, train_wh: of training. document_s,
-    document_money, document_wh: of one document in batches, tokenisation included.
+    finetune_hours, pretrain_hours (0 from scratch), train_hours: both; train_money, train_kWh: of training. document_s:
+    of one document in batches, tokenisation included; documents_hours, documents_money, documents_kWh: of a million.
     """
-    rows = [_bill(run.record, parents, children, cost) for run in group.runs]
+    rows = [_bill(run.record, parents, cost) for run in group.runs]
     return pd.DataFrame(rows).median(skipna=False).to_dict()
 
 
-def _bill(record: Record, parents: dict[str, Record], children: dict[str, int], cost: Cost) -> dict[str, float]:
+def _bill(record: Record, parents: dict[str, Record], cost: Cost) -> dict[str, float]:
     chain, one = [record], record
-    while one.pretrain is not None and len(chain) < 8 and (found := parents.get(str(one.pretrain.get("hash")))):
+    while one.pretrain is not None and len(chain) < LONGEST and (found := parents.get(str(one.pretrain.get("hash")))):
         chain.append(one := found)
-    whole = [*map(train_seconds, chain), *([nan] if one.pretrain is not None and len(chain) < 8 else [])]
-    prices, document = [price_of(each, cost) for each in chain], document_seconds(record)
-    counted, wall = (_number(MEASURES[name].of(record)) for name in ("energy_wh", "wall_seconds"))
-    watts = _number(prices[0].watts) if counted != counted else counted * HOUR / wall
-    shares = [seconds / max(1, children.get(each.hash, 1)) for each, seconds in zip(chain[1:], whole[1:])]
-    lost = sum(whole[1:]) * 0.0  # NaN where a parent is not at hand
-    money = [seconds * _number(price.price_per_hour) * (1 / HOUR) for seconds, price in zip(whole, prices)]
+    lost = 0.0 if one.pretrain is None else nan  # a parent that is not at hand
+    hours, prices = [train_seconds(each) / HOUR for each in chain], [price_of(each, cost) for each in chain]
+    rates = [_number(price.price_per_hour) for price in prices]
+    watts = [_watts(each, price) for each, price in zip(chain, prices)]
+    document = document_seconds(record)
+    documents = document * MILLION / HOUR
     return {
-        "finetune_s": whole[0],
-        "pretrain_s": float(sum(whole[1:])),
-        "shared_s": sum(shares) + lost,
-        "train_s": sum(whole[1:]) + whole[0],
-        "train_money": sum(money) + lost,
-        "train_wh": sum(_energy(each, price) for each, price in zip(chain, prices)) + lost,
+        "finetune_hours": hours[0],
+        "pretrain_hours": sum(hours[1:]) + lost,
+        "train_hours": sum(hours) + lost,
+        "train_money": sum(time * rate for time, rate in zip(hours, rates)) + lost,
+        "train_kWh": sum(time * watt / 1000 for time, watt in zip(hours, watts)) + lost,
         "document_s": document,
-        "document_money": document * _number(prices[0].price_per_hour) * (1 / HOUR),
-        "document_wh": document * watts * (1 / HOUR),
+        "documents_hours": documents,
+        "documents_money": documents * rates[0],
+        "documents_kWh": documents * watts[0] / 1000,
     }
 
 
 def _number(value: float | None) -> float:
     return nan if value is None else value
-
-
-def count_children(records: Sequence[Record]) -> dict[str, int]:
-    """Hash of a run to the number of completed runs that start from it."""
-    done = [record.pretrain for record in records if record.status == "completed" and record.pretrain is not None]
-    return pd.Series([str(origin.get("hash")) for origin in done], dtype=object).value_counts().to_dict()
 
 
 def train_seconds(record: Record) -> float:
@@ -89,10 +81,10 @@ def price_of(record: Record, cost: Cost) -> Price:
     return cost.of(f"{record.device.get('kind')} {record.device.get('name')}")
 
 
-def _energy(record: Record, price: Price) -> float:
-    """Watt-hours of training: counted by the GPU itself, else time by the watts of the settings."""
-    counted = MEASURES["energy_wh"].of(record)
-    return counted if counted is not None else train_seconds(record) * _number(price.watts) * (1 / HOUR)
+def _watts(record: Record, price: Price) -> float:
+    """The power drawn in training: counted by the GPU itself, else as the settings say."""
+    energy, seconds = (MEASURES[name].of(record) for name in ("energy_wh", "wall_seconds"))
+    return energy * HOUR / seconds if energy is not None and seconds else _number(price.watts)
 
 
 def break_even(mine: tuple[float, float], other: tuple[float, float]) -> tuple[float | None, str]:
@@ -112,14 +104,15 @@ def break_even(mine: tuple[float, float], other: tuple[float, float]) -> tuple[f
 
 def pays(group: Group, other: Group, mine: dict[str, float], theirs: dict[str, float]) -> tuple[float | None, str]:
     """`break_even` of two groups: in money where both have prices, else in time where the device is the same."""
-    lines: list[Any] = [(one["train_money"], one["document_money"]) for one in (mine, theirs)]
-    note = ""
-    if any(value != value for line in lines for value in line) or lines == [(0.0, 0.0)] * 2:
+    units = ["money", "hours"]
+    lines = [[(one[f"train_{unit}"], one[f"documents_{unit}"] / MILLION) for one in (mine, theirs)] for unit in units]
+    (money, time), note = lines, ""
+    if any(isnan(value) for line in money for value in line) or money == [(0.0, 0.0)] * 2:
         unlike = [told for told in unlike_groups(group, other) if told.startswith("device")]
         if unlike:
             return None, f"cannot be compared without prices (cost.price_per_hour, cost.devices): {unlike[0]}"
-        lines, note = [(one["train_s"], one["document_s"]) for one in (mine, theirs)], ", by time"
-    if any(value != value for line in lines for value in line):
+        money, note = time, ", by time"
+    if any(isnan(value) for line in money for value in line):
         return None, "not measured"
-    documents, words = break_even(*lines)
+    documents, words = break_even(*money)
     return documents, words + note

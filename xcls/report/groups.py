@@ -16,7 +16,7 @@ import pandas as pd
 
 from xcls.report.labels import name_groups
 from xcls.report.load import Found, Run
-from xcls.report.measures import CONDITIONS, MEASURES, Measure, class_count, conditions, is_cost, memory_measure, slug
+from xcls.report.measures import CONDITIONS, MEASURES, Measure, class_count, is_cost, memory_measure, slug
 from xcls.report.table import NONE
 from xcls.runs.identity import NOT_SHAPING
 from xcls.runs.record import Record, is_guess
@@ -90,9 +90,14 @@ class Group:
 
     @cached_property
     def conditions(self) -> dict[str, set[str]]:
-        """Under which conditions its costs were measured."""
-        told = [conditions(run.record) for run in self.runs]
-        return {name: {"unknown" if one[name] is None else str(one[name]) for one in told} for name in CONDITIONS}
+        """Under which conditions its costs were measured: device, its settings, versions."""
+        found: dict[str, set[str]] = {name: set() for name in CONDITIONS}
+        for record in (run.record for run in self.runs):
+            versions = {name: record.versions.get(name) for name in ("torch", "cuda")}
+            own = {**record.device, **versions, "name": record.device.get("name") or record.device.get("kind")}
+            for name, values in found.items():
+                values.add("unknown" if own.get(name) is None else str(own[name]))
+        return found
 
     @property
     def attention(self) -> str:
@@ -302,22 +307,18 @@ def _rows_of(board: DatasetResults) -> str:
     return f"{counts.get('train')} training rows" if isinstance(counts, dict) else "rows not counted"
 
 
-def ranks(values: Sequence[float | None], within: Sequence[str], *, low: bool) -> list[int | None]:
-    """Ranks, 1 is best, each among the values of an equal `within`; None without a value. `low`: less is better."""
-    places = pd.Series(values, dtype=float).groupby(list(within)).rank("min", ascending=low)
+def ranks(groups: Sequence[Group], name: str) -> list[int | None]:
+    """The rank of each group in the measure `name`, 1 is best, of costs within one device; None without a value."""
+    values = pd.Series([group.stat(name).middle for group in groups], dtype=float)
+    within = [repr(group.device) if is_cost(name) else "" for group in groups]
+    places = values.groupby(within).rank("min", ascending=MEASURES[name].low_is_better)
     return [None if pd.isna(place) else int(place) for place in places]
 
 
-def devices(groups: Sequence[Group], name: str) -> list[str]:
-    """Among which groups the measure `name` ranks: costs among those of one device and setting of it."""
-    return [repr(group.device) if is_cost(name) else "" for group in groups]
-
-
 def _rank(board: DatasetResults, rank_by: str) -> None:
-    """Ranks the groups of a data set, costs within one device; what has no value comes last, unranked."""
-    low = MEASURES[rank_by].low_is_better
-    values = [group.stat(rank_by).middle for group in board.groups]
-    for group, rank in zip(board.groups, ranks(values, devices(board.groups, rank_by), low=low)):
-        group.rank = rank
-    order = {g.id: math.inf if v is None else v if low else -v for g, v in zip(board.groups, values)}
+    """Ranks the groups of a data set; what has no value comes last, unranked."""
+    sign, order = 1 if MEASURES[rank_by].low_is_better else -1, {}
+    for group, rank in zip(board.groups, ranks(board.groups, rank_by)):
+        group.rank, value = rank, group.stat(rank_by).middle
+        order[group.id] = math.inf if value is None else sign * value
     board.groups.sort(key=lambda group: (order[group.id], group.label, group.id))

@@ -39,12 +39,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Bench:
-    """One measurement of mode=bench: the content of its bench.json, and of that the rows."""
+    """One measurement of mode=bench, the content of its bench.json: its rows, and what they were measured on."""
 
     folder: Path
     place: str
-    data: dict[str, Any]
     rows: list[dict[str, Any]]
+    device: dict[str, Any] = field(default_factory=dict)
+    attentions: dict[str, Any] = field(default_factory=dict)  # the settings of each mechanism
+    settings: dict[str, Any] = field(default_factory=dict)
+    size: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -168,8 +171,12 @@ def _read_bench(folder: Path, place: str) -> Bench:
     rows = data.get("rows") if isinstance(data, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{BENCH}: a list of rows is needed")
-    json.dumps(data, ensure_ascii=False).encode()
-    return Bench(folder, place, data, rows)
+    nodes = {name: data.get(name) or {} for name in ("device", "attentions", "settings", "size")}
+    wrong = [name for name, node in nodes.items() if not isinstance(node, dict)]
+    if wrong:
+        raise ValueError(f"{BENCH}: {wrong[0]} must be an object")
+    json.dumps(data, ensure_ascii=False).encode()  # as in `_check_nodes`
+    return Bench(folder, place, rows, **nodes)
 
 
 def _check_nodes(record: Record) -> None:

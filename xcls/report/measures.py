@@ -128,10 +128,3 @@ CONDITIONS = {  # that a cost depends on beside the configuration, and their wor
     "torch": "torch",
     "cuda": "CUDA",
 }
-
-
-def conditions(record: Record) -> dict[str, Any]:
-    """What a cost depends on beside the configuration: device, its settings, versions."""
-    found = {**record.device, "name": record.device.get("name") or record.device.get("kind")}
-    found |= {name: record.versions.get(name) for name in ("torch", "cuda")}
-    return {name: found.get(name) for name in CONDITIONS}

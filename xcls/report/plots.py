@@ -21,10 +21,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from xcls.report.bench import Crossover
 from xcls.report.claims import Study
 from xcls.report.groups import DatasetResults, Group
 from xcls.report.labels import BASELINE
-from xcls.report.load import Bench, Run
+from xcls.report.load import Run
 from xcls.report.measures import MEASURES, memory_measure, number, slug
 
 # Okabe & Ito, darker.
@@ -59,7 +60,7 @@ class Plot:
     board: str | None = None
 
 
-def draw(study: Study) -> list[Plot]:
+def draw(study: Study, crossings: Sequence[Crossover] = ()) -> list[Plot]:
     """Every plot there are numbers for, in the order in which the page shows them, each with a name of its own."""
     looks: Looks = {}
     with matplotlib.rc_context(fname=STYLE):
@@ -68,8 +69,7 @@ def draw(study: Study) -> list[Plot]:
             made += [*quality_plots(board, looks), length_plot(board, looks)]
             made.append(learning_plot(board.groups, board, looks))
         made.append(learning_plot([group for group in study.groups if group.record.mode == "pretrain"], None, looks))
-        for bench in study.benches:
-            made += bench_plots(bench, looks)
+        made += [bench_plot(crossing, looks) for crossing in crossings]
     named: dict[str, Plot] = {}
     for plot in (plot for plot in made if plot is not None):
         taken = sum(name == plot.name or name.startswith(f"{plot.name}--") for name in named)
@@ -230,49 +230,36 @@ def learning_plot(groups: Sequence[Group], board: DatasetResults | None, looks: 
     panels[0].set_title(counted(short(title, 44), len(groups), MOST_CURVES))
     legend(panels[0])
     ends = [f"{label} from {curve['score'].iloc[0]:.3f} to {curve['score'].iloc[-1]:.3f}" for label, curve in found]
-    words, numbers = (
-        f"{title}: {about}, over time and over tokens; a line per seed.",
-        f"First and last: {'; '.join(ends)}.",
-    )
+    words = f"{title}: {about}, over time and over tokens; a line per seed."
+    numbers = f"First and last: {'; '.join(ends)}."
     name, own = (f"learning-{board.slug}", board.slug) if board else ("pretraining", None)
     return Plot(name, "Learning curves", words, numbers, png(figure), own)
 
 
 def length_plot(board: DatasetResults, looks: Looks) -> Plot | None:
     """Time per epoch of groups that are alike but for their length; None where none was run at two lengths."""
-    rows = [
-        (
-            _family(group),
-            " ".join(word for word in group.label.split() if word != f"n{length}"),
-            length,
-            "s per epoch",
-            time,
-        )
-        for group in board.groups
-        for length in [group.record.seq_len]
-        for time in group.values("time_per_epoch")
-    ]
+    rows = []
+    for group in board.groups:
+        length = group.record.seq_len
+        name = " ".join(word for word in group.label.split() if word != f"n{length}")
+        rows += [(_family(group), name, length, "s per epoch", time) for time in group.values("time_per_epoch")]
     words = f"Time per epoch against sequence length on {board.name}: medians, and the single runs."
-    return _over_length(
-        rows, f"cost_vs_length-{board.slug}", f"{short(board.name)}: cost against length", words, looks, board.slug
-    )
+    title = f"{short(board.name)}: cost against length"
+    return _over_length(rows, f"cost_vs_length-{board.slug}", title, words, looks, board.slug)
 
 
-def bench_plots(bench: Bench, looks: Looks) -> list[Plot | None]:
-    """Time and peak memory of a training step by length, as mode=bench measured them: a plot per dtype and position."""
-    parts: dict[tuple[str, str], list[Any]] = {}
-    for row in bench.rows:
-        mechanism, length = str(row.get("mechanism")), number(row.get("seq_len"))
-        if row.get("origin") == "xcls" and row.get("part") == "step" and length:
-            rows = parts.setdefault((str(row.get("dtype")), str(row.get("position"))), [])
-            costs = {"ms per step": number(row.get("training_ms")), "MiB": number(row.get("training_MiB"))}
-            rows += [(mechanism, mechanism, length, unit, value) for unit, value in costs.items() if value]
-    made = []
-    for (dtype, position), rows in parts.items():
-        words = f"A training step in {dtype}, position {position}, mechanisms in turns (mode=bench, {bench.place})."
-        title = f"A training step in {dtype}, position {position}"
-        made.append(_over_length(rows, slug(f"step-{bench.folder.name}"), title, words, looks))
-    return made
+def bench_plot(one: Crossover, looks: Looks) -> Plot | None:
+    """Time and peak memory of a training step by length, as mode=bench measured them."""
+    units = {"training_ms": "ms per step", "training_MiB": "MiB"}
+    rows = [
+        (mechanism, mechanism, length, unit, value)
+        for (mechanism, length), row in one.rows.items()
+        for measure, unit in units.items()
+        if (value := number(row.get(measure)))
+    ]
+    title = f"A training step in {one.dtype}, position {one.position}"
+    words = f"{title}, mechanisms in turns (mode=bench, {one.bench.place})."
+    return _over_length(rows, slug(f"step-{one.bench.folder.name}"), title, words, looks)
 
 
 def _over_length(

@@ -46,7 +46,8 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
             write_atomic(out / f"{table.name}.csv", table.csv)
         else:
             (out / f"{table.name}.csv").unlink(missing_ok=True)  # of an earlier report
-    about, crossings, plots = remarks(study), crossovers(study.benches, study.groups), draw(study)
+    about, crossings = remarks(study), crossovers(study.benches, study.groups)
+    plots = draw(study, crossings)
     _write_plots(out / "plots", plots)
     best = best_runs(study.boards)
     used = {**asdict(settings), "runs": sorted(set(settings.runs))}
