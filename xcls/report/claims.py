@@ -176,15 +176,11 @@ class Verdict:
     @cached_property
     def claims(self) -> list[Claim]:
         """The claims that are made for the group's mechanism."""
-        found = []
-        for code, (either, also) in CLAIMS.items():
-            first, further = (
-                [self.numbers[name] for name in names if self.numbers[name].threshold is not None]
-                for names in (either, also)
-            )
-            if first:
-                found.append(self._claim(code, first, further))
-        return found
+        limited = {name: number for name, number in self.numbers.items() if number.threshold is not None}
+        made = {
+            code: [[limited[name] for name in names if name in limited] for names in CLAIMS[code]] for code in CLAIMS
+        }
+        return [self._claim(code, either, also) for code, (either, also) in made.items() if either]
 
     @property
     def state(self) -> str:

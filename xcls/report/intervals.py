@@ -9,16 +9,15 @@ intervals hold the truth; tests/report/coverage.py counts it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Sequence
+from typing import Sequence
 
 import numpy as np
+from scipy.special import stdtrit
 
+from xcls.report.groups import DatasetResults, Group
 from xcls.report.predictions import Predictions, Unusable, read_predictions
 from xcls.report.settings import Intervals
 from xcls.report.table import signed
-
-if TYPE_CHECKING:
-    from xcls.report.groups import DatasetResults, Group
 
 HOLDS, BROKEN, OPEN = "holds", "does not hold", "cannot tell"
 DIGITS = 9
@@ -115,8 +114,6 @@ def half_width(mine: Sample, theirs: Sample, *, level: float) -> float:
     The squares of two half-widths are added, of the examples' and of the seeds' (Welch's): the t quantile of their sum
     (Satterthwaite) is too small where two or three seeds happen to agree.
     """
-    from scipy.special import stdtrit
-
     tail = (1 + level) / 2
     examples, freedom = variance(mine.effects - theirs.effects, mine.strata)
     if examples < mine.least:
@@ -140,9 +137,7 @@ class Interval:
     low: float | None = None
     high: float | None = None
     examples: int = 0
-    over: str = (
-        ""  # what could have come out otherwise: 'examples and seeds', or 'examples' where there is but one seed
-    )
+    over: str = ""  # what could have come out otherwise: 'examples and seeds', or 'examples (one seed)'
     reason: str = ""
 
     def tells(self, relation: str, threshold: float) -> str:
@@ -164,10 +159,8 @@ class Differences:
 
     def __init__(self, *, settings: Intervals, references: Sequence[str] = ()) -> None:
         self.settings, self.references = settings, references
-        self._read: dict[
-            str, list[dict[str, Predictions]] | str
-        ] = {}  # group -> its runs' predictions by split, or why not
-        self._samples: dict[tuple[str, str], Sample | str] = {}
+        self._read: dict[str, list[dict[str, Predictions]]] = {}  # group -> its runs' predictions by split
+        self._samples: dict[tuple[str, str], Sample | Unusable] = {}
 
     def between(self, group: Group, other: Group, board: DatasetResults, split: str) -> Interval:
         """Mean macro-F1 of `group` minus that of `other`, both of `board`, on validation or test."""
@@ -175,9 +168,9 @@ class Differences:
         if nothing:
             return Interval(reason=nothing)
         mine, theirs = (self._sample(one, board, split) for one in (group, other))
-        if isinstance(mine, str):
+        if isinstance(mine, Unusable):
             return Interval(reason=f"{group.label}: {mine}")
-        if isinstance(theirs, str):
+        if isinstance(theirs, Unusable):
             return Interval(reason=f"{other.label}: {theirs}")
         if mine.examples != theirs.examples:
             return Interval(reason=f"{group.label} and {other.label} were scored on different examples")
@@ -186,40 +179,44 @@ class Differences:
         low, high = (round(min(max(end, -100.0), 100.0), DIGITS) + 0.0 for end in (value - half, value + half))
         return Interval(value, low, high, len(mine.effects), _over(group, other))
 
-    def _sample(self, group: Group, board: DatasetResults, split: str) -> Sample | str:
+    def _sample(self, group: Group, board: DatasetResults, split: str) -> Sample | Unusable:
         """What intervals are made of, from the predictions of a group's runs, or why there is none."""
         place = (group.id, split)
         if place not in self._samples:
-            done = [one for one in board.groups if one.runs][: self.settings.most_groups]
-            if group in board.groups and group not in done and group.attention not in self.references:
-                most = f"the first {self.settings.most_groups} groups (intervals.most_groups)"
-                self._samples[place] = f"not among {most}"
-            else:
-                if group.id not in self._read:
-                    self._read[group.id] = _predictions_of(group)
-                self._samples[place] = _sample(self._read[group.id], split)
+            try:
+                self._samples[place] = self._make(group, board, split)
+            except Unusable as error:
+                self._samples[place] = error
         return self._samples[place]
 
+    def _make(self, group: Group, board: DatasetResults, split: str) -> Sample:
+        most = self.settings.most_groups
+        first = [one for one in board.groups if one.runs][:most]
+        if group in board.groups and group not in first and group.attention not in self.references:
+            raise Unusable(f"not among the first {most} groups (intervals.most_groups)")
+        if group.id not in self._read:
+            self._read[group.id] = _predictions_of(group)
+        told = self._read[group.id]
+        if any(split not in one for one in told):
+            raise Unusable(f"a run has no predictions for {split}")
+        runs = [one[split] for one in told]
+        if len({one.examples for one in runs}) > 1:
+            raise Unusable("its runs were scored on different examples")
+        return Sample.of(runs)
 
-def _sample(told: list[dict[str, Predictions]] | str, split: str) -> Sample | str:
-    if isinstance(told, str):
-        return told
-    if any(split not in one for one in told):
-        return f"a run has no predictions for {split}"
-    runs = [one[split] for one in told]
-    return "its runs were scored on different examples" if len({one.examples for one in runs}) > 1 else Sample.of(runs)
 
-
-def _predictions_of(group: Group) -> list[dict[str, Predictions]] | str:
-    """The predictions of every run of a group, or why they cannot be used: none is left out in silence."""
+def _predictions_of(group: Group) -> list[dict[str, Predictions]]:
+    """The predictions of every run of a group. Raises Unusable where one cannot be used: none is left out in
+    silence."""
     found, wrong = [], []
     for run in sorted(group.runs, key=lambda run: (run.record.seed, run.record.hash)):
         try:
             found.append(read_predictions(run))
         except Unusable as error:
             wrong.append(f"seed {run.record.seed}: {error}")
-    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    return f"{wrong[0]}{more}" if wrong else found
+    if wrong:
+        raise Unusable(wrong[0] + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""))
+    return found
 
 
 def _over(group: Group, other: Group) -> str:

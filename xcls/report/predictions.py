@@ -63,12 +63,12 @@ def read_predictions(run: Run) -> dict[str, Predictions]:
         classes = sorted(name[2:] for name in frame.columns if name.startswith("p_"))
         codes = {name: pd.Categorical(frame[name].astype(str), classes).codes for name in ("label", "prediction")}
         frame = frame.assign(**codes)[["split", "id", *codes]]
+    except Unusable:
+        raise
     except OSError as error:
         raise Unusable(f"{FILE}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError) as error:  # those of Arrow are ValueErrors
-        raise (
-            error if isinstance(error, Unusable) else Unusable(f"{FILE} cannot be read: {str(error)[:120]}")
-        ) from error
+        raise Unusable(f"{FILE} cannot be read: {str(error)[:120]}") from error
     if (frame[["label", "prediction"]] < 0).any(axis=None):
         raise Unusable(f"{FILE} names classes that it has no probabilities for")
     found = {str(split): _split(rows, classes) for split, rows in frame.groupby("split")}

@@ -111,24 +111,19 @@ def claims_from(flat: dict[str, Any]) -> Claims:
         if name not in (thresholds if family else known):
             raise UserError(f"claims.{key}: unknown key.{nearest(name, [*thresholds, *known])}")
         if family:
-            _need(number or value is None, key, value, "a number is needed, or null for no claim")
-            node = claims.families.setdefault(family, FamilyClaims())
-            setattr(node, name, None if value is None else float(value))
+            good, what = number or value is None, "a number is needed, or null for no claim"
         elif key == "references":
-            names = isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value)
-            _need(names, key, value, "a list of attention names is needed; the first decides")
-            claims.references = list(value)
+            good = isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value)
+            what = "a list of attention names is needed; the first decides"
+        elif key == "max_cost_factor":
+            good, what = number and value > 1, "a number above 1 is needed, e.g. 1.5"
         else:
-            factor = key == "max_cost_factor"
-            what = "a number above 1 is needed, e.g. 1.5" if factor else "a whole number of at least 1 is needed"
-            _need(number and (value > 1 if factor else isinstance(value, int) and value >= 1), key, value, what)
-            setattr(claims, key, value)
+            good, what = number and isinstance(value, int) and value >= 1, "a whole number of at least 1 is needed"
+        if not good:
+            raise UserError(f"claims.{key}={value}: {what}.")
+        node = claims.families.setdefault(family, FamilyClaims()) if family else claims
+        setattr(node, name, float(value) if family and number else value)
     return claims
-
-
-def _need(good: Any, key: str, value: Any, what: str) -> None:
-    if not good:
-        raise UserError(f"claims.{key}={value}: {what}.")
 
 
 def inside(settings: Settings, root: Path) -> Settings:
