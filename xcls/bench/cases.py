@@ -64,24 +64,16 @@ class Case:
         return nullcontext() if self.dtype == "fp32" else torch.autocast(self.device, dtype=DTYPES[self.dtype])
 
 
+@dataclass(eq=False)
 class Trial:
     """A case, built. The methods named in MEASURES are what is timed; they leave nothing behind."""
 
-    def __init__(
-        self,
-        *,
-        case: Case,
-        model: nn.Module,
-        attention: nn.Module,
-        forward: Callable[[], Tensor],
-        leaves: Sequence[Tensor] = (),
-    ) -> None:
-        """model: what has a training mode; attention: the mechanism in it; forward() -> a tensor with a gradient.
-
-        leaves: inputs that get gradients too, as they do within a network.
-        """
-        self.case, self.model, self.attention, self._forward, self.leaves = case, model, attention, forward, leaves
-        self._gradient: Tensor | None = None
+    case: Case
+    model: nn.Module  # what has a training mode
+    attention: nn.Module  # the mechanism in it
+    call: Callable[[], Tensor]  # gives a tensor with a gradient
+    leaves: Sequence[Tensor] = ()  # inputs that get gradients too, as they do within a network
+    gradient: Tensor | None = None  # of what `call` gives
 
     @property
     def path(self) -> str | None:
@@ -107,25 +99,25 @@ class Trial:
     def forward(self) -> Tensor:
         """One forward pass that keeps what a backward pass needs."""
         with self.case.autocast():
-            return self._forward()
+            return self.call()
 
     def training(self) -> None:
         """Forward and backward."""
         out = self.forward()
-        if self._gradient is None:
-            self._gradient = torch.randn_like(out)
-        out.backward(self._gradient)
+        if self.gradient is None:
+            self.gradient = torch.randn_like(out)
+        out.backward(self.gradient)
         for tensor in (*self.model.parameters(), *self.leaves):
             tensor.grad = None
 
 
+@dataclass(eq=False)
 class StepTrial(Trial):
     """A classifier's training step: `forward` gives the loss, `training` also updates the weights."""
 
-    def __init__(self, *, case: Case, model: nn.Module, attention: nn.Module, forward: Callable[[], Tensor]) -> None:
-        super().__init__(case=case, model=model, attention=attention, forward=forward)
-        self.optimizer = make_optimizer(model, Training(lr=1e-3, embedding_lr_factor=1.0))
-        scaler = Amp(precision=Precision(case.device, case.dtype), hardware=Hardware()).scaler
+    def __post_init__(self) -> None:
+        self.optimizer = make_optimizer(self.model, Training(lr=1e-3, embedding_lr_factor=1.0))
+        scaler = Amp(precision=Precision(self.case.device, self.case.dtype), hardware=Hardware()).scaler
         disabled: Any = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # torch >= 2.3
         self.scaler = disabled(enabled=False) if scaler is None else scaler
 
@@ -182,7 +174,7 @@ def _module(case: Case) -> Trial:
     x = torch.randn(case.batch, case.seq_len, case.width, device=case.device).requires_grad_()
     attention = make_attention(case).to(case.device)
     if case.origin != OURS:
-        return Trial(case=case, model=attention, attention=attention, forward=lambda: attention(x), leaves=[x])
+        return Trial(case, attention, attention, lambda: attention(x), [x])
     model = MultiHeadAttention(embed_dim=case.width, num_heads=case.num_heads, attention=attention).to(case.device)
     position = make_position(case).to(case.device)
     rotate = position.rotation(case.seq_len, x.device)
@@ -190,8 +182,7 @@ def _module(case: Case) -> Trial:
     def forward() -> Tensor:
         return model(x, Masks(bias=position.bias(0), rotate=rotate))
 
-    leaves = [x, *position.parameters()]
-    return Trial(case=case, model=model, attention=attention, forward=forward, leaves=leaves)
+    return Trial(case, model, attention, forward, [x, *position.parameters()])
 
 
 def _core(case: Case) -> Trial:
@@ -207,8 +198,7 @@ def _core(case: Case) -> Trial:
         masks = (Masks(bias=position.bias(0)),) if case.origin == OURS else ()
         return attention(q, q if tied else k, v, *masks)
 
-    leaves = [*inputs, *position.parameters()]
-    return Trial(case=case, model=attention, attention=attention, forward=forward, leaves=leaves)
+    return Trial(case, attention, attention, forward, [*inputs, *position.parameters()])
 
 
 def _step(case: Case) -> Trial:
@@ -232,7 +222,7 @@ def _step(case: Case) -> Trial:
         return F.cross_entropy(model(ids, None).float(), labels)
 
     block: Any = model.encoder.blocks[0]
-    return StepTrial(case=case, model=model, attention=block.attention.attention, forward=forward)
+    return StepTrial(case, model, block.attention.attention, forward)
 
 
 def work_of(case: Case, attention: Any) -> dict[str, Work]:

@@ -89,27 +89,31 @@ def measure_error(connection: Connection, *, cases: list[Case]) -> list[dict[str
 
     A single layer: what layers share does not show here, `measure_trained` has it. What fails has an empty answer.
     """
-    first = cases[0]
-    shape = (1, first.num_heads, first.seq_len, first.head_dim)
-    errors: list[list[tuple[float, float]]] = [[] for _ in cases]
-    tied, lost = [False] * len(cases), set()
-    for draw in range(DRAWS if first.seq_len <= LONG else DRAWS_LONG):
-        q, k, v = random_inputs(shape, draw, dtype=DTYPES[first.dtype], device=first.device)
-        references: dict[bool, Tensor] = {}
-        for place, case in enumerate(cases):
-            if place in lost:
-                continue
-            connection.send(("at", place))
-            try:
-                torch.manual_seed(draw)
-                attention = make_attention(case, seed=draw).to(case.device)
-                tied[place] = shared = getattr(attention, "ties_qk", False)
-                if shared not in references:
-                    references[shared] = exact(q, k, v, shared=shared)
-                with case.autocast():
-                    out = attend(attention, q, k, v)
-                errors[place].append(errors_of(out, references[shared], v))
-            except Exception as error:
-                lost.add(place)
-                print(f"{case.mechanism}: no error measured: {cause_of(error)}")
-    return [{} if place in lost else error_row(pairs, shared=tied[place]) for place, pairs in enumerate(errors)]
+    found: list[dict[str, Any]] = []
+    references: dict[tuple[int, bool], Tensor] = {}
+    for place, case in enumerate(cases):
+        connection.send(("at", place))
+        try:
+            found.append(_case_error(case, references))
+        except Exception as error:
+            found.append({})
+            print(f"{case.mechanism}: no error measured: {cause_of(error)}")
+    return found
+
+
+def _case_error(case: Case, references: dict[tuple[int, bool], Tensor]) -> dict[str, Any]:
+    """The errors of one case. `references`: the exact attention of each draw, of its own q and k or of q alone; filled
+    in where it is missing."""
+    shape = (1, case.num_heads, case.seq_len, case.head_dim)
+    pairs, shared = [], False
+    for draw in range(DRAWS if case.seq_len <= LONG else DRAWS_LONG):
+        q, k, v = random_inputs(shape, draw, dtype=DTYPES[case.dtype], device=case.device)
+        torch.manual_seed(draw)
+        attention = make_attention(case, seed=draw).to(case.device)
+        shared = getattr(attention, "ties_qk", False)
+        if (draw, shared) not in references:
+            references[draw, shared] = exact(q, k, v, shared=shared)
+        with case.autocast():
+            out = attend(attention, q, k, v)
+        pairs.append(errors_of(out, references[draw, shared], v))
+    return error_row(pairs, shared=shared)
