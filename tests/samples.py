@@ -38,7 +38,7 @@ def from_yaml(group: str, name: str) -> tuple[type, dict[str, Any]]:
 
 
 def make_encoder(attention: str = "sdpa", position: str = "rope", *, seed: int = 0, **changes: Any) -> Encoder:
-    """A tiny encoder; `changes` are arguments of Encoder, or `attention_changes`, `position_changes` for these two.
+    """A tiny encoder; `changes` are arguments of Encoder, `width`, `heads`, or `attention_changes`, `position_changes`.
 
     Its linear layers are `sharpness` times larger than first weights are, or attention would be all but uniform.
     """
@@ -49,14 +49,16 @@ def make_encoder(attention: str = "sdpa", position: str = "rope", *, seed: int =
     position_cls, position_values = from_yaml("position", position)
     position_values.update(changes.pop("position_changes", {}))
     layers, seq_len = changes.pop("num_layers", LAYERS), changes.pop("seq_len", SEQ_LEN)
-    shape = {"embed_dim": WIDTH, "num_heads": HEADS}
+    shape = {"embed_dim": changes.pop("width", WIDTH), "num_heads": changes.pop("heads", HEADS)}
     settings = {"vocab_size": 40, "feed_forward": 32, "norm": "pre", "activation": "gelu", "dropout": 0.0, **changes}
-    head_dim = WIDTH // HEADS
+    heads = {"num_heads": shape["num_heads"], "head_dim": shape["embed_dim"] // shape["num_heads"]}
     encoder = Encoder(
         seq_len=seq_len,
         num_layers=layers,
-        position=position_cls(**shape, head_dim=head_dim, num_layers=layers, seq_len=seq_len, **position_values),
-        make_attention=lambda layer: cls(num_heads=HEADS, head_dim=head_dim, layer=layer, seed=seed, **values),
+        position=position_cls(
+            embed_dim=shape["embed_dim"], **heads, num_layers=layers, seq_len=seq_len, **position_values
+        ),
+        make_attention=lambda layer: cls(**heads, layer=layer, seed=seed, **values),
         **shape,
         **settings,
     )

@@ -9,38 +9,22 @@ import torch
 
 from tests.allocations import KeptTensors, LargestTensor
 from tests.pairwise import spread
-from tests.samples import ATTENTIONS, POSITIONS, from_yaml, make_classifier
+from tests.samples import ATTENTIONS, POSITIONS, from_yaml, make_classifier, make_encoder
 from xcls.attention import base
 from xcls.config.schema import MAX_SEQ_LEN, UserError
-from xcls.model.encoder import Encoder
 from xcls.train.cost import MemoryGauge
 
 SHORT, LONG = 256, 512
-SMALL = {
-    "window": 16,
-    "bucket_size": 16,
-    "chunk_size": 16,
-    "num_features": 16,
-    "max_buckets": 8,
-}  # or what is constant would hide what grows
+# Or what is constant would hide what grows.
+SMALL = {"window": 16, "bucket_size": 16, "chunk_size": 16, "num_features": 16, "max_buckets": 8}
 MODES = ("inference", "training", "recomputed")
 
 
 def make_long(attention: str, position: str, length: int, **changes: Any) -> torch.nn.Module:
     """A classifier with small chunks, windows and blocks."""
-    small = [
-        {key: SMALL[key] for key in from_yaml(group, name)[1] if key in SMALL}
-        for group, name in (("attention", attention), ("position", position))
-    ]
-    return make_classifier(
-        attention,
-        position,
-        seq_len=length,
-        attention_changes=small[0],
-        position_changes=small[1],
-        num_layers=1,
-        **changes,
-    )
+    for group, name in (("attention", attention), ("position", position)):
+        changes[f"{group}_changes"] = {key: SMALL[key] for key in from_yaml(group, name)[1] if key in SMALL}
+    return make_classifier(attention, position, seq_len=length, num_layers=1, **changes)
 
 
 def grown(model: torch.nn.Module, length: int, mode: str, padded: bool) -> dict[str, int]:
@@ -85,24 +69,9 @@ def test_a_score_matrix_that_is_kept_whole_is_seen(attention: str, position: str
 def test_the_longest_document_trains_and_infers_in_little_memory(
     attention: str, position: str, no_memory: None
 ) -> None:
-    length, width, layers = MAX_SEQ_LEN, 256, 2
-    shape = {"num_heads": 4, "head_dim": 64}
-    made, values = from_yaml("attention", attention)
-    place, place_values = from_yaml("position", position)
-    encoder = Encoder(
-        vocab_size=300,
-        seq_len=length,
-        num_layers=layers,
-        embed_dim=width,
-        num_heads=4,
-        feed_forward=4 * width,
-        norm="pre",
-        activation="gelu",
-        dropout=0.1,
-        gradient_checkpointing=True,
-        position=place(embed_dim=width, **shape, num_layers=layers, seq_len=length, **place_values),
-        make_attention=lambda layer: made(**shape, layer=layer, seed=0, **values),
-    )
+    length, width = MAX_SEQ_LEN, {"width": 256, "heads": 4, "feed_forward": 1024}
+    shape = {"seq_len": length, "vocab_size": 300, "sharpness": 1.0, **width}
+    encoder = make_encoder(attention, position, dropout=0.1, gradient_checkpointing=True, **shape)
     ids, real = torch.randint(5, 300, (1, length)), torch.arange(length)[None] < length - 1000
     gauge = MemoryGauge(torch.device("cpu"))
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -65,6 +65,6 @@ class PerformerOprf(Performer):
         return best_directions(self.projection, q, k, masks.padding)
 
     def operations(self, shape: Shape) -> tuple[Work, Work]:
-        """As in `Performer`, and backward the gradient of the directions, through which A gets its own."""
+        """As in FAVOR+, and backward the gradient of the directions, through which A gets its own."""
         inference, training = super().operations(shape)
         return inference, training + Work(4.0 * shape.vectors * self.num_features, 0)

@@ -16,34 +16,21 @@ if TYPE_CHECKING:
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them (Hendrycks & Gimpel 2016)."""
+    """Two linear layers with a GELU between them (Hendrycks & Gimpel 2016).
 
-    def __init__(self, *, embed_dim: int, feed_forward: int) -> None:
+    gated: GeGLU (Shazeer 2020, section 2), whose width is 2/3 of `feed_forward`, so the parameter count stays the same.
+    """
+
+    def __init__(self, *, embed_dim: int, feed_forward: int, gated: bool = False) -> None:
         super().__init__()
-        self.up = Linear(embed_dim, feed_forward)
-        self.down = Linear(feed_forward, embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, N, E] -> [B, N, E]."""
-        return self.down(F.gelu(self.up(x)))
-
-
-class GatedFeedForward(nn.Module):
-    """GeGLU (Shazeer 2020, section 2): its width is 2/3 of `feed_forward`, so the parameter count stays the same."""
-
-    def __init__(self, *, embed_dim: int, feed_forward: int) -> None:
-        super().__init__()
-        hidden = max(1, round(feed_forward * 2 / 3))
-        self.gate = Linear(embed_dim, hidden)
+        hidden = max(1, round(feed_forward * 2 / 3)) if gated else feed_forward
+        self.gate = Linear(embed_dim, hidden) if gated else None
         self.up = Linear(embed_dim, hidden)
         self.down = Linear(hidden, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, E] -> [B, N, E]."""
-        return self.down(F.gelu(self.gate(x)) * self.up(x))
-
-
-FEED_FORWARDS = {"gelu": FeedForward, "geglu": GatedFeedForward}
+        return self.down(F.gelu(self.up(x)) if self.gate is None else F.gelu(self.gate(x)) * self.up(x))
 
 
 class Block(nn.Module):
@@ -61,12 +48,11 @@ class Block(nn.Module):
         attention: Attention,
     ) -> None:
         super().__init__()
-        if norm not in ("pre", "post") or activation not in FEED_FORWARDS:
-            known = " or ".join(FEED_FORWARDS)
-            raise ValueError(f"norm={norm}, activation={activation}: pre or post, {known} are known")
+        if norm not in ("pre", "post") or activation not in ("gelu", "geglu"):
+            raise ValueError(f"norm={norm}, activation={activation}: pre or post, gelu or geglu are known")
         self.pre_norm = norm == "pre"
         self.attention = MultiHeadAttention(embed_dim=embed_dim, num_heads=num_heads, attention=attention)
-        self.feed_forward = FEED_FORWARDS[activation](embed_dim=embed_dim, feed_forward=feed_forward)
+        self.feed_forward = FeedForward(embed_dim=embed_dim, feed_forward=feed_forward, gated=activation == "geglu")
         self.attention_norm = nn.LayerNorm(embed_dim)
         self.feed_forward_norm = nn.LayerNorm(embed_dim)
         self.dropout = Dropout(rate=dropout)

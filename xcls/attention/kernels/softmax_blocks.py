@@ -50,7 +50,7 @@ class Rows:
         if self.scale != 1.0:
             scores.mul_(self.scale)
         if bias is not None:
-            scores += _matrix(bias, start, *scores.shape[2:])
+            scores += distance_matrix(bias, rows=scores.shape[2], columns=scores.shape[3], offset=-start)
         blocked = self.masks.blocked(slice(start, start + q.shape[2]))
         if blocked is None:
             return torch.softmax(scores, dim=-1)
@@ -59,16 +59,11 @@ class Rows:
         return torch.softmax(scores, dim=-1).masked_fill_(nothing, 0.0)
 
 
-def _matrix(bias: Tensor, start: int, rows: int, length: int) -> Tensor:
-    """The bias [H, 2W+1] of a block of rows from `start` on: [H, rows, N]."""
-    return distance_matrix(bias, rows=rows, columns=length, offset=-start)
-
-
 def _bias_gradient(change: Tensor, bias: Tensor, start: int) -> Tensor:
     """What the gradient of a block's scores, [B, H, rows, N], adds to that of the bias, [H, 2W+1]."""
     with torch.enable_grad():
         leaf = bias.detach().to(change.dtype).requires_grad_()
-        matrix = _matrix(leaf, start, *change.shape[2:])
+        matrix = distance_matrix(leaf, rows=change.shape[2], columns=change.shape[3], offset=-start)
     return torch.autograd.grad(matrix, leaf, change.sum(dim=0))[0]
 
 

@@ -56,12 +56,12 @@ class Plan:
         if layout.rounds > 1:
             kind = torch.int16 if layout.length < 8192 * layout.size else torch.int32  # 2 x chunks and differences fit
             shift = layout.before - layout.after
-            self.marks = (2 * layout.q_chunk).to(kind), (2 * layout.k_chunk + shift).to(kind)
+            self.marks = (2 * layout.q.chunk).to(kind), (2 * layout.k.chunk + shift).to(kind)
         self.spare = layout.spare_chunks()
 
     def blocks(self) -> list[Block]:
         """All chunks, some at a time."""
-        size, chunks = self.layout.size, self.layout.q_take.shape[1] // self.layout.size
+        size, chunks = self.layout.size, self.layout.q.take.shape[1] // self.layout.size
         most = BLOCK if self.layout.filled.device.type == "cpu" else LARGE_BLOCK
         step = max(1, most // (size * self.layout.span))
         step = -(-chunks // max(1, round(chunks / step)))  # equal: spare chunks would make a small one at the end
@@ -99,7 +99,7 @@ class Block:
 
     def queries(self, x: Tensor, number: int) -> Tensor:
         """A round's queries: x [rows, F] or [rows] -> [T, C, F] or [T, C], zeros in spare chunks."""
-        chunks = self.chunks(x.index_select(0, self.layout.q_take[number, self.own]))
+        chunks = self.chunks(x.index_select(0, self.layout.q.take[number, self.own]))
         return chunks if self.own_spare is None else chunks.index_fill_(0, self.own_spare, 0)
 
     def keys(self, x: Tensor, number: int) -> Tensor:
@@ -107,7 +107,7 @@ class Block:
 
         A view of overlapping windows; copied in half precision, where matrix products of them are slow.
         """
-        slots = x.index_select(0, self.layout.k_take[number, self.seen])
+        slots = x.index_select(0, self.layout.k.take[number, self.seen])
         if self.seen_spare is not None:
             self.chunks(slots).index_fill_(0, self.seen_spare, 0)
         keys = self.windows(slots)
@@ -116,8 +116,8 @@ class Block:
     def places(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Example, head and position of a round's queries [T, C, 1], and position of its keys [T, 1, K]."""
         heads, length = self.layout.heads, self.layout.length
-        queries = self.chunks(self.layout.q_take[number, self.own])[:, :, None]
-        keys = self.windows(self.layout.k_take[number, self.seen])[:, None]
+        queries = self.chunks(self.layout.q.take[number, self.own])[:, :, None]
+        keys = self.windows(self.layout.k.take[number, self.seen])[:, None]
         return queries // (heads * length), queries % heads, queries // heads % length, keys // heads % length
 
     def bias_entries(self, number: int, width: int) -> Tensor:
@@ -163,7 +163,7 @@ class Block:
         least: Any = None
         for q_mark, k_mark in zip(self.plan.marks[0][:number], self.plan.marks[1][:number]):
             queries = self.queries(q_mark, number)[:, :, None]
-            seen = k_mark.index_select(0, self.layout.k_take[number, self.seen])
+            seen = k_mark.index_select(0, self.layout.k.take[number, self.seen])
             apart = (self.windows(seen)[:, None] - queries).abs_()
             least = apart if least is None else torch.minimum(least, apart, out=least)
         return least.sub_(self.layout.before + self.layout.after + 1).clamp_(-1, 0)
@@ -205,12 +205,12 @@ class AttendChunks(torch.autograd.Function):
             grad_bias: Any = None if bias is None else torch.zeros_like(bias, dtype=full_dtype(q))
             totals: list[Tensor] = []
             for number in range(layout.rounds):
-                slots = [q.new_empty(layout.q_take.shape[1], q.shape[1])]
-                slots += [x.new_zeros(layout.k_take.shape[1], x.shape[1]) for x in (k, v)]
+                slots = [q.new_empty(layout.q.take.shape[1], q.shape[1])]
+                slots += [x.new_zeros(layout.k.take.shape[1], x.shape[1]) for x in (k, v)]
                 weight = None if share is None else share[number]
                 for block in plan.blocks():
                     _block_gradients(block, number, (q, k, v, bias), (grad, along, weight), (*slots, grad_bias))
-                gives = (layout.q_give[number], layout.k_give[number], layout.k_give[number])
+                gives = (layout.q.give[number], layout.k.give[number], layout.k.give[number])
                 parts = [slot.index_select(0, give) for slot, give in zip(slots, gives)]
                 if layout.rounds > 1:
                     parts = [part.to(full_dtype(part)) for part in parts]
@@ -229,7 +229,7 @@ def _row_products(x: Tensor, y: Tensor) -> Tensor:
 def _round(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: Plan, number: int) -> tuple[Tensor, Any]:
     """One round's softmax over its new pairs: q, k, v [rows, D] -> (out [rows, D], logsumexp [rows] if needed)."""
     layout = plan.layout
-    out = v.new_empty(layout.q_take.shape[1], v.shape[1])
+    out = v.new_empty(layout.q.take.shape[1], v.shape[1])
     norm = None
     if layout.rounds > 1 or plan.pairs is not None:
         norm = torch.empty(len(out), dtype=full_dtype(q), device=q.device)
@@ -239,7 +239,7 @@ def _round(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: Plan, num
         if norm is not None:  # log p = logit - norm, at the largest of a row
             norm[block.own] = (logits.amax(dim=-1) - weights.amax(dim=-1).log_()).flatten()
         out[block.own] = torch.bmm(weights.to(v.dtype), block.keys(v, number)).flatten(0, 1)
-    give = layout.q_give[number]
+    give = layout.q.give[number]
     return out.index_select(0, give), None if norm is None else norm.index_select(0, give)
 
 

@@ -10,6 +10,7 @@ window, S slots of a sequence, rows = B N H.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +24,25 @@ def as_rows(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(-1, x.shape[-1])
 
 
+class Side(NamedTuple):
+    """Where queries, or keys, go.
+
+    take: [R, slots], the row in each slot; an empty slot names a row of its own sequence, a spare one any. For keys
+        [R, before C + slots + after C]: their list has more spare chunks at both ends.
+    give: [R, rows], the slot of each row in the list of `take`; pads name any slot.
+    chunk: [R, rows], each row's chunk within its sequence.
+    """
+
+    take: Tensor
+    give: Tensor
+    chunk: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """Where each token goes. The list of slots has `per_example` chunks for each example, of which `real` are none
     spare.
 
-    q_take: [R, slots], the row in each slot; an empty slot names a row of its own sequence, a spare one any.
-    k_take: [R, before C + slots + after C], the same for keys: the list has more spare chunks at both ends.
-    q_give, k_give: [R, rows], the slot of each row in the lists of q_take and k_take; pads name any slot.
-    q_chunk, k_chunk: [R, rows], each row's chunk within its sequence.
     filled: bool [slots], whether the slot holds a real token: the same in all rounds, for queries and for keys.
     all_filled: whether that is known to be so everywhere.
     """
@@ -43,19 +54,15 @@ class Layout:
     before: int
     after: int
     real: int
-    q_take: Tensor
-    k_take: Tensor
-    q_give: Tensor
-    k_give: Tensor
-    q_chunk: Tensor
-    k_chunk: Tensor
+    q: Side
+    k: Side
     filled: Tensor
     all_filled: bool
 
     @property
     def rounds(self) -> int:
         """R."""
-        return self.q_take.shape[0]
+        return self.q.take.shape[0]
 
     @property
     def span(self) -> int:
@@ -102,36 +109,21 @@ def lay_out(chunks: Chunks, batch: int, heads: int) -> Layout:
     example = torch.arange(batch, device=device)[:, None, None, None]
     head = torch.arange(heads, device=device)[:, None, None]
 
-    def side(order: Tensor, ends: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    def side(order: Tensor, ends: tuple[int, int]) -> Side:
         row = (example * length + chunks.token_in_slot(order)) * heads + head  # [B, H, R, S]
         row = F.pad(row.transpose(0, 2).transpose(1, 2).flatten(2), (0, spare * size))  # [R, B, (real + spare) C]
         slot = chunks.slot_of_token(order)  # [B, H, R, N]
         place = slot + (example * (real + spare) + head * number) * size + ends[0]
         give, chunk = (x.permute(2, 0, 3, 1).flatten(1) for x in (place, slot // size))
-        return F.pad(row.flatten(1), ends), give, chunk
+        return Side(F.pad(row.flatten(1), ends), give, chunk)
 
-    k_take, k_give, k_chunk = side(chunks.k_order, ends)
+    k = side(chunks.k_order, ends)
     slots = batch * (real + spare) * size
     if chunks.q_order is chunks.k_order:
-        q_take, q_give, q_chunk = k_take[:, ends[0] : ends[0] + slots], k_give - ends[0], k_chunk
+        q = Side(k.take[:, ends[0] : ends[0] + slots], k.give - ends[0], k.chunk)
     else:
-        q_take, q_give, q_chunk = side(chunks.q_order, (0, 0))
+        q = side(chunks.q_order, (0, 0))
     filled = chunks.rank_in_slot[1][:, None].expand(batch, heads, -1).flatten(1)
     filled = F.pad(filled, (0, spare * size)).flatten()
-    return Layout(
-        batch,
-        heads,
-        length,
-        size,
-        before,
-        after,
-        real,
-        q_take,
-        k_take,
-        q_give,
-        k_give,
-        q_chunk,
-        k_chunk,
-        filled,
-        all_filled=chunks.count is None and length % size == 0 and spare == 0,
-    )
+    all_filled = chunks.count is None and length % size == 0 and spare == 0
+    return Layout(batch, heads, length, size, before, after, real, q, k, filled, all_filled)
