@@ -3,8 +3,6 @@ test-gpu`."""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,13 @@ from tests.faults.runs import rows
 from tests.gpu.cost import batch_of, configuration, model_of
 from tests.kernels.test_rope_triton import check
 from tests.pairwise import pairwise
-from tests.train.harness import Case, live
+from tests.train.harness import Case, live, stop_at
 from xcls.attention.base import Attention, Masks
 from xcls.position import rope_triton
 from xcls.runs.record import read_record
 from xcls.stages.finetune import classification_loss
 from xcls.stages.pretrain import mlm_loss
 from xcls.train.signals import Interrupted
-from xcls.train.update import Updater
 
 pytestmark = pytest.mark.gpu
 HEADS, WIDTH, LENGTH = 4, 64, 300
@@ -73,18 +70,6 @@ def test_rotation(dtype: str, cuda: torch.device) -> None:
         pytest.skip("Triton does not run here")
     check(x, 2)
     check(x.transpose(0, 1)[..., ::2], 1)
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """SIGTERM in the middle of step number `step`."""
-    apply = Updater.apply
-
-    def wrapped(self: Updater, batch: Any, progress: Any) -> Any:
-        if progress.step + 1 == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return apply(self, batch, progress)
-
-    monkeypatch.setattr(Updater, "apply", wrapped)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 from unittest import mock
 
+import pytest
 import torch
 
 from tests.faults import runs
@@ -20,10 +23,14 @@ ROW = 7  # the row of the data that brings the faults of a run with `fault`
 
 @dataclass(frozen=True)
 class Case(runs.Case):
-    """One kind of training. `fault`: bad (NaN with ROW), memory (with ROW no more than 4 rows fit)."""
+    """One kind of training. `fault`: bad (NaN with ROW), memory (with ROW no more than 4 rows fit).
+
+    `fits`: how many rows fit into the memory in every batch.
+    """
 
     fault: str | None = None
     device: str = "cpu"
+    fits: int | None = None
 
 
 BAD_STEPS = Case("finetune", "sdpa", fault="bad", training={"max_bad_steps": 100})
@@ -31,7 +38,7 @@ LITTLE_MEMORY = Case("finetune", "performer", fault="memory")
 
 
 @contextmanager
-def injected(fault: str | None) -> Iterator[None]:
+def injected(case: Case) -> Iterator[None]:
     """Faults that depend on nothing but the batch, so that every process of a run meets the same."""
     fitting, gradients = Updater._gradients_that_fit, Updater._gradients
 
@@ -41,14 +48,15 @@ def injected(fault: str | None) -> Iterator[None]:
 
     def narrow(self: Updater, batch: Any, size: int | None) -> Any:
         found = gradients(self, batch, size)
-        if ROW in batch["index"] and (size or len(batch["index"])) > 4:
+        room = case.fits if case.fits is not None else 4 if ROW in batch["index"] else 2**60
+        if (size or len(batch["index"])) > room:
             torch.empty(2**60, dtype=torch.uint8, device=self.amp.device)
         return found
 
     with ExitStack() as stack:
-        if fault == "bad":
+        if case.fault == "bad":
             stack.enter_context(mock.patch.object(Updater, "_gradients_that_fit", bad))
-        if fault == "memory":
+        if case.fault == "memory":
             stack.enter_context(mock.patch.object(Updater, "_gradients", narrow))
         yield
 
@@ -60,5 +68,22 @@ def live(folder: Path, case: Case, **changes: Any) -> None:
         "Hardware": lambda **given: Hardware(**{**given, **device, **oom}),
         "Precision": lambda **given: Precision(**{**given, **device}),
     }
-    with injected(case.fault), mock.patch.multiple(runs, **made):
+    with injected(case), mock.patch.multiple(runs, **made):
         runs.live(folder, replace(case, training={**case.training, **changes}))
+
+
+def terminate() -> None:
+    """What stops a run from outside."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], Any] = terminate) -> None:
+    """Calls `how()` in the middle of step number `step` of the loop."""
+    apply = Updater.apply
+
+    def wrapped(self: Updater, batch: Any, progress: Any) -> Any:
+        if progress.step + 1 == step:
+            how()
+        return apply(self, batch, progress)
+
+    monkeypatch.setattr(Updater, "apply", wrapped)

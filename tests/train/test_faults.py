@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
 
 from tests.faults.runs import differences, history, rows, same
-from tests.train.harness import BAD_STEPS, LITTLE_MEMORY, ROW, Case, live
+from tests.train.harness import BAD_STEPS, LITTLE_MEMORY, ROW, Case, live, stop_at
 from xcls.config.schema import UserError
 from xcls.runs.record import Events, read_record, write_record
 from xcls.train.checkpoint import read_checkpoint, write_checkpoint
@@ -22,7 +22,6 @@ from xcls.train.faults import BadNumbers, OutOfMemory
 from xcls.train.loop import Loop
 from xcls.train.signals import Interrupted
 from xcls.train.stream import on_device
-from xcls.train.update import Updater
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = Case("finetune", "sdpa")
@@ -35,18 +34,6 @@ def at_step(folder: Path, step: int) -> dict[str, Any]:
 
 def faults(folder: Path) -> list[tuple[str, int]]:
     return [(fault["kind"], fault["step"]) for fault in read_record(folder).faults]
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """SIGTERM in the middle of step number `step`."""
-    apply = Updater.apply
-
-    def wrapped(self: Updater, batch: Any, progress: Any) -> Any:
-        if progress.step + 1 == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return apply(self, batch, progress)
-
-    monkeypatch.setattr(Updater, "apply", wrapped)
 
 
 def test_a_bad_step_changes_no_weight_and_is_written_down(tmp_path: Path) -> None:
@@ -67,24 +54,9 @@ def test_a_bad_step_changes_no_weight_and_is_written_down(tmp_path: Path) -> Non
     assert [(event["step"], event["layer"], len(event["rows"])) for event in noted] == [(s, "the loss", 8) for s in bad]
 
 
-def halving(folder: Path, monkeypatch: pytest.MonkeyPatch, fits: int, **changes: Any) -> None:
-    """A run on a machine that has room for `fits` rows."""
-    gradients = Updater._gradients
-
-    def narrow(self: Updater, batch: Any, size: int | None) -> Any:
-        found = gradients(self, batch, size)
-        if (size or len(batch["index"])) > fits:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return found
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Updater, "_gradients", narrow)
-        live(folder, Case("finetune", "performer", fault="memory"), **changes)
-
-
-def test_a_halved_micro_batch_is_as_if_it_had_been_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_halved_micro_batch_is_as_if_it_had_been_chosen(tmp_path: Path) -> None:
     """To the bit, dropout included: the attempt that failed leaves no gradient and no random draw behind."""
-    halving(tmp_path / "halved", monkeypatch, 2)
+    live(tmp_path / "halved", replace(LITTLE_MEMORY, fits=2))
     live(tmp_path / "chosen", Case("finetune", "performer", micro_batch=2))
     assert faults(tmp_path / "halved") == [("halved", 0), ("halved", 0)]
     record = read_record(tmp_path / "halved")
@@ -96,9 +68,9 @@ def test_a_halved_micro_batch_is_as_if_it_had_been_chosen(tmp_path: Path, monkey
     ]
 
 
-def test_at_one_row_memory_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_one_row_memory_is_out(tmp_path: Path) -> None:
     with pytest.raises(OutOfMemory, match="micro-batch 1, longest sequence .*hardware.gradient_checkpointing=true"):
-        halving(tmp_path, monkeypatch, 0)
+        live(tmp_path, replace(LITTLE_MEMORY, fits=0))
     assert len(faults(tmp_path)) == 3 and read_record(tmp_path).status == "failed"  # 8 to 4 to 2 to 1
 
 

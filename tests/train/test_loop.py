@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +12,15 @@ from torch.testing import assert_close
 
 from tests.faults.runs import differences, rows
 from tests.samples import make_classifier, make_logger, make_mlm
-from tests.train.harness import Case, live
+from tests.train.harness import Case, live, stop_at
 from xcls.config.schema import UserError
 from xcls.runs.record import Events, carry_over, read_record
 from xcls.train.checkpoint import read_checkpoint
 from xcls.train.faults import BadNumbers
 from xcls.train.loop import Loop
 from xcls.train.signals import Interrupted
-from xcls.train.update import Updater
 
 PLAIN = Case("finetune", "sdpa")
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: Any) -> None:
-    """Calls `how()` in the middle of step number `step` of the loop."""
-    apply = Updater.apply
-
-    def wrapped(self: Updater, batch: Any, progress: Any) -> Any:
-        if progress.step + 1 == step:
-            how()
-        return apply(self, batch, progress)
-
-    monkeypatch.setattr(Updater, "apply", wrapped)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module) -> None:
@@ -75,7 +60,7 @@ def test_accumulation_is_without_meaning(
 def test_resume_after_a_signal_is_exact(case: Case, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     live(tmp_path / "whole", case)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="SIGTERM"):
-        stop_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stop_at(patch, step)
         live(tmp_path / "parts", case)
     record = read_record(tmp_path / "parts")
     assert (record.status, record.cause, record.step) == ("interrupted", "stopped by SIGTERM", step)
@@ -124,7 +109,7 @@ def test_an_evaluation_cut_short_is_made_again(tmp_path: Path, monkeypatch: pyte
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        stop_at(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stop_at(patch, 2)
         live(tmp_path, PLAIN)
     monkeypatch.setattr("tests.faults.runs.decide", lambda folder, *given, **named: ("resume", read_record(folder)))
     make = make_logger

@@ -158,8 +158,8 @@ def test_autocast_computes_in_the_dtype_and_stays_close(dtype: str) -> None:
     assert (logits.float() - reference).abs().max() < 0.05 * reference.abs().max()
 
 
-def test_settings_of_torch_follow_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products on CUDA keep what the dtype promises; the threads are those of the configuration; no GPU is refused."""
+def test_settings_of_torch_follow_the_hardware() -> None:
+    """Products on CUDA keep what the dtype promises; the threads are those of the configuration."""
     products, threads = torch.backends.cuda.matmul, torch.get_num_threads()
     before, products.allow_tf32 = products.allow_tf32, True
     try:
@@ -168,9 +168,6 @@ def test_settings_of_torch_follow_the_hardware(monkeypatch: pytest.MonkeyPatch) 
     finally:
         torch.set_num_threads(threads)
         products.allow_tf32 = before
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="hardware.device=cuda"):
-        Amp(precision=Precision(device="cuda", dtype="bf16"), hardware=Hardware())
 
 
 def test_a_run_on_the_cpu_of_a_gpu_machine_leaves_the_gpu_alone(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

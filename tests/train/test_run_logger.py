@@ -98,7 +98,7 @@ def test_metrics_are_whole_and_checked_and_no_row_is_without_its_event(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SystemError), make_logger(tmp_path) as logger:
-        logger.begin(rows=[], wandb_id=None)
+        logger.begin()
         logger.add_row(ROW)
         lines = (tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()
         assert lines[0] == ",".join(COLUMNS) and lines[1].startswith("4,0.5,,0.30000000000000004,1.0,,,,")
@@ -115,13 +115,12 @@ def test_metrics_are_whole_and_checked_and_no_row_is_without_its_event(
 
 def test_rows_newer_than_the_checkpoint_leave_metrics_and_stay_marked_in_events(tmp_path: Path) -> None:
     with make_logger(tmp_path) as logger:
-        logger.begin(rows=[], wandb_id=None)
+        logger.begin()
         for step in (4, 8, 12):
             logger.add_row({**ROW, "step": step})
     before = (tmp_path / "events.jsonl").read_text(encoding="utf-8")
     with make_logger(tmp_path) as again:
-        again.begin(rows=logger.rows[:1], wandb_id=None)
-        again.rewind(logger.rows[:1], step=5)
+        again.begin({"rows": logger.rows[:1], "wandb_id": None, "progress": {"step": 5}}, resume=True)
         assert again.events.evaluated_steps() == [4]
         again.add_row({**ROW, "step": 8})
         assert again.events.evaluated_steps() == [4, 8]

@@ -64,12 +64,12 @@ def sync(folder: Path) -> None:
 def test_a_resumed_and_evaluated_run_is_one_w_and_b_run(mode: str, server: WandbServer, tmp_path: Path) -> None:
     folder = tmp_path / "multirun" / "study" / "imdb" / "finetune-x"
     with pytest.raises(Interrupted), open_run(folder, mode) as logger:
-        logger.begin(rows=[], wandb_id=None)
+        logger.begin()
         wanted = work(logger, range(1, 4))
         raise Interrupted("stopped by SIGTERM")
     assert mode == "offline" or server.only().state == "preempted"
     with open_run(folder, mode, wandb_id=read_record(folder).wandb_id) as logger:
-        logger.begin(rows=[], wandb_id=None)
+        logger.begin()
         wanted += work(logger, range(3, 6))
         logger.event("test", {"checkpoint_step": 4, "macro_f1": 0.25})
     record = read_record(folder)
@@ -98,7 +98,7 @@ def test_a_resumed_and_evaluated_run_is_one_w_and_b_run(mode: str, server: Wandb
 @pytest.mark.parametrize("artifacts", sorted(ARTIFACTS))
 def test_artifacts(artifacts: str, server: WandbServer, tmp_path: Path) -> None:
     with open_run(tmp_path / "run", "online", artifacts) as logger:
-        logger.begin(rows=[], wandb_id=None)
+        logger.begin()
         for name in ARTIFACTS["all"]:
             (tmp_path / "run" / name).write_bytes(name.encode())
     found = {name: content for stored in server.only().artifacts.values() for name, content in stored.items()}
@@ -120,7 +120,7 @@ def test_w_and_b_fails_and_the_run_does_not(
         monkeypatch.setitem(sys.modules, "wandb", None)
     folder = tmp_path / "run"
     with open_run(folder, "online") as logger:
-        logger.begin(rows=[], wandb_id=None)
+        logger.begin()
         wanted = work(logger, range(1, 4))
     record = read_record(folder)
     assert record.status == "completed" and len(record.warnings) == 1 and "wandb sync" in record.warnings[0]
@@ -140,7 +140,7 @@ def test_a_thread_that_hangs_is_not_waited_for(
     hung: list[Any] = []
     monkeypatch.setattr(Tracker, "_begin", lambda self: (hung.append(self), self._queue.get(), self._queue.get()))
     with open_run(tmp_path / "run", "online") as logger:
-        logger.begin(rows=[], wandb_id=None)
+        logger.begin()
     record = read_record(tmp_path / "run")
     assert hung and record.status == "completed" and "TimeoutError" in record.warnings[0]
     hung[0]._queue.put(None)  # lets the thread go
@@ -148,7 +148,7 @@ def test_a_thread_that_hangs_is_not_waited_for(
 
 def test_disabled_tracking_starts_nothing(tmp_path: Path) -> None:
     with open_run(tmp_path, "disabled") as logger:
-        logger.begin(rows=[], wandb_id="kept")
+        logger.begin({"rows": [], "wandb_id": "kept"})
         work(logger, range(1, 3))
     assert read_record(tmp_path).wandb_id == "kept" and not (tmp_path / "wandb").exists()
 

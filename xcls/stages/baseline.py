@@ -121,9 +121,7 @@ def baseline(*, prepared: Prepared, plan: Baseline, logger: RunLogger, resume: b
     record = logger.record
     record.versions = versions()
     record.device = {**describe_device(torch.device("cpu")), "dtype": "fp64", "shared": False}
-    logger.begin(rows=[], wandb_id=None)
-    if resume:
-        logger.rewind([], step=0)
+    logger.begin(resume=resume)
     texts = {name: list(getattr(prepared, name)["text"]) for name in ("train", "validation", "test")}
     labels = {name: getattr(prepared, name).labels for name in texts}
     analyzer, why = plan.analyzer, f"baseline.analyzer={plan.analyzer}"

@@ -88,14 +88,11 @@ class Session:
                 f"{logger.folder}: the checkpoint is of another configuration (hash {payload['hash'][:6]}, this one "
                 f"{logger.record.hash[:6]}). Choose another exp=…, or move the checkpoints away."
             )
-        again = self.resume and payload is None
-        if again:
+        if self.resume and payload is None:
             logger.warn("There is no checkpoint to go on from; it starts again at step 0.")
             for name in RESULTS:
                 (logger.folder / name).unlink(missing_ok=True)
-        logger.begin(rows=payload["rows"] if payload else [], wandb_id=payload["wandb_id"] if payload else None)
-        if again:
-            logger.rewind([], step=0)
+        logger.begin(payload, resume=self.resume)
         return payload
 
     def train(

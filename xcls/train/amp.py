@@ -19,10 +19,7 @@ class Amp:
     """Where and how tensors are computed. Weights and the optimizer stay in fp32; matrix products run in the dtype."""
 
     def __init__(self, *, precision: Precision, hardware: Hardware) -> None:
-        """Raises UserError when torch has no GPU for `cuda`. Sets the number of threads that `hardware` names."""
-        if precision.device == "cuda" and not torch.cuda.is_available():
-            remedy = "Set hardware=cpu, or install torch with CUDA."
-            raise UserError(f"hardware.device=cuda: torch finds no GPU here. {remedy}")
+        """Sets the number of threads that `hardware` names. The device is there: `check_cards`."""
         if hardware.threads is not None:
             torch.set_num_threads(hardware.threads)
         set_products()

@@ -309,4 +309,4 @@ class Loop:
         self.saved = (progress.step, progress.evaluated_at)
         self.checkpoints.name(progress.step, best=progress.best_step == progress.step)
         self._note()
-        self.logger.rewind(payload["rows"], step=progress.step)
+        self.logger.save()

@@ -134,21 +134,18 @@ class RunLogger:
         self.warn(f"{cause}.")
         self.save()
 
-    def begin(self, *, rows: list[Row], wandb_id: str | None) -> None:
-        """Starts tracking and metrics.csv: empty, or on resume with the checkpoint's rows and W&B id."""
+    def begin(self, checkpoint: dict[str, Any] | None = None, *, resume: bool = False) -> None:
+        """Starts tracking and metrics.csv: with the rows and the W&B id of `checkpoint`, at step 0 without one."""
+        rows = checkpoint["rows"] if checkpoint else []
         self._set_rows(rows)
         record = self.record
-        record.wandb_id = wandb_id or record.wandb_id
+        record.wandb_id = (checkpoint["wandb_id"] if checkpoint else None) or record.wandb_id
         if record.wandb_id is None and self.tracker.settings.mode != "disabled":
             record.wandb_id = secrets.token_hex(4)
         self.save()
+        if resume:
+            self.event("resume", {"step": checkpoint["progress"]["step"] if checkpoint else 0, "rows": len(rows)})
         self.tracker.start(self.record)
-
-    def rewind(self, rows: list[Row], *, step: int) -> None:
-        """Back to the checkpoint of `step`, which has these rows: on resume."""
-        self._set_rows(rows)
-        self.save()
-        self.event("resume", {"step": step, "rows": len(rows)})
 
     def _set_rows(self, rows: list[Row]) -> None:
         """These rows and no others count: newer ones leave metrics.csv; in events.jsonl they stay and are marked, by
