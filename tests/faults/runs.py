@@ -21,9 +21,9 @@ from xcls.runs.folder import DONE, decide
 from xcls.runs.record import Events, carry_over, read_record
 from xcls.stages.finetune import finetune
 from xcls.stages.pretrain import pretrain
-from xcls.stages.session import Session
 from xcls.train.checkpoint import Checkpoints, read_checkpoint
 from xcls.train.precision import Precision
+from xcls.train.session import Session
 
 MEASURED = ("time_per_step", "time_per_epoch", "tokens_per_s", "padded_tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB")
 PATIENCE = 60.0  # seconds within which a run must end after a signal

@@ -31,9 +31,9 @@ from xcls.data.tokenizer import ByteTokenizer
 from xcls.runs.record import Record, read_record
 from xcls.stages.finetune import finetune
 from xcls.stages.pretrain import pretrain, with_chosen_tokens
-from xcls.stages.session import Session
 from xcls.train.checkpoint import load_for_use, read_checkpoint
 from xcls.train.metrics import scores
+from xcls.train.session import Session
 
 
 def run_finetune(

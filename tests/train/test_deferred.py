@@ -15,7 +15,6 @@ from tests.samples import make_classifier
 from tests.train.harness import BAD_STEPS, LITTLE_MEMORY, Case, live
 from xcls.train.amp import Arriving
 from xcls.train.checkpoint import read_checkpoint
-from xcls.train.loop import Loop
 from xcls.train.optim import Lion
 from xcls.train.update import Updater
 
@@ -25,7 +24,7 @@ BAD = {**EVERY, "max_bad_steps": 100}
 
 def defer(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on every loop reads its steps late."""
-    monkeypatch.setattr("xcls.stages.session.Loop", partial(Loop, deferred=True))
+    monkeypatch.setattr("xcls.train.loop.Updater", partial(Updater, deferred=True))
 
 
 def told(folder: Path, kind: str = "step") -> list[dict[str, Any]]:

@@ -30,12 +30,12 @@ from xcls.data.tokenizer import TextTokenizer, make_tokenizer
 from xcls.runs.record import Record
 from xcls.stages.finetune import finetune
 from xcls.stages.pretrain import pretrain
-from xcls.stages.session import Session
 from xcls.stages.texts import classification_data, language_data
 from xcls.train.amp import allow_graphs
 from xcls.train.cost import MemoryGauge
 from xcls.train.precision import Precision
 from xcls.train.run_logger import RunLogger
+from xcls.train.session import Session
 
 ENDLESS = 10**9  # steps: the bench says when it is enough
 

@@ -12,12 +12,13 @@ from xcls.data.batching import ClassBatches
 from xcls.model.heads import TextClassifier
 from xcls.runs.record import MORE_TRAINING, Record
 from xcls.stages.predictions import Predicted, note_scores, write_predictions
-from xcls.stages.session import Session
 from xcls.stages.texts import ClassificationData, Labelled
 from xcls.train.checkpoint import fit, load_for_use, write_bytes
+from xcls.train.loop import Loop
 from xcls.train.metrics import Scores, guess_told, scores, softmax
 from xcls.train.run_logger import RunLogger
 from xcls.train.scoring import classify, latency
+from xcls.train.session import Session
 from xcls.train.stream import Batch
 
 
@@ -66,7 +67,7 @@ def finetune(
     architecture and the session its tokenizer. Raises Interrupted, BadNumbers, OutOfMemory, UserError.
     """
     training, logger, record = session.training, session.logger, session.logger.record
-    payload = session.begin(model, data)
+    payload = session.begin(model, tokens=data.report, warnings=data.warnings)
     if payload is None and parent is not None:
         start_from(model, parent, data.classes, logger)
     multiple = session.width_multiple(model.encoder.seq_len)
@@ -82,15 +83,16 @@ def finetune(
             logger.warn(f"The model has learned nothing by step {record.step}: {told}. {MORE_TRAINING}")
         return {"val_loss": found.pop("loss"), **found}
 
-    session.train(
+    maker = batches(data.train, multiple)
+    Loop(
+        session,
         model,
-        payload,
         loss=classification_loss,
-        maker=batches(data.train, multiple),
+        maker=maker,
         evaluate=evaluate,
         ids=data.train.ids,
         classes=data.classes,
-    )
+    ).run(payload)
     _final(model, data, session, multiple)
     return record
 

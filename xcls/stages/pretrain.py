@@ -12,10 +12,11 @@ from xcls.data.batching import MaskedBatches, evaluation_batches
 from xcls.data.masking import IGNORED
 from xcls.model.heads import MaskedLanguageModel
 from xcls.runs.record import Record
-from xcls.stages.session import Session
 from xcls.stages.texts import LanguageData
+from xcls.train.loop import Loop
 from xcls.train.metrics import Scores
 from xcls.train.scoring import masked_loss
+from xcls.train.session import Session
 from xcls.train.stream import Batch
 
 VALIDATION_SEED = 0  # the validation masks of every run are the same, whatever its seed
@@ -62,5 +63,6 @@ def pretrain(*, model: MaskedLanguageModel, data: LanguageData, masking: Masking
         return {"val_loss": masked_loss(model, held_out, batch_size=size, amp=session.amp, poll=poll)}
 
     maker = MaskedBatches(encoded=data.train, seed=session.seed, **common)
-    session.train(model, session.begin(model, data), loss=mlm_loss, maker=maker, evaluate=evaluate)
+    payload = session.begin(model, tokens=data.report, warnings=data.warnings)
+    Loop(session, model, loss=mlm_loss, maker=maker, evaluate=evaluate).run(payload)
     return session.logger.record

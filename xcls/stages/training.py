@@ -22,13 +22,13 @@ from xcls.stages.baseline import baseline
 from xcls.stages.finetune import finetune
 from xcls.stages.needs import FAILED, INTERRUPTED, OK, make_first
 from xcls.stages.pretrain import pretrain
-from xcls.stages.session import Session
 from xcls.stages.spec import RunSpec
 from xcls.stages.texts import classification_data, language_data
 from xcls.train.checkpoint import load_for_use
 from xcls.train.provenance import Sources, find_sources, note_sources
 from xcls.train.randomness import seed_everything
 from xcls.train.run_logger import RunLogger, one_line
+from xcls.train.session import Session
 from xcls.train.signals import Interrupted
 
 GO_ON = "the same command with resume=true goes on"

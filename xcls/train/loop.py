@@ -10,21 +10,20 @@ import math
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any, Callable, Generator, Iterator, cast
+from typing import Any, Callable, Generator, Iterator, Sequence, cast
 
 from torch import Tensor, nn
 
 from xcls.config.rates import steps_between, total_steps
-from xcls.config.schema import Training
+from xcls.data.batching import Batches
 from xcls.model.encoder import Encoder
-from xcls.train.amp import Amp
 from xcls.train.checkpoint import Checkpoints, fit
 from xcls.train.cost import MemoryGauge, StepClock
 from xcls.train.faults import BadNumbers
 from xcls.train.optim import rate
 from xcls.train.progress import Progress, Scores, StepDisplay, passes
 from xcls.train.randomness import derived_generator, random_states, restore_random_states
-from xcls.train.run_logger import RunLogger
+from xcls.train.session import Session
 from xcls.train.signals import Interrupted, StopSignals
 from xcls.train.stream import Batch, Stream, batches_from, real_and_padded, trimming
 from xcls.train.update import Update, Updater
@@ -44,41 +43,41 @@ class Loop:
     """Trains `model` by `training` and leaves checkpoints, metrics and costs behind.
 
     loss(model, micro-batch on the device) -> sum of the losses of its terms (labels other than -100).
+    maker: what makes batches of the training texts; ids: stable names of these, for messages.
     evaluate(poll) -> scores with `val_loss`; it calls poll() between batches, which raises Interrupted.
-    extras: plain values that every checkpoint carries along (tokenizer, config, classes, …).
-    deferred: on a GPU (None), or always or never, the host reads how a step went when the next is on its way, and all
-    of them before it evaluates, saves or ends. Results are the same.
+    classes: their names, for checkpoints; None in pretraining.
+
+    Where the updates are deferred the host reads how a step went when the next is on its way, and all of them before it
+    evaluates, saves or ends. Results are the same.
     """
 
     def __init__(
         self,
-        *,
+        session: Session,
         model: nn.Module,
+        *,
         loss: Callable[[nn.Module, Batch], Tensor],
-        stream: Stream,
+        maker: Batches,
         evaluate: Callable[[Callable[[], None]], Scores],
-        training: Training,
-        amp: Amp,
-        logger: RunLogger,
-        extras: dict[str, Any],
-        deferred: bool | None = None,
+        ids: Sequence[str] | None = None,
+        classes: list[str] | None = None,
     ) -> None:
-        self.model, self.stream, self.evaluate = model, stream, evaluate
-        self.training, self.amp, self.hardware = training, amp, amp.hardware
-        self.logger, self.extras = logger, extras
-        self.checkpoints = Checkpoints(folder=logger.folder, keep=training.keep)
-        self.updater = Updater(
-            model=model, loss=loss, stream=stream, training=training, amp=amp, logger=logger, deferred=deferred
-        )
+        self.model, self.evaluate = model, evaluate
+        self.training, self.amp, self.hardware = session.training, session.amp, session.hardware
+        self.logger, self.extras = session.logger, session.metadata(classes)
+        self.checkpoints = Checkpoints(folder=self.logger.folder, keep=self.training.keep)
+        size, grouped = self.training.batch_size, self.training.group_by_length
+        self.stream = Stream(maker=maker, batch_size=size, seed=session.seed, group_by_length=grouped, ids=ids)
+        self.updater = Updater(session, model, loss=loss, stream=self.stream)
         self.optimizer = self.updater.optimizer
         self.lag = 1 if self.updater.deferred else 0  # steps that may be unread while the next is begun
         self.unread: list[Step] = []
-        self.steps_per_epoch = stream.steps_per_epoch
-        self.total = total_steps(training, self.steps_per_epoch)
-        self.due_epoch = steps_between(training, self.steps_per_epoch)
+        self.steps_per_epoch = self.stream.steps_per_epoch
+        self.total = total_steps(self.training, self.steps_per_epoch)
+        self.due_epoch = steps_between(self.training, self.steps_per_epoch)
         self.progress = Progress()
         self.clock = StepClock()
-        self.memory = MemoryGauge(amp.device)
+        self.memory = MemoryGauge(self.amp.device)
         self.saved: tuple[int, int] | None = None  # what of the progress the last checkpoint knew
         self.saved_time = time.monotonic()
         self.known_faults = 0  # of the record, when the clock was last read

@@ -9,15 +9,14 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from xcls.config.schema import Training
 from xcls.data.batching import count_terms
 from xcls.model.multihead import MultiHeadAttention
-from xcls.train.amp import Amp, Arriving
+from xcls.train.amp import Arriving
 from xcls.train.faults import BadNumbers, OutOfMemory, bad_numbers, first_bad_layer, free_memory, memory_errors
 from xcls.train.optim import make_optimizer
 from xcls.train.progress import Progress
 from xcls.train.randomness import random_states, restore_random_states
-from xcls.train.run_logger import RunLogger
+from xcls.train.session import Session
 from xcls.train.stream import Batch, Stream, on_device, rows_at_once
 
 SMALLEST_SCALE = 1.0  # a loss scale below it: the gradient overflows whatever the scale
@@ -45,22 +44,20 @@ class Updater:
 
     def __init__(
         self,
-        *,
+        session: Session,
         model: nn.Module,
+        *,
         loss: Callable[[nn.Module, Batch], Tensor],
         stream: Stream,
-        training: Training,
-        amp: Amp,
-        logger: RunLogger,
         deferred: bool | None = None,
     ) -> None:
         """`deferred=None`: on a GPU, where the optimizer heeds `found_inf` (Adafactor reads numbers back anyway)."""
-        self.model, self.loss, self.stream, self.amp, self.logger = model, loss, stream, amp, logger
-        self.hardware, self.clip_norm = amp.hardware, training.clip_norm or math.inf
-        self.optimizer = make_optimizer(model, training)
+        self.model, self.loss, self.stream, self.amp, self.logger = model, loss, stream, session.amp, session.logger
+        self.hardware, self.clip_norm = session.hardware, session.training.clip_norm or math.inf
+        self.optimizer = make_optimizer(model, session.training)
         able = getattr(self.optimizer, "_step_supports_amp_scaling", False)
-        self.deferred = able and (amp.device.type == "cuda" if deferred is None else deferred)
-        self._closed = torch.zeros((), device=amp.device)  # 1 from a bad update on: no other passes
+        self.deferred = able and (self.amp.device.type == "cuda" if deferred is None else deferred)
+        self._closed = torch.zeros((), device=self.amp.device)  # 1 from a bad update on: no other passes
         self.attentions = [module.attention for module in model.modules() if isinstance(module, MultiHeadAttention)]
         self.paths: set[str] = set()  # by which ways attention was computed so far: `whole`, `blocks`, …
 

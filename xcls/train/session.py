@@ -1,26 +1,22 @@
-"""What both training stages have in common: device, costs, the checkpoint to go on from, the loop."""
+"""What a training of either stage trains with, and what it does before its loop: device, record, resume."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from xcls.config.schema import Hardware, Training, UserError
-from xcls.data.batching import Batches
 from xcls.data.tokenizer import TextTokenizer
-from xcls.stages.texts import ClassificationData, LanguageData
 from xcls.train.amp import Amp, compile_blocks
 from xcls.train.checkpoint import Checkpoints
 from xcls.train.cost import count_parameters
-from xcls.train.loop import Loop
-from xcls.train.metrics import Scores
 from xcls.train.precision import Precision
 from xcls.train.provenance import describe_device, versions
 from xcls.train.randomness import seed_everything
 from xcls.train.run_logger import RunLogger
-from xcls.train.stream import Batch, Stream, width_multiple
+from xcls.train.stream import width_multiple
 
 SETTINGS = ("compile", "micro_batch", "micro_tokens", "gradient_checkpointing")  # of the hardware, for the record
 RESULTS = ("predictions.parquet", "head.safetensors")  # of a training's end: made again, and not to be found before
@@ -30,7 +26,7 @@ RESULTS = ("predictions.parquet", "head.safetensors")  # of a training's end: ma
 class Session:
     """One training: what it trains with, and where it writes. `resume`: it goes on from its last checkpoint.
 
-    Use it within `with logger:`. Raises UserError where the device is not there.
+    Use it within `with logger:`.
     """
 
     tokenizer: TextTokenizer
@@ -49,8 +45,8 @@ class Session:
         """What the widths of batches are rounded up to."""
         return width_multiple(seq_len, compiled=self.hardware.compile)
 
-    def begin(self, model: nn.Module, data: ClassificationData | LanguageData) -> dict[str, Any] | None:
-        """Puts the model on its device, and what is known before the first step into the record.
+    def begin(self, model: nn.Module, *, tokens: dict[str, Any], warnings: list[str]) -> dict[str, Any] | None:
+        """Puts the model on its device, and what is known before the first step into the record: of its `tokens` too.
 
         Gives the checkpoint to go on from, None at step 0. Raises UserError where that is of another configuration.
         """
@@ -69,8 +65,8 @@ class Session:
         self.logger.usage.watch(self.amp.device)
         record.versions = versions()
         record.params = count_parameters(model)
-        record.data["tokens"] = data.report
-        for message in data.warnings:
+        record.data["tokens"] = tokens
+        for message in warnings:
             self.logger.warn(message)
         return self._checkpoint()
 
@@ -95,41 +91,7 @@ class Session:
         logger.begin(payload, resume=self.resume)
         return payload
 
-    def train(
-        self,
-        model: nn.Module,
-        payload: dict[str, Any] | None,
-        *,
-        loss: Callable[[nn.Module, Batch], Tensor],
-        maker: Batches,
-        evaluate: Callable[[Callable[[], None]], Scores],
-        ids: Sequence[str] | None = None,
-        classes: list[str] | None = None,
-    ) -> None:
-        """Runs the loop to its end on the batches of `maker`, from the checkpoint `payload` or from step 0.
-
-        `loss` and `evaluate` are the loop's; `ids`: names of the rows; `classes`: what every checkpoint tells of them.
-        """
-        training = self.training
-        stream = Stream(
-            maker=maker,
-            batch_size=training.batch_size,
-            seed=self.seed,
-            group_by_length=training.group_by_length,
-            ids=ids,
-        )
-        Loop(
-            model=model,
-            loss=loss,
-            stream=stream,
-            evaluate=evaluate,
-            training=training,
-            amp=self.amp,
-            logger=self.logger,
-            extras=self._metadata(classes),
-        ).run(payload)
-
-    def _metadata(self, classes: list[str] | None) -> dict[str, Any]:
+    def metadata(self, classes: list[str] | None) -> dict[str, Any]:
         """What every checkpoint carries beside the training state, so that it can be used without its folder."""
         record = self.logger.record
         return {
