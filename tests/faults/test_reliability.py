@@ -1,4 +1,4 @@
-"""The faults of `make reliability`: a few, and two hundred kills."""
+"""The faults of `make reliability`, with two hundred kills."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("number", [10, 200])
-def test_nothing_is_lost(number: int, tmp_path: Path) -> None:
+def test_nothing_is_lost(tmp_path: Path) -> None:
+    number = 200
     command = [sys.executable, "-m", "tests.faults.reliability", str(number), str(tmp_path / "table.md")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -135,6 +135,7 @@ def resave(folder: Path, change: Any) -> None:
     ("change", "message"),
     [
         (lambda payload: payload.update(format=2), "ckpt_step00000007.pt has format 2"),
+        (lambda payload: payload.update(hash="cd" * 32), "another configuration .hash cdcdcd"),
         (lambda payload: payload["model"].pop("head.linear.bias"), "step 7 does not fit .*head.linear.bias"),
         (lambda payload: payload["optimizer"]["param_groups"].pop(), "step 7 does not fit"),
     ],

@@ -13,7 +13,6 @@ from torch.testing import assert_close
 from tests.faults.runs import differences, rows
 from tests.samples import make_classifier, make_logger, make_mlm
 from tests.train.harness import Case, live, stop_at
-from xcls.config.schema import UserError
 from xcls.runs.record import Events, carry_over, read_record
 from xcls.train.checkpoint import read_checkpoint
 from xcls.train.faults import BadNumbers
@@ -105,23 +104,6 @@ def test_an_evaluation_cut_short_is_made_again(tmp_path: Path, monkeypatch: pyte
     assert rows(tmp_path / "parts") == []
     live(tmp_path / "parts", PLAIN)
     assert differences(tmp_path / "whole", tmp_path / "parts") == []
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        stop_at(patch, 2)
-        live(tmp_path, PLAIN)
-    monkeypatch.setattr("tests.faults.runs.decide", lambda folder, *given, **named: ("resume", read_record(folder)))
-    make = make_logger
-
-    def other(folder: Path, mode: str) -> Any:
-        logger = make(folder, mode=mode)
-        logger.record.hash = "cd" * 32
-        return logger
-
-    monkeypatch.setattr("tests.samples.make_logger", other)
-    with pytest.raises(UserError, match="another configuration"):
-        live(tmp_path, PLAIN)
 
 
 def test_early_stopping_and_the_best_checkpoint(tmp_path: Path) -> None:

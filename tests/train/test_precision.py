@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
-from dataclasses import asdict
 from typing import Any, Callable
 
 import pytest
@@ -124,16 +123,12 @@ def test_why_there_is_no_card(
 
 def test_a_launcher_asks_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """It does so only where torch could hold a GPU; what comes back is what was found there."""
-    command = [sys.executable, "-m", "xcls.train.cards"]
-    answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert answer["torch"] == str(torch.__version__) and bool(answer["cards"]) == torch.cuda.is_available()
-    done = subprocess.CompletedProcess([], 0, stdout=f"something else\n{json.dumps(asdict(found(A100, T4)()))}\n")
-    monkeypatch.setattr(cards.subprocess, "run", lambda *given, **named: done)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
-    assert cards.of_jobs.__wrapped__() == found(A100, T4)()
-    failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nImportError: libcudart.so\n")
-    monkeypatch.setattr(cards.subprocess, "run", lambda *given, **named: failed)
-    with pytest.raises(UserError, match="ImportError: libcudart.so"):
+    monkeypatch.setattr(torch, "__version__", "of this process")
+    there = cards.of_jobs.__wrapped__()
+    assert there.torch != "of this process" and bool(there.cards) == torch.cuda.is_available()
+    monkeypatch.setattr(cards, "look", os.abort)
+    with pytest.raises(UserError, match="BrokenProcessPool.*hardware=cpu"):
         cards.of_jobs.__wrapped__()
 
 

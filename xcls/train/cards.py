@@ -6,14 +6,13 @@ jobs.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
 import warnings
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 
 from xcls.config.schema import UserError
@@ -94,18 +93,14 @@ def of_jobs() -> Cards:
 
     if not torch.backends.cuda.is_built():
         return look()  # such a torch touches no GPU
-    command = [sys.executable, "-W", "ignore", "-m", "xcls.train.cards"]
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(look).result()
+    except Exception as error:  # whatever ends that process
         raise UserError(
-            f"hardware=auto: torch could not be asked which GPUs are here: {last}. Name it: hardware=cpu, a100, …."
-        )
-    told = json.loads(done.stdout.splitlines()[-1])
-    cards = tuple(Card(card["name"], tuple(card["capability"])) for card in told["cards"])
-    return Cards(**{**told, "cards": cards, "code": tuple(told["code"])})
+            f"hardware=auto: torch could not be asked which GPUs are here: {type(error).__name__}: {error}. "
+            "Name it: hardware=cpu, a100, …."
+        ) from error
 
 
 def runs_on(capability: tuple[int, int], code: tuple[str, ...]) -> bool:
@@ -184,7 +179,3 @@ def driver_cards() -> tuple[Card, ...]:
         return tuple(Card(ask[0](one), tuple(ask[1](one))) for one in found)
     except Exception:  # no package, no driver, an old one
         return ()
-
-
-if __name__ == "__main__":
-    print(json.dumps(asdict(look())))

@@ -211,7 +211,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     embeddings.append(cast(Encoder, model.encoder).position)
     attentions: list[nn.Module] = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
     return {
-        "total": sum(parameter.numel() for parameter in model.parameters()),
+        "total": _count([model]),
         "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "embeddings": _count(embeddings),
         "attention": _count(attentions),

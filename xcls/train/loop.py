@@ -20,8 +20,9 @@ from xcls.model.encoder import Encoder
 from xcls.train.checkpoint import Checkpoints, fit
 from xcls.train.cost import MemoryGauge, StepClock
 from xcls.train.faults import BadNumbers
+from xcls.train.metrics import Scores
 from xcls.train.optim import rate
-from xcls.train.progress import Progress, Scores, StepDisplay, passes
+from xcls.train.progress import Progress, StepDisplay, passes
 from xcls.train.randomness import derived_generator, random_states, restore_random_states
 from xcls.train.session import Session
 from xcls.train.signals import Interrupted, StopSignals

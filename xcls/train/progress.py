@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from xcls.train.metrics import Scores
 from xcls.train.run_logger import RunLogger
 
-Scores = dict[str, "float | None"]
 QUIET = 20.0  # seconds after which a step gets an event though it is no hundredth of all: steps may be slow
 
 
