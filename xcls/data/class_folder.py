@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Iterable, Iterator, Sequence
 
 from xcls.config.schema import UserError
-from xcls.data.formats import CHARACTERS, PIECE
+from xcls.data.formats import Table, in_pieces
 from xcls.data.text_file import open_text
 
 JUNK = (
@@ -67,28 +67,14 @@ def class_files(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
     return found
 
 
-def class_pieces(
-    folder: Path, names: Sequence[str], encoding: str = "utf-8"
-) -> Iterator[tuple[list[str], list[str], list[str]]]:
-    """(texts, class names, places) of the documents in `folder/<name>/**/*.txt`, some at a time. UserError for an empty
-    class."""
-    texts, found, places, size = [], [], [], 0
-    for name, file in class_files(folder, names):
-        with open_text(file, encoding) as stream:
-            texts.append(stream.read().replace("\0", " "))
-        found.append(name)
-        places.append(name_below(folder, file))
-        size += len(texts[-1])
-        if len(texts) == PIECE or size >= CHARACTERS:
-            yield texts, found, places
-            texts, found, places, size = [], [], [], 0
-    yield texts, found, places
+def class_pieces(folder: Path, names: Sequence[str], encoding: str = "utf-8") -> Iterator[Table]:
+    """The documents in `folder/<name>/**/*.txt`, some at a time, as tables with the columns `text` and `label` (the
+    class name). UserError for an empty class."""
+    files = class_files(folder, names)
+    rows = ((name_below(folder, file), [_whole_text(file, encoding), name]) for name, file in files)
+    return in_pieces(rows, ["text", "label"])
 
 
-def read_class_folder(
-    folder: Path, names: Sequence[str], encoding: str = "utf-8"
-) -> tuple[list[str], list[str], list[str]]:
-    """(texts, class names, places) of all of them. UserError for an empty class."""
-    pieces = list(class_pieces(folder, names, encoding))
-    texts, found, places = ([value for piece in pieces for value in piece[part]] for part in range(3))
-    return texts, found, places
+def _whole_text(file: Path, encoding: str) -> str:
+    with open_text(file, encoding) as stream:
+        return stream.read().replace("\0", " ")

@@ -104,37 +104,23 @@ def encode(
     truncate: str = "head",
     what: str = "text",
     places: Sequence[str] | None = None,
+    keep: Callable[[np.ndarray], Any] | None = None,
 ) -> Encoded:
-    """Tokenises documents as [CLS] … [SEP] of at most `seq_len` tokens, in memory.
+    """Tokenises documents as [CLS] … [SEP] of at most `seq_len` tokens.
 
     `truncate` of a longer one keeps its `head`, its `tail`, or `head_tail`: a quarter from the start and the rest from
     the end (Sun et al. 2019, 128 + 382); `refuse` raises UserError. A seq_len of 1 leaves [CLS] alone. `places`: what
-    the message calls the documents, where they are read by a run that was trained before.
+    the message calls the documents, where they are read by a run that was trained before. `keep` takes the flat ids,
+    batch by batch, where they shall not lie in memory; the result then has none, and progress is shown.
     """
-    parts: list[np.ndarray] = []
-    made = _encode(texts, tokenizer, parts.append, seq_len=seq_len, truncate=truncate, what=what, places=places)
-    made.ids = np.concatenate([made.ids, *parts])
-    return made
-
-
-def _encode(
-    texts: Sequence[str],
-    tokenizer: TextTokenizer,
-    keep: Callable[[np.ndarray], Any],
-    *,
-    seq_len: int,
-    truncate: str,
-    what: str,
-    progress: bool = False,
-    places: Sequence[str] | None = None,
-) -> Encoded:
-    """Hands the flat ids to `keep`, batch by batch, and gives all the rest (no ids, of their dtype)."""
     from tqdm import tqdm
 
     room = max(seq_len - 2, 0)
     head = {"head": room, "tail": 0, "head_tail": room // 4, "refuse": room}[truncate]
     counts, kind, unknown = [np.empty(0, np.int64)], smallest_dtype(tokenizer.vocab_size), 0
-    with tqdm(desc=f"tokenising {what}", total=len(texts), unit="text", disable=not progress, mininterval=1.0) as bar:
+    parts, shown = [np.empty(0, kind)], keep is not None and len(texts) > 5000
+    keep = keep or parts.append
+    with tqdm(desc=f"tokenising {what}", total=len(texts), unit="text", disable=not shown, mininterval=1.0) as bar:
         for batch in _batches(texts):
             ids, offsets = tokenizer.encode(batch)
             keep(_framed(ids.astype(kind), offsets, room=room, head=head, ends=min(seq_len, 2)))
@@ -151,7 +137,7 @@ def _encode(
             f"{'Raise seq_len, or set' if places is None else 'Set'} dataset.truncate=head, tail or head_tail."
         )
     offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, room) + min(seq_len, 2))]).astype(np.int64)
-    return Encoded(np.empty(0, kind), offsets, cut, total, unknown / max(total, 1))
+    return Encoded(np.concatenate(parts), offsets, cut, total, unknown / max(total, 1))
 
 
 def smallest_dtype(vocab_size: int) -> type[np.integer]:
@@ -203,13 +189,8 @@ def encode_cached(
     def build(folder: Path) -> None:
         folder.mkdir()
         with open(folder / "ids", "wb") as file:  # as it is made: a large corpus never lies in memory as ids
-            how: dict[str, Any] = {
-                "seq_len": seq_len,
-                "truncate": truncate,
-                "what": what,
-                "progress": len(texts) > 5000,
-            }
-            made = _encode(texts, tokenizer, lambda ids: file.write(ids.tobytes()), **how)
+            how: dict[str, Any] = {"seq_len": seq_len, "truncate": truncate, "what": what}
+            made = encode(texts, tokenizer, **how, keep=lambda ids: file.write(ids.tobytes()))
         np.save(folder / "offsets.npy", made.offsets)
         info = {"cut": made.cut, "tokens": made.tokens, "unk": made.unk, "dtype": made.ids.dtype.name}
         (folder / "info.json").write_text(json.dumps(info), "utf-8")

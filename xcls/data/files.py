@@ -251,9 +251,11 @@ class Files:
                 )
 
     def _folder_pieces(self, folder: Path) -> Iterator[Table]:
-        for texts, labels, places in class_pieces(folder, class_names(folder), self.form.encoding):
-            ids = [writable(place) for place in places]
-            yield Table({**as_text_columns(self.text, texts), self.label: labels, ROW_ID: ids}, places)
+        for piece in class_pieces(folder, class_names(folder), self.form.encoding):
+            texts, labels = as_text_columns(self.text, piece.columns["text"]), piece.columns["label"]
+            yield Table(
+                {**texts, self.label: labels, ROW_ID: [writable(place) for place in piece.places]}, piece.places
+            )
 
 
 def _tables(entries: list[Path]) -> list[Path]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from xcls.config.schema import UserError, nearest
 from xcls.data.json_rows import json_rows
@@ -77,7 +77,7 @@ def kind_of(file: Path) -> str:
     return Path(name).suffix
 
 
-def _in_pieces(rows: Iterator[tuple[str, Sequence[Any]]], names: Sequence[str]) -> Iterator[Table]:
+def in_pieces(rows: Iterator[tuple[str, Sequence[Any]]], names: Sequence[str]) -> Iterator[Table]:
     """Rows (place, values of `names`) as tables of at most PIECE rows and about CHARACTERS characters."""
     places: list[str] = []
     columns: list[list[Any]] = [[] for _ in names]
@@ -91,6 +91,17 @@ def _in_pieces(rows: Iterator[tuple[str, Sequence[Any]]], names: Sequence[str]) 
             yield Table(dict(zip(names, columns)), places)
             places, columns, size = [], [[] for _ in names], 0
     yield Table(dict(zip(names, columns)), places)
+
+
+def joined(pieces: Iterable[Table]) -> Table:
+    """The tables one below the other."""
+    whole = Table({}, [])
+    for piece in pieces:
+        for name, values in piece.columns.items():
+            whole.columns.setdefault(name, []).extend(values)
+        whole.places += piece.places
+        whole.notes += piece.notes
+    return whole
 
 
 def clean_name(name: str) -> str:
@@ -136,11 +147,11 @@ class _BadRow(Exception):
     """A row that is no row of this format: its line, and the reason."""
 
 
-def _separated(file: Path, form: Format, nul_lines: list[int]) -> Iterator[tuple[int, list[str]]]:
+def _separated(file: Path, form: Format, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
     """(first line, fields) of each row that is not empty. Raises _BadRow, UserError."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a document may have any length
     with open_text(file, form.encoding, newline="\n") as stream:
-        lines = map(_hide_returns, _without_nul(raw_lines(stream), nul_lines))
+        lines = map(_hide_returns, raw_lines(file, stream, notes))
         first = next(lines, "")
         named = SEPARATOR_LINE.fullmatch(first)
         rows = csv.reader(
@@ -155,19 +166,14 @@ def _separated(file: Path, form: Format, nul_lines: list[int]) -> Iterator[tuple
             for row in rows:
                 start, line = line + 1, rows.line_num + skipped
                 if row:
-                    yield (
-                        start,
-                        [value.replace(RETURN, "\r") for value in row]
-                        if any(RETURN in value for value in row)
-                        else row,
-                    )
+                    yield start, [value.replace(RETURN, "\r") if RETURN in value else value for value in row]
         except csv.Error as error:
             raise _BadRow(line + 1, str(error)) from error
 
 
-def _rows(file: Path, form: Format, nul_lines: list[int]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+def _rows(file: Path, form: Format, notes: list[str]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The names of the columns, and the rows, all of them with a field for each column. Raises _BadRow, UserError."""
-    rows = _separated(file, form, nul_lines)
+    rows = _separated(file, form, notes)
     if form.header is True:
         header = next(rows, (0, []))[1]
     else:
@@ -218,8 +224,6 @@ def _readable(file: Path, form: Format, wanted: Sequence[str]) -> bool:
 def _read_separated(
     file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]
 ) -> Iterator[Table]:
-    nul_lines: list[int] = []
-
     def hint() -> str:
         if found := _remedy(file, form, wanted):
             return found.replace("set ", "Set ", 1)
@@ -233,10 +237,10 @@ def _read_separated(
         )
 
     try:
-        header, rows = _rows(file, form, nul_lines)
+        header, rows = _rows(file, form, notes)
         places = _places(file, header, wanted, optional, hint)
         cells = ((f"line {line}", [row[place] for place in places.values()]) for line, row in rows)
-        yield from _in_pieces(cells, list(places))
+        yield from in_pieces(cells, list(places))
     except _BadRow as error:
         line, reason = error.args
         mend = (
@@ -246,25 +250,9 @@ def _read_separated(
         )
         remedy = _remedy(file, form, wanted)
         raise UserError(f"{file}, line {line}: {reason}. {mend}{f', or {remedy}' if remedy else '.'}") from error
-    notes += _nul_note(file, nul_lines)
-
-
-def _without_nul(lines: Iterator[str], found: list[int]) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if "\0" in line:
-            found.append(number)
-            line = line.replace("\0", " ")
-        yield line
-
-
-def _nul_note(file: Path, lines: list[int]) -> list[str]:
-    if not lines:
-        return []
-    return [f"{file}: NUL bytes in {len(lines)} lines (the first is line {lines[0]}), read as spaces."]
 
 
 def _read_json(file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]) -> Iterator[Table]:
-    nul_lines: list[int] = []
     existing: dict[str, None] = {}
     names = list(dict.fromkeys([*wanted, *optional]))
     ours = {clean_name(name): name for name in names}
@@ -277,10 +265,9 @@ def _read_json(file: Path, form: Format, wanted: list[str], optional: list[str],
             yield place, [row.get(name) for name in names]
 
     with open_text(file, form.encoding, newline="\n") as stream:
-        yield from _in_pieces(cells(json_rows(file, _without_nul(raw_lines(stream), nul_lines))), names)
+        yield from in_pieces(cells(json_rows(file, raw_lines(file, stream, notes))), names)
     if existing:
         _places(file, list(existing), wanted, optional, str)  # any row may have a column that the others lack
-    notes += _nul_note(file, nul_lines)
 
 
 def _read_arrow(file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]) -> Iterator[Table]:

@@ -8,7 +8,8 @@ from typing import Sequence
 
 from xcls.config.schema import UserError
 from xcls.data.class_folder import by_name
-from xcls.data.readers import Table, read_table, text_column
+from xcls.data.formats import Table, joined
+from xcls.data.readers import read_table, text_column
 from xcls.data.reading import Reading
 from xcls.data.rows import make_rows
 from xcls.data.source import Splits, as_columns, files_digest, where
@@ -120,14 +121,10 @@ def parquet_files(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
 
 def read_shards(files: Sequence[Path], columns: Sequence[str]) -> Table:
     """Several files as one table; rows are named by file and row. Raises UserError."""
-    whole = Table({name: [] for name in columns}, [])
-    for file in files:
-        part = read_table(file, columns)
-        for name in columns:
-            whole.columns[name] += part.columns[name]
-        whole.places += [f"{file.name} {place}" for place in part.places]
-        whole.notes += part.notes
-    return whole
+    tables = [read_table(file, columns) for file in files]
+    for file, table in zip(files, tables):
+        table.places = [f"{file.name} {place}" for place in table.places]
+    return joined(tables)
 
 
 def coded_labels(values: Sequence[object], count: int, *, where: str, places: Sequence[str]) -> list[int | None]:

@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 
 from xcls.config.schema import UserError
-from xcls.data.class_folder import by_name, read_class_folder
+from xcls.data.class_folder import by_name, class_pieces
+from xcls.data.formats import Table, joined
 from xcls.data.hub import HubSource, parquet_files, read_shards
-from xcls.data.readers import Table, as_text_columns
+from xcls.data.readers import as_text_columns
 from xcls.data.reading import Reading
 
 CLASSES = ["neg", "pos"]
@@ -70,6 +71,6 @@ class Imdb(HubSource):
     def _archive(self, folder: Path, split: str) -> Table:
         """One split of the official archive; its unlabelled reviews lie in train/unsup."""
         part, names = ("train", ["unsup"]) if split == "unsupervised" else (split, CLASSES)
-        texts, found, places = read_class_folder(folder / part, names)
-        labels = [CLASSES.index(name) if name in CLASSES else -1 for name in found]
-        return Table({**as_text_columns(self.text, texts), self.label: labels}, places)
+        found = joined(class_pieces(folder / part, names))
+        labels = [CLASSES.index(name) if name in CLASSES else -1 for name in found.columns["label"]]
+        return Table({**as_text_columns(self.text, found.columns["text"]), self.label: labels}, found.places)

@@ -134,8 +134,8 @@ class PackageSource:
         """Reads the cached rows; the first time (up to a minute) makes them."""
         place = cache_folder() / self.name / self.fingerprint()[:16]
         folder = build_once(place, self._build, what=f"the data set {self.name}")
-        made = {split: read_rows(folder / split) for split in ("train", "validation", "test")}
-        return Splits(**made, classes=self.packages)
+        train, validation, test = (read_rows(folder / split) for split in ("train", "validation", "test"))
+        return Splits(train=train, validation=validation, test=test, classes=self.packages)
 
     def _build(self, folder: Path) -> None:
         """Writes the rows of each split: near-duplicates are dropped, and the documents of a file stay together."""

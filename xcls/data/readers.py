@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 from xcls.config.schema import UserError
 from xcls.data.class_folder import is_junk
-from xcls.data.formats import PIECE, READERS, Format, Table, kind_of
+from xcls.data.formats import PIECE, READERS, Format, Table, joined, kind_of
 from xcls.data.source import at, join_text
 from xcls.data.text_file import HEAD, refuse_other_kinds, text_lines
 
@@ -59,11 +59,9 @@ def _refuse_content(file: Path, own: str = "") -> None:
 
 def read_table(file: Path, columns: Sequence[str], form: Format = PLAIN, *, optional: Sequence[str] = ()) -> Table:
     """The named columns of one file, and those of `optional` that it has, as a whole. Raises UserError."""
-    whole = Table({}, [])
-    for piece in read_pieces(file, columns, form, optional=optional, notes=whole.notes):
-        for name, values in piece.columns.items():
-            whole.columns.setdefault(name, []).extend(values)
-        whole.places += piece.places
+    notes: list[str] = []
+    whole = joined(read_pieces(file, columns, form, optional=optional, notes=notes))
+    whole.notes += notes
     return whole
 
 
@@ -90,7 +88,7 @@ def text_pieces(path: str | Path, reading: Reading) -> Iterator[list[str]]:
     """Documents of a file or folder, some at a time: a txt file has one a line, a table one a row. Raises UserError."""
     for file in text_files(path):
         if kind_of(file) == ".txt":
-            lines = (line.replace("\0", " ").strip() for line in text_lines(file, reading.form.encoding))
+            lines = (line.strip() for line in text_lines(file, reading.form.encoding))
             while piece := list(islice(lines, PIECE)):
                 yield _cleaned(piece, reading)
         else:
@@ -108,12 +106,12 @@ def text_files(path: str | Path) -> list[Path]:
     if not root.exists():
         raise UserError(f"{path}: no such file or folder (looked at {root.absolute()}).")
     known = (".txt", *TABLES)
-    below = [root] if root.is_file() else list(islice(root.rglob("*"), MOST_ENTRIES + 1))
+    if root.is_file():
+        return [root]
+    below = list(islice(root.rglob("*"), MOST_ENTRIES + 1))
     if len(below) > MOST_ENTRIES:
         raise UserError(f"{root}: more than {MOST_ENTRIES:,} files and folders are below it. Name a smaller folder.")
-    if below != [root]:
-        below = sorted(file for file in below if kind_of(file) in known and file.is_file() and not is_junk(file, root))
-    files = below
+    files = sorted(file for file in below if kind_of(file) in known and file.is_file() and not is_junk(file, root))
     if not files:
         raise UserError(f"{root}: nothing to read there; files of the kinds {', '.join(known)} are needed.")
     return files

@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterator
 
 from xcls.config.schema import UserError
 from xcls.data.class_folder import class_pieces
-from xcls.data.formats import Format, NoColumn, Table, kind_of
+from xcls.data.formats import Format, NoColumn, Table, joined, kind_of
 from xcls.data.readers import read_table, text_column
 from xcls.data.source import Source, as_columns
 from xcls.data.text_file import text_lines
@@ -96,15 +96,12 @@ def read_documents(source: str | Path, reading: Reading, *, table: bool = False)
 def _read(file: Path, reading: Reading) -> Documents:
     encoding = reading.form.encoding
     if file.is_dir():
-        texts, places = [], []
-        for piece, _, names in class_pieces(file, [""], encoding):
-            texts += piece
-            places += names
-        return Documents(texts, places)
+        found = joined(class_pieces(file, [""], encoding))
+        return Documents(found.columns["text"], found.places)
     if file.stat().st_size == 0:
         raise UserError(f"input={file}: the file is empty. Give one document a line, or a table.")
     if kind_of(file) == ".txt":
-        lines = [line.replace("\0", " ") for line in text_lines(file, encoding)]
+        lines = list(text_lines(file, encoding))
         return Documents(lines, [f"line {number}" for number in range(1, len(lines) + 1)])
     found = _table(file, reading)
     named = [found.columns.get(name, []) for name in (reading.id or "", *ID_COLUMNS)]

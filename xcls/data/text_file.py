@@ -9,7 +9,7 @@ import re
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Iterator
+from typing import IO, Iterable, Iterator
 
 from xcls.config.schema import UserError
 
@@ -132,9 +132,21 @@ def _undecodable_line(file: Path, encoding: str) -> str:
     return ""
 
 
-def raw_lines(stream: Iterator[str]) -> Iterator[str]:
-    """The lines of a text opened with newline="\\n", with their ends. A carriage return within a line ends none, unless
-    the file has no other ends (as on old Macs); the Ctrl-Z that DOS programs write behind the last line is left out."""
+def raw_lines(file: Path, stream: Iterable[str], notes: list[str]) -> Iterator[str]:
+    """The lines of a text opened with newline="\\n", with their ends. NUL bytes become spaces; `notes` says so."""
+    count, first = 0, 0
+    for number, line in enumerate(_ended_lines(stream), 1):
+        if "\0" in line:
+            count, first = count + 1, first or number
+            line = line.replace("\0", " ")
+        yield line
+    if count:
+        notes.append(f"{file}: NUL bytes in {count} lines (the first is line {first}), read as spaces.")
+
+
+def _ended_lines(stream: Iterable[str]) -> Iterator[str]:
+    """The lines with their ends. A carriage return within a line ends none, unless the file has no other ends (as on
+    old Macs); the Ctrl-Z that DOS programs write behind the last line is left out."""
     ended, held = False, None
     for line in stream:
         if held is not None:
@@ -147,7 +159,7 @@ def raw_lines(stream: Iterator[str]) -> Iterator[str]:
 
 
 def text_lines(file: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """The lines of a text, without their ends. Raises UserError."""
+    """The lines of a text, without their ends; NUL bytes are spaces. Raises UserError."""
     with open_text(file, encoding, newline="\n") as stream:
-        for line in raw_lines(stream):
+        for line in raw_lines(file, stream, []):
             yield line.removesuffix("\n").removesuffix("\r")
