@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from xcls.bench import training
+from xcls.bench.machine import peak_memory
 from xcls.bench.training import Meter, move
 from xcls.bench.worker import environment, first_gpu
 
@@ -74,20 +76,12 @@ def test_a_segment_is_so_many_steps_and_a_training_leaves_before_it_answers(monk
                 raise EOFError
             return "segment", {}
 
-    class Gauge:
-        peaks = {"max_gpu_mem_MiB": 1.0, "rss_growth_MiB": 2.0}
-
-        def __init__(self, device: torch.device) -> None:
-            self.pause = lambda: None
-
     hooks: list[Any] = []
     monkeypatch.setattr(training, "move", lambda model, optimizer, device: order.append(device))
-    monkeypatch.setattr(training, "MemoryGauge", Gauge)
-    monkeypatch.setattr(training, "synchronizer", lambda device: lambda: None)
     monkeypatch.setattr(training, "register_optimizer_step_post_hook", hooks.append)
     model, optimizer = trained()
     optimizer.register_step_post_hook(lambda *found: hooks[0](*found))
-    meter: Any = Meter(Connection(), device="cuda", steps=2, count=True)
+    meter: Any = Meter(Connection(), device="meta", steps=2, count=True)
     meter.start_memory()
     meter.watch(model)
     done = 0
@@ -97,6 +91,12 @@ def test_a_segment_is_so_many_steps_and_a_training_leaves_before_it_answers(monk
             step(model, optimizer)
             done += 1
     assert done == 2 + 1 + 1, "a step more before the clock of the second segment starts"
-    assert order == ["cpu", "answer", "cuda", "cpu", "answer"]
+    assert order == ["cpu", "answer", "meta", "cpu", "answer"]
     assert [(one["steps"], one["tokens"], one["computed"]) for one in answers] == [(2, 14, 20)] * 2
-    assert answers[0]["flops"] > 0 and answers[1]["flops"] is None and answers[0]["memory_MiB"] == 1.0
+    assert answers[0]["flops"] > 0 and answers[1]["flops"] is None
+
+
+@pytest.mark.parametrize(("on_gpu", "expected"), [(1.0, 1.0), (0.0, 0.0), (None, 2.0)])
+def test_the_peak_is_that_of_the_device(on_gpu: float | None, expected: float) -> None:
+    gauge: Any = SimpleNamespace(peaks={"max_gpu_mem_MiB": on_gpu, "rss_growth_MiB": 2.0, "max_rss_MiB": 9.0})
+    assert peak_memory(gauge) == expected

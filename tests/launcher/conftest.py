@@ -14,6 +14,13 @@ from typing import Any, Callable
 import pytest
 
 from tests.launcher import standin
+from xcls.runs.record import Record
+
+
+def blank(**changes: Any) -> Record:
+    """The record of a run that has begun."""
+    settings = {"run": "data/r", "mode": "finetune", "status": "running", "hash": "h", "seed": 0, "seq_len": 8}
+    return Record(**{**settings, "step": 2, "steps": 10, **changes})
 
 
 @dataclass

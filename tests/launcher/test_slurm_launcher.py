@@ -16,7 +16,8 @@ import pytest
 
 from hydra_plugins.xcls_launcher._slurm_job import SlurmJob, exit_file
 from tests.conftest import Project
-from xcls.runs.record import Record, read_record, write_record
+from tests.launcher.conftest import blank
+from xcls.runs.record import read_record, write_record
 
 WAITS = """
 import pathlib, signal, sys, time
@@ -31,11 +32,6 @@ time.sleep(60)
 """
 
 
-def record(**changes: Any) -> Record:
-    settings = {"run": "r", "mode": "finetune", "status": "running", "hash": "abc", "seed": 0, "seq_len": 8}
-    return Record(**{**settings, **changes})
-
-
 def make(folder: Path, code: str, *needs: Path) -> SlurmJob:
     """A job that runs this Python code."""
     return SlurmJob(
@@ -44,7 +40,7 @@ def make(folder: Path, code: str, *needs: Path) -> SlurmJob:
         log=str(folder / "log.txt"),
         variables={"XCLS_TEST": "seen"},
         folder=str(folder / "run"),
-        record=record(),
+        record=blank(),
         needs=[str(need) for need in needs],
     )
 
@@ -104,7 +100,7 @@ def test_a_job_that_may_not_go_back_says_so(tmp_path: Path, run: Path, monkeypat
 
     before = signal.signal(signal.SIGUSR2, refuse)
     warn_when_ready(tmp_path)
-    write_record(record(status="interrupted", cause="stopped by SIGUSR2"), run)
+    write_record(blank(status="interrupted", cause="stopped by SIGUSR2"), run)
     try:
         with pytest.raises(RuntimeError):
             make(tmp_path, WAITS.format(code=130))()
@@ -126,7 +122,7 @@ def test_an_end_without_a_word_is_written_down(
     tmp_path: Path, run: Path, code: str, exit_code: int, status: str, cause: str, begun: bool
 ) -> None:
     if begun:
-        write_record(record(), run)
+        write_record(blank(), run)
     assert make(tmp_path, code)() == exit_code
     found = read_record(run)
     assert found.status == status and cause in str(found.cause) and found.ended and (begun or found.started > 0)
@@ -136,7 +132,7 @@ def test_an_end_without_a_word_is_written_down(
     "change", [{"status": "completed"}, {"status": "failed", "cause": "its own"}, {"hash": "another"}]
 )
 def test_an_end_that_the_run_wrote_itself_stays(tmp_path: Path, run: Path, change: dict[str, str]) -> None:
-    write_record(record(**change), run)
+    write_record(blank(**change), run)
     before = (run / "record.json").read_text()
     make(tmp_path, "raise SystemExit(1)")()
     assert (run / "record.json").read_text() == before
@@ -147,7 +143,7 @@ def test_a_run_begins_only_after_its_pretraining(tmp_path: Path, run: Path, stat
     need = tmp_path / "pretraining"
     need.mkdir()
     if status is not None:
-        write_record(record(status=status), need)
+        write_record(blank(status=status), need)
     code = make(tmp_path, "open('begun', 'w')", need)()
     assert (code == 0) == (tmp_path / "begun").exists() == (status == "completed")
     assert status == "completed" or str(need) in str(read_record(run).cause)

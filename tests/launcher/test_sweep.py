@@ -6,20 +6,15 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hydra_plugins.xcls_launcher._job import Job
 from hydra_plugins.xcls_launcher._progress import Progress
 from hydra_plugins.xcls_launcher._sweep import Sweep, in_order
-from xcls.runs.record import Record, read_record, write_record
+from tests.launcher.conftest import blank
+from xcls.runs.record import read_record, write_record
 from xcls.runs.spec import JobSpec
-
-
-def blank(**changes: Any) -> Record:
-    settings = {"run": "data/r", "mode": "finetune", "status": "running", "hash": "h", "seed": 0, "seq_len": 8}
-    return Record(**{**settings, "step": 2, "steps": 10, **changes})
 
 
 def job(*overrides: str, kind: str = "finetune", folder: str = "", needs: tuple[Job, ...] = ()) -> Job:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from xcls.train.amp import DTYPES
+from xcls.train.cost import MemoryGauge
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
 COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes: far above any cache
@@ -47,6 +48,12 @@ def card_peak(name: str | None, dtype: str) -> float | None:
 def synchronizer(device: str) -> Callable[[], None]:
     """What waits until the device is done with everything asked of it."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def peak_memory(gauge: MemoryGauge) -> float | None:
+    """The peak, MiB: of the GPU's allocator, on a CPU the growth of resident memory."""
+    on_gpu = gauge.peaks["max_gpu_mem_MiB"]
+    return gauge.peaks["rss_growth_MiB"] if on_gpu is None else on_gpu
 
 
 def _quickest(call: Callable[[], Any], device: str, seconds: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from xcls.bench.cases import MEASURES, Case, build, work_of
-from xcls.bench.machine import counted, synchronizer
+from xcls.bench.machine import counted, peak_memory, synchronizer
 from xcls.bench.timing import LONG, Series, Timer, interleave
 from xcls.bench.worker import cause_of
 from xcls.train.amp import allow_graphs
@@ -57,7 +57,7 @@ def measure_memory(connection: Connection, *, case: Case, brief: bool) -> dict[s
             if time.perf_counter() - began < LONG and not brief:
                 call()
             gauge.pause()
-            found[f"{measure}_MiB"] = gauge.peaks["max_gpu_mem_MiB" if case.device == "cuda" else "rss_growth_MiB"]
+            found[f"{measure}_MiB"] = peak_memory(gauge)
             gauge.resume()
     except Exception as error:
         found["cause"] = cause_of(error)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from xcls.bench.cases import OURS
-from xcls.bench.machine import counter, synchronizer
+from xcls.bench.machine import counter, peak_memory, synchronizer
 from xcls.bench.plan import Contender
 from xcls.build import make_classifier, make_language_model, make_source
 from xcls.config.schema import Training, Wandb
@@ -109,7 +109,7 @@ class Meter:
             "steps": self.steps,
             "tokens": int(sum(self.real)),
             "computed": self.computed,
-            "memory_MiB": self.gauge.peaks["max_gpu_mem_MiB" if self.device == "cuda" else "rss_growth_MiB"],
+            "memory_MiB": peak_memory(self.gauge),
             "flops": count(),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
