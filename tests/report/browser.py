@@ -90,12 +90,11 @@ class Browser:
             self.events.append(message)
         return message
 
-    def open(self, file: Path, *, width: int = 1280, height: int = 900, script: bool = True) -> None:
+    def open(self, file: Path, *, width: int = 1280, height: int = 900) -> None:
         """Loads a file in a window of this size and waits until it is loaded."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
-        self.call("Emulation.setScriptExecutionDisabled", value=not script)
         self.events.clear()
         self.call("Page.navigate", url=file.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):

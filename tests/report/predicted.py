@@ -8,7 +8,7 @@ from typing import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import accuracy_score, f1_score
 
 from xcls.runs.record import Record, sha256, write_record
 
@@ -29,15 +29,9 @@ def guess(labels: np.ndarray, hard: np.ndarray, *, skill: float, seed: int) -> n
     return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+def scores(labels: np.ndarray, said: np.ndarray) -> dict[str, float]:
     """The scores by scikit-learn."""
-    said = probabilities.argmax(1)
-    return {
-        "macro_f1": float(f1_score(labels, said, average="macro")),
-        "accuracy": float(accuracy_score(labels, said)),
-        "weighted_f1": float(f1_score(labels, said, average="weighted")),
-        "auroc": float(roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")),
-    }
+    return {"macro_f1": float(f1_score(labels, said, average="macro")), "accuracy": float(accuracy_score(labels, said))}
 
 
 def with_predictions(
@@ -52,7 +46,7 @@ def with_predictions(
     """Writes the parquet file and the record with its scores; rows are shuffled by `order`. `ids` name the rows."""
     parts = []
     for split, (labels, probabilities) in splits.items():
-        record.metrics[split] = scores(labels, probabilities)
+        record.metrics[split] = scores(labels, probabilities.argmax(1))
         names = np.asarray(classes, dtype=object)
         columns = {
             "split": [split] * len(labels),

@@ -26,6 +26,14 @@ TIMES = {  # ms of the fastest, the median and the slowest repeat, by mechanism 
 SHAPE = {"origin": "xcls", "part": "step", "position": "rope", "dtype": "fp32", "status": "completed", "compile": False}
 
 
+def write_bench(root, name, made, *, device="a test CPU", **nodes):
+    """The bench.json of these rows under root/multirun/bench/<name>."""
+    folder = root / "multirun" / "bench" / name
+    folder.mkdir(parents=True)
+    data = {"device": {"kind": "cpu", "name": device}, "rows": made, **nodes}
+    (folder / "bench.json").write_text(json.dumps(data), encoding="utf-8")
+
+
 def step_bench(root, *, rounds=3, device="a test CPU", left_out=None) -> Bench:
     made = []
     for (name, length), times in TIMES.items():
@@ -36,10 +44,7 @@ def step_bench(root, *, rounds=3, device="a test CPU", left_out=None) -> Bench:
             row |= {"status": "failed", "cause": "out of memory", "training_ms": None, "training_min_ms": None}
         made.append(row)
     settings = {"references": ["sdpa", "sdpa_fused"], "num_layers": 2, "width": 128}
-    data = {"device": {"kind": "cpu", "name": device}, "rows": made, "attentions": {}, "settings": settings}
-    folder = root / "multirun" / "bench" / "crossover"
-    folder.mkdir(parents=True)
-    (folder / "bench.json").write_text(json.dumps(data), encoding="utf-8")
+    write_bench(root, "crossover", made, device=device, settings=settings)
     (bench,) = collect(["multirun/bench"], root).benches
     return bench
 
@@ -86,23 +91,16 @@ def test_the_page_and_the_screen_show_it(make, tmp_path):
     assert all("from 2,048 tokens on (cannot tell at 512)" in text for text in (section, said))
 
 
-def bench_of(root, *, training=(100.0, 80.0), device="a test CPU", torch="2.13.0", name="b", **changes):
-    nodes = {
+def bench_of(root, *, training=(100.0, 80.0), device="a test CPU", name="b", speeds=((), ()), **changes):
+    attentions = {
         "sdpa": {"name": "sdpa", "_target_": "xcls.attention.sdpa.X"},
         "performer": {"name": "performer_favor", "_target_": "xcls.attention.performer.X"},
     }
     common = {**SHAPE, "seq_len": 512, "batch": 16, "rounds": 7, "training_MiB": 10.0, **changes}
-    made = {
-        "device": {"kind": "cpu", "name": device, "threads": 1},
-        "versions": {"torch": torch},
-        "attentions": nodes,
-        **dict.fromkeys(("settings", "size"), {"width": 128, "num_heads": None, "num_layers": None}),
-        "rows": [{**common, "mechanism": label, "training_ms": ms} for label, ms in zip(nodes, training)],
-    }
-    folder = root / "multirun" / "bench" / name
-    folder.mkdir(parents=True)
-    (folder / "bench.json").write_text(json.dumps(made), encoding="utf-8")
-    return folder / "bench.json"
+    costs = zip(attentions, training, speeds)
+    made = [{**common, "mechanism": label, "training_ms": ms, "speeds": each or None} for label, ms, each in costs]
+    size = {"width": 128, "num_heads": None, "num_layers": None}
+    write_bench(root, name, made, device=device, attentions=attentions, settings=size, size=size)
 
 
 def claimed(make, root, **options):
@@ -122,11 +120,8 @@ def test_the_likest_measurement_stands_beside_the_claim(make, tmp_path):
     bench_of(tmp_path, training=(100.0, 120.0), name="b")
     ratio, told = claimed(make, tmp_path)
     assert ratio == 1.2 and told.startswith("no") and "multirun/bench/b" in told  # the runs say 0.8
-    path = bench_of(tmp_path, name="t", part=None, stage="finetune")  # whole trainings, by rounds
-    data = json.loads(path.read_text())
-    for row, speeds in zip(data["rows"], ([10.0, 20.0, 10.0], [20.0, 30.0, 50.0])):
-        row.update(contender=row.pop("mechanism"), speeds=speeds, memory_MiB=5.0)
-    path.write_text(json.dumps(data))
+    speeds = ([10.0, 20.0, 10.0], [20.0, 30.0, 50.0])
+    bench_of(tmp_path, name="t", part=None, stage="finetune", speeds=speeds)  # whole trainings, by rounds
     ratio, told = claimed(make, tmp_path)
     assert ratio == 0.5 and told.startswith("yes")  # the ratios of the rounds: 1/2, 2/3, 1/5
     report(make, tmp_path, [])

@@ -97,13 +97,6 @@ def test_headline_matrix_and_plot_are_the_first_screen_on_a_desk(browser, page, 
     assert set(signs) == {"✓", "✗"}
 
 
-def test_without_script_everything_is_there(browser, page):
-    browser.open(page(), script=False)
-    root = browser.call("DOM.getDocument", depth=-1)["root"]["nodeId"]
-    html = browser.call("DOM.getOuterHTML", nodeId=root)["outerHTML"]
-    assert "performer passes: 30 % less time" in html and "<button" not in html and html.count("<table") >= 6
-
-
 def test_what_a_run_contains_is_shown_and_not_run(browser, page, make):
     evil = '<img src=x onerror="document.title=1"><svg onload=alert(1)>' + EVIL
     fields = {"study": evil, "config": {evil: evil}, "versions": {"torch": evil}, "commit": evil}

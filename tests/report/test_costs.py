@@ -65,8 +65,7 @@ def test_break_even_is_in_money_else_in_time_on_one_device(make, tmp_path, cost,
     base = make.baseline(costs={**FINE, "train_seconds": 7.2}, device={"name": "a test CPU"})
     records = [make.finetune("performer", costs=quick, device=device), base]
     own = costs_of(make, tmp_path, records, cost)["performer"]
-    saved = 0.01 - 0.001 - 0.01  # a document of the baseline takes 0.01 s, of performer 0.011 s
-    assert saved < 0 and own["documents_to_pay_against_baseline"] == ""
+    assert own["documents_to_pay_against_baseline"] == ""  # a document takes 0.011 s, with the baseline 0.01 s
     base.costs["inference_examples_per_s"] = 100 / 2.9  # now 0.029 s: 7,192.8 s more to train, 0.018 s less for each
     told = costs_of(make, tmp_path, records, cost)["performer"]["documents_to_pay_against_baseline"]
     assert (float(told) if told else None) == (documents and pytest.approx(documents, rel=0.01))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +10,7 @@ from tests.report.examples import records, report, rows, sized, study_of
 from tests.report.predicted import sweep
 from xcls.report.claims import FAIL, MISSING, PASS, UNDECIDED
 from xcls.report.measures import cut_note
-from xcls.report.summary import CLAIMED, _next, headline, matrix
+from xcls.report.summary import CLAIMED, headline, matrix
 
 GOOD = (0.91, 0.911, 0.912)
 NAMES = [name.partition(" ratio")[0].removeprefix("macro-F1 ").removesuffix(" (pp)") for name in CLAIMED]
@@ -61,7 +60,7 @@ def test_a_cost_that_these_runs_cannot_tell_is_open_and_not_in_the_headline(make
     cells, notes = cells_of(make, tmp_path, made)
     time = cells["performer"]["time"]
     assert (time.state, time.sign, cells["performer"][""][0]) == (UNDECIDED, "?", MISSING)
-    assert "-s0" in notes[time.notes[0] - 1]
+    assert "-s0" in notes[time.notes[0] - 1] and "folder" in told(make, tmp_path, made).next
     for record in made[3:6]:
         record.costs["rss_growth_MiB"] = 60.0
     found = told(make, tmp_path, made)
@@ -152,10 +151,3 @@ def test_what_was_cut_is_told(make, tmp_path):
     report(make, tmp_path, made)
     assert "58% at 16,384" in (tmp_path / "out" / "index.html").read_text()
     assert rows(tmp_path / "out" / "results.csv")[0]["documents_cut_share"] == "0.5"
-
-
-def test_an_open_claim_of_enough_seeds_asks_for_the_run_that_it_names() -> None:
-    reason = "the interval of the time_per_epoch ratio, 0.75 … 1.87, spans 0.8: add seeds, or repeat multirun/x/run-s1"
-    board = SimpleNamespace(groups=[SimpleNamespace(record=SimpleNamespace(choices={"dataset": "pydocs"}))])
-    assert "folder" in _next(reason, board, SimpleNamespace(min_seeds=3, seq_len=512))
-    assert "seed=0,1,2" in _next("too few seeds: 2 of 3", board, SimpleNamespace(min_seeds=3, seq_len=512))
