@@ -103,8 +103,8 @@ def judged(tmp_path: Path) -> Callable[..., Verdict]:
     ) -> Verdict:
         study = study_of(Make, tmp_path, records, changed=changed)
         wanted = (attention, seq_len)
-        pairs = [(group, board) for board in study.boards for group in board.groups]
-        (pair,) = [(g, b) for g, b in pairs if (g.record.choices["attention"], g.record.seq_len) == wanted]
-        return study.verdict(*pair, reference, split)
+        groups = [group for board in study.boards for group in board.groups]
+        (group,) = [g for g in groups if (g.record.choices["attention"], g.record.seq_len) == wanted]
+        return study.verdict(group, reference, split)
 
     return judge

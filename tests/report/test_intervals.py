@@ -138,8 +138,8 @@ def test_what_an_interval_tells_of_a_threshold(low, high, relation, threshold, e
 def asked(study, mine="performer", other="sdpa", split="test", **settings):
     """The interval between two groups of the only data set."""
     (board,) = study.boards
-    groups = {group.label: group for group in [*board.groups, *board.baselines]}
-    return Differences(settings=Intervals(**settings)).between(groups[mine], groups[other], board, split)
+    groups = {group.label: group for group in board.every}
+    return Differences(settings=Intervals(**settings)).between(groups[mine], groups[other], split)
 
 
 def test_a_difference_has_a_direction_and_one_seed_tells_nothing_of_seeds(make, tmp_path):

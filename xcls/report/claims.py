@@ -110,18 +110,18 @@ class Study:
         self._verdicts: dict[tuple[str, str, str], Verdict] = {}
         self._references: dict[tuple[str, str], tuple[Group | None, str]] = {}
 
-    def verdict(self, group: Group, board: DatasetResults, reference: str, split: str = "validation") -> Verdict:
+    def verdict(self, group: Group, reference: str, split: str = "validation") -> Verdict:
         """The verdict on `group` against the mechanism named `reference`, on `split` (validation or test)."""
         place = (group.id, reference, split)
         if place not in self._verdicts:
-            self._verdicts[place] = Verdict(group, board, reference, split, self)
+            self._verdicts[place] = Verdict(group, reference, split, self)
         return self._verdicts[place]
 
-    def reference(self, group: Group, board: DatasetResults, name: str) -> tuple[Group | None, str]:
+    def reference(self, group: Group, name: str) -> tuple[Group | None, str]:
         """`find_reference`, looked for once."""
         place = (group.id, name)
         if place not in self._references:
-            self._references[place] = find_reference(group, board, name)
+            self._references[place] = find_reference(group, name)
         return self._references[place]
 
     def limits(self, group: Group) -> tuple[Claims, str]:
@@ -147,14 +147,13 @@ class Verdict:
     """All claims about a group, against a reference, on a split."""
 
     group: Group
-    board: DatasetResults
     reference: str
     split: str
     study: Study
 
     def __post_init__(self) -> None:
         self.limits, self.reason = self.study.limits(self.group)  # reason: why there is no claim to judge
-        self.reference_group, self.no_reference = self.study.reference(self.group, self.board, self.reference)
+        self.reference_group, self.no_reference = self.study.reference(self.group, self.reference)
         family = self.limits.family(self.group.attention)
         self.reason = self.reason or ("no claim is made for it" if family is None else "")
         self.family = FamilyClaims() if self.reason or family is None else family
@@ -162,13 +161,13 @@ class Verdict:
     @cached_property
     def numbers(self) -> dict[str, Measured]:
         """Name to number, of all that can be claimed."""
-        group, other, family = self.group, self.reference_group, self.family
+        group, other, family, board = self.group, self.reference_group, self.family, self.group.board
         short = self._seeds(other) if other and family.max_loss_pp is not None else ""
         made = [
             self._ratio(TIME, group.costs["time"], family.max_time_ratio),
             self._ratio(MEMORY, group.costs["memory"], family.max_memory_ratio),
             self._difference(LOSS, other, group, "<=", family.max_loss_pp, self.no_reference or short),
-            self._difference(GAIN, group, self.board.baseline, ">=", family.min_gain_pp, no_baseline(self.board)),
+            self._difference(GAIN, group, board.baseline, ">=", family.min_gain_pp, no_baseline(board)),
             self._spread(),
         ]
         return {number.name: number for number in made}
@@ -260,7 +259,7 @@ class Verdict:
             reason = reason or f"no {self.split} macro-F1"
         interval = None
         if threshold is not None and above is not below:
-            interval = self.study.differences.between(above, below, self.board, self.split)
+            interval = self.study.differences.between(above, below, self.split)
         return Measured(name, value, relation, threshold, reason, interval)
 
     def _spread(self) -> Measured:

@@ -34,15 +34,15 @@ def further_tables(study: Study) -> list[Table]:
     return [Table(name, title, rows[name]) for name, title in TITLES.items()]
 
 
-def opponents(study: Study, group: Group, board: DatasetResults) -> list[Group]:
+def opponents(study: Study, group: Group) -> list[Group]:
     """The groups that a group is compared with: its references, each once."""
-    found = [study.reference(group, board, name)[0] for name in study.references]
+    found = [study.reference(group, name)[0] for name in study.references]
     return list({other.id: other for other in found if other is not None and other is not group}.values())
 
 
-def _about(group: Group, board: DatasetResults, other: Group | None = None) -> Row:
+def _about(group: Group, other: Group | None = None) -> Row:
     """The first columns of a row."""
-    row = {"mechanism": group.label, "dataset": board.name, "n": len(group.runs)}
+    row = {"mechanism": group.label, "dataset": group.board.name, "n": len(group.runs)}
     return row if other is None else {**row, "against": other.label, "n_against": len(other.runs)}
 
 
@@ -50,15 +50,15 @@ def difference_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
     """A row for each group, opponent and split."""
     baseline = [board.baseline] if board.baseline else []
     for group in (group for group in board.groups if group.runs):
-        for other in [*opponents(study, group, board), *baseline]:
+        for other in [*opponents(study, group), *baseline]:
             for split in SPLITS:
                 gap = {"split": split, "difference_pp": difference_pp(group, other, split)}
-                yield {**_about(group, board, other), **gap, **_interval(study, group, other, board, split)}
+                yield {**_about(group, other), **gap, **_interval(study, group, other, split)}
 
 
-def _interval(study: Study, group: Group, other: Group, board: DatasetResults, split: str) -> dict[str, Any]:
+def _interval(study: Study, group: Group, other: Group, split: str) -> dict[str, Any]:
     """The columns of the interval of a difference, and what it says: better, worse, cannot tell."""
-    interval = study.differences.between(group, other, board, split)
+    interval = study.differences.between(group, other, split)
     says = None
     if interval.low is not None and interval.high is not None:
         says = "better" if interval.low > 0 else "worse" if interval.high < 0 else "cannot tell"
@@ -72,7 +72,7 @@ def cost_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
     for group in (group for group in board.every if group.runs):
         own = bills[group.id]
         row: Row = {
-            **_about(group, board),
+            **_about(group),
             "macro_f1": group.stat("macro_f1").mean,
             **{name: own[name] for name in ("train_hours", "finetune_hours", "pretrain_hours")},
             f"train_{cost.currency}": own["train_money"],
@@ -85,7 +85,7 @@ def cost_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
             "device": group.record.device.get("name"),
             "shared_device": group.shared or None,
         }
-        beside = [(other, "reference") for other in opponents(study, group, board)[:1]]
+        beside = [(other, "reference") for other in opponents(study, group)[:1]]
         for other, name in [*beside, *([(baseline, "baseline")] if baseline and baseline is not group else [])]:
             documents, words = pays(group, other, own, bills[other.id])
             row |= {f"pays_against_{name}": words, f"documents_to_pay_against_{name}": documents}
@@ -109,13 +109,13 @@ def modifications(study: Study, board: DatasetResults) -> Iterator[Row]:
             twins = [other for other in by_name[parent] if other.twin == group.twin]
             original = twin_among(twins, group, parent)[0] if twins else None
             if original is not None:
-                yield _modification(study, group, original, board)
+                yield _modification(study, group, original)
 
 
-def _modification(study: Study, group: Group, other: Group, board: DatasetResults) -> Row:
-    row = {**_about(group, board), "original": other.label, "n_original": len(other.runs)}
+def _modification(study: Study, group: Group, other: Group) -> Row:
+    row = {**_about(group), "original": other.label, "n_original": len(other.runs)}
     row |= {"macro_f1_pp": difference_pp(group, other, "validation")}
-    row |= _interval(study, group, other, board, "validation")
+    row |= _interval(study, group, other, "validation")
     row["test_macro_f1_pp"] = difference_pp(group, other, "test")
     costs = {**group.costs, "latency": "latency_ms", "params": "params"}
     row |= {f"{word}_ratio": ratio(group, other, name) for word, name in costs.items()}
@@ -130,6 +130,6 @@ def rank_rows(board: DatasetResults) -> list[Row]:
     groups = [group for group in board.every if group.runs]
     placed = {name: ranks(groups, name) for name in RANKED}
     return [
-        {**_about(group, board), **{name: places[number] for name, places in placed.items()}}
+        {**_about(group), **{name: places[number] for name, places in placed.items()}}
         for number, group in enumerate(groups)
     ]

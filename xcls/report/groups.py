@@ -61,9 +61,12 @@ class Stat:
         return NONE if self.mean is None else f"{self.mean:.3f}" + ("" if self.sd is None else f" ± {self.sd:.3f}")
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
-    """All runs alike but for the seed, on one kind of device. `runs` completed, each hash once; `others` did not."""
+    """All runs alike but for the seed, on one kind of device. `runs` completed, each hash once; `others` did not.
+
+    `board`: the results of its data set; of a pretraining run an empty one.
+    """
 
     key: dict[str, Any]
     device: dict[str, Any]
@@ -72,6 +75,7 @@ class Group:
     label: str = ""
     rank: int | None = None
     stats: dict[str, Stat] = field(default_factory=dict)
+    board: DatasetResults = field(default_factory=lambda: DatasetResults(""), repr=False)
 
     @property
     def record(self) -> Record:
@@ -287,8 +291,8 @@ def results_by_dataset(groups: list[Group], rank_by: str) -> list[DatasetResults
         if group.record.mode != "pretrain" and (group.runs or group.key["rows"] is not None):
             dataset = str(group.record.choices.get("dataset") or group.record.data.get("name") or "data")
             place = (dataset, str(group.key["data"]), str(group.key["rows"]))
-            board = found.setdefault(place, DatasetResults(dataset))
-            (board.baselines if group.record.mode == "baseline" else board.groups).append(group)
+            group.board = found.setdefault(place, DatasetResults(dataset))
+            (group.board.baselines if group.record.mode == "baseline" else group.board.groups).append(group)
     # Two of one data set are told apart by how many rows were trained on; where that is equal too, by a hash.
     for by_hash in (False, True):
         names = Counter(board.name for board in found.values())

@@ -14,7 +14,7 @@ from typing import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from xcls.report.groups import DatasetResults, Group
+from xcls.report.groups import Group
 from xcls.report.predictions import Predictions, Unusable, read_predictions
 from xcls.report.settings import Intervals
 from xcls.report.table import signed
@@ -162,12 +162,12 @@ class Differences:
         self._read: dict[str, list[dict[str, Predictions]]] = {}  # group -> its runs' predictions by split
         self._samples: dict[tuple[str, str], Sample | Unusable] = {}
 
-    def between(self, group: Group, other: Group, board: DatasetResults, split: str) -> Interval:
-        """Mean macro-F1 of `group` minus that of `other`, both of `board`, on validation or test."""
+    def between(self, group: Group, other: Group, split: str) -> Interval:
+        """Mean macro-F1 of `group` minus that of `other`, both of one data set, on validation or test."""
         nothing = group.learned_nothing or other.learned_nothing
         if nothing:
             return Interval(reason=nothing)
-        mine, theirs = (self._sample(one, board, split) for one in (group, other))
+        mine, theirs = (self._sample(one, split) for one in (group, other))
         if isinstance(mine, Unusable):
             return Interval(reason=f"{group.label}: {mine}")
         if isinstance(theirs, Unusable):
@@ -179,20 +179,20 @@ class Differences:
         low, high = (round(min(max(end, -100.0), 100.0), DIGITS) + 0.0 for end in (value - half, value + half))
         return Interval(value, low, high, len(mine.effects), _over(group, other))
 
-    def _sample(self, group: Group, board: DatasetResults, split: str) -> Sample | Unusable:
+    def _sample(self, group: Group, split: str) -> Sample | Unusable:
         """What intervals are made of, from the predictions of a group's runs, or why there is none."""
         place = (group.id, split)
         if place not in self._samples:
             try:
-                self._samples[place] = self._make(group, board, split)
+                self._samples[place] = self._make(group, split)
             except Unusable as error:
                 self._samples[place] = error
         return self._samples[place]
 
-    def _make(self, group: Group, board: DatasetResults, split: str) -> Sample:
-        most = self.settings.most_groups
-        first = [one for one in board.groups if one.runs][:most]
-        if group in board.groups and group not in first and group.attention not in self.references:
+    def _make(self, group: Group, split: str) -> Sample:
+        most, groups = self.settings.most_groups, group.board.groups
+        first = [one for one in groups if one.runs][:most]
+        if group in groups and group not in first and group.attention not in self.references:
             raise Unusable(f"not among the first {most} groups (intervals.most_groups)")
         if group.id not in self._read:
             self._read[group.id] = _predictions_of(group)

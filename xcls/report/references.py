@@ -36,11 +36,11 @@ def no_baseline(board: DatasetResults) -> str:
     return f"the baseline did not complete: {causes[0]}" if causes else "no baseline was trained on these rows"
 
 
-def find_reference(group: Group, board: DatasetResults, name: str) -> tuple[Group | None, str]:
+def find_reference(group: Group, name: str) -> tuple[Group | None, str]:
     """The group of mechanism `name` that equals `group` in everything but `attention.*`, or None and the reason."""
     if group.attention == name and group.runs:
         return group, ""
-    return twin_among([other for other in board.groups if other.runs and other.attention == name], group, name)
+    return twin_among([other for other in group.board.groups if other.runs and other.attention == name], group, name)
 
 
 def twin_among(named: list[Group], group: Group, name: str) -> tuple[Group | None, str]:

@@ -113,7 +113,7 @@ def claims_from(flat: dict[str, Any]) -> Claims:
         if family:
             good, what = number or value is None, "a number is needed, or null for no claim"
         elif key == "references":
-            good = isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value)
+            good = isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, str) for item in value)
             what = "a list of attention names is needed; the first decides"
         elif key == "max_cost_factor":
             good, what = number and value > 1, "a number above 1 is needed, e.g. 1.5"

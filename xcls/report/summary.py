@@ -84,7 +84,7 @@ def headline(board: DatasetResults, study: Study) -> Headline:
     if not done:
         again = "Give the command of the sweep again: it goes on with what was interrupted."
         return Headline(MISSING, "No encoder has finished on these rows yet.", next=again)
-    verdicts = [study.verdict(group, board, first) for group in done]
+    verdicts = [study.verdict(group, first) for group in done]
     judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in study.references]
     judged = [v for v in judged if v.group.record.seq_len == v.limits.seq_len] or judged
     passing = sorted((verdict for verdict in judged if verdict.state == PASS), key=_saving)
@@ -133,7 +133,7 @@ def _against(best: Verdict, study: Study) -> list[str]:
     """How the group that passes does against the other references, which a practitioner would use instead."""
     told = []
     for reference in study.references[1:]:
-        verdict = study.verdict(best.group, best.board, reference)
+        verdict = study.verdict(best.group, reference)
         if verdict.reference_group is None:
             told.append(f"There are no runs of {reference} to compare with.")
         elif verdict.state != PASS:
@@ -162,12 +162,12 @@ def matrix(board: DatasetResults, study: Study) -> Matrix:
     one."""
     notes: list[str] = []
     reference = study.references[0]
-    verdicts = [study.verdict(group, board, reference) for group in board.groups if group.runs]
+    verdicts = [study.verdict(group, reference) for group in board.groups if group.runs]
     verdicts.sort(key=lambda verdict: (not verdict.claims, verdict.state == MISSING))
     rows = []
     for verdict in verdicts[:MOST]:
         cells = [_cell(name, verdict, notes) for name in CLAIMED]
-        test = study.verdict(verdict.group, board, reference, "test").state
+        test = study.verdict(verdict.group, reference, "test").state
         rows.append((verdict.group.label, len(verdict.group.runs), cells, verdict.state, test))
     if len(verdicts) > MOST:
         notes.append(f"{len(verdicts) - MOST} more groups are in the table below.")

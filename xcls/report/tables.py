@@ -38,7 +38,7 @@ def main_tables(study: Study) -> list[Table]:
     """Runs, groups and claims."""
     first = study.references[0]
     states = {
-        group.id: {split: study.verdict(group, board, first, split).state for split in SPLITS}
+        group.id: {split: study.verdict(group, first, split).state for split in SPLITS}
         for board in study.boards
         for group in board.groups
     }
@@ -98,12 +98,11 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 def group_rows(study: Study, states: dict[str, dict[str, str]]) -> list[Row]:
     """A row per group with best, mean, standard deviation and n of every measure, of costs the median too."""
-    board_of = {group.id: board for board in study.boards for group in board.every}
-    place = {name: number for number, name in enumerate(board_of)}
+    ranked = [group.id for board in study.boards for group in board.every]
+    place = {name: number for number, name in enumerate(ranked)}
     rows = []
     for group in sorted(study.groups, key=lambda group: (place.get(group.id, len(place)), group.label, group.id)):
-        encoder, state = group.record.mode != "baseline", states.get(group.id, {})
-        baseline = board_of[group.id].baseline if encoder and group.id in board_of else None
+        state, baseline = states.get(group.id, {}), None if group.record.mode == "baseline" else group.board.baseline
         row = {**_traits(group.record), **{name: group.device.get(name) for name in SETTINGS}}
         row |= {"group": group.id, "label": group.label, "data": group.key["data"], "rank": group.rank}
         row |= {"n": len(group.runs), "seeds": " ".join(map(str, group.seeds)), "not_completed": len(group.others)}
@@ -123,7 +122,7 @@ def claim_rows(study: Study) -> list[Row]:
         for reference in study.references
         for group in board.groups
         for split in SPLITS
-        for row in _claims_of(study.verdict(group, board, reference, split), board)
+        for row in _claims_of(study.verdict(group, reference, split))
     ]
 
 
@@ -136,9 +135,9 @@ def interval_cells(interval: Interval | None) -> Row:
     return {**ends, "drawn": interval.over or None, "no_interval": interval.reason or None}
 
 
-def _claims_of(verdict: Verdict, board: DatasetResults) -> list[Row]:
-    group, reference, baseline = verdict.group, verdict.reference_group, board.baseline
-    row: Row = {"group": group.id, "label": group.label, "dataset": board.name, "attention": group.attention}
+def _claims_of(verdict: Verdict) -> list[Row]:
+    group, reference, baseline = verdict.group, verdict.reference_group, verdict.group.board.baseline
+    row: Row = {"group": group.id, "label": group.label, "dataset": group.board.name, "attention": group.attention}
     row |= {"seq_len": group.record.seq_len, "n": len(group.runs), "PASS_WNF": verdict.state}
     row |= {"reference": verdict.reference, "split": verdict.split, "reason": verdict.reason}
     for name, other in (("reference", reference), ("baseline", baseline)):
@@ -161,8 +160,8 @@ def comparison(board: DatasetResults, study: Study) -> Table:
     """The groups in the order of their rank, then the baselines; costs beside those of the reference."""
     first, rows = study.references[0], list[Row]()
     for group in board.groups:
-        other, _ = study.reference(group, board, first)
-        states = [study.verdict(group, board, first, split).state for split in SPLITS]
+        other, _ = study.reference(group, first)
+        states = [study.verdict(group, first, split).state for split in SPLITS]
         rows.append(
             {
                 "mechanism": group.label,
@@ -171,8 +170,8 @@ def comparison(board: DatasetResults, study: Study) -> Table:
                 "n": len(group.runs),
                 "macro-F1 validation": group.stat("macro_f1").text,
                 "macro-F1 test": group.stat("test_macro_f1").text,
-                f"vs {first}, pp": _gap(group, other, board, study),
-                "vs baseline, pp": _gap(group, board.baseline, board, study),
+                f"vs {first}, pp": _gap(group, other, study),
+                "vs baseline, pp": _gap(group, board.baseline, study),
                 "time/epoch, s": _with_ratio(group, other, group.costs["time"]),
                 "tokens/s": amount(group.stat("tokens_per_s").middle),
                 "memory, MiB": _with_ratio(group, other, group.costs["memory"]),
@@ -200,11 +199,11 @@ def _baseline_row(group: Group, kind: str, gap: str = NONE) -> Row:
     }
 
 
-def _gap(group: Group, other: Group | None, board: DatasetResults, study: Study) -> str:
+def _gap(group: Group, other: Group | None, study: Study) -> str:
     """The difference of validation macro-F1 in percentage points, with its interval in brackets."""
     if other is None or other is group:
         return NONE
-    around = study.differences.between(group, other, board, "validation").text
+    around = study.differences.between(group, other, "validation").text
     return signed(difference_pp(group, other, "validation")) + (f" ({around})" if around else "")
 
 
