@@ -53,11 +53,6 @@ def test_equals_the_readable_version(grouped: None, kind: str, pads: torch.Tenso
     torch.testing.assert_close(results(fast, inputs), results(slow, inputs))
 
 
-def test_gradients_are_those_of_the_function(grouped: None) -> None:
-    inputs = leaves() + maps("per head")
-    assert torch.autograd.gradcheck(lambda *inputs: favor(*inputs, PADS, 0.0), inputs, fast_mode=True)
-
-
 def test_examples_without_keys_and_features_without_mass() -> None:
     inputs = leaves(scale=50.0) + maps("shared")  # without epsilon most features underflow for every key
     pads = PADS.clone()

@@ -94,17 +94,14 @@ def check_position(position: Position, *, name: str) -> None:
     contract = "The contract: xcls/position/base.py."
     if not isinstance(position, Position):
         raise UserError(f"{name}: a subclass of xcls.position.base.Position is needed.")
-    generator = torch.Generator().manual_seed(21)
-    hooks: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
-        "embed": (position.eval().embed, (2, LENGTH, position.embed_dim))
-    }
-    if position.rotation(LENGTH, torch.device("cpu")) is not None:
-        rotation: Any = position.rotation
-        hooks["rotation"] = (
-            lambda x: rotation(x.shape[2], x.device)(x),
-            (2, position.num_heads, LENGTH, position.head_dim),
-        )
-    for hook, (run, shape) in hooks.items():
+    position.eval()
+    generator, cpu = torch.Generator().manual_seed(21), torch.device("cpu")
+    width, heads = (2, LENGTH, position.embed_dim), (2, position.num_heads, LENGTH, position.head_dim)
+    rotation: Any = position.rotation
+    hooks: list[tuple[str, Callable[[Tensor], Tensor], tuple[int, ...]]] = [("embed", position.embed, width)]
+    if rotation(LENGTH, cpu) is not None:
+        hooks.append(("rotation", lambda x: rotation(x.shape[2], cpu)(x), heads))
+    for hook, run, shape in hooks:
         x = torch.randn(shape, generator=generator)
         out, part = run(x), run(x[..., :REAL, :])
         if out.shape != x.shape or not out.isfinite().all():

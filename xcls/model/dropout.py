@@ -85,10 +85,6 @@ class Dropout(nn.Module):
 # What the compiler makes of random numbers on a CPU costs a third of a training step; to it, `draw` is one operation.
 drawn_whole: Any = None
 if hasattr(torch.library, "custom_op"):  # torch >= 2.4
-
-    def _draw(x: Tensor, threshold: int) -> Tensor:
-        return draw(x, threshold)
-
-    _draw.__annotations__ = {"x": Tensor, "threshold": int, "return": Tensor}  # custom_op reads types, not their names
-    drawn_whole = torch.library.custom_op("xcls::draw", _draw, mutates_args=())
+    schema = "(Tensor x, int threshold) -> Tensor"
+    drawn_whole = torch.library.custom_op("xcls::draw", draw, mutates_args=(), schema=schema)
     drawn_whole.register_fake(lambda x, threshold: x.new_empty(x.shape, dtype=torch.uint8))
