@@ -17,6 +17,14 @@ from typing import Any
 
 KEY = "0123456789abcdef" * 2 + "standin0"  # as long as W&B's keys are
 ENTITY = "lab"
+SOMEONE = {"id": "1", "entity": ENTITY, "username": "someone", "email": "a@b.c", "flags": "{}", "teams": {"edges": []}}
+ANSWERS: dict[str, dict[str, Any]] = {  # to operations that are answered alike for every run
+    "Viewer": {"viewer": SOMEONE},
+    "ServerFeaturesQuery": {"serverInfo": {"features": []}},
+    "RunStoppedStatus": {"project": {"run": {"stopped": False}}},
+    "OrganizationCoreWeaveOrganizationID": {"entity": None},
+    "ArtifactType": {"project": None},
+}
 
 
 @dataclass
@@ -170,25 +178,19 @@ class Handler(BaseHTTPRequestHandler):
         state = self.server_state
         with state.lock:
             state.asked.append(operation)
+            if operation in ANSWERS:
+                return {"data": ANSWERS[operation]}
             handle = getattr(self, f"on_{operation}", None)
             if handle is None:
                 state.unknown.append(operation)
                 return {"data": {}}
             return {"data": handle(values)}
 
-    def on_Viewer(self, values: dict[str, Any]) -> dict[str, Any]:
-        viewer = {
-            "id": "1",
-            "entity": ENTITY,
-            "username": "someone",
-            "email": "a@b.c",
-            "flags": "{}",
-            "teams": {"edges": []},
-        }
-        return {"viewer": viewer}
-
-    def on_ServerFeaturesQuery(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {"serverInfo": {"features": []}}
+    @staticmethod
+    def bucket(run: StoredRun) -> dict[str, Any]:
+        """What every answer about a run says of it."""
+        shown = run.fields.get("displayName")
+        return {"id": f"b-{run.id}", "name": run.id, "displayName": shown, "historyLineCount": len(run.history)}
 
     def on_RunResumeStatus(self, values: dict[str, Any]) -> dict[str, Any]:
         key = (values["entity"] or ENTITY, values["project"], values["name"])
@@ -196,17 +198,13 @@ class Handler(BaseHTTPRequestHandler):
         model = {"id": "m", "name": key[1], "entity": {"id": "e", "name": key[0]}, "bucket": None}
         if run is not None:  # it goes on
             run.exit_code, run.preempting = None, False
-            count, tail = len(run.history), [json.dumps(line) for line in run.history[-1:]]
             model["bucket"] = {
-                "id": f"b-{run.id}",
-                "name": run.id,
-                "displayName": run.fields.get("displayName"),
+                **self.bucket(run),
                 "tags": run.fields.get("tags"),
                 "summaryMetrics": json.dumps(run.summary),
                 "logLineCount": 0,
-                "historyLineCount": count,
                 "eventsLineCount": 0,
-                "historyTail": json.dumps(tail),
+                "historyTail": json.dumps([json.dumps(line) for line in run.history[-1:]]),
                 "eventsTail": "[]",
                 "config": run.fields.get("config") or "{}",
                 "notes": None,
@@ -218,53 +216,21 @@ class Handler(BaseHTTPRequestHandler):
         run = self.server_state.run(values.get("entity"), values.get("project"), values["name"])
         run.fields.update({key: value for key, value in values.items() if value is not None})
         project = {"id": "p", "name": run.project, "entity": {"id": "e", "name": run.entity}}
-        bucket = {
-            "id": f"b-{run.id}",
-            "name": run.id,
-            "displayName": run.fields.get("displayName"),
-            "description": None,
-            "config": run.fields.get("config"),
-            "sweepName": None,
-            "project": project,
-            "historyLineCount": len(run.history),
-        }
-        return {"upsertBucket": {"bucket": bucket, "inserted": not run.history}}
+        bucket = {**self.bucket(run), "config": run.fields.get("config"), "sweepName": None, "project": project}
+        return {"upsertBucket": {"bucket": {**bucket, "description": None}, "inserted": not run.history}}
 
     def on_CreateRunFiles(self, values: dict[str, Any]) -> dict[str, Any]:
-        files = [
-            {"name": name, "uploadUrl": f"{self.server_state.url}/upload/run/{values['run']}/{name}"}
-            for name in values["files"]
-        ]
+        place = f"{self.server_state.url}/upload/run/{values['run']}"
+        files = [{"name": name, "uploadUrl": f"{place}/{name}"} for name in values["files"]]
         return {"createRunFiles": {"runID": f"b-{values['run']}", "uploadHeaders": [], "files": files}}
-
-    def on_RunStoppedStatus(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {"project": {"run": {"stopped": False}}}
-
-    def on_OrganizationCoreWeaveOrganizationID(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {"entity": None}
-
-    def on_ArtifactType(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {"project": None}
 
     def on_CreateArtifact(self, values: dict[str, Any]) -> dict[str, Any]:
         given = values["input"]
         identity = f"artifact-{len(self.server_state.artifacts)}"
-        self.server_state.artifacts[identity] = {
-            "name": given["artifactCollectionName"],
-            "run": given["runName"],
-            "content": {},
-        }
-        sequence = {"id": "s", "latestArtifact": None}
-        return {
-            "createArtifact": {
-                "artifact": {
-                    "id": identity,
-                    "state": "PENDING",
-                    "digest": given["digest"],
-                    "artifactSequence": sequence,
-                }
-            }
-        }
+        made = {"name": given["artifactCollectionName"], "run": given["runName"], "content": {}}
+        self.server_state.artifacts[identity] = made
+        told = {"id": identity, "state": "PENDING", "digest": given["digest"]}
+        return {"createArtifact": {"artifact": {**told, "artifactSequence": {"id": "s", "latestArtifact": None}}}}
 
     def on_CreateArtifactManifest(self, values: dict[str, Any]) -> dict[str, Any]:
         url = f"{self.server_state.url}/upload/artifact/{values['artifactID']}/{values['name']}"
@@ -275,16 +241,9 @@ class Handler(BaseHTTPRequestHandler):
         edges = []
         for spec in values["input"]["artifactFiles"]:
             url = f"{self.server_state.url}/upload/artifact/{spec['artifactID']}/{spec['name']}"
+            upload = {"uploadUrl": url, "uploadHeaders": [], "uploadMultipartUrls": None}
             edges.append(
-                {
-                    "node": {
-                        "storagePath": f"store/{spec['name']}",
-                        "uploadUrl": url,
-                        "uploadHeaders": [],
-                        "uploadMultipartUrls": None,
-                        "artifact": {"id": spec["artifactID"]},
-                    }
-                }
+                {"node": {"storagePath": f"store/{spec['name']}", "artifact": {"id": spec["artifactID"]}, **upload}}
             )
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import yaml
@@ -13,8 +11,9 @@ from omegaconf import OmegaConf
 from tests.conftest import ROOT
 from tests.pairwise import spread
 from xcls.build import make_classifier
+from xcls.config.compose import UNTYPED
 from xcls.config.limits import check
-from xcls.config.schema import Config, flatten
+from xcls.config.schema import Config
 from xcls.config.targets import check_node, parameters
 
 GROUPS = sorted(p.name for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name not in ("hydra", "experiment"))
@@ -29,42 +28,31 @@ def composed(*overrides: str) -> Config:
     )
 
 
+def test_the_schema_has_the_defaults_of_conf() -> None:
+    made = composed()
+    made.attention = made.position = made.dataset.source = None  # typed by their classes
+    assert made == Config()
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
 def test_every_option_composes_and_is_possible(group: str, option: str) -> None:
     config = composed(f"{group}={option}")
     assert check(config) is None
-    if group not in ("mode",):
-        assert yaml.safe_load((ROOT / "conf" / group / f"{option}.yaml").read_text()).keys() - {"defaults"} <= set(
-            flatten_node(config, group)
-        )
-
-
-def flatten_node(config: Config, group: str) -> dict:
+    for node, (home, given) in UNTYPED.items():
+        value = config.dataset.source if node == "dataset.source" else getattr(config, node)
+        assert check_node(node, value, given, home=home) is None
+    written = yaml.safe_load((ROOT / "conf" / group / f"{option}.yaml").read_text())
     value = getattr(config, group)
-    return value if isinstance(value, dict) else vars(value)
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda p: p.relative_to(ROOT / "conf").as_posix()
-)
-def test_every_target_exists(path: Path) -> None:
-    targets = [v for k, v in flatten(yaml.safe_load(path.read_text()) or {}).items() if k.split(".")[-1] == "_target_"]
-    if path.parent.name in ("attention", "position"):
-        assert len(targets) == 1
-    for target in targets:
-        assert parameters(target) is not None, target
+    assert (
+        group == "mode" or written.keys() - {"defaults"} <= (value if isinstance(value, dict) else vars(value)).keys()
+    )
 
 
 @pytest.mark.parametrize("group", ["attention", "position"])
 def test_a_yaml_names_every_hyperparameter(group: str) -> None:
-    given = {
-        "attention": {"num_heads", "head_dim", "layer", "seed"},
-        "position": {"embed_dim", "num_heads", "head_dim", "num_layers", "seq_len"},
-    }[group]
     for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
         node = yaml.safe_load(path.read_text())
-        assert set(node) - {"_target_", "name"} == set(parameters(node["_target_"])) - given, path
-        check_node(group, node, ("name", *given))
+        assert node.keys() - {"_target_", "name"} == parameters(node["_target_"]).keys() - UNTYPED[group][1], path
 
 
 @pytest.mark.parametrize(

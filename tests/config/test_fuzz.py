@@ -30,44 +30,14 @@ BASE = ["dataset=files", "dataset.path=rows.csv", "wandb=disabled"]
 GROUPS = {path.name: sorted(p.stem for p in path.glob("*.yaml")) for path in (ROOT / "conf").iterdir() if path.is_dir()}
 KEYS = known_keys(ROOT / "conf")
 NUMBERS = ["-1", "0", "3", "1000000000000", "1e400", "nan", "0.1", "1e-3", "9" * 5000]
-PATHS = [
-    "../../x",
-    "/",
-    "~",
-    "~nobody-of-this-name/x",
-    "/dev/zero",
-    "rows.csv",
-    "x" * 300,
-    "a b",
-    "BASE",
-    "pretrain/base",
-]
-TEXTS = [
-    "null",
-    "''",
-    "[]",
-    "{}",
-    "[1,2]",
-    "{a:{b:1}}",
-    "[[[[",
-    "'",
-    "a\tb",
-    "\\",
-    "*",
-    "a=b",
-    "a,b",
-    "\udcff",
-    "名前",
-    "#",
-]
+PLACES = ["../../x", "/", "~", "~nobody-of-this-name/x", "/dev/zero", "rows.csv", "pretrain/base"]
+NAMES = ["x" * 300, "a b", "BASE", "null", "''", "名前", "\udcff"]
+SIGNS = ["[]", "{}", "[1,2]", "{a:{b:1}}", "[[[[", "'", "a\tb", "\\", "*", "a=b", "a,b", "#"]
 CALLS = ["${seed}", "${nope}", "${", "${oc.env:NOT_SET}", "${size}", "choice(1,2)", "range(3)", "glob(*)", "int(x)"]
-TARGETS = [
-    "os.system",
-    "xcls.attention.softmax.Nope",
-    "xcls.position.rope.Rotary",
-    "{_target_:os.system,command:'touch x'}",
-]
-values = st.sampled_from(NUMBERS + PATHS + TEXTS + CALLS + TARGETS) | st.text(st.characters(exclude_characters="\0"))
+TARGETS = ["os.system", "xcls.attention.softmax.Nope", "xcls.position.rope.Rotary", "{_target_:os.system,command:id}"]
+values = st.sampled_from(NUMBERS + PLACES + NAMES + SIGNS + CALLS + TARGETS) | st.text(
+    st.characters(exclude_characters="\0")
+)
 words = st.one_of(
     st.builds("{}{}={}".format, st.sampled_from(["", "", "", "+", "++", "~"]), st.sampled_from(KEYS), values),
     st.sampled_from(sorted(GROUPS)).flatmap(
@@ -79,18 +49,9 @@ words = st.one_of(
     values,
 )
 command_lines = st.lists(words, min_size=1, max_size=3).map(lambda typed: [*BASE, *typed])
-LINES = [
-    "[1, 2",
-    "*a",
-    "&a {b: *a}",
-    "!!python/object:os.system x",
-    "? a",
-    "- a",
-    "\t",
-    "a: b: c",
-    "<<: *a",
-    "x" * 100_000,
-]
+BROKEN = ["[1, 2", "? a", "- a", "\t", "a: b: c", "x" * 100_000]
+HARMFUL = ["*a", "&a {b: *a}", "!!python/object:os.system x", "<<: *a"]
+lines_of_junk = st.sampled_from(BROKEN + HARMFUL)
 
 
 @st.composite
@@ -100,7 +61,7 @@ def mutations(draw: st.DrawFn, text: str) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(lines) - 1))
         key = draw(st.sampled_from([lines[place].partition(":")[0], *KEYS, "choices.attention", "x", "size"]))
-        junk = draw(st.sampled_from(LINES) | st.builds("{}: {}".format, st.just(key), values | st.sampled_from(LINES)))
+        junk = draw(lines_of_junk | st.builds("{}: {}".format, st.just(key), values | lines_of_junk))
         lines[place : place + draw(st.integers(0, 1))] = draw(
             st.sampled_from([[], [junk], [lines[place], lines[place]]])
         )

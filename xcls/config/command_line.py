@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from xcls.config.schema import Config, UserError, nearest
-from xcls.runs.overrides import quoted
+from xcls.runs.paths import quoted
 
 SWEEP = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")

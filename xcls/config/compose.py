@@ -33,17 +33,8 @@ UNTYPED = {  # typed by the signature of their _target_: the package it must be 
 }
 INHERITED = ("attention", "position", "size", "tokenizer", "seq_len")  # by fine-tuning, from its pretraining run
 OF_ONE_CALL = ("exp", "split", "input", "output", "checkpoint", "text", "reading")  # of mode=eval and predict
-FREE_IN_EVAL = (
-    "split",
-    "input",
-    "output",
-    "checkpoint",
-    "hardware",
-    "wandb",
-    "dataset.path",
-    "finetuning.eval_batch_size",
-)
-FREE_IN_PREDICT = (*FREE_IN_EVAL, "dataset.truncate", "text", "dataset.text", "dataset.source")
+FREE = ("split", "input", "output", "checkpoint", "hardware", "wandb", "dataset.path", "finetuning.eval_batch_size")
+FREE_IN = {"eval": FREE, "predict": (*FREE, "dataset.truncate", "text", "dataset.text", "dataset.source")}
 NOT_IN_FILE = ("mode", "resume", "retry_failed", "template", "pretrain", "sweep", *OF_ONE_CALL)
 
 
@@ -137,8 +128,8 @@ class _Draft:
         """Puts the flat values of a file over the composed ones, where the command line does not decide."""
         for node in UNTYPED:
             if f"{node}._target_" in file and not self.is_overridden(node):  # of another class: its keys go with it
-                gone = [key for key in self.values if _inside(key, node) and key not in self.typed_keys]
-                self.values = {key: value for key, value in self.values.items() if key not in gone}
+                for key in [key for key in self.values if _inside(key, node) and key not in self.typed_keys]:
+                    del self.values[key]
         taken = {key: value for key, value in file.items() if not self.is_overridden(key)}
         self.values.update(taken)
         self.origins.update(dict.fromkeys(taken, str(origin)))
@@ -177,29 +168,28 @@ class _Draft:
         """Takes the architecture of the run at `parent`, and its data unless others are named."""
         path = parent / "resolved_config.yaml"
         file = current(read_yaml(path))
-        nodes, wrong = list(INHERITED), []
-        for node in nodes:
-            theirs = {key: value for key, value in file.items() if _inside(key, node)}
-            if not theirs:
+        wrong = []
+        for node in INHERITED:
+            if not any(_inside(key, node) for key in file):
                 raise UserError(f"{path}: names no {node}, so it is no run of this program, or damaged.")
-            for key in sorted({*theirs, *(key for key in self.values if _inside(key, node))}):
-                if self.is_overridden(key) and theirs.get(key) != self.values.get(key):
-                    wrong.append(
-                        f"{key}={self.values.get(key)}: {parent.name} was trained with {key}={theirs.get(key)}."
-                    )
+            for key in sorted(key for key in {*file, *self.values} if _inside(key, node) and self.is_overridden(key)):
+                own, theirs = self.values.get(key), file.get(key)
+                if own != theirs:
+                    wrong.append(f"{key}={own}: {parent.name} was trained with {key}={theirs}.")
         if wrong:
             free = "head, finetuning, dataset, seed, hardware, wandb"
             raise UserError(
                 "\n".join([*wrong, f"Fine-tuning takes the architecture from its pretraining run; free: {free}."])
             )
         named = "dataset" in self.typed_groups or self.choices.get("experiment") or self.values.get("template")
-        nodes += [] if named else ["dataset"]
-        of_nodes = {
-            key: value for key, value in file.items() if key.split(".")[0] in nodes and key not in self.typed_keys
-        }
-        kept = {k: v for k, v in self.values.items() if k.split(".")[0] not in nodes or k in self.typed_keys}
-        self.values = {**kept, **of_nodes}
-        self.origins.update(dict.fromkeys(of_nodes, str(path)))
+        nodes = INHERITED if named else (*INHERITED, "dataset")
+
+        def taken(key: str) -> bool:
+            return key.split(".")[0] in nodes and key not in self.typed_keys
+
+        theirs = {key: value for key, value in file.items() if taken(key)}
+        self.values = {key: value for key, value in self.values.items() if not taken(key)} | theirs
+        self.origins.update(dict.fromkeys(theirs, str(path)))
         self.choices.update({node: choice for node, choice in _under("choices", file).items() if node in nodes})
 
     def load_run_config(self, exp: Any) -> Path:
@@ -208,7 +198,7 @@ class _Draft:
             raise UserError("exp: name the fine-tuned run to read: exp=<name under finetune/, or a run folder>.")
         folder = find_run("exp", str(exp), root=self.runs, stages=("finetune",))
         mode = self.values["mode"]
-        self._check_free(mode, FREE_IN_PREDICT if mode == "predict" else FREE_IN_EVAL)
+        self._check_free(mode)
         file = current(read_yaml(folder / "resolved_config.yaml"))
         self.choices.update(_under("choices", file))
         dtype = file.get("resolved.dtype", "auto")
@@ -224,14 +214,12 @@ class _Draft:
         self.merge(file, folder / "resolved_config.yaml")
         return folder
 
-    def _check_free(self, mode: str, free: tuple[str, ...]) -> None:
-        typed = sorted(self.typed_groups | self.typed_keys)
-        refused = [
-            key
-            for key in typed
-            if key in ("dataset.source", "dataset.source._target_")
-            or not any(_inside(key, allowed) for allowed in ("mode", "exp", *free))
-        ]
+    def _check_free(self, mode: str) -> None:
+        free, refused = FREE_IN[mode], []
+        for key in sorted(self.typed_groups | self.typed_keys):
+            whole = key in ("dataset.source", "dataset.source._target_")  # another source altogether
+            if whole or not any(_inside(key, allowed) for allowed in ("mode", "exp", *free)):
+                refused.append(key)
         if refused:
             raise UserError(
                 f"{', '.join(refused)}: mode={mode} reads a finished run as it is; only {', '.join(free)} may be set."

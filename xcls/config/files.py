@@ -10,23 +10,9 @@ from typing import Any
 import yaml
 
 from xcls.config.schema import Config, UserError, flatten
-from xcls.runs.record import Record, plain, without_secrets, write_atomic
+from xcls.runs.record import Record, plain, write_atomic
+from xcls.runs.redact import without_secrets
 
-PRETRAINING = (
-    "seed",
-    "seq_len",
-    "attention",
-    "position",
-    "size",
-    "dataset",
-    "tokenizer",
-    "masking",
-    "pretraining",
-    "hardware",
-    "wandb",
-)
-BASELINE = ("seed", "study", "dataset", "baseline", "wandb")
-GROUPS = ("attention", "position", "size", "dataset", "tokenizer", "hardware", "wandb")
 MOST_BYTES, DEEPEST = 1_000_000, 20  # of a YAML file that is read
 
 
@@ -44,22 +30,6 @@ def check_texts(flat: dict[str, Any]) -> None:
                 raise UserError(
                     f"{key}={text}: '${{' is for conf/ and the command line; a run file holds plain values."
                 )
-
-
-def pretraining_values(config: Config, choices: dict[str, str]) -> dict[str, Any]:
-    """What `pretrain/<exp>/config.yaml` holds: the choices of the groups, then every value that pretraining uses."""
-    return _values(config, choices, PRETRAINING)
-
-
-def baseline_values(config: Config, choices: dict[str, str]) -> dict[str, Any]:
-    """What a baseline that a sweep makes for itself is composed of."""
-    return _values(config, choices, BASELINE)
-
-
-def _values(config: Config, choices: dict[str, str], nodes: tuple[str, ...]) -> dict[str, Any]:
-    values: dict[str, Any] = {f"choices.{group}": choices[group] for group in GROUPS if group in choices}
-    values.update({key: value for key, value in flatten(asdict(config)).items() if key.split(".")[0] in nodes})
-    return values
 
 
 def resolved_values(config: Config, choices: dict[str, str], precision: Any, record: Record) -> dict[str, Any]:
@@ -81,7 +51,7 @@ def resolved_values(config: Config, choices: dict[str, str], precision: Any, rec
 
 
 def yaml_text(values: dict[str, Any], title: str) -> str:
-    """Flat `values` as YAML, a blank line between nodes."""
+    """Flat `values` as YAML, a blank line between nodes, secrets as `***`."""
     lines, last = [f"# {title}"], None
     for key, value in values.items():
         head = key.split(".")[0]
@@ -90,12 +60,12 @@ def yaml_text(values: dict[str, Any], title: str) -> str:
             last = head
         text = yaml.dump(value, Dumper=PlainDumper, default_flow_style=True, allow_unicode=True, width=10**9).strip()
         lines.append(f"{key}: {text.removesuffix('...').strip()}")
-    return "\n".join(lines) + "\n"
+    return without_secrets("\n".join(lines) + "\n")
 
 
 def write_values(path: Path, values: dict[str, Any], title: str) -> None:
-    """Writes flat `values` as YAML, a blank line between nodes."""
-    write_atomic(path, without_secrets(yaml_text(values, title)))
+    """Writes flat `values` as YAML."""
+    write_atomic(path, yaml_text(values, title))
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -157,17 +127,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes are no run file; one has a few thousand.")
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        yaml.YAMLError,
-    ) as error:  # what its constructors raise
+    except (OSError, ValueError, LookupError, AttributeError, yaml.YAMLError) as error:  # what its constructors raise
         raise UserError(f"{path}: cannot be read as YAML: {error}") from error
-    if content is None:
-        content = {}
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"{path}: 'key: value' lines are needed, not {type(content).__name__}.")
     flat = flatten(content)

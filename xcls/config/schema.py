@@ -6,16 +6,17 @@ Standard library only, so that `run.py` can refuse a bad configuration before an
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
-from dataclasses import MISSING, dataclass, field
-from functools import lru_cache
+from dataclasses import MISSING, Field, dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Callable, Dict, List, Optional, Union
 
 MAX_SEQ_LEN = 16_384
+GROUPS = ("size", "dataset", "tokenizer", "bench", "hardware", "wandb")  # of conf/, each a dataclass below
 MODES = ("init", "pretrain", "finetune", "eval", "predict", "baseline", "bench")
-
 
 Flat = Dict[str, Union[str, int, float, bool, None, List[Any]]]
 
@@ -32,49 +33,71 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     )
 
 
-def one_of(*choices: str, default: Any = MISSING) -> Any:
+def one_of(*choices: str) -> Any:
     """A field that takes one of these strings."""
-    return field(default=choices[0] if default is MISSING else default, metadata={"choices": choices})
+    return field(metadata={"choices": choices})
+
+
+def within(low: float | None = None, high: float | None = None, default: Any = MISSING) -> Any:
+    """A numeric field with inclusive limits; None is allowed where the annotation is Optional."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def free() -> Any:
+    """A field of any value of its type."""
+    return field()
+
+
+def from_conf(node: str) -> Callable[[type], type]:
+    """Gives the fields of a dataclass the defaults that stand in conf/ below `node` ('': at the top)."""
+
+    def decorate(cls: type) -> type:
+        for name, item in vars(cls).items():
+            if isinstance(item, Field) and item.default is MISSING and item.default_factory is MISSING:
+                item.default_factory = partial(_default, f"{node}.{name}".lstrip("."))
+        return cls
+
+    return decorate
+
+
+def _default(key: str) -> Any:
+    return copy.copy(shipped()[key])  # each has a list of its own
 
 
 @lru_cache(maxsize=1)
-def _shipped() -> Flat:
-    """conf/config.yaml as flat keys."""
+def shipped() -> Flat:
+    """conf/config.yaml and the files of its groups that are composed where nothing is typed, as flat keys."""
     import yaml  # only who makes a configuration needs it; `make status` runs without packages
 
-    path = Path(__file__).resolve().parents[2] / "conf" / "config.yaml"
-    return flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+    def read(name: str) -> dict[str, Any]:
+        text = (Path(__file__).resolve().parents[2] / "conf" / f"{name}.yaml").read_text(encoding="utf-8")
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
-
-def shipped(key: str, low: float | None = None, high: float | None = None, *, choices: tuple[str, ...] = ()) -> Any:
-    """A field whose default stands in conf/config.yaml as `key`, with inclusive limits or choices."""
-    metadata = {"choices": choices} if choices else {"low": low, "high": high}
-    return field(default_factory=lambda: _shipped()[key], metadata=metadata)
+    tree = read("config")
+    options = {group: option for entry in tree["defaults"] if entry != "_self_" for group, option in entry.items()}
+    nodes = {group: read(f"{group}/{options[group]}") for group in GROUPS}
+    return flatten({**tree, **nodes, "mode": options["mode"]})
 
 
 def below(node: str) -> dict[str, Any]:
     """The defaults of a node of conf/config.yaml."""
     start = f"{node}."
-    return {key.removeprefix(start): value for key, value in _shipped().items() if key.startswith(start)}
-
-
-def between(default: Any, low: float | None = None, high: float | None = None) -> Any:
-    """A numeric field with inclusive limits; None is allowed where the annotation is Optional."""
-    return field(default=default, metadata={"low": low, "high": high})
+    return {key.removeprefix(start): value for key, value in shipped().items() if key.startswith(start)}
 
 
 @dataclass
+@from_conf("size")
 class Size:
     """The encoder's width and depth (the BERT miniatures), and the form of its blocks."""
 
-    name: str = "tiny"
-    num_layers: int = between(2, 1, 128)
-    width: int = between(128, 8, 16_384)
-    num_heads: int = between(2, 1, 512)
-    feed_forward: int = between(512, 8, 65_536)
+    name: str = free()
+    num_layers: int = within(1, 128)
+    width: int = within(8, 16_384)
+    num_heads: int = within(1, 512)
+    feed_forward: int = within(8, 65_536)
     norm: str = one_of("pre", "post")
     activation: str = one_of("gelu", "geglu")
-    dropout: float = between(0.1, 0.0, 0.95)
+    dropout: float = within(0.0, 0.95)
 
 
 @dataclass
@@ -87,105 +110,110 @@ class Labels:
 
 
 @dataclass
+@from_conf("dataset")
 class Dataset:
     """Where the text comes from and how its splits are cut. `source` is typed by its `_target_`."""
 
-    name: str = "pydocs"
+    name: str = free()
     source: Any = None
-    path: Optional[str] = None
-    text: Any = "text"
-    label: str = "label"
+    path: Optional[str] = free()
+    text: Any = free()
+    label: str = free()
     labels: Labels = field(default_factory=Labels)
-    limit: Optional[int] = between(None, 2)
-    extra: List[str] = field(default_factory=list)
-    validation: float = between(0.1, 0.001, 0.9)
-    split_seed: int = between(0, 0)
+    limit: Optional[int] = within(2)
+    extra: List[str] = free()
+    validation: float = within(0.001, 0.9)
+    split_seed: int = within(0)
     missing: str = one_of("skip", "refuse")
     leak: str = one_of("warn", "drop")
     truncate: str = one_of("head", "tail", "head_tail", "refuse")
 
 
 @dataclass
+@from_conf("tokenizer")
 class Tokenizer:
     """The vocabulary: trained on the corpus, loaded from `path`, or extended by `extend` words of the domain."""
 
-    name: str = "wordpiece"
+    name: str = free()
     kind: str = one_of("wordpiece", "bytes", "words")
-    vocab_size: int = between(8192, 6, 1_000_000)
-    lowercase: bool = True
-    strip_accents: Optional[bool] = None
-    min_frequency: int = between(2, 1)
-    path: Optional[str] = None
-    extend: int = between(0, 0, 100_000)
+    vocab_size: int = within(6, 1_000_000)
+    lowercase: bool = free()
+    strip_accents: Optional[bool] = free()
+    min_frequency: int = within(1)
+    path: Optional[str] = free()
+    extend: int = within(0, 100_000)
 
 
 @dataclass
+@from_conf("masking")
 class Masking:
     """Masked language modelling by the rules of BERT (Devlin et al. 2019, 3.1) or RoBERTa (`fresh`)."""
 
-    probability: float = shipped("masking.probability", 0.001, 0.95)
-    mask_share: float = shipped("masking.mask_share", 0.0, 1.0)
-    random_share: float = shipped("masking.random_share", 0.0, 1.0)
-    fresh: bool = shipped("masking.fresh")
-    whole_word: bool = shipped("masking.whole_word")
+    probability: float = within(0.001, 0.95)
+    mask_share: float = within(0.0, 1.0)
+    random_share: float = within(0.0, 1.0)
+    fresh: bool = free()
+    whole_word: bool = free()
 
 
 @dataclass
+@from_conf("head")
 class Head:
     """The classifier on top of the encoder. `num_classes=null` takes the number of classes of the data."""
 
-    num_classes: Optional[int] = shipped("head.num_classes", 2, 100_000)
-    pooling: str = shipped("head.pooling", choices=("mean", "cls", "max"))
-    dropout: float = shipped("head.dropout", 0.0, 0.95)
+    num_classes: Optional[int] = within(2, 100_000)
+    pooling: str = one_of("mean", "cls", "max")
+    dropout: float = within(0.0, 0.95)
 
 
 @dataclass
+@from_conf("finetuning")
 class Training:
     """One stage of training; a step is one update with the effective batch. rates.py says what a null stands for."""
 
-    batch_size: int = shipped("finetuning.batch_size", 1, 65_536)
-    epochs: Optional[float] = shipped("finetuning.epochs", 0.0, 100_000)
-    min_epochs: float = shipped("finetuning.min_epochs", 0.0, 100_000)
-    min_steps: int = shipped("finetuning.min_steps", 0)
-    max_steps: Optional[int] = shipped("finetuning.max_steps", 1)
-    lr: Optional[float] = shipped("finetuning.lr", 0.0, 10.0)
-    embedding_lr_factor: Optional[float] = shipped("finetuning.embedding_lr_factor", 0.0, 1000.0)
-    optimizer: str = shipped("finetuning.optimizer", choices=("adamw", "lion", "adafactor"))
-    weight_decay: float = shipped("finetuning.weight_decay", 0.0, 10.0)
-    beta1: float = shipped("finetuning.beta1", 0.0, 0.9999)
-    beta2: float = shipped("finetuning.beta2", 0.0, 0.99999)
-    schedule: str = shipped("finetuning.schedule", choices=("linear", "cosine", "constant"))
-    warmup: float = shipped("finetuning.warmup", 0.0, 1.0)
-    clip_norm: float = shipped("finetuning.clip_norm", 0.0)
-    group_by_length: bool = shipped("finetuning.group_by_length")
-    eval_every_steps: Optional[int] = shipped("finetuning.eval_every_steps", 1)
-    eval_every_epochs: Optional[float] = shipped("finetuning.eval_every_epochs", 0.001)
-    eval_batch_size: int = shipped("finetuning.eval_batch_size", 1, 65_536)
-    checkpoint_every_steps: Optional[int] = shipped("finetuning.checkpoint_every_steps", 1)
-    checkpoint_every_epochs: Optional[float] = shipped("finetuning.checkpoint_every_epochs", 0.001)
-    checkpoint_every_minutes: Optional[float] = shipped("finetuning.checkpoint_every_minutes", 0.01)
-    keep: int = shipped("finetuning.keep", 1)
-    select_by: str = shipped(
-        "finetuning.select_by", choices=("macro_f1", "accuracy", "weighted_f1", "auroc", "val_loss")
-    )
-    patience: Optional[int] = shipped("finetuning.patience", 1)
-    redraw_every_steps: Optional[int] = shipped("finetuning.redraw_every_steps", 1)
-    max_bad_steps: int = shipped("finetuning.max_bad_steps", 0)
+    batch_size: int = within(1, 65_536)
+    epochs: Optional[float] = within(0.0, 100_000)
+    min_epochs: float = within(0.0, 100_000)
+    min_steps: int = within(0)
+    max_steps: Optional[int] = within(1)
+    lr: Optional[float] = within(0.0, 10.0)
+    embedding_lr_factor: Optional[float] = within(0.0, 1000.0)
+    optimizer: str = one_of("adamw", "lion", "adafactor")
+    weight_decay: float = within(0.0, 10.0)
+    beta1: float = within(0.0, 0.9999)
+    beta2: float = within(0.0, 0.99999)
+    schedule: str = one_of("linear", "cosine", "constant")
+    warmup: float = within(0.0, 1.0)
+    clip_norm: float = within(0.0)
+    group_by_length: bool = free()
+    eval_every_steps: Optional[int] = within(1)
+    eval_every_epochs: Optional[float] = within(0.001)
+    eval_batch_size: int = within(1, 65_536)
+    checkpoint_every_steps: Optional[int] = within(1)
+    checkpoint_every_epochs: Optional[float] = within(0.001)
+    checkpoint_every_minutes: Optional[float] = within(0.01)
+    keep: int = within(1)
+    select_by: str = one_of("macro_f1", "accuracy", "weighted_f1", "auroc", "val_loss")
+    patience: Optional[int] = within(1)
+    redraw_every_steps: Optional[int] = within(1)
+    max_bad_steps: int = within(0)
 
 
 @dataclass
+@from_conf("baseline")
 class Baseline:
     """TF-IDF + logistic regression.
 
     `analyzer=auto`: characters where there are no words. `tuned`: also n-grams and C chosen on validation.
     """
 
-    analyzer: str = shipped("baseline.analyzer", choices=("auto", "word", "char"))
-    tuned: bool = shipped("baseline.tuned")
-    max_iter: int = shipped("baseline.max_iter", 10)
+    analyzer: str = one_of("auto", "word", "char")
+    tuned: bool = free()
+    max_iter: int = within(10)
 
 
 @dataclass
+@from_conf("bench")
 class Bench:
     """mode=bench: which mechanisms are measured, at which lengths and dtypes, and how often.
 
@@ -194,83 +222,86 @@ class Bench:
     `steps_per_segment`; of what=growth: `axes`, `widths`, `depths`.
     """
 
-    name: str = "attention"
+    name: str = free()
     what: str = one_of("attention", "step", "training", "growth")
-    attentions: List[str] = field(default_factory=lambda: ["sdpa", "sdpa_fused", "performer", "reformer"])
-    references: List[str] = field(default_factory=lambda: ["sdpa", "sdpa_fused"])
-    positions: List[str] = field(default_factory=lambda: ["none"])
-    others: bool = True
-    seq_lens: List[int] = field(default_factory=lambda: [512, 2048])
-    dtypes: List[str] = field(default_factory=lambda: ["fp32", "bf16"])
-    tokens_per_step: int = between(8192, 1)
-    width: int = between(256, 8)
-    num_heads: int = between(4, 1)
-    num_layers: int = between(4, 1)
-    rounds: int = between(7, 1, 1000)
-    least_rounds: int = between(3, 1, 1000)
-    seconds: float = between(60.0, 0.1)
+    attentions: List[str] = free()
+    references: List[str] = free()
+    positions: List[str] = free()
+    others: bool = free()
+    seq_lens: List[int] = free()
+    dtypes: List[str] = free()
+    tokens_per_step: int = within(1)
+    width: int = within(8)
+    num_heads: int = within(1)
+    num_layers: int = within(1, default=4)
+    rounds: int = within(1, 1000)
+    least_rounds: int = within(1, 1000)
+    seconds: float = within(0.1)
     brief: bool = False
-    time: bool = True
-    memory: bool = True
-    error: bool = True
-    trained: Optional[str] = None
-    compile: bool = False
+    time: bool = free()
+    memory: bool = free()
+    error: bool = free()
+    trained: Optional[str] = free()
+    compile: bool = free()
     gradient_checkpointing: bool = False
     allocator: str = one_of("inherit", "retain", "plain")
     stages: List[str] = field(default_factory=lambda: ["finetune", "pretrain"])
-    steps_per_segment: int = between(10, 1, 10_000)
+    steps_per_segment: int = within(1, 10_000, default=10)
     axes: List[str] = field(default_factory=lambda: ["length", "width", "depth"])
     widths: List[int] = field(default_factory=lambda: [128, 256, 512, 768])
     depths: List[int] = field(default_factory=lambda: [2, 4, 8, 12])
 
 
 @dataclass
+@from_conf("hardware")
 class Hardware:
     """How the machine is used. May change speed, not meaning (dtype alone is part of a run's identity)."""
 
-    name: str = "auto"
+    name: str = free()
     device: str = one_of("auto", "cpu", "cuda")
     dtype: str = one_of("auto", "fp32", "bf16", "fp16")
-    micro_batch: Optional[int] = between(None, 1)
-    micro_tokens: Optional[int] = between(None, 1)
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    workers: int = between(0, 0, 256)
-    threads: Optional[int] = between(None, 1, 1024)
+    micro_batch: Optional[int] = within(1)
+    micro_tokens: Optional[int] = within(1)
+    gradient_checkpointing: bool = free()
+    compile: bool = free()
+    workers: int = within(0, 256)
+    threads: Optional[int] = within(1, 1024)
     on_oom: str = one_of("stop", "halve")
 
 
 @dataclass
+@from_conf("wandb")
 class Wandb:
     """Weights & Biases. Offline by default: `wandb sync <folder>` sends it later."""
 
     mode: str = one_of("offline", "online", "disabled")
-    project: str = "xcls"
-    entity: Optional[str] = None
+    project: str = free()
+    entity: Optional[str] = free()
     artifacts: str = one_of("none", "best", "all")
 
 
 @dataclass
+@from_conf("")
 class Config:
     """The whole configuration of one run. Keys and groups are those of the folder `conf/`."""
 
-    mode: str = one_of(*MODES, default="finetune")
-    exp: Optional[str] = shipped("exp")
-    seed: int = shipped("seed", 0, 2**31 - 1)
-    seq_len: int = shipped("seq_len", 1, MAX_SEQ_LEN)
-    pretrain: Optional[str] = shipped("pretrain")
-    pretrain_seed: int = shipped("pretrain_seed", 0, 2**31 - 1)
-    checkpoint: str = shipped("checkpoint")
-    resume: bool = shipped("resume")
-    retry_failed: bool = shipped("retry_failed")
-    template: Optional[str] = shipped("template")
-    split: str = shipped("split", choices=("test", "validation"))
-    input: Optional[str] = shipped("input")
-    output: Optional[str] = shipped("output")
-    text: Any = shipped("text")
+    mode: str = one_of(*MODES)
+    exp: Optional[str] = free()
+    seed: int = within(0, 2**31 - 1)
+    seq_len: int = within(1, MAX_SEQ_LEN)
+    pretrain: Optional[str] = free()
+    pretrain_seed: int = within(0, 2**31 - 1)
+    checkpoint: str = free()
+    resume: bool = free()
+    retry_failed: bool = free()
+    template: Optional[str] = free()
+    split: str = one_of("test", "validation")
+    input: Optional[str] = free()
+    output: Optional[str] = free()
+    text: Any = free()
     reading: Dict[str, Any] = field(default_factory=dict)
-    sweep: Optional[str] = shipped("sweep")
-    study: Optional[str] = shipped("study")
+    sweep: Optional[str] = free()
+    study: Optional[str] = free()
     attention: Any = None
     position: Any = None
     size: Size = field(default_factory=Size)

@@ -7,35 +7,20 @@ Signatures are read with `ast`, without importing the target, so that a misspelt
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from xcls.config.schema import UserError, nearest
 from xcls.runs.code_hash import module_file
 
 FILES = "xcls.data.files.Files"  # the source whose options say how a table is written
-PLAIN: dict[str, Any] = {
-    "int": int,
-    "float": (int, float),
-    "str": str,
-    "bool": bool,
-    "list": (list, tuple),
-    "dict": dict,
-}
+PLAIN: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """One keyword of a constructor: its annotation as written, and whether it must be given."""
 
-    name: str
     annotation: ast.expr | None
     required: bool
-
-    @property
-    def type_text(self) -> str:
-        """The annotation as the author wrote it."""
-        return "anything" if self.annotation is None else ast.unparse(self.annotation)
 
 
 def _definition(tree: ast.Module, name: str) -> ast.ClassDef | ast.FunctionDef | None:
@@ -82,11 +67,14 @@ def parameters(target: str) -> dict[str, Parameter] | None:
         for name in _given_to_base(node):
             found.pop(name, None)
     spec = node.args
-    keywords = list(zip(spec.kwonlyargs, (default is None for default in spec.kw_defaults)))
-    positional = [arg for arg in spec.posonlyargs + spec.args if arg.arg != "self"]
-    first_default = len(positional) - len(spec.defaults)
-    keywords += [(arg, place < first_default) for place, arg in enumerate(positional)]
-    return {**{arg.arg: Parameter(arg.arg, arg.annotation, required) for arg, required in keywords}, **found}
+    positional = spec.posonlyargs + spec.args
+    defaults = [*[None] * (len(positional) - len(spec.defaults)), *spec.defaults, *spec.kw_defaults]
+    own = {
+        argument.arg: Parameter(argument.annotation, required=default is None)
+        for argument, default in zip(positional + spec.kwonlyargs, defaults)
+        if argument.arg != "self"
+    }
+    return {**own, **found}
 
 
 def _given_to_base(init: ast.FunctionDef) -> set[str]:
@@ -110,22 +98,18 @@ def fits(value: Any, annotation: ast.expr | None) -> bool:
     if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
         name = annotation.value.id
         if name == "Literal":
-            return value in _choices(annotation)
+            choices = ast.literal_eval(annotation.slice)
+            return value in (choices if isinstance(choices, tuple) else (choices,))
         if name == "Optional":
             return value is None or fits(value, annotation.slice)
         if name == "list":
-            return isinstance(value, (list, tuple)) and all(fits(item, annotation.slice) for item in value)
+            return isinstance(value, list) and all(fits(item, annotation.slice) for item in value)
         annotation = annotation.value
     if isinstance(annotation, ast.Name) and annotation.id in PLAIN:
         if isinstance(value, bool) and annotation.id != "bool":
             return False
         return isinstance(value, PLAIN[annotation.id])
     return True
-
-
-def _choices(annotation: ast.Subscript) -> tuple[Any, ...]:
-    content = ast.literal_eval(annotation.slice)
-    return content if isinstance(content, tuple) else (content,)
 
 
 def check_node(key: str, node: Any, given: tuple[str, ...] = ("name",), *, home: str = "") -> None:
@@ -154,7 +138,8 @@ def check_node(key: str, node: Any, given: tuple[str, ...] = ("name",), *, home:
                 f"{key}.{name}: unknown key.{nearest(name, free)} {node['_target_']} takes: {', '.join(free)}."
             )
         elif isinstance(value, dict) or not fits(value, known[name].annotation):
-            wrong.append(f"{key}.{name}={value}: {known[name].type_text} is needed.")
+            annotation = known[name].annotation
+            wrong.append(f"{key}.{name}={value}: {ast.unparse(annotation) if annotation else 'a value'} is needed.")
     missing = [n for n, p in known.items() if p.required and n not in node and n not in given]
     if missing:
         wrong.append(f"{key}: {', '.join(missing)} must be set ({node['_target_']} has no default for it).")

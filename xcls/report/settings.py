@@ -4,7 +4,6 @@ again."""
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from xcls.config.schema import UserError, flatten, nearest
 from xcls.report.load import shown
 from xcls.report.measures import MEASURES
-from xcls.runs.paths import at
+from xcls.runs.paths import at, quoted
 
 
 @dataclass
@@ -136,13 +135,6 @@ def cli_overrides(settings: Settings, typed: Sequence[str] = ()) -> list[str]:
     """Words for the command line that make the same report again: the paths of `settings`, then what else was typed."""
     others = [word for word in typed if key_of(word) not in ("runs", "out")]
     return [f"runs=[{','.join(map(quoted, settings.runs))}]", f"out={quoted(settings.out)}", *others]
-
-
-def quoted(text: str) -> str:
-    """A text in the grammar of Hydra's command line: in quotes where it needs them."""
-    if re.fullmatch(r"(?!(null|true|false|inf|nan)$)[A-Za-z_./][A-Za-z0-9_./-]*", text, re.IGNORECASE):
-        return text
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def key_of(override: str) -> str:

@@ -16,9 +16,10 @@ from xcls.report.groups import MACRO_F1, DatasetResults, group_runs, results_by_
 from xcls.report.load import Found, collect, shown
 from xcls.report.page import page
 from xcls.report.plots import MOST_BOARDS, Plot, draw
-from xcls.report.settings import Settings, check, cli_overrides, inside, key_of, quoted
+from xcls.report.settings import Settings, check, cli_overrides, inside, key_of
 from xcls.report.summary import headline
 from xcls.report.tables import comparison, main_tables, unfinished
+from xcls.runs.paths import quoted
 from xcls.runs.record import write_atomic
 from xcls.runs.reproduce import read_patch, script
 

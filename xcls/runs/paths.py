@@ -1,7 +1,8 @@
-"""Paths as a user types them: `~`, run folders by name or path, and pipes. Standard library only."""
+"""Paths and texts as a user types them: `~`, run folders by name or path, pipes, quotes. Standard library only."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Sequence
 
@@ -9,6 +10,7 @@ from xcls.config.schema import UserError, nearest
 
 CONFIG = "resolved_config.yaml"  # what every run that has begun has in its folder
 MOST_SHOWN = 12
+PLAIN = re.compile(r"(?!(null|true|false|inf|nan)$)[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE)
 
 
 def at(path: str | Path) -> Path:
@@ -17,6 +19,13 @@ def at(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{path}: {error}. Write the path without '~'.") from error
+
+
+def quoted(text: str) -> str:
+    """A text in the grammar of Hydra's command line: in quotes where it needs them."""
+    if PLAIN.fullmatch(text):
+        return text
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def in_project(path: str | None, root: Path) -> str | None:
@@ -46,21 +55,11 @@ def find_run(key: str, name: str, *, root: Path, stages: Sequence[str]) -> Path:
     for place in places:
         if (place / CONFIG).is_file():
             return place
-    known = [folder.name for stage in stages for folder in _runs(root / stage, 1)]
-    known += [
-        f"multirun/{folder.relative_to(root / 'multirun').as_posix()}"
-        for folder in _runs(root / "multirun", 3)
-        if folder.name.startswith(tuple(stages))
-    ]
+    known = [run for stage in stages for run in _runs(root / stage, 1)]
+    known += [f"multirun/{run}" for run in _runs(root / "multirun", 3, stages)]
     own = [place for place in places if place.is_dir() and place.resolve().is_relative_to(root.resolve())]
-    inside = [
-        f"{name.rstrip('/')}/{folder.relative_to(place).as_posix()}"
-        for place in own
-        for depth in (1, 2, 3)
-        for folder in _runs(place, depth)
-        if folder.name.startswith(tuple(stages))
-    ]
-    inside = list(dict.fromkeys(inside))
+    found = [run for place in own for depth in (1, 2, 3) for run in _runs(place, depth, stages)]
+    inside = [f"{name.rstrip('/')}/{run}" for run in dict.fromkeys(found)]
     if inside:
         raise UserError(f"{key}={name}: this is no run but a folder with runs. Name one of them: {_listed(inside)}.")
     said = " or ".join(f"{stage}/" for stage in stages)
@@ -70,9 +69,10 @@ def find_run(key: str, name: str, *, root: Path, stages: Sequence[str]) -> Path:
     )
 
 
-def _runs(folder: Path, depth: int) -> list[Path]:
-    """The run folders so many levels below `folder`, sorted."""
-    return sorted(file.parent for file in folder.glob("/".join(["*"] * depth + [CONFIG])))
+def _runs(folder: Path, depth: int, stages: Sequence[str] = ("",)) -> list[str]:
+    """The run folders so many levels below `folder` whose names begin with one of `stages`, relative to it, sorted."""
+    found = sorted(file.parent for file in folder.glob("/".join(["*"] * depth + [CONFIG])))
+    return [run.relative_to(folder).as_posix() for run in found if run.name.startswith(tuple(stages))]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ import re
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterable, Iterator
 
 from xcls.runs.redact import without_secrets
 
@@ -174,6 +174,17 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def parse_events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The events of these lines of events.jsonl; what is no event (a line that was cut off) is left out."""
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict) and isinstance(event.get("time"), (int, float)) and "event" in event:
+            yield event
+
+
 class Events:
     """`events.jsonl`: everything that happened, one JSON object a line, appended and flushed at once."""
 
@@ -192,14 +203,9 @@ class Events:
     def evaluated_steps(self) -> list[int]:
         """The steps of the evaluations that count: all but those that a later `withdrawn` event names."""
         steps: dict[int, None] = {}
-        for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
-            try:
-                event = json.loads(line)
-                kind, step = event["event"], event["step"]
-            except (ValueError, TypeError, KeyError):  # another kind of event, or a line that was cut off
-                continue
-            if kind == "eval":
-                steps[step] = None
-            elif kind == "withdrawn":
-                steps.pop(step, None)
+        for event in parse_events(self.path.read_bytes().splitlines() if self.path.exists() else []):
+            if event["event"] == "eval" and "step" in event:
+                steps[event["step"]] = None
+            elif event["event"] == "withdrawn":
+                steps.pop(event.get("step", -1), None)
         return list(steps)

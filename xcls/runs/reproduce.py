@@ -17,18 +17,11 @@ from typing import Any, Mapping, Sequence
 
 from xcls.config.schema import Labels
 from xcls.runs.record import PATCH, Record, sha256
+from xcls.runs.spec import file_values
 
 TOLERANCE = 0.02
 TEMPLATES = "multirun/templates"  # configurations that the runs were made from, laid down again
 ORDER = {"baseline": 0, "pretrain": 1, "finetune": 2}
-COMMON = ("seed", "study", "dataset", "wandb")
-ENCODER = (*COMMON, "seq_len", "attention", "position", "size", "tokenizer", "hardware")
-NODES = {  # what the file of a run of this mode holds
-    "baseline": (*COMMON, "baseline"),
-    "pretrain": (*ENCODER, "masking", "pretraining"),
-    "finetune": (*ENCODER, "head", "finetuning", "pretraining", "masking", "pretrain_seed", "baseline"),
-}
-GROUPS = ("attention", "position", "size", "dataset", "tokenizer", "hardware", "wandb")
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 Patches = Mapping[str, str]  # checksum -> text
 NO_PATCHES: Patches = MappingProxyType({})
@@ -161,10 +154,7 @@ def _line(text: str) -> str:
 
 def _file(record: Record, path: str) -> str:
     """The lines that write the configuration of `record` to `path`, unless it is there."""
-    values: dict[str, Any] = {
-        f"choices.{group}": record.choices[group] for group in GROUPS if record.choices.get(group) is not None
-    }
-    values.update({key: value for key, value in record.config.items() if key.partition(".")[0] in NODES[record.mode]})
+    values = file_values(record.mode, record.config, record.choices)
     threads, dtype = record.device.get("threads"), record.device.get("dtype")
     if record.mode != "baseline" and record.device.get("kind") == "cpu" and isinstance(threads, int):
         values["hardware.threads"] = threads

@@ -6,14 +6,13 @@ Standard library only, and nothing is written: it works from another terminal, o
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator
 
-from xcls.runs.record import Record, read_record
+from xcls.runs.record import Record, parse_events, read_record
 
 STATES = ("running", "silent", "stale", "failed", "interrupted", "unreadable", "waiting", "done")  # in their order
 BAD = ("stale", "failed", "unreadable")
@@ -42,11 +41,19 @@ class RunStatus:
 
     @property
     def numbers(self) -> str:
-        """Step, loss and macro-F1 as far as they are known: `120/282 loss 0.53 macro_f1 0.71`."""
-        parts = [f"{self.step}/{self.steps}"] if self.steps else [f"step {self.step}"] if self.step else []
-        parts += [f"loss {self.loss:.3g}"] if self.loss is not None else []
-        parts += [f"macro_f1 {self.score:.3g}"] if self.score is not None else []
+        """Step, loss and macro-F1 as far as they are known: `120/282 (43%) loss 0.5310 macro-F1 0.7100`."""
+        parts = [f"step {self.step}"] if self.step and not self.steps else []
+        parts += [f"{self.step}/{self.steps} ({self.step / self.steps:.0%})"] if self.steps else []
+        parts += [f"loss {self.loss:.4f}"] if self.loss is not None else []
+        parts += [f"macro-F1 {self.score:.4f}"] if self.score is not None else []
         return " ".join(parts)
+
+    @property
+    def pace(self) -> str:
+        """Speed, time left and device of a run under way as far as they are known: `1,234 tokens/s, 80 s left, cpu`."""
+        parts = [f"{self.tokens_per_s:,.0f} tokens/s"] if self.tokens_per_s is not None else []
+        parts += [f"{duration(self.left)} left"] if self.left is not None else []
+        return ", ".join([*parts, self.device] if self.device else parts)
 
 
 def run_folders(place: Path, depth: int = DEPTH, files: tuple[str, ...] = ("record.json",)) -> Iterator[Path]:
@@ -151,13 +158,8 @@ def last_events(folder: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     events: list[dict[str, Any]] = []
-    for line in lines[1:] if size > TAIL else lines:
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict) and isinstance(event.get("time"), (int, float)) and "event" in event:
-            events = [event] if event["event"] == "start" else [*events, event]
+    for event in parse_events(lines[1:] if size > TAIL else lines):
+        events = [event] if event["event"] == "start" else [*events, event]
     return events
 
 

@@ -1,4 +1,4 @@
-"""What a launcher knows of a run before it begins.
+"""What a run is made from, and what a launcher knows of it before it begins.
 
 Standard library only: who launches runs need not import what trains them.
 """
@@ -12,8 +12,24 @@ from typing import Any
 from xcls.runs.folder import FRESH
 from xcls.runs.record import Record
 
+GROUPS = ("attention", "position", "size", "dataset", "tokenizer", "hardware", "wandb")
+SHARED = ("seed", "study", "dataset", "wandb")
+ENCODER = (*SHARED, "seq_len", "attention", "position", "size", "tokenizer", "hardware")
+NODES = {  # of the configuration: what a run of this mode is made from
+    "baseline": (*SHARED, "baseline"),
+    "pretrain": (*ENCODER, "masking", "pretraining"),
+    "finetune": (*ENCODER, "head", "finetuning", "pretraining", "masking", "pretrain_seed", "baseline"),
+}
+
 # In the environment of a job: the hash of the run that was planned. Whoever sets it has made what the run needs first.
 PLANNED = "XCLS_HASH"
+
+
+def file_values(mode: str, config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
+    """What a file that makes a run of this mode holds: the choices of the groups, then the values of the flat `config`
+    that such a run uses."""
+    values: dict[str, Any] = {f"choices.{group}": choices[group] for group in GROUPS if choices.get(group) is not None}
+    return values | {key: value for key, value in config.items() if key.partition(".")[0] in NODES[mode]}
 
 
 @dataclass

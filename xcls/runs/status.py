@@ -29,8 +29,6 @@ USUAL = ("multirun", "pretrain", "finetune")  # may be missing: nothing has run 
 LISTED = {"running": 100, "waiting": 3, "done": 0}  # runs of one sweep in this state that are shown without --all
 OTHERS = 20
 PIPED = 160  # columns where the output is no terminal
-FIGURES = "{step:>15}  {loss:>7}  {speed:>9}  {left:>11}  {device}"
-TITLES = FIGURES.format(step="step", loss="loss", speed="tokens/s", left="left", device="device")
 
 
 @dataclass
@@ -151,10 +149,9 @@ def table(sweeps: list[SweepStatus], width: int, *, everything: bool = False) ->
         lines += textwrap.wrap(_summary(sweep), width, subsequent_indent="  ")
         lines += textwrap.wrap(sweep.note, width, initial_indent="  ", subsequent_indent="  ")
         named = max((len(run.name) for run in rows), default=0)
-        if any(run.state in ("running", "silent") for run in rows):
-            lines += _wrapped(f"{'state':<12}{'run':<{named}}  {TITLES}", width)
         for run in rows:
-            lines += _wrapped(f"{run.state:<12}{run.name:<{named}}  {_figures(run)}", width)
+            pace = f", {run.pace}" if run.state in ("running", "silent") and run.pace else ""
+            lines += _wrapped(f"{run.state:<12}{run.name:<{named}}  {run.numbers}{pace}", width)
             lines += _wrapped(" " * 12 + run.note, width)[:3] if run.note else []
         lines += more
     return lines
@@ -168,21 +165,6 @@ def _summary(sweep: SweepStatus) -> str:
     if sweep.started:
         text += f" Started {time.strftime('%Y-%m-%d %H:%M', time.localtime(sweep.started))} ({sweep.launcher})."
     return text + (f" About {duration(sweep.left)} left." if sweep.left is not None else "")
-
-
-def _figures(run: RunStatus) -> str:
-    """The numbers of a run's line."""
-    if run.state == "done":
-        return "" if run.score is None else f"macro-F1 {run.score:.4f}"
-    if run.state not in ("running", "silent"):
-        return f"at step {run.step}/{run.steps}" if run.steps and run.step else ""
-    return FIGURES.format(
-        step=f"{run.step}/{run.steps} ({run.step / run.steps:.0%})" if run.steps else str(run.step or "-"),
-        loss="-" if run.loss is None else f"{run.loss:.4f}",
-        speed="-" if run.tokens_per_s is None else f"{run.tokens_per_s:,.0f}",
-        left="-" if run.left is None else duration(run.left),
-        device=run.device or "-",
-    )
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from xcls.config.files import pretraining_values, write_values
-from xcls.config.schema import UserError
+from xcls.config.files import write_values
+from xcls.config.schema import UserError, flatten
 from xcls.runs.folder import check_case_collision
+from xcls.runs.spec import file_values
 from xcls.stages.spec import RunSpec
 
 
@@ -20,6 +21,6 @@ def init(spec: RunSpec) -> int:
     spec.source.fingerprint()  # a path that is not there shows now
     path.parent.mkdir(parents=True, exist_ok=True)
     then = f"python run.py mode=pretrain exp={exp}"
-    write_values(path, pretraining_values(spec.config, spec.choices), f"Edit, then: {then}")
+    write_values(path, file_values("pretrain", flatten(spec.tree), spec.choices), f"Edit, then: {then}")
     print(f"{path.relative_to(spec.runs)} is ready to edit. Then: {then}")
     return 0

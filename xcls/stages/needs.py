@@ -9,17 +9,16 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
-from xcls.config.files import baseline_values, pretraining_values, yaml_text
-from xcls.config.schema import UserError
+from xcls.config.files import yaml_text
+from xcls.config.schema import UserError, flatten
 from xcls.data.cache import digest
 from xcls.runs.folder import DONE, read_or_refuse, rollback
-from xcls.runs.overrides import quoted
-from xcls.runs.record import read_record, without_secrets, write_atomic
-from xcls.runs.spec import PLANNED, JobSpec
+from xcls.runs.paths import quoted
+from xcls.runs.record import read_record, write_atomic
+from xcls.runs.spec import PLANNED, JobSpec, file_values
 from xcls.runs.subprocesses import run_child
 from xcls.stages.spec import RunSpec
 
@@ -75,9 +74,9 @@ def needed_first(spec: RunSpec) -> list[JobSpec]:
     if config.mode == "finetune" and config.sweep is not None:
         other = spec.variant(mode="baseline", seed=0)
         other.config.sweep = config.sweep
-        words = [f"template={quoted(other.folder / 'config.yaml')}", f"sweep={config.sweep}"]
+        words = [f"template={quoted(str(other.folder / 'config.yaml'))}", f"sweep={config.sweep}"]
         words.append(f"retry_failed={str(config.retry_failed).lower()}")
-        jobs.append(_job_with_file(other, words, baseline_values(other.config, other.choices)))
+        jobs.append(_job_with_file(other, words))
     if config.mode == "finetune" and config.pretrain == "auto":
         wanted = spec.pretraining
         made = completed_pretraining(wanted)
@@ -86,16 +85,16 @@ def needed_first(spec: RunSpec) -> list[JobSpec]:
             words = found.command or ["mode=pretrain", f"exp={made.name}"]
             jobs.append(JobSpec("pretrain", folder=made, hash=wanted.digest, overrides=words, action=DONE, found=found))
         else:
-            values = pretraining_values(wanted.config, wanted.choices)
-            jobs.append(_job_with_file(wanted, [f"exp={wanted.folder.name}", "resume=true"], values))
+            jobs.append(_job_with_file(wanted, [f"exp={wanted.folder.name}", "resume=true"]))
     return jobs
 
 
-def _job_with_file(spec: RunSpec, words: list[str], values: dict[str, Any]) -> JobSpec:
-    """The run of `spec` as a job that reads `values` from `config.yaml` in its folder."""
+def _job_with_file(spec: RunSpec, words: list[str]) -> JobSpec:
+    """The run of `spec` as a job that reads its values from `config.yaml` in its folder."""
     job = job_spec(spec, resume=True)
     job.overrides = [f"mode={spec.config.mode}", *words]
-    job.file = without_secrets(yaml_text(values, "What this run was composed of, as another run needs it."))
+    values = file_values(spec.config.mode, flatten(spec.tree), spec.choices)
+    job.file = yaml_text(values, "What this run was composed of, as another run needs it.")
     return job
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from xcls.config.files import pretraining_values, resolved_values, write_values
-from xcls.config.schema import UserError
+from xcls.config.files import resolved_values, write_values
+from xcls.config.schema import UserError, flatten
 from xcls.data.splits import Prepared
 from xcls.data.tokenizer import from_json, make_tokenizer
 from xcls.runs.code_hash import code_files
 from xcls.runs.folder import DONE, changed_code, read_or_refuse, rollback
 from xcls.runs.record import Record, carry_over, read_record, write_atomic
 from xcls.runs.reproduce import read_patch, script_for
-from xcls.runs.spec import PLANNED
+from xcls.runs.spec import PLANNED, file_values
 from xcls.stages.baseline import baseline
 from xcls.stages.finetune import finetune
 from xcls.stages.needs import FAILED, INTERRUPTED, OK, make_first
@@ -132,7 +132,7 @@ def _stage(spec: RunSpec, prepared: Prepared, logger: RunLogger, *, resume: bool
     config, folder = spec.config, spec.folder
     parent = _parent(spec, logger)
     if config.mode == "pretrain" and not (folder / "config.yaml").exists():
-        values = pretraining_values(config, spec.choices)
+        values = file_values("pretrain", flatten(spec.tree), spec.choices)
         write_values(folder / "config.yaml", values, "What this run was composed of.")
     values = resolved_values(config, spec.choices, spec.precision, logger.record)
     write_values(folder / "resolved_config.yaml", values, "This run, flat and fully resolved.")
