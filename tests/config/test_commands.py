@@ -71,23 +71,6 @@ def test_finetuning_refuses_another_architecture(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_once_with_its_baseline_and_reports(project: Project) -> None:
-    axes = ("-m", "attention=reformer", "seed=0,1", "pretrain=auto", "exp=sw")
-    ran(project.run(*axes, timeout=280))
-    records = {p.parent: json.loads(p.read_text()) for p in project.folder.glob("multirun/sw/*/*/record.json")}
-    assert sorted(r["mode"] for r in records.values()) == ["baseline", "finetune", "finetune"]
-    assert {r["status"] for r in records.values()} == {"completed"}
-    [parent] = [json.loads(p.read_text()) for p in project.folder.glob("pretrain/*/record.json")]  # shared by the seeds
-    assert {r["pretrain"]["hash"] for r in records.values() if r["pretrain"]} == {parent["hash"]}
-    stamps = {folder: (folder / "record.json").stat().st_mtime_ns for folder in records}
-    ran(project.run(*axes))
-    assert stamps == {folder: (folder / "record.json").stat().st_mtime_ns for folder in records}
-    result = ran(project.run("runs=[multirun/sw]", "out=rep", script="report.py"))
-    assert "TF-IDF" in result.stdout and "reformer" in result.stdout
-    assert len(pd.read_csv(project.folder / "rep" / "results.csv").query("mode == 'finetune'")) == 2
-
-
-@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not(project: Project) -> None:
     steps = ("finetuning.max_steps=60", "finetuning.eval_every_steps=20", "finetuning.checkpoint_every_steps=20")
     words = ("mode=finetune", *steps)
