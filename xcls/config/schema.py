@@ -6,16 +6,14 @@ Standard library only, so that `run.py` can refuse a bad configuration before an
 
 from __future__ import annotations
 
-import copy
 import difflib
 import re
-from dataclasses import MISSING, Field, dataclass, field
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Union
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Union
+
+from xcls.config.defaults import free, from_conf, one_of, shipped, within
 
 MAX_SEQ_LEN = 16_384
-GROUPS = ("size", "dataset", "tokenizer", "bench", "hardware", "wandb")  # of conf/, each a dataclass below
 MODES = ("init", "pretrain", "finetune", "eval", "predict", "baseline", "bench")
 
 Flat = Dict[str, Union[str, int, float, bool, None, List[Any]]]
@@ -31,58 +29,6 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
         f" Did you mean '{close}'?"
         for close in difflib.get_close_matches(word, [w for w in known if w != word], n=1, cutoff=0.5)
     )
-
-
-def one_of(*choices: str) -> Any:
-    """A field that takes one of these strings."""
-    return field(metadata={"choices": choices})
-
-
-def within(low: float | None = None, high: float | None = None, default: Any = MISSING) -> Any:
-    """A numeric field with inclusive limits; None is allowed where the annotation is Optional."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-def free() -> Any:
-    """A field of any value of its type."""
-    return field()
-
-
-def from_conf(node: str) -> Callable[[type], type]:
-    """Gives the fields of a dataclass the defaults that stand in conf/ below `node` ('': at the top)."""
-
-    def decorate(cls: type) -> type:
-        for name, item in vars(cls).items():
-            if isinstance(item, Field) and item.default is MISSING and item.default_factory is MISSING:
-                item.default_factory = partial(_default, f"{node}.{name}".lstrip("."))
-        return cls
-
-    return decorate
-
-
-def _default(key: str) -> Any:
-    return copy.copy(shipped()[key])  # each has a list of its own
-
-
-@lru_cache(maxsize=1)
-def shipped() -> Flat:
-    """conf/config.yaml and the files of its groups that are composed where nothing is typed, as flat keys."""
-    import yaml  # only who makes a configuration needs it; `make status` runs without packages
-
-    def read(name: str) -> dict[str, Any]:
-        text = (Path(__file__).resolve().parents[2] / "conf" / f"{name}.yaml").read_text(encoding="utf-8")
-        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-    tree = read("config")
-    options = {group: option for entry in tree["defaults"] if entry != "_self_" for group, option in entry.items()}
-    nodes = {group: read(f"{group}/{options[group]}") for group in GROUPS}
-    return flatten({**tree, **nodes, "mode": options["mode"]})
-
-
-def below(node: str) -> dict[str, Any]:
-    """The defaults of a node of conf/config.yaml."""
-    start = f"{node}."
-    return {key.removeprefix(start): value for key, value in shipped().items() if key.startswith(start)}
 
 
 @dataclass
@@ -281,7 +227,7 @@ class Wandb:
 
 
 @dataclass
-@from_conf("")
+@from_conf()
 class Config:
     """The whole configuration of one run. Keys and groups are those of the folder `conf/`."""
 
@@ -309,7 +255,7 @@ class Config:
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     masking: Masking = field(default_factory=Masking)
     head: Head = field(default_factory=Head)
-    pretraining: Training = field(default_factory=lambda: Training(**below("pretraining")))
+    pretraining: Training = field(default_factory=lambda: Training(**shipped()["pretraining"]))
     finetuning: Training = field(default_factory=Training)
     baseline: Baseline = field(default_factory=Baseline)
     bench: Bench = field(default_factory=Bench)
