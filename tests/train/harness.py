@@ -81,9 +81,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], Any] =
     """Calls `how()` in the middle of step number `step` of the loop."""
     apply = Updater.apply
 
-    def wrapped(self: Updater, batch: Any, progress: Any) -> Any:
+    def wrapped(self: Updater, batch: Any, progress: Any, *given: Any) -> Any:
         if progress.step + 1 == step:
             how()
-        return apply(self, batch, progress)
+        return apply(self, batch, progress, *given)
 
     monkeypatch.setattr(Updater, "apply", wrapped)

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from xcls.config.schema import UserError, Wandb
+from xcls.data.encode import encode_cached
 from xcls.data.tokenizer import from_json
 from xcls.runs.folder import changed_code, read_or_refuse
 from xcls.runs.record import Events, Record, read_record, write_record
 from xcls.stages.predictions import probabilities_of
 from xcls.stages.spec import RunSpec
-from xcls.stages.texts import classification_data
 from xcls.train.checkpoint import load_for_use
 from xcls.train.metrics import Scores, scores
 from xcls.train.tracking import Tracker
@@ -29,9 +29,9 @@ def evaluate(spec: RunSpec) -> int:
     _check_same(spec, read_or_refuse(folder), folder)
     checkpoint = load_for_use(folder, config.checkpoint)
     tokenizer = from_json(checkpoint["tokenizer"])
-    data = classification_data(spec.data(), tokenizer, seq_len=config.seq_len, truncate=config.dataset.truncate)
-    rows = data.split(config.split)
-    found = scores(rows.labels, probabilities_of(spec, checkpoint, rows.encoded, vocab_size=tokenizer.vocab_size))
+    rows, truncate = getattr(spec.data(), config.split), config.dataset.truncate
+    texts = encode_cached(rows["text"], tokenizer, seq_len=config.seq_len, truncate=truncate, what=config.split)
+    found = scores(rows.labels, probabilities_of(spec, checkpoint, texts, vocab_size=tokenizer.vocab_size))
     _note(folder, found, split=config.split, step=checkpoint["progress"]["step"], wandb=config.wandb)
     told = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
     print(f"{folder.name}, {config.checkpoint} checkpoint, {config.split}: {told}")

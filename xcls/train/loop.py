@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Callable, Generator, Iterator, Sequence, cast
 
 from torch import Tensor, nn
@@ -28,16 +28,6 @@ from xcls.train.session import Session
 from xcls.train.signals import Interrupted, StopSignals
 from xcls.train.stream import Batch, Stream, batches_from, real_and_padded, trimming
 from xcls.train.update import Update, Updater
-
-
-@dataclass
-class Step:
-    """A step that was begun, and of which the loop has not read yet how it went."""
-
-    number: int
-    update: Update
-    lr: float
-    redrew: bool
 
 
 class Loop:
@@ -72,7 +62,7 @@ class Loop:
         self.updater = Updater(session, model, loss=loss, stream=self.stream)
         self.optimizer = self.updater.optimizer
         self.lag = 1 if self.updater.deferred else 0  # steps that may be unread while the next is begun
-        self.unread: list[Step] = []
+        self.unread: list[Update] = []
         self.steps_per_epoch = self.stream.steps_per_epoch
         self.total = total_steps(self.training, self.steps_per_epoch)
         self.due_epoch = steps_between(self.training, self.steps_per_epoch)
@@ -132,9 +122,7 @@ class Loop:
         if redraws:
             cast(Encoder, self.model.encoder).redraw(derived_generator(self.stream.seed, step))
         lr = rate(step, self.total, self.training)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_factor", 1.0)
-        self.unread.append(Step(step, self.updater.apply(batch, self.progress), lr, redraws))
+        self.unread.append(self.updater.apply(batch, self.progress, lr, redraws))
         self.progress.step += 1
         self.logger.record.step = self.progress.step
 
@@ -147,33 +135,33 @@ class Loop:
         while len(self.unread) > leave:
             step = self.unread.pop(0)
             loss = norm = math.nan
-            if self.updater.is_bad(step.update):
+            if self.updater.is_bad(step):
                 self._leave_out(step)
             else:
-                loss, norm = self.updater.finish(step.update, self.progress)
+                loss, norm = self.updater.finish(step, self.progress)
                 self._stop_clock(step)
             display.show(step.number + 1, loss=loss, norm=norm, lr=step.lr, speed=self.clock.speed)
 
-    def _leave_out(self, bad: Step) -> None:
+    def _leave_out(self, bad: Update) -> None:
         """Notes a bad step, or raises its BadNumbers, and begins those after it again."""
         after, self.unread = self.unread, []
         for step in reversed(after):
-            self.updater.undo(step.update)
+            self.updater.undo(step)
         self.updater.go_on()
         self.progress.step = self.logger.record.step = bad.number
-        error = self.updater.fault(bad.update, self.progress)
+        error = self.updater.fault(bad, self.progress)
         if sum(fault["kind"] == "bad_step" for fault in self.logger.record.faults) >= self.training.max_bad_steps:
             raise error
         self.logger.fault("bad_step", bad.number, f"{error}; the step is left out", error.details)
         self.progress.step = self.logger.record.step = bad.number + 1
         for step in after:
-            self._begin(step.update.batch)
+            self._begin(step.batch)
 
-    def _stop_clock(self, step: Step) -> None:
+    def _stop_clock(self, step: Update) -> None:
         """Gives a step its time: since the one before was read, or since it began where there was none."""
         faults = len(self.logger.record.faults)
         if faults == self.known_faults:  # else its time says nothing about the others
-            batch = step.update.batch
+            batch = step.batch
             size = self.updater.micro_batch(batch, self.progress)
             tokens, padded = real_and_padded(batch, size, trimming(batch, self.hardware))
             self.clock.stop(tokens=tokens, padded_tokens=padded, redrew=step.redrew)

@@ -24,9 +24,12 @@ SMALLEST_SCALE = 1.0  # a loss scale below it: the gradient overflows whatever t
 
 @dataclass
 class Update:
-    """One update that was begun; the device may still be at it."""
+    """One update that was begun; the device may still be at it, and the loop has not read yet how it went."""
 
+    number: int  # of its step, from 0
     batch: Batch
+    lr: float
+    redrew: bool  # it began with new random features
     terms: int
     numbers: Arriving  # the sum of the losses, the gradient's norm, 1 if the update is bad, else 0
     random: dict[str, Any] | None  # the random states before it, where it may have to be undone
@@ -34,7 +37,7 @@ class Update:
 
 
 class Updater:
-    """Gradients, clipping, the optimizer's step. The learning rate is set by the loop.
+    """Gradients, clipping, the optimizer's step, with the learning rate that the loop gives.
 
     Whether an update is bad (its loss or gradient is not finite) is decided before it reaches the weights. At once on a
     CPU. `deferred`, the default on a GPU, leaves the decision to the device, so that the host need not wait at each
@@ -72,14 +75,16 @@ class Updater:
         if paths:
             device["attention_path"] = ",".join(sorted(paths))
 
-    def apply(self, batch: Batch, progress: Progress) -> Update:
-        """Begins one update, which leaves the weights as they are if it is bad. Raises OutOfMemory."""
+    def apply(self, batch: Batch, progress: Progress, lr: float, redrew: bool) -> Update:
+        """Begins the update of `progress.step`; if it is bad it leaves the weights as they are. Raises OutOfMemory."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         random = random_states(self.amp.device) if self.deferred else None
         scaling = [tensor.clone() for tensor in self._scaling()] if self.deferred else []
         with memory_errors(lambda: self._sizes(batch, progress)):
             loss_sum, terms = self._gradients_that_fit(batch, progress)
             numbers = self._step(loss_sum)
-        return Update(batch, terms, numbers, random, scaling)
+        return Update(progress.step, batch, lr, redrew, terms, numbers, random, scaling)
 
     def _step(self, loss_sum: Tensor) -> Arriving:
         """Clipping, and the optimizer's step unless the update is bad. Returns the numbers of an `Update`."""
