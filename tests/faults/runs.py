@@ -31,7 +31,7 @@ PATIENCE = 60.0  # seconds within which a run must end after a signal
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of training."""
+    """One kind of training. `fault`, `fits`: what goes wrong in it, for tests/train/harness.py."""
 
     stage: str
     attention: str
@@ -39,6 +39,9 @@ class Case:
     workers: int = 0
     micro_batch: int | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    fault: str | None = None
+    fits: int | None = None
 
 
 CASES = {
@@ -62,8 +65,10 @@ def live(folder: Path, case: Case) -> None:
         return
     if before is not None:
         carry_over(logger.record, before)
-    hardware = Hardware(device="cpu", dtype=case.dtype, workers=case.workers, micro_batch=case.micro_batch)
-    precision = Precision(device="cpu", dtype=case.dtype)
+    settings = {"workers": case.workers, "micro_batch": case.micro_batch}
+    settings["on_oom"] = "halve" if case.fault == "memory" else "stop"
+    hardware = Hardware(device=case.device, dtype=case.dtype, **settings)
+    precision = Precision(device=case.device, dtype=case.dtype)
     selected = {} if case.stage == "finetune" else {"select_by": "val_loss"}
     training = samples.make_training(**selected, **case.training)
     with logger:

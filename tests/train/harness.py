@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Iterator
 from unittest import mock
@@ -14,32 +14,20 @@ import pytest
 import torch
 
 from tests.faults import runs
-from xcls.config.schema import Hardware
-from xcls.train.precision import Precision
+from tests.faults.runs import Case
 from xcls.train.update import Updater
 
 ROW = 7  # the row of the data that brings the faults of a run with `fault`
-
-
-@dataclass(frozen=True)
-class Case(runs.Case):
-    """One kind of training. `fault`: bad (NaN with ROW), memory (with ROW no more than 4 rows fit).
-
-    `fits`: how many rows fit into the memory in every batch.
-    """
-
-    fault: str | None = None
-    device: str = "cpu"
-    fits: int | None = None
-
-
 BAD_STEPS = Case("finetune", "sdpa", fault="bad", training={"max_bad_steps": 100})
 LITTLE_MEMORY = Case("finetune", "performer", fault="memory")
 
 
 @contextmanager
 def injected(case: Case) -> Iterator[None]:
-    """Faults that depend on nothing but the batch, so that every process of a run meets the same."""
+    """The faults of `case`; they depend on nothing but the batch, so that every process of a run meets the same.
+
+    bad: a batch with ROW gives NaN. memory: of a batch with ROW no more than 4 rows fit, or `fits` of every batch.
+    """
     fitting, gradients = Updater._gradients_that_fit, Updater._gradients
 
     def bad(self: Updater, batch: Any, progress: Any) -> Any:
@@ -63,12 +51,7 @@ def injected(case: Case) -> Iterator[None]:
 
 def live(folder: Path, case: Case, **changes: Any) -> None:
     """One process of a run in `folder`, as `resume=true` begins it. `changes`: settings of the training."""
-    device, oom = {"device": case.device}, {"on_oom": "halve" if case.fault == "memory" else "stop"}
-    made = {
-        "Hardware": lambda **given: Hardware(**{**given, **device, **oom}),
-        "Precision": lambda **given: Precision(**{**given, **device}),
-    }
-    with injected(case), mock.patch.multiple(runs, **made):
+    with injected(case):
         runs.live(folder, replace(case, training={**case.training, **changes}))
 
 
