@@ -49,15 +49,6 @@ class Cards:
     why: str = ""
     warn: bool = False  # a GPU is here all the same, and nobody has hidden it
 
-    def refuse(self) -> None:
-        """Raises UserError where torch has no code for one of the cards."""
-        for card in self.cards:
-            if not runs_on(card.capability, self.code):
-                raise UserError(
-                    f"{card}: this torch ({self.torch}) has no code for it, only for {', '.join(self.code)}. "
-                    f"Install {remedy(card.capability)}. Or set hardware=cpu."
-                )
-
 
 @lru_cache(maxsize=1)
 def here() -> Cards:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Callable
 
 from xcls.config.schema import Hardware, UserError
-from xcls.train.cards import Cards, here
+from xcls.train.cards import Cards, here, remedy, runs_on
 
 CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 PLANNED = "XCLS_PRECISION"  # `cuda fp16`: what the launcher of a sweep has planned this job with
@@ -69,7 +69,12 @@ def check_cards(precision: Precision, cards: Cards, *, emulate: bool = False) ->
         return ""
     if not cards.cards:
         raise UserError(f"hardware.device=cuda: {cards.why}. Set hardware=cpu, or make torch.cuda.is_available() true.")
-    cards.refuse()
+    for card in cards.cards:
+        if not runs_on(card.capability, cards.code):
+            raise UserError(
+                f"{card}: this torch ({cards.torch}) has no code for it, only for {', '.join(cards.code)}. "
+                f"Install {remedy(card.capability)}. Or set hardware=cpu."
+            )
     without = next((card for card in cards.cards if not card.bf16), None)
     if precision.dtype != "bf16" or without is None:
         return ""
