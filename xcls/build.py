@@ -17,7 +17,7 @@ from xcls.attention.check import LENGTH, check_attention, check_position
 from xcls.config.compose import RunConfig, compose_config
 from xcls.config.schema import Config, Labels, UserError
 from xcls.config.targets import FILES, parameters
-from xcls.data.reading import Reading, reading_of
+from xcls.data.reading import Reading
 from xcls.data.source import Source, as_columns
 from xcls.model.encoder import Encoder
 from xcls.model.heads import Classifier, MaskedLanguageModel, MLMHead, TextClassifier
@@ -44,7 +44,7 @@ def make_source(config: Config) -> Source:
 
 def make_reading(config: Config) -> Reading:
     """How the run's data were read, over it what was typed for new documents: `text`, `reading`. Raises UserError."""
-    own = reading_of(make_source(config), config.dataset.text)
+    own = make_source(config).reading()
     if config.reading:
         trained = config.dataset.source if config.dataset.source["_target_"] == FILES else {"_target_": FILES}
         variant = copy.deepcopy(config)

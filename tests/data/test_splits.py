@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xcls.config.schema import Dataset, UserError
+from xcls.data.reading import Reading
 from xcls.data.rows import make_rows
 from xcls.data.source import Splits
 from xcls.data.splits import Prepared, prepare
@@ -27,6 +28,9 @@ class Rows:
 
     def fingerprint(self) -> str:
         return "rows"
+
+    def reading(self) -> Reading:
+        return Reading(["text"])
 
     def load(self) -> Splits:
         made = {}

@@ -148,10 +148,8 @@ class Files:
         if whole.any() and not chosen[whole].any():
             raise UserError(
                 f"{self.root}: its {len(rows)} rows are too few to set a test part aside: "
-                f"{len(np.unique(alike[whole]))} different texts "
-                "have a label, and no class has two of them. Give two or more texts of each class (and one more for "
-                "validation), or "
-                "a folder with train.csv and test.csv."
+                f"{len(np.unique(alike[whole]))} different texts have a label, and no class has two of them. Give two "
+                "or more texts of each class (and one more for validation), or a folder with train.csv and test.csv."
             )
         return chosen
 

@@ -23,15 +23,8 @@ PIECE = 1000  # rows of a piece, at most
 CHARACTERS = 4_000_000  # of a piece, about
 
 
-SIGNS = {
-    "tab": "\t",
-    "\\t": "\t",
-    "comma": ",",
-    "semicolon": ";",
-    "pipe": "|",
-    "space": " ",
-    "backslash": "\\",
-}  # words for a sign
+# Words for a sign.
+SIGNS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "backslash": "\\"}
 RETURN = "\ue00d"  # for private use; stands for a carriage return within a line
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line
 
@@ -232,8 +225,7 @@ def _read_separated(
             return ""
         return (
             "Set dataset.text and dataset.label to columns that exist; if the first line is a row already, set "
-            "dataset.source.header=false "
-            "and name them by number (dataset.text=2)."
+            "dataset.source.header=false and name them by number (dataset.text=2)."
         )
 
     try:

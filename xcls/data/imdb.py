@@ -64,8 +64,7 @@ class Imdb(HubSource):
             return {split: self._archive(folder, split) for split in self.splits}
         raise UserError(
             f"{folder}: no {', '.join(missing)} there. IMDb is needed as the hub's parquet files (without "
-            "unsupervised.parquet: "
-            "dataset.source.use_unlabelled=false), or as the official archive, unpacked."
+            "unsupervised.parquet: dataset.source.use_unlabelled=false), or as the official archive, unpacked."
         )
 
     def _archive(self, folder: Path, split: str) -> Table:

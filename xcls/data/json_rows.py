@@ -28,11 +28,7 @@ def json_rows(file: Path, lines: Iterator[str]) -> Iterator[Row]:
     text = first + "".join(line for _, line in chain([second] if second else [], found))
     if not text:
         return
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {start - 1 + error.lineno}"
-        raise UserError(f"{file}, {place}: not JSON ({error.msg}, character {error.colno}). {RECORDS}") from error
+    value = _parsed(file, start, text)
     lists = [part for part in value.values() if isinstance(part, list)] if isinstance(value, dict) else []
     rows = value if isinstance(value, list) else lists[0] if len(lists) == 1 else [value]
     for number, row in enumerate(rows, 1):
@@ -49,11 +45,16 @@ def _is_object(line: str) -> bool:
 def _by_line(file: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
     for number, line in lines:
         place = f"line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, {place}: not JSON ({error.msg}, character {error.pos + 1}). {RECORDS}") from error
-        yield place, _object(file, place, row)
+        yield place, _object(file, place, _parsed(file, number, line.rstrip()))
+
+
+def _parsed(file: Path, start: int, text: str) -> Any:
+    """The value that `text`, from line `start` on, stands for. Raises UserError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {start - 1 + error.lineno}"
+        raise UserError(f"{file}, {place}: not JSON ({error.msg}, character {error.colno}). {RECORDS}") from error
 
 
 def _object(file: Path, place: str, row: Any) -> dict[str, Any]:

@@ -59,15 +59,12 @@ class ClassNames:
 
     def add(self, labels: Sequence[Any], *, folder: bool = False) -> list[int | None]:
         """Numbers of names for labels of train."""
-        found: list[int | None] = []
-        for value in labels:
-            name = self.name(value, folder=folder)
-            if name is not None:
-                self.counts[name] += 1
-                if folder:
-                    self.certain.add(name)
-            found.append(None if name is None else self.numbers.setdefault(name, len(self.numbers)))
-        return found
+        found = [self.name(value, folder=folder) for value in labels]
+        names = [name for name in found if name is not None]
+        self.counts.update(names)
+        if folder:
+            self.certain.update(names)
+        return [None if name is None else self.numbers.setdefault(name, len(self.numbers)) for name in found]
 
     def settle(self) -> list[int]:
         """Puts the classes in order, once train is read. The position in `classes` for each number that `add` gave."""
@@ -98,14 +95,11 @@ class ClassNames:
             elif name is not None and number is None:
                 number = next((its for other, its in self.numbers.items() if fold(other) == fold(name)), None)
                 if number is None or not self.settings.casefold:
-                    alike = (
-                        ""
-                        if number is None
-                        else " dataset.labels.casefold=true joins names that differ in capitals or blanks alone."
-                    )
+                    joins = " dataset.labels.casefold=true joins names that differ in capitals or blanks alone."
                     raise UserError(
                         f"{where}, {row}: the label {name!r} is in no row of the training data (classes there: "
-                        f"{some(self.classes)}). Take these rows out, or give training rows of this class.{alike}"
+                        f"{some(self.classes)}). Take these rows out, or give training rows of this class."
+                        f"{'' if number is None else joins}"
                     )
                 self.numbers[name] = number
             found.append(number)
@@ -123,8 +117,7 @@ class ClassNames:
         if not self.settings.many and (count > MOST_CLASSES or (rows > 20 and count > rows // 2)):
             raise UserError(
                 f"{where}: the column '{label}' holds {count} different values in {rows} rows. Set dataset.label to "
-                "the column "
-                "with the classes, or, if these are the classes, dataset.labels.many=true."
+                "the column with the classes, or, if these are the classes, dataset.labels.many=true."
             )
 
     def notes(self, where: str) -> list[str]:
@@ -133,10 +126,11 @@ class ClassNames:
         """
         found = []
         for name, count in sorted(self.left_out.items()):
-            remedy = (
-                "; if it is a class: 'dataset.labels.missing=[]'" if self.settings.missing == Labels().missing else ""
-            )
-            remedy = "; the training rows have no such class" if name == "-1" else remedy
+            remedy = ""
+            if name == "-1":
+                remedy = "; the training rows have no such class"
+            elif self.settings.missing == Labels().missing:
+                remedy = "; if it is a class: 'dataset.labels.missing=[]'"
             found.append(f"{where}: the label {name!r} of {count} rows is read as no label{remedy}.")
         like = [name for name in self.classes if name.casefold() in LIKE_MISSING and name not in self.certain]
         if like:
@@ -174,9 +168,9 @@ def _groups(names: Iterable[str]) -> list[list[str]]:
 
 def _typed(text: str | None) -> str:
     """A label as it is typed in a list on the command line."""
-    return (
-        "null" if text is None else text if re.fullmatch(r"[A-Za-z]+", text) and text.lower() != "null" else f'"{text}"'
-    )
+    if text is None:
+        return "null"
+    return text if re.fullmatch(r"[A-Za-z]+", text) and text.lower() != "null" else f'"{text}"'
 
 
 def some(names: Sequence[str], most: int = 12) -> str:

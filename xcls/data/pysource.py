@@ -18,19 +18,7 @@ from xcls.config.schema import UserError
 from xcls.data.packages import MASK, PackageSource, name_masker, name_order, package_files, package_folder
 from xcls.data.reading import Reading
 
-PACKAGES = (
-    "fontTools",
-    "matplotlib",
-    "networkx",
-    "numpy",
-    "pandas",
-    "python",
-    "scipy",
-    "sklearn",
-    "sympy",
-    "torch",
-    "wandb",
-)
+PACKAGES = "fontTools matplotlib networkx numpy pandas python scipy sklearn sympy torch wandb".split()
 ALIASES = "nx"
 _LEADING = re.compile(r"\A(?:[ \t]*(?:#[^\n]*)?\n)+")
 _IMPORT = re.compile(rf"^([ \t>.]*(?:from|import)[ \t]+){MASK}[\w.]*", re.MULTILINE)

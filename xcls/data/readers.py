@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 from xcls.config.schema import UserError
 from xcls.data.class_folder import is_junk
-from xcls.data.formats import PIECE, READERS, Format, Table, joined, kind_of
+from xcls.data.formats import READERS, Format, Table, in_pieces, joined, kind_of
 from xcls.data.source import at, join_text
 from xcls.data.text_file import HEAD, refuse_other_kinds, text_lines
 
@@ -88,16 +88,15 @@ def text_pieces(path: str | Path, reading: Reading) -> Iterator[list[str]]:
     """Documents of a file or folder, some at a time: a txt file has one a line, a table one a row. Raises UserError."""
     for file in text_files(path):
         if kind_of(file) == ".txt":
-            lines = (line.strip() for line in text_lines(file, reading.form.encoding))
-            while piece := list(islice(lines, PIECE)):
-                yield _cleaned(piece, reading)
+            lines = enumerate(text_lines(file, reading.form.encoding), 1)
+            rows = ((f"line {number}", [line.strip()]) for number, line in lines)
+            pieces = (table.columns["text"] for table in in_pieces(rows, ["text"]))
         else:
-            for table in read_pieces(file, reading.text, reading.form, notes=[]):
-                yield _cleaned(text_column(table, reading.text), reading)
-
-
-def _cleaned(texts: Sequence[str | None], reading: Reading) -> list[str]:
-    return [text for text in (reading.clean(text or "") for text in texts) if text.strip()]
+            tables = read_pieces(file, reading.text, reading.form, notes=[])
+            pieces = (text_column(table, reading.text) for table in tables)
+        for piece in pieces:
+            cleaned = (reading.clean(text or "") for text in piece)
+            yield [text for text in cleaned if text.strip()]
 
 
 def text_files(path: str | Path) -> list[Path]:

@@ -23,7 +23,6 @@ from xcls.config.schema import UserError
 from xcls.data.class_folder import class_pieces
 from xcls.data.formats import Format, NoColumn, Table, joined, kind_of
 from xcls.data.readers import read_table, text_column
-from xcls.data.source import Source, as_columns
 from xcls.data.text_file import text_lines
 from xcls.runs.paths import is_stream
 
@@ -50,12 +49,6 @@ class Reading:
     def identity(self) -> list[Any]:
         """What decides which texts a file gives, as plain values."""
         return [self.text, asdict(self.form), self.cleaning]
-
-
-def reading_of(source: Source, text: Any) -> Reading:
-    """The reading of a source; of one that names none, tables with the columns `text`, as they are."""
-    own = getattr(source, "reading", None)
-    return Reading(as_columns(text)) if own is None else own()
 
 
 @dataclass

@@ -12,7 +12,7 @@ from xcls.config.schema import Dataset, UserError
 from xcls.data.cache import build_once, cache_folder, digest
 from xcls.data.labels import some
 from xcls.data.readers import text_files, text_pieces
-from xcls.data.reading import Reading, reading_of
+from xcls.data.reading import Reading
 from xcls.data.rows import Rows, RowWriter, Texts, read_rows
 from xcls.data.source import Source, files_digest
 from xcls.data.stratify import as_keys, carve, first_alike, sample, stands_in, text_key
@@ -70,7 +70,7 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
     _check_classes(made, splits.classes, settings.name, report)
     more = [] if splits.unlabelled is None else [splits.unlabelled.select(~_blank(splits.unlabelled.keys()))]
     report["rows"]["unlabelled"] = sum(map(len, more))
-    more += [_extra_rows(path, reading_of(source, settings.text)) for path in settings.extra]
+    more += [_extra_rows(path, source.reading()) for path in settings.extra]
     if settings.extra:
         report["rows"]["extra"] = sum(map(len, more)) - report["rows"]["unlabelled"]
     share = 1.0 if settings.limit is None else len(made["train"]) / whole

@@ -16,32 +16,20 @@ from xcls.config.schema import UserError
 HEAD = 4096  # bytes that are looked at
 EXPORT = "Save the sheet as CSV (UTF-8)."
 OTHER_KINDS = (  # first bytes, what such a file is, what to do
-    (
-        rb"version https://git-lfs",
-        "a Git LFS pointer, the data are not here",
-        "Run `git lfs pull` in the repository that it came from.",
-    ),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the data", "Run `git lfs pull` where it came from."),
     (rb"PK\x03\x04.{26,60}(\[Content_Types\]|xl/|_rels)", "an Excel workbook", EXPORT),
     (rb"PK\x03\x04", "a zip archive or an Excel workbook", "Unpack it, or save the sheet as CSV (UTF-8)."),
     (rb"\xd0\xcf\x11\xe0", "an old Excel workbook", EXPORT),
     (
         rb"\xfd7zXZ|BZh\d1AY|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!",
         "a packed file",
-        "Unpack it first; of packed files .gz alone is read.",
+        "Unpack it first; only .gz is read packed.",
     ),
     (rb"PAR1", "a parquet file", "Give it a name that ends in .parquet."),
     (rb"ARROW1", "an Arrow file", "Give it a name that ends in .arrow."),
-    (
-        rb"%PDF-|SQLite format 3|\x89HDF|\x93NUMPY|\x89PNG|\xff\xd8\xff",
-        "no text",
-        "Write its texts as csv, jsonl or parquet.",
-    ),
+    (rb"%PDF-|SQLite format 3|\x89HDF|\x93NUMPY|\x89PNG|\xff\xd8\xff", "no text", "Write its texts as csv or jsonl."),
 )
-WEB_PAGE = (
-    rb"\s*<(!DOCTYPE|!doctype|html|HTML)",
-    "a web page, not the data",
-    "Download the file itself; a page for people came instead of it.",
-)
+PAGE = (rb"\s*<(!DOCTYPE|!doctype|html|HTML)", "a web page, not the data", "Download the file itself, not its page.")
 BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -60,7 +48,7 @@ def refuse_other_kinds(file: Path, head: bytes, *, own: str = "") -> None:
     """Raises UserError where the first bytes are those of another kind of file than a text (or than that of magic
     `own`).
     """
-    kinds = [*OTHER_KINDS, WEB_PAGE] if re.search(r"\.(csv|tsv|jsonl?)$", file.name.lower()) else OTHER_KINDS
+    kinds = [*OTHER_KINDS, PAGE] if re.search(r"\.(csv|tsv|jsonl?)$", file.name.lower()) else OTHER_KINDS
     for start, what, remedy in kinds:
         if re.match(start, head, re.DOTALL) and not (own and head.startswith(own.encode())):
             raise UserError(f"{file}: this is {what}. {remedy}")
@@ -108,10 +96,9 @@ def open_text(file: Path, encoding: str, *, newline: str = "") -> Iterator[IO[st
                 yield stream
     except UnicodeError as error:
         raise UserError(
-            f"{file}{_undecodable_line(file, used)}: this is not {used.removesuffix('-sig')} text. Name its "
-            "encoding, e.g. "
-            "dataset.source.encoding=cp1252 (Western Europe; also latin-1), gb18030 (Chinese), shift_jis (Japanese), "
-            "cp1251 (Cyrillic)."
+            f"{file}{_undecodable_line(file, used)}: this is not {used.removesuffix('-sig')} text. Name its encoding, "
+            "e.g. dataset.source.encoding=cp1252 (Western Europe; also latin-1), gb18030 (Chinese), shift_jis "
+            "(Japanese), cp1251 (Cyrillic)."
         ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{file}: the gzip file is damaged or cut off ({error}). Copy it again.") from error

@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -20,9 +20,8 @@ from tqdm import tqdm
 from xcls.config.schema import UserError
 from xcls.data.tokenizer import SPECIAL_TOKENS
 
-CHARACTER_SHARE = (
-    0.5  # of the vocabulary, for single characters, before words are merged; words with rarer ones become [UNK]
-)
+# Of the vocabulary, for single characters, before words are merged; words with rarer ones become [UNK].
+CHARACTER_SHARE = 0.5
 # Thai, Lao, Tibetan, Burmese, Khmer, kana: whole sentences without a blank, and WordPiece reads no word of over 100
 # characters.
 WITHOUT_BLANKS = "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]"
@@ -45,10 +44,8 @@ def train_wordpiece(
     groups, sources = _characters(texts, blank)
     sizes = accumulate(map(len, groups))
     kept = sum(size - len(group) < vocab_size * CHARACTER_SHARE for size, group in zip(sizes, groups))
-    alphabet, inner = (
-        sorted(group[0] for group in groups[:kept]),
-        sorted(token for group in groups[:kept] for token in group[1:]),
-    )
+    alphabet = sorted(group[0] for group in groups[:kept])
+    inner = sorted(token for group in groups[:kept] for token in group[1:])
     known = set(alphabet)
     rare = {point: None for point, made in sources.items() if not known.issuperset(made)}
     if re.search(WITHOUT_BLANKS, "".join(alphabet)):
@@ -136,10 +133,8 @@ def load(path: Path, *, kind: str, lowercase: bool, strip_accents: bool | None =
     if path.suffix == ".json":
         return _load_json(path, text, kind)
     tokens = list(dict.fromkeys(line.rstrip("\r") for line in text.split("\n") if line.strip()))
-    ordered = _specials_first(path, tokens)
-    return (
-        wordpiece_state(ordered, lowercase, strip_accents) if kind == "wordpiece" else words_state(ordered, lowercase)
-    )
+    tokens = _specials_first(path, tokens)
+    return wordpiece_state(tokens, lowercase, strip_accents) if kind == "wordpiece" else words_state(tokens, lowercase)
 
 
 def _load_json(path: Path, text: str, kind: str) -> str:
@@ -228,26 +223,19 @@ def _characters(texts: Sequence[str], library: Tokenizer) -> tuple[list[list[str
     """(the tokens of each character, once normalised, the most frequent first: "x", and "##x" for one that goes on with
     a word; for each code point of the texts in NFC the characters that it becomes)."""
     raw = np.zeros(0x110000, np.int64)
-    for batch in _joined(texts):
-        counts = np.bincount(
-            np.frombuffer(unicodedata.normalize("NFC", batch).encode("utf-32-le", "replace"), np.uint32)
-        )
+    for start in range(0, len(texts), 2000):
+        joined = unicodedata.normalize("NFC", "".join(texts[start : start + 2000]))
+        counts = np.bincount(np.frombuffer(joined.encode("utf-32-le", "replace"), np.uint32))
         raw[: len(counts)] += counts
     counts_of: Counter[str] = Counter()
     sources: dict[int, list[str]] = {}
     for point in np.flatnonzero(raw).tolist():
-        sources[point] = (
-            [c for word in words_of(library, chr(point)) for c in word] if not 0xD800 <= point < 0xE000 else []
-        )
+        words = [] if 0xD800 <= point < 0xE000 else words_of(library, chr(point))
+        sources[point] = [character for word in words for character in word]
         for character in sources[point]:
             counts_of[character] += int(raw[point])
     ranked = sorted(counts_of, key=lambda item: (-counts_of[item], item))
     return [[sign, f"##{sign}"] if len(words_of(library, f"a{sign}")) == 1 else [sign] for sign in ranked], sources
-
-
-def _joined(texts: Sequence[str], size: int = 2000) -> Iterator[str]:
-    for start in range(0, len(texts), size):
-        yield "".join(texts[start : start + size])
 
 
 def _numbered(tokens: Sequence[str]) -> dict[str, int]:
