@@ -110,6 +110,11 @@ class Study:
         self._verdicts: dict[tuple[str, str, str], Verdict] = {}
         self._references: dict[tuple[str, str], tuple[Group | None, str]] = {}
 
+    @property
+    def names(self) -> list[str]:
+        """What the runs' experiments say they are about."""
+        return sorted({run.record.study for run in self.found.runs if run.record.study})
+
     def verdict(self, group: Group, reference: str, split: str = "validation") -> Verdict:
         """The verdict on `group` against the mechanism named `reference`, on `split` (validation or test)."""
         place = (group.id, reference, split)

@@ -35,7 +35,8 @@ def _bill(record: Record, parents: dict[str, Record], cost: Cost) -> dict[str, f
     while one.pretrain is not None and len(chain) < LONGEST and (found := parents.get(str(one.pretrain.get("hash")))):
         chain.append(one := found)
     lost = 0.0 if one.pretrain is None else nan  # a parent that is not at hand
-    hours, prices = [train_seconds(each) / HOUR for each in chain], [price_of(each, cost) for each in chain]
+    hours = [train_seconds(each) / HOUR for each in chain]
+    prices = [cost.of(f"{each.device.get('kind')} {each.device.get('name')}") for each in chain]
     rates = [_number(price.price_per_hour) for price in prices]
     watts = [_watts(each, price) for each, price in zip(chain, prices)]
     document = document_seconds(record)
@@ -74,11 +75,6 @@ def document_seconds(record: Record) -> float:
     rate = MEASURES["inference_examples_per_s"].of(record)
     tokenize = 0.0 if record.mode == "baseline" else MEASURES["tokenize_ms_per_example"].of(record)
     return nan if not rate or tokenize is None else 1 / rate + tokenize / 1000
-
-
-def price_of(record: Record, cost: Cost) -> Price:
-    """The price of the machine of a run, by the kind and the name of its device."""
-    return cost.of(f"{record.device.get('kind')} {record.device.get('name')}")
 
 
 def _watts(record: Record, price: Price) -> float:

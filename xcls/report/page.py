@@ -63,7 +63,7 @@ def page(
         script=script,
         classes=CLASSES,
         signs=SIGNS,
-        studies=sorted({run.record.study for run in study.found.runs if run.record.study}),
+        studies=study.names,
         boards=[_board(board, study, tables, plots) for board in study.boards],
         pretraining=[plot for plot in apart if plot["name"] == "pretraining"],
         benches=[plot for plot in apart if plot["name"] != "pretraining"],
@@ -75,7 +75,7 @@ def page(
         used=json.dumps(used, indent=1, ensure_ascii=False, default=str),
         best=best,
         notes=notes,
-        found_notes=study.found.notes,
+        found=study.found,
     )
 
 

@@ -88,8 +88,7 @@ def remarks(study: Study) -> list[str]:
 
 def printed(study: Study, findings: Sequence[str], page: str, best: Sequence[tuple[str, str]]) -> str:
     """The text for stdout. findings: sentences; page: its path."""
-    names = sorted({run.record.study for run in study.found.runs if run.record.study})
-    blocks, following, boards = names[:MOST_PRINTED_BOARDS], [], study.boards
+    blocks, following, boards = study.names[:MOST_PRINTED_BOARDS], [], study.boards
     most = max(2, MOST_PRINTED // max(1, min(len(boards), MOST_PRINTED_BOARDS)))
     for board in boards[:MOST_PRINTED_BOARDS]:
         told = headline(board, study)
@@ -137,9 +136,8 @@ def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
 def _write_script(out: Path, found: Found, report: Sequence[str]) -> None:
     """reproduce.sh, with the pretraining runs that the runs started from, wherever they lie; `report`: the
     overrides."""
-    records = {run.record.hash: run.record for run in reversed(found.runs) if run.record.status != "completed"}
-    records.update(found.parents)
-    records.update({run.record.hash: run.record for run in reversed(found.runs) if run.record.status == "completed"})
+    known = [*found.parents.values(), *(run.record for run in reversed(found.runs))]
+    records = {record.hash: record for record in sorted(known, key=lambda record: record.status == "completed")}
     patches: dict[str, str] = {}
     for run in found.runs:
         patches.update(read_patch(run.folder, run.record))
