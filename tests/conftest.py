@@ -12,26 +12,23 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch: on tensors this small a second thread only waits, and costs ten times the processor
+# Before torch: on tensors this small a second thread only waits, and costs ten times the processor.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import pytest
 
 from tests import warm
 
+# A slow machine is no failure, and one that passes has tried what another tries.
 hypothesis.settings.register_profile(
     "house", deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
 )
-hypothesis.settings.load_profile(
-    "house"
-)  # a slow machine is no failure, and one that passes has tried what another tries
+hypothesis.settings.load_profile("house")
 
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if (
-        signal.getsignal(number) is signal.SIG_IGN
-    ):  # started in the background, or by nohup: commands under test would inherit it
+    # Ignored where the tests were started in the background, or by nohup: commands under test would inherit it.
+    if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 os.environ.pop("XCLS_RUNS", None)  # the developer's own runs stay out of it
 
@@ -130,15 +127,10 @@ class Project:
 
     def files(self) -> set[str]:
         """What the commands have made, caches aside."""
-        made = {
-            p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file() and not p.is_symlink()
-        }
-        return {
-            name
-            for name in made
-            if not name.startswith(("conf/", "xcls/", "hydra_plugins/", "cache/", "leases/"))
-            and "__pycache__" not in name
-        }
+        others = ("conf/", "xcls/", "hydra_plugins/", "cache/", "leases/")
+        files = [path for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+        names = {path.relative_to(self.folder).as_posix() for path in files}
+        return {name for name in names if not name.startswith(others) and "__pycache__" not in name}
 
 
 def make_project(folder: Path) -> Project:

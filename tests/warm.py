@@ -30,10 +30,8 @@ LOADED = [
     "sklearn.linear_model",
     "torch._dynamo",
 ]
-ALONE = {
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-}  # no thread of pyarrow
+# Without a thread of pyarrow.
+ALONE = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 context.set_forkserver_preload(LOADED)
 
@@ -46,10 +44,8 @@ def run(
         out, err = Path(place, "out"), Path(place, "err")
         given = (command[1:], folder, {**environment, **RETAIN}, out, err)
         process = context.Process(target=become, args=given)
-        with mock.patch.dict(
-            os.environ, {**environment, **RETAIN, **ALONE}
-        ):  # the server starts with the first command
-            process.start()
+        with mock.patch.dict(os.environ, {**environment, **RETAIN, **ALONE}):
+            process.start()  # with the first one the server starts
         process.join(timeout)
         if process.is_alive():
             os.killpg(process.pid, signal.SIGKILL)

@@ -22,7 +22,7 @@ from xcls.config.rates import settle_rates
 from xcls.config.renamed import current
 from xcls.config.schema import Config, UserError, check_name, flatten, nearest, unflatten
 from xcls.config.targets import FILES, check_node
-from xcls.runs.identity import runs_root
+from xcls.runs.identity import ARCHITECTURE, runs_root
 from xcls.runs.paths import at, find_run, in_project
 from xcls.runs.redact import without_secrets
 
@@ -31,7 +31,6 @@ UNTYPED = {  # typed by the signature of their _target_: the package it must be 
     "position": ("xcls.position.", ("name", "embed_dim", "num_heads", "head_dim", "num_layers", "seq_len")),
     "dataset.source": ("xcls.data.", ("path", "text", "label")),
 }
-INHERITED = ("attention", "position", "size", "tokenizer", "seq_len")  # by fine-tuning, from its pretraining run
 OF_ONE_CALL = ("exp", "split", "input", "output", "checkpoint", "text", "reading")  # of mode=eval and predict
 FREE = ("split", "input", "output", "checkpoint", "hardware", "wandb", "dataset.path", "finetuning.eval_batch_size")
 FREE_IN = {"eval": FREE, "predict": (*FREE, "dataset.truncate", "text", "dataset.text", "dataset.source")}
@@ -169,7 +168,7 @@ class _Draft:
         path = parent / "resolved_config.yaml"
         file = current(read_yaml(path))
         wrong = []
-        for node in INHERITED:
+        for node in ARCHITECTURE:
             if not any(_inside(key, node) for key in file):
                 raise UserError(f"{path}: names no {node}, so it is no run of this program, or damaged.")
             for key in sorted(key for key in {*file, *self.values} if _inside(key, node) and self.is_overridden(key)):
@@ -182,7 +181,7 @@ class _Draft:
                 "\n".join([*wrong, f"Fine-tuning takes the architecture from its pretraining run; free: {free}."])
             )
         named = "dataset" in self.typed_groups or self.choices.get("experiment") or self.values.get("template")
-        nodes = INHERITED if named else (*INHERITED, "dataset")
+        nodes = ARCHITECTURE if named else (*ARCHITECTURE, "dataset")
 
         def taken(key: str) -> bool:
             return key.split(".")[0] in nodes and key not in self.typed_keys

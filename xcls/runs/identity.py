@@ -17,7 +17,7 @@ from xcls.runs.code_hash import code_hash
 CODED = ("attention", "position")  # the parts of a configuration whose code is part of the hash
 STAGE_OF_MODE = {"pretrain": "pretraining", "finetune": "finetuning"}
 NOT_OF_ROWS = ("path", "extra", "source", "labels", "truncate")  # of the data set: in its fingerprint, or elsewhere
-ARCHITECTURE = ("attention", "position", "size", "tokenizer", "seq_len")
+ARCHITECTURE = ("attention", "position", "size", "tokenizer", "seq_len")  # what fine-tuning takes from pretraining
 # Of a stage's settings: when something is measured or saved, and how many rows go through at once outside training.
 NOT_SHAPING = (
     "checkpoint_every_steps",

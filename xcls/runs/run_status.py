@@ -125,7 +125,8 @@ def _follow(run: RunStatus, folder: Path, record: Record, now: float) -> None:
     run.device = run.device if here else f"{host}:{run.device}".rstrip(":")
     times = [event["time"] for event in events]
     usual = max((after - before for before, after in zip(times, times[1:])), default=0.0)
-    silent = now - max([*times[-1:], *_changed(folder)], default=0.0)
+    written = [path.stat().st_mtime for path in (folder / "events.jsonl", folder / "record.json") if path.exists()]
+    silent = now - max([*times[-1:], *written], default=0.0)
     if held is False and here:
         run.state = "stale"
         run.note = "no process has this run: it was killed, or the machine stopped. The same command goes on."
@@ -140,12 +141,6 @@ def _pace(steps: list[dict[str, Any]]) -> float | None:
     if len(steps) < 2 or steps[-1]["step"] <= steps[0]["step"]:
         return None
     return (steps[-1]["time"] - steps[0]["time"]) / (steps[-1]["step"] - steps[0]["step"])
-
-
-def _changed(folder: Path) -> list[float]:
-    """When the run last wrote its events and its record, in seconds since the epoch."""
-    paths = (folder / "events.jsonl", folder / "record.json")
-    return [path.stat().st_mtime for path in paths if path.exists()]
 
 
 def last_events(folder: Path) -> list[dict[str, Any]]:
