@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-SHOWN = 8  # rows named in a message; all of them are in the event
 
 
 class BadNumbers(Exception):
@@ -23,14 +22,6 @@ class BadNumbers(Exception):
 
 class OutOfMemory(Exception):
     """Memory ran out. The message has the sizes that led to it and the settings to change."""
-
-
-def bad_numbers(*, step: int, loss: float, norm: float, rows: list[Any], layer: str) -> BadNumbers:
-    """The exception for a step whose loss or gradient norm is not finite."""
-    named = ", ".join(map(str, rows[:SHOWN])) + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
-    numbers = f"loss {loss}, gradient norm {norm}; first in {layer}"
-    message = f"not finite at step {step}: {numbers}; rows of the batch: {named}"
-    return BadNumbers(message, {"step": step, "loss": str(loss), "norm": str(norm), "layer": layer, "rows": rows})
 
 
 def first_bad_layer(model: nn.Module, attempt: Callable[[], Any]) -> str:

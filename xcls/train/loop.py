@@ -22,7 +22,7 @@ from xcls.train.cost import MemoryGauge, StepClock
 from xcls.train.faults import BadNumbers
 from xcls.train.metrics import Scores
 from xcls.train.optim import rate
-from xcls.train.progress import Progress, StepDisplay, passes
+from xcls.train.progress import Progress, StepDisplay
 from xcls.train.randomness import derived_generator, random_states, restore_random_states
 from xcls.train.session import Session
 from xcls.train.signals import Interrupted, StopSignals
@@ -199,8 +199,14 @@ class Loop:
         return minutes is not None and time.monotonic() - self.saved_time >= 60 * minutes
 
     def _due(self, steps: int | None, epochs: float | None) -> bool:
-        """Is it time for what happens every so many steps or epochs?"""
-        return passes(self.progress.step, steps=steps, epochs=epochs, steps_per_epoch=self.due_epoch)
+        """Has the step just done completed so many steps or epochs?"""
+        step = self.progress.step
+        if steps is not None and step % steps == 0:
+            return True
+        if epochs is None:
+            return False
+        interval = epochs * self.due_epoch
+        return math.floor(step / interval + 1e-9) > math.floor((step - 1) / interval + 1e-9)
 
     def _evaluate(self, stop: StopSignals) -> bool:
         """Evaluates on validation and writes it down. Is it the best so far?"""

@@ -31,16 +31,6 @@ class Progress:
     micro_batch: int | None = None  # rows at once, where lack of memory has halved them
 
 
-def passes(step: int, *, steps: int | None, epochs: float | None, steps_per_epoch: int) -> bool:
-    """Has the step just done, the `step`-th, completed `steps` steps or `epochs` epochs?"""
-    if steps is not None and step % steps == 0:
-        return True
-    if epochs is None:
-        return False
-    interval = epochs * steps_per_epoch
-    return math.floor(step / interval + 1e-9) > math.floor((step - 1) / interval + 1e-9)
-
-
 def progress_bar(*, total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
     """A bar on stderr, seldom drawn where nobody watches; none with XCLS_PROGRESS=0."""
     hidden, interval = os.environ.get("XCLS_PROGRESS") == "0", 0.5 if sys.stderr.isatty() else 30.0

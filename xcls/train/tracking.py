@@ -35,12 +35,10 @@ def metrics_of(event: str, details: dict[str, Any]) -> dict[str, Any] | None:
     prefix = {"step": "", "eval": "", "test": "test/", "evaluation": f"eval.{details.get('split')}/"}.get(event)
     if prefix is None:
         return None
-    numbers = {prefix + key: value for key, value in details.items() if key not in ABOUT and _is_number(value)}
+    numbers = {
+        prefix + key: value for key, value in details.items() if key not in ABOUT and isinstance(value, (int, float))
+    }
     return {"step": details.get("step", details.get("checkpoint_step")), **numbers}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
 
 
 class Tracker:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from xcls.data.batching import count_terms
 from xcls.model.multihead import MultiHeadAttention
 from xcls.train.amp import Arriving
-from xcls.train.faults import BadNumbers, OutOfMemory, bad_numbers, first_bad_layer, free_memory, memory_errors
+from xcls.train.faults import BadNumbers, OutOfMemory, first_bad_layer, free_memory, memory_errors
 from xcls.train.optim import make_optimizer
 from xcls.train.progress import Progress
 from xcls.train.randomness import random_states, restore_random_states
 from xcls.train.session import Session
 from xcls.train.stream import Batch, Stream, on_device, rows_at_once
 
+SHOWN = 8  # rows named in a message; all of them are in the event
 SMALLEST_SCALE = 1.0  # a loss scale below it: the gradient overflows whatever the scale
 
 
@@ -192,8 +193,11 @@ class Updater:
 
         with memory_errors(lambda: self._sizes(batch, progress)):
             layer = first_bad_layer(self.model, attempt)
-        names = self.stream.names(batch["index"].tolist())
-        return bad_numbers(step=progress.step, loss=loss, norm=norm, rows=names, layer=layer)
+        rows, step = self.stream.names(batch["index"].tolist()), progress.step
+        named = ", ".join(rows[:SHOWN]) + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
+        numbers = f"loss {loss}, gradient norm {norm}; first in {layer}"
+        details = {"step": step, "loss": str(loss), "norm": str(norm), "layer": layer, "rows": rows}
+        return BadNumbers(f"not finite at step {step}: {numbers}; rows of the batch: {named}", details)
 
     def _sizes(self, batch: Batch, progress: Progress) -> str:
         """The sizes behind an exhausted memory, and the way out."""
