@@ -103,7 +103,7 @@ def test_pipes_and_files_without_a_suffix_are_read(tmp_path: Path) -> None:
         read(tmp_path, "new", "review,n\na,1\n", table=True)
 
 
-@pytest.mark.parametrize("stream", ["-", "nothing.csv", "/dev/zero", "/dev/null"])
+@pytest.mark.parametrize("stream", ["-", "nothing.csv"])
 def test_no_documents_are_one_message(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     with pytest.raises(UserError, match=f"input={stream}"):
@@ -114,7 +114,7 @@ def test_no_documents_are_one_message(stream: str, monkeypatch: pytest.MonkeyPat
 def test_a_device_is_refused_before_anything_is_copied(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/zero has no end: a copy of it fills the disk."""
     monkeypatch.setattr("shutil.copyfileobj", lambda *_: pytest.fail("copied"))
-    with pytest.raises(UserError, match="device"):
+    with pytest.raises(UserError, match=f"input={device}.*device"):
         read_documents(device, Reading(["text"]))
 
 

@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from xcls.config.schema import Dataset, UserError
 from xcls.data import files, rows
 from xcls.data.files import Files
-from xcls.data.rows import MISSING, Rows, RowWriter, Texts, make_rows
+from xcls.data.rows import MISSING, Rows, Texts, make_rows
 from xcls.data.splits import prepare
 from xcls.data.stratify import first_alike
 
@@ -28,18 +28,11 @@ LABELS = [0, 1, None, 2, 0, 1] * 4
 IDS = [f"file:{row}" for row in range(24)]
 
 
-def in_pieces(keeper: RowWriter, size: int = 5) -> Rows:
-    for start in range(0, 24, size):
-        part = slice(start, start + size)
-        keeper.add(text=TEXTS[part], label=LABELS[part], id=IDS[part])
-    return keeper.rows()
-
-
-@pytest.fixture(params=["collected", "written", "table"])
-def made(request: pytest.FixtureRequest, tmp_path: Path) -> Rows:
-    if request.param == "table":
-        return make_rows(text=TEXTS, label=LABELS, id=IDS)
-    return in_pieces(RowWriter(None if request.param == "collected" else tmp_path / "rows"))
+@pytest.fixture(params=["memory", "file"])
+def made(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
+    monkeypatch.setattr(rows, "BATCH", 5)
+    folder = tmp_path / "rows" if request.param == "file" else None
+    return make_rows(text=TEXTS, label=LABELS, id=IDS, folder=folder)
 
 
 def test_rows_are_what_was_given(made: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
