@@ -79,6 +79,9 @@ def test_one_length_another_machine_and_broken_rows_show_nothing(make, tmp_path)
     alone = replace(bench, rows=[row for row in bench.rows if row["seq_len"] == 512])
     broken = replace(bench, settings={}, rows=[{**row, "seq_len": "x", "batch": 0} for row in bench.rows])
     assert crossovers([alone, broken], []) == []
+    write_bench(tmp_path, "forged", [], settings=3)
+    found = collect(["multirun/bench"], tmp_path)
+    assert len(found.benches) == 1 and found.unreadable[0][0] == "multirun/bench/forged"
 
 
 def test_the_page_and_the_screen_show_it(make, tmp_path):

@@ -30,8 +30,7 @@ def sweep(make, attention, *, score=0.90, time=10.0, memory=100.0, base=0.80, **
 
 
 # Performer: 0.80 x 10 s = 8 s, 0.70 x 100 MiB = 70 MiB. Reformer: 0.85 x 10 s = 8.5 s, 0.75 x 100 MiB = 75 MiB. At
-# most one
-# point below SDPA's 0.90; SDPA 5 points, the others 3 above the baseline; at most one point between the seeds.
+# most one point below SDPA's 0.90; SDPA 5 points, the others 3 above the baseline; at most one between the seeds.
 @pytest.mark.parametrize(
     ("attention", "options", "failing"),
     [
