@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,14 @@ from xcls.attention.kernels import is_compiling
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers by the bytes of an element
 
 
-def draw(x: Tensor, threshold: int) -> Tensor:
-    """One where an element of x [...] is kept, with probability 1 - threshold / 256, else zero: uint8 of its shape."""
-    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-    drawn = words.view(torch.uint8)[: x.numel()].view(x.shape)
+def draw(x: Tensor, shape: Sequence[int], threshold: int) -> Tensor:
+    """One where an element is kept, with probability 1 - threshold / 256, else zero: uint8 of `shape`.
+
+    x is what is dropped. It is not read: the compiler makes one call of two that have the same arguments.
+    """
+    size = math.prod(shape)
+    words = torch.empty((size + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    drawn = words.view(torch.uint8)[:size].view(shape)
     return torch.ge(drawn, threshold, out=torch.empty_like(drawn))  # into bytes: what makes or reads bool is slow
 
 
@@ -70,8 +75,8 @@ class Dropout(nn.Module):
             return torch.native_dropout(x, self.rate, True)[0]  # what F.dropout calls on a GPU: one kernel
         if is_compiling() and drawn_whole is None:
             return F.dropout(x, self.rate)
-        like: Any = x if rows is None else whole
-        kept = drawn_whole(like.detach(), self.threshold) if is_compiling() else draw(like, self.threshold)
+        shape = x.shape if rows is None or whole is None else whole.shape
+        kept = (drawn_whole if is_compiling() else draw)(x.detach(), shape, self.threshold)
         kept = kept if rows is None else kept.flatten(0, -2).index_select(0, rows)
         if is_compiling():
             return x * (kept.to(x.dtype) * self.scale)
@@ -85,6 +90,6 @@ class Dropout(nn.Module):
 # What the compiler makes of random numbers on a CPU costs a third of a training step; to it, `draw` is one operation.
 drawn_whole: Any = None
 if hasattr(torch.library, "custom_op"):  # torch >= 2.4
-    schema = "(Tensor x, int threshold) -> Tensor"
+    schema = "(Tensor x, SymInt[] shape, int threshold) -> Tensor"
     drawn_whole = torch.library.custom_op("xcls::draw", draw, mutates_args=(), schema=schema)
-    drawn_whole.register_fake(lambda x, threshold: x.new_empty(x.shape, dtype=torch.uint8))
+    drawn_whole.register_fake(lambda x, shape, threshold: x.new_empty(shape, dtype=torch.uint8))
