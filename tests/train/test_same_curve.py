@@ -28,7 +28,7 @@ CASES = [("sdpa", "finetune"), ("performer", "pretrain"), ("performer_band_oprf"
 
 def dropped(self: Dropout, x: Tensor, rows: None = None, whole: Tensor | None = None) -> Tensor:
     """The same draws as a product."""
-    return x * draw(x, self.threshold).to(x.dtype) * self.scale if self.training and self.rate else x
+    return x * draw(x, x.shape, self.threshold).to(x.dtype) * self.scale if self.training and self.rate else x
 
 
 def projected(self: MultiHeadAttention, x: Tensor, rotate: Callable[[Tensor], Tensor] | None) -> list[Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from xcls.attention.base import Masks, by_query_blocks, distance_matrix, full_dtype, zero_padding
 from xcls.attention.favor import Performer, far_field, from_chunks, key_features, normalised, query_features, to_chunks
-from xcls.attention.favor_oprf import PerformerOprf
+from xcls.attention.favor_oprf import best_directions
 from xcls.attention.operations import Shape, Work
 
 LOWEST = -1e30  # the stabiliser of a row without keys: finite
@@ -147,5 +147,14 @@ class PerformerBand(Performer):
         return Work(features + both, shape.moved), Work(2 * features + 3 * both, 3 * shape.moved)
 
 
-class PerformerBandOprf(PerformerOprf, PerformerBand):
+class PerformerBandOprf(PerformerBand):
     """The band with the features of FAVOR++ beyond it."""
+
+    def directions(self, q: Tensor, k: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+        """Those that are best for these q, k."""
+        return best_directions(self.projection, q, k, masks.padding)
+
+    def operations(self, shape: Shape) -> tuple[Work, Work]:
+        """As in `PerformerBand`, and backward the gradient of the directions, through which A gets its own."""
+        inference, training = super().operations(shape)
+        return inference, training + Work(4.0 * shape.vectors * self.num_features, 0)
