@@ -1,6 +1,6 @@
 """The mechanisms on the whole N x N matrix, slow and readable: what the tests hold the real ones against.
 
-Letters: B batch, H heads, N tokens, D head width, W window of the relative bias.
+Letters: B batch, H heads, N tokens, D head dimension, W window of the relative bias.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def ranks(order: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def lsh_buckets(x: Tensor, rotations: Tensor, bucket_size: int, padding: Tensor | None) -> Tensor:
-    """argmax([xR; -xR]) over as many columns as an example needs: x [B, H, N, D], rotations [R, H, D, most] -> [B, H,
-    R, N]."""
+    """argmax([xR; -xR]) over as many columns as an example needs: x [B, H, N, D], rotations [R, H, D, most] ->
+    [B, H, R, N]."""
     found = []
     for number, example in enumerate(x):
         real = example.shape[1] if padding is None else int((~padding[number]).sum())

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tests.attention.kernels import attend, drawn, estimates, favor_map, qkv, softmax_attention
-from xcls.attention import favor
+from xcls.attention import favor, favor_masked
 from xcls.attention.base import Masks
-from xcls.attention.favor import Performer, chunked_sums
+from xcls.attention.favor import Performer
+from xcls.attention.favor_masked import chunked_sums
 from xcls.attention.favor_oprf import PerformerOprf
 from xcls.attention.kernels import favor_chunks
 
@@ -78,7 +79,7 @@ def test_the_band_in_groups_of_any_size_is_its_formula(
     found = []
     for compiled in (False, True):  # in groups; and the formula
         monkeypatch.setattr(favor_chunks, "CACHED", entries)
-        monkeypatch.setattr(favor, "is_compiling", lambda compiled=compiled: compiled)
+        monkeypatch.setattr(favor_masked, "is_compiling", lambda compiled=compiled: compiled)
         phi_q, phi_k, values, *factor = leaves = [x.clone().requires_grad_() for x in inputs]
         out = chunked_sums(phi_q, phi_k, values, factor[0] if window else None, causal=not window, chunk_size=16)
         grad = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)

@@ -1,7 +1,7 @@
-"""What every attention mechanism has in common: the contract, the masks, and helpers for clipped distances.
+"""The base of every attention mechanism: the contract, the masks, and helpers for clipped distances.
 
-A mechanism is a subclass of `Attention` with one method, `attend`. What all share is done once, in `Attention.forward`.
-Letters: B batch, H heads, N tokens, D head width, W window of the relative bias.
+A mechanism is a subclass of `Attention` with one method, `attend`. `Attention.forward` does what all of them share.
+Letters: B batch, H heads, N tokens, D head dimension, W window of the relative bias.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch.utils.checkpoint import checkpoint
 from xcls.attention.kernels import is_compiling
 from xcls.attention.operations import Shape, Work
 
-HEADROOM = 16.0  # fp16 ends at 65,504, and q.k of large activations does not: products are smaller by this factor
+HEADROOM = 16.0  # fp16 ends at 65,504, which q.k may exceed: its products are computed divided by this factor
 
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """What a query may attend to, and where tokens are. Make it with `Masks.make`, which checks its arguments.
+    """Which tokens a query may attend to, and the position encoding. Create it with `Masks.make`.
 
-    padding: bool [B, N], True = a pad, which nobody attends to.
+    padding: bool [B, N], True = a padding token, to which no query attends.
     pairs: bool [1|B, 1|H, N, N], True = query i (row) may not attend to key j (column).
     bias: [H, 2W+1], adds bias[h, clip(j - i, -W, W) + W] to the logit of query i and key j.
     rotate: the rotary embedding [B, H, N, D] -> [B, H, N, D], given only where the mechanism `wants_unrotated`.
     causal: `pairs` is exactly the causal mask: every j > i blocked, everything else free.
-    finite: the caller promises that pads hold finite numbers and reads no output of theirs (the encoder does), so that
-        neither is zeroed.
-    layers: how many layers keep their tensors for one backward pass; what decides whether N x N matrices fit.
-    context: lives for one forward pass of the encoder, for what one layer leaves to the next.
+    finite: the caller (the encoder) promises that padding tokens hold finite numbers, and does not read their output;
+        so neither is set to zero.
+    layers: how many layers keep tensors for one backward pass; it decides whether N x N matrices fit (`fits`).
+    context: values that a layer shares with later layers in one forward pass of the encoder.
     """
 
     padding: Tensor | None = None
@@ -59,8 +59,8 @@ class Masks:
         """Masks of `key_padding_mask` [B, N] and `attn_mask` [N, N] or [B, 1|H, N, N], as for PyTorch's
         MultiheadAttention.
 
-        Raises TypeError where a mask is not bool, ValueError where attn_mask has another rank. Waits for the device
-        once where there is an attn_mask, to tell whether it is causal.
+        Raises TypeError where a mask is not bool, ValueError where attn_mask has another rank. With an attn_mask it
+        waits for the device once, to test whether the mask is causal.
         """
         for name, mask in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask)):
             if mask is not None and mask.dtype != torch.bool:
@@ -76,16 +76,13 @@ class Masks:
         return replace(self, **changes)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """make(), called by the first layer of a forward pass and shared by the others; compiled code calls it
-        again.
-        """
+        """make(), called by the first layer of a forward pass and shared by the others; compiled, by each layer."""
         if key not in self.context or is_compiling():
             self.context[key] = make()
         return self.context[key]
 
     def blocked(self, rows: slice = slice(None)) -> Tensor | None:
-        """Padding and pairs as one mask for some rows of queries: bool [1|B, 1|H, 1|rows, N], True = may not be
-        attended."""
+        """Padding and pairs as one mask for some query rows: bool [1|B, 1|H, 1|rows, N], True = may not be attended."""
         pairs = None if self.pairs is None else self.pairs[:, :, rows]
         if self.padding is None:
             return pairs
@@ -98,8 +95,9 @@ class Attention(nn.Module):
 
     `ties_qk`: the mechanism has one projection for queries and keys; the caller then passes k = q.
     `wants_unrotated`: the caller passes q and k before the rotary embedding, and the rotation as `masks.rotate`.
-    `reads_qk`: false where q and k are not looked at; the caller then builds no projections for them and passes v.
-    `path`: how the last call computed, where a mechanism has several ways ("whole", "blocks", "fused").
+    `reads_qk`: false where the mechanism does not use q and k; the caller then passes v and has no projections for
+        them.
+    `path`: which implementation the last call used, where there are several ("whole", "blocks", "fused").
     """
 
     ties_qk: bool = False
@@ -108,7 +106,7 @@ class Attention(nn.Module):
     path: str | None = None
 
     def __init__(self, *, num_heads: int, head_dim: int, layer: int, seed: int) -> None:
-        """Keep the shape facts; subclasses add their hyperparameters."""
+        """Stores the shape; subclasses add their hyperparameters."""
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim
@@ -118,8 +116,8 @@ class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks | None = None) -> Tensor:
         """`attend` with what all mechanisms share: q, k, v [B, H, N, D] -> [B, H, N, D] in the dtype of v.
 
-        Pads are zeroed, so that NaN and Inf in them reach nothing, and their output is zero, unless `masks.finite`.
-        A row with nothing to attend to is zero. Products run in the dtype of q, k, v as they come, outside autocast.
+        Padding tokens are set to zero before and after, so that NaN and Inf in them reach nothing, unless
+        `masks.finite`. A row with nothing to attend to is zero. Runs outside autocast, in the dtype of q, k, v.
         """
         masks = Masks() if masks is None else masks
         padding = None if masks.finite else masks.padding
@@ -134,21 +132,21 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
         """The mechanism: q, k, v [B, H, N, D] -> [B, H, N, D] in the dtype of v.
 
-        Pads hold finite numbers, and must not be attended to. Rows of pads, and rows with nothing to attend to, may
-        come out as anything finite with a finite gradient. No output or gradient of an example may depend on another
+        Pads hold finite numbers, and must not be attended to. The output of pads, and of rows with nothing to attend
+        to, may be anything finite with a finite gradient. No output or gradient of an example may depend on another
         example, NaN and Inf included. Softmax, feature maps, hashes and normalisers are computed in fp32 at least.
         """
         raise NotImplementedError
 
     def operations(self, shape: Shape) -> tuple[Work, Work] | None:
-        """What inference and training (forward and backward) must compute and move, without masks and projections.
+        """The work of inference and of training (forward and backward), without masks and projections.
 
-        None where the mechanism gives no formula: `mode=bench` then has PyTorch's count alone.
+        Optional: None where the mechanism gives no formula; `mode=bench` then shows only PyTorch's count.
         """
         return None
 
     def redraw(self, generator: torch.Generator) -> None:
-        """Draw the random buffers anew from `generator`; nothing to do where there are none."""
+        """Draws new random buffers from `generator`; does nothing where there are none."""
 
 
 def mix(seed: int, layer: int) -> int:
@@ -176,7 +174,7 @@ def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
 def is_causal(pairs: Tensor) -> bool:
     """Whether pairs [..., N, N] is exactly the causal mask: every j > i blocked, everything else free."""
     length = pairs.shape[-1]
-    if pairs[..., -1, :].any() or not pairs[..., 0, 1:].all():  # two rows tell most others apart
+    if pairs[..., -1, :].any() or not pairs[..., 0, 1:].all():  # two rows suffice to reject most other masks
         return False
     position = torch.arange(length, device=pairs.device)
     return bool((pairs == (position > position[:, None])).all())
@@ -186,8 +184,9 @@ def distance_matrix(bias: Tensor, *, rows: int, columns: int, offset: int = 0) -
     """The clipped relative bias as a matrix: [H, 2W+1] -> [H, rows, columns], with
     out[h, i, j] = bias[h, clip(j - i + offset, -W, W) + W].
 
-    A gather per entry would make the gradient a scatter of rows x columns values. One diagonal vector, repeated
-    and read with rows one entry shorter, shifts by one in each row instead, and its gradient is a plain sum.
+    A gather per entry would have a slow gradient, a scatter of rows x columns values. Instead one vector holds all
+    diagonals. It is repeated, and read as rows that are one entry shorter; so each row is shifted by one, and the
+    gradient is a plain sum.
     """
     window = bias.shape[-1] // 2
     size = columns + rows
@@ -198,14 +197,14 @@ def distance_matrix(bias: Tensor, *, rows: int, columns: int, offset: int = 0) -
     return repeated[:, : rows * (size - 1)].view(-1, rows, size - 1)[:, :, :columns]
 
 
-UNKNOWN = 16 * 2**30  # bytes, where a system does not tell its memory
+UNKNOWN = 16 * 2**30  # bytes, assumed where a system does not report its memory
 MACHINE = (
     os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else UNKNOWN
 )  # once: it can't be compiled
 
 
 def memory_of(device: torch.device) -> int:
-    """The memory of a device, bytes: of the card, or of the machine. A constant, so that runs decide alike."""
+    """The total memory of the GPU or of the machine, bytes. It is constant, so that all runs decide alike."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return MACHINE if device.type == "cpu" else UNKNOWN
@@ -218,8 +217,9 @@ WORKING = (
 
 
 def fits(q: Tensor, layers: int = 1) -> bool:
-    """Do N x N matrices in the dtype of q [B, H, N, D], one kept by each of `layers`, fit into half the memory of a
-    card, or a quarter of the machine's, which other jobs use too?
+    """Whether N x N matrices in the dtype of q [B, H, N, D], one kept by each of `layers`, fit into memory.
+
+    They may take half the memory of a GPU, or a quarter of the machine's, which other jobs use too.
     """
     batch, heads, length, _ = q.shape
     share = 4 if q.device.type == "cpu" else 2
@@ -228,10 +228,10 @@ def fits(q: Tensor, layers: int = 1) -> bool:
 
 
 def by_query_blocks(attend: Callable[[Tensor, int], Tensor], q: Tensor, layers: int = 1) -> Tensor:
-    """attend(rows of q [B, H, N, D], the first of them) -> [B, H, rows, D], for all rows at once where N x N matrices
-    fit, else for blocks of BLOCK_ROWS: joined to [B, H, N, D].
+    """Calls attend(rows of q, number of the first row) -> [B, H, rows, D] and joins the results to [B, H, N, D].
 
-    Each block is computed again in the backward pass, so that nothing of size N x N outlives its block.
+    All rows at once where N x N matrices fit, else BLOCK_ROWS rows at a time. Each block is computed again in the
+    backward pass, so that nothing of size N x N is kept.
     """
     if fits(q, layers):
         return attend(q, 0)

@@ -1,6 +1,7 @@
-"""Does a mechanism keep the contract of `base.Attention.attend`? Tried on random tensors before a run begins.
+"""Tests on random tensors, before a run begins, whether a mechanism keeps the contract of `base.Attention.attend`.
 
-A broken one would train without an error. Letters: L layers, B batch, H heads, N tokens, D head width, E model width.
+A wrong mechanism would train without an error. Letters: L layers, B batch, H heads, N tokens, D head dimension, E model
+width.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from xcls.attention.base import Attention, Masks
 from xcls.config.schema import UserError
 from xcls.position.base import Position
 
-LENGTH, REAL = 70, 50  # tokens, more than a block of 64; real ones of the second example where there are pads
+LENGTH, REAL = 70, 50  # tokens, more than a block of 64; real tokens of the second example in tests with padding
 BLIND, HIDDEN = slice(10, 40), slice(30, 60)  # queries that may not attend to these keys
 NOTHING = 20  # a query that may attend to nothing
 GARBAGE = 1e4  # scale of padded tokens
@@ -24,11 +25,11 @@ PADDING_CURE = "Leave out of every sum the keys that masks.padding marks (zero_p
 
 
 class Broken(Exception):
-    """A promise that is not kept: what is seen, and what to do."""
+    """A part of the contract is broken: what was seen, and what to do."""
 
 
 class Trial:
-    """The layers of a mechanism, made with numbers 0, 1, …, behind a position encoding, and random inputs for them."""
+    """The layers 0, 1, … of a mechanism, with a position encoding, and random inputs for them."""
 
     def __init__(self, layers: Sequence[Attention], position: Position) -> None:
         self.layers, self.position = [layer.eval() for layer in layers], position.eval()
@@ -43,7 +44,7 @@ class Trial:
     def attend(self, qkv: Sequence[Tensor], masks: Masks | None = None, **changes: Any) -> Tensor:
         """The outputs of all layers for q, k, v [B, H, N, D]: [L, B, H, N, D]. Raises Broken.
 
-        changes: of masks, in place of the position encoding's own `bias` and `rotate`.
+        changes: fields of `masks`; `bias` and `rotate` replace those of the position encoding.
         """
         q, k, v = qkv
         masks = Masks() if masks is None else masks
@@ -72,11 +73,11 @@ class Trial:
 
 
 def check_attention(layers: Sequence[Attention], position: Position, *, name: str) -> None:
-    """Tries the mechanism `name`, the same with the layer numbers 0, 1, …, behind `position`. Raises UserError."""
+    """Tests the mechanism `name` with `position`; `layers` are its instances 0, 1, …. Raises UserError."""
     if not all(isinstance(layer, Attention) for layer in layers):
         raise UserError(f"{name}: a subclass of xcls.attention.base.Attention is needed.")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # products as small as these lose time on several, most of all beside other jobs
+    torch.set_num_threads(1)  # products this small are slower on several threads, above all beside other jobs
     try:
         with torch.no_grad():
             trial = Trial(layers, position)
@@ -90,7 +91,7 @@ def check_attention(layers: Sequence[Attention], position: Position, *, name: st
 
 
 def check_position(position: Position, *, name: str) -> None:
-    """Tries the hooks of the position encoding `name`, of LENGTH tokens at least. Raises UserError."""
+    """Tests the hooks of the position encoding `name`, which takes LENGTH tokens or more. Raises UserError."""
     contract = "The contract: xcls/position/base.py."
     if not isinstance(position, Position):
         raise UserError(f"{name}: a subclass of xcls.position.base.Position is needed.")
@@ -121,7 +122,7 @@ def _hold_equal(one: Tensor, other: Tensor, fault: str, cure: str) -> None:
 
 
 def _repeats(trial: Trial) -> None:
-    """Bit-equal in evaluation, and a single token works."""
+    """The same input gives a bit-equal output in evaluation, and a single token works."""
     trial.attend([x[:, :, :1] for x in trial.qkv])
     if not torch.equal(trial.plain, trial.attend(trial.qkv)):
         cure = "Draw random features once, from a generator of (seed, layer), and drop nothing at evaluation."
@@ -138,7 +139,7 @@ def _padding(trial: Trial) -> None:
     _hold_equal(with_zeros, with_garbage, "it sees padding: numbers in padded tokens", PADDING_CURE)
     alone = trial.attend([x[1:, :, :REAL] for x in zeros])[:, 0]
     differ = (~torch.isclose(alone, with_zeros, **CLOSE)).any(-1).float().mean()
-    if differ > 0.25:  # of the rows; a hash at a tie may fall to another side where the shape of a product differs
+    if differ > 0.25:  # of the rows; near a tie, a product of another shape may round to another hash
         raise Broken("it sees padding: padded tokens behind a text change its output", PADDING_CURE)
 
 

@@ -1,12 +1,13 @@
-"""Linear attention through feature maps, and FAVOR+: the map whose kernel estimates that of softmax attention.
+"""Linear attention through feature maps, and FAVOR+, whose random features estimate the kernel of softmax attention.
 
 Katharopoulos et al. 2020, "Transformers are RNNs": with weights phi(q).phi(k), attention is phi(Q) (phi(K)^T V),
-divided by the same of ones: no N x N matrix. Choromanski et al. 2021, "Rethinking Attention with Performers": exp(q.k)
-is the mean over w ~ N(0, I) of phi(q) phi(k) with phi(x) = exp(w.x - |x|^2 / 2), which is positive.
+divided by phi(Q) (phi(K)^T 1), and needs no N x N matrix. Choromanski et al. 2021, "Rethinking Attention with
+Performers": exp(q.k) is the mean over w ~ N(0, I) of phi(q) phi(k) with phi(x) = exp(w.x - |x|^2 / 2), which is
+positive.
 
-A mechanism of its own needs a subclass of `KernelAttention` with `features`. What is quicker for a device: `kernels/`.
-Letters: B batch, H heads, N tokens, D head width, M features, W window of the relative bias, C tokens of a chunk, n
-chunks.
+A new kernel mechanism is a subclass of `KernelAttention` with its own `features`. Masks between tokens and the bias:
+`favor_masked.py`; faster versions for each device: `kernels/`.
+Letters: B batch, H heads, N tokens, D head dimension, M features.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xcls.attention.base import Attention, Masks, by_query_blocks, distance_matrix, full_dtype, mix, zero_padding
+from xcls.attention.base import Attention, Masks, full_dtype, mix, zero_padding
+from xcls.attention.favor_masked import chunked_sums, dense_sums
 from xcls.attention.kernels import favor_products, favor_triton, is_compiling
-from xcls.attention.kernels.favor_chunks import AddBand
 from xcls.attention.operations import Shape, Work
 
-DEAD = 1e-30  # a normaliser below this is that of a row with nothing to attend to
+MIN_NORMALISER = 1e-30  # below it, a row has nothing to attend to
 
 
 def linear_attention(phi_q: Tensor, phi_k: Tensor, v: Tensor, masks: Masks, *, chunk_size: int = 128) -> Tensor:
-    """sum_j w_ij v_j / sum_j w_ij with w_ij = phi_q[i].phi_k[j] exp(bias): phi [B, H, N, M], v [B, H, N, D] -> [B, H,
-    N, D].
+    """sum_j w_ij v_j / sum_j w_ij with w_ij = phi_q[i].phi_k[j] exp(bias): the attention of features phi.
 
-    Linear in N without `pairs`, with a causal mask, and with a bias; any other `pairs` takes the dense kernel, exact.
-    Computed in the dtype of phi, returned in that of v. Features of pads count for nothing, but must be finite.
+    phi_q, phi_k [B, H, N, M], v [B, H, N, D] -> [B, H, N, D], computed in the dtype of phi, returned in that of v.
+    Linear in N without `pairs`, with a causal mask, and with a bias; any other `pairs` needs the N x N kernel matrix.
+    Features of padding tokens have no effect, but must be finite.
     """
     values = zero_padding(
         F.pad(v.to(phi_q.dtype), (0, 1), value=1.0), masks.padding
@@ -48,27 +49,26 @@ def linear_attention(phi_q: Tensor, phi_k: Tensor, v: Tensor, masks: Masks, *, c
 
 
 def normalised(sums: Tensor) -> Tensor:
-    """Sums of weights x [v, 1] -> weighted means of v: [..., D+1] -> [..., D], zeros where no weight is."""
+    """Sums of weights x [v, 1] -> weighted means of v: [..., D+1] -> [..., D], zero where all weights are zero."""
     total = sums[..., -1:]
-    return sums[..., :-1] / total.masked_fill(total < DEAD, 1.0)
+    return sums[..., :-1] / total.masked_fill(total < MIN_NORMALISER, 1.0)
 
 
 class KernelAttention(Attention):
     """`linear_attention` with the features that subclasses give."""
 
     def __init__(self, *, chunk_size: int = 128, **shape: int) -> None:
-        """chunk_size: tokens per chunk under a causal mask and with a relative bias; it changes the cost alone."""
+        """chunk_size: tokens per chunk under a causal mask and with a relative bias; it changes only the cost."""
         super().__init__(**shape)
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
         self.chunk_size = chunk_size
 
     def features(self, q: Tensor, k: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        """phi(q) and phi(k), [B, H, N, D] -> [B, H, N, M], in fp32 (fp64 for fp64 input), not negative, finite in pads
-        too.
+        """phi(q) and phi(k): [B, H, N, D] -> [B, H, N, M] in fp32 (fp64 for fp64 input), not negative, always finite.
 
-        A factor per query, or per head of an example for keys, cancels. Pads must not reach the features of other
-        tokens.
+        phi(q) may be scaled per query, and phi(k) per (example, head): the normalisation cancels both. Padding tokens
+        must not change the features of other tokens.
         """
         raise NotImplementedError
 
@@ -83,9 +83,9 @@ def draw_projection(num_features: int, head_dim: int, *, orthogonal: bool, gener
     """Random directions w [M, D], fp32: Gaussian rows, in blocks of D orthogonal ones if `orthogonal`.
 
     Choromanski et al. 2021, section 3. Orthogonal rows get the norms of independent Gaussian ones (chi with D degrees
-    of freedom), so that each row by itself is N(0, I) and the estimate stays unbiased. That needs directions uniform
-    on the sphere: the signs that QR leaves to the algorithm (LAPACK makes the first entry of the first row negative,
-    always) are drawn too.
+    of freedom), so that each row by itself is N(0, I) and the estimate stays unbiased. The directions must be uniform
+    on the sphere. QR alone does not give that (LAPACK always makes the first entry of the first row negative), so each
+    one is multiplied by the sign of its diagonal entry in the triangle.
     """
     if not orthogonal:
         return torch.randn(num_features, head_dim, generator=generator)
@@ -99,12 +99,11 @@ def draw_projection(num_features: int, head_dim: int, *, orthogonal: bool, gener
 
 
 def query_features(q: Tensor, directions: Tensor, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """phi_m(q) = exp(w_m.q + c_m - |q|^2 / (2 sqrt D)), each row divided by its largest, and the log of that: [B, H,
-    N, D]
-    -> [B, H, N, M], [B, H, N, 1].
+    """phi_m(q) = exp(w_m.q + c_m - |q|^2 / (2 sqrt D)), divided by the row maximum; also the log of that divisor.
 
-    directions: w [B|1, H|1, M, D], with the scale D^(-1/4) of q and of k in it; offset: c [B|1, H|1, 1, M].
-    Stabilisers cancel in the output; gradients hold them constant. |q|^2 cancels too, and is in the log alone.
+    q [B, H, N, D] -> [B, H, N, M], [B, H, N, 1]. directions: w [B|1, H|1, M, D], which includes the scale D^(-1/4) of
+    q and of k; offset: c [B|1, H|1, 1, M]. The divisor keeps exp finite and cancels in the output; gradients treat it
+    as a constant. |q|^2 cancels too, so that only the log includes it.
     """
     exponent = q @ directions.to(q.dtype).transpose(-1, -2)
     exponent = exponent if offset is None else exponent.add_(offset)
@@ -115,11 +114,10 @@ def query_features(q: Tensor, directions: Tensor, offset: Tensor | None = None) 
 def key_features(
     k: Tensor, directions: Tensor, offset: Tensor | None = None, *, padding: Tensor | None = None, epsilon: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """As `query_features`, divided by the largest of all real tokens of the example and head; the log of that is [B,
-    H, 1, 1].
+    """As `query_features`, divided by the maximum over all real tokens of the (example, head); its log is [B, H, 1, 1].
 
-    epsilon is added to the features, of which the largest is 1. The maximum is over real keys alone: otherwise padding
-    would reach the stabiliser. In pads the features are epsilon.
+    epsilon is added to the features after the division, so the largest is 1 + epsilon. Padding tokens do not count in
+    the maximum, and get the feature epsilon.
     """
     exponent = k @ directions.to(k.dtype).transpose(-1, -2)
     exponent = exponent if offset is None else exponent.add_(offset)
@@ -131,16 +129,16 @@ def key_features(
 
 
 def half_norm(x: Tensor) -> Tensor:
-    """|x|^2 / (2 sqrt D), that is |x|^2 / 2 of the scaled vector: [B, H, N, D] -> [B, H, N, 1]."""
+    """|x|^2 / (2 sqrt D), which is |x D^(-1/4)|^2 / 2: [B, H, N, D] -> [B, H, N, 1]."""
     return x.square().sum(dim=-1, keepdim=True) * (0.5 * x.shape[-1] ** -0.5)
 
 
 class ExpPlus(torch.autograd.Function):
-    """exp(x) + epsilon in the memory of x: plain autograd would keep both the exponential and the sum."""
+    """exp(x) + epsilon, written over x. Plain autograd would keep both the exponential and the sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, epsilon: float) -> Tensor:
-        """x [...] -> [...], x is overwritten."""
+        """x [...] -> [...]; overwrites x."""
         ctx.epsilon = epsilon
         ctx.mark_dirty(x)
         x.exp_().add_(epsilon)
@@ -155,7 +153,7 @@ class ExpPlus(torch.autograd.Function):
 
 
 def exp_plus(x: Tensor, epsilon: float) -> Tensor:
-    """exp(x) + epsilon: [...] -> [...]; x may be overwritten. The compiler fuses the plain formula by itself."""
+    """exp(x) + epsilon: [...] -> [...]; may overwrite x. Under torch.compile the plain formula is fused anyway."""
     return x.exp() + epsilon if is_compiling() else ExpPlus.apply(x, epsilon)
 
 
@@ -167,7 +165,7 @@ class RandomFeatures(KernelAttention):
     def __init__(
         self, *, num_features: int = 128, orthogonal: bool = True, epsilon: float = 1e-12, **shape: int
     ) -> None:
-        """num_features: M; orthogonal: see `draw_projection`; epsilon: added to features, as each mechanism says."""
+        """num_features: M; orthogonal: see `draw_projection`; epsilon: added to features; see each mechanism."""
         super().__init__(**shape)
         if num_features < 1 or epsilon < 0:
             raise ValueError(f"num_features must be at least 1, epsilon at least 0, not {num_features}, {epsilon}")
@@ -186,20 +184,19 @@ class RandomFeatures(KernelAttention):
         self.projection.copy_(self.draw(generator))
 
     def operations(self, shape: Shape) -> tuple[Work, Work]:
-        """Q W^T and K W^T, phi(K)^T V and phi(Q) of it; backward two products for each of the last two, and one for
-        each of the first, since the directions need no gradient.
+        """Forward: 4 products, Q W^T, K W^T, phi(K)^T V and phi(Q) (phi(K)^T V).
+
+        Backward: 1 each for the first two (W has no gradient), 2 each for the last two; so training has 10.
         """
         product = 2.0 * shape.vectors * self.num_features
         return Work(4 * product, shape.moved), Work(10 * product, 3 * shape.moved)
 
 
 class Performer(RandomFeatures):
-    """FAVOR+. epsilon is added to the features of keys, of which the largest is 1; a query has a feature of 1
-    anyway."""
+    """FAVOR+. epsilon is added to the features of keys, whose largest is 1. Queries need none: their largest is 1."""
 
     def directions(self, q: Tensor, k: Tensor, masks: Masks) -> tuple[Tensor, Tensor | None]:
-        """w [B|1, H|1, M, D] with the scale D^(-1/4) of q and of k in it, and c [B|1, H|1, 1, M] or None: see
-        `query_features`."""
+        """The w [B|1, H|1, M, D] and c [B|1, H|1, 1, M] or None of `query_features`."""
         return self.projection[None, None] * self.head_dim**-0.25, None
 
     def features(self, q: Tensor, k: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
@@ -209,110 +206,13 @@ class Performer(RandomFeatures):
         return query_features(q, *directions)[0], phi_k
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
-        """The formula, or what is quicker on this device where nothing stands between tokens."""
+        """q, k, v [B, H, N, D] -> [B, H, N, D]: the formula, or a faster version if there is no mask and no bias."""
         if masks.pairs is not None or masks.bias is not None:
             return super().attend(q, k, v, masks)
         directions, offset = self.directions(q, k, masks)
         shared = offset is None and q.dtype == k.dtype == v.dtype
         if shared and favor_triton.available(q, self.num_features):
             return favor_triton.favor(q, k, v, directions[0, 0].float(), masks.padding, self.epsilon)
-        if is_compiling():  # the compiler fuses the formula by itself
+        if is_compiling():  # torch.compile fuses the formula itself
             return super().attend(q, k, v, masks)
         return favor_products.favor(q, k, v, directions, offset, masks.padding, self.epsilon)
-
-
-# Masks between tokens, and a relative bias
-
-
-def dense_sums(phi_q: Tensor, phi_k: Tensor, values: Tensor, factor: Tensor | None, masks: Masks) -> Tensor:
-    """The kernel matrix written out: (phi_q phi_k^T x factor, zero where `masks.pairs`) values -> [B, H, N, D+1].
-
-    In blocks of query rows, computed again in the backward pass, where the whole does not fit.
-    """
-    pairs: Any = masks.pairs
-
-    def rows(block: Tensor, start: int) -> Tensor:
-        kernel = block @ phi_k.transpose(-1, -2)
-        if factor is not None:
-            kernel = kernel * distance_matrix(factor, rows=kernel.shape[2], columns=kernel.shape[3], offset=-start)
-        return kernel.masked_fill(pairs[:, :, start : start + kernel.shape[2]], 0.0) @ values
-
-    return by_query_blocks(rows, phi_q, masks.layers)
-
-
-def chunked_sums(
-    phi_q: Tensor, phi_k: Tensor, values: Tensor, factor: Tensor | None, *, causal: bool, chunk_size: int
-) -> Tensor:
-    """sum over j (j <= i if causal) of phi_q[i].phi_k[j] factor[clip(j - i)] values[j]: -> [B, H, N, D+1].
-
-    Beyond distance W the factor [H, 2W+1] is one constant on each side. So tokens are cut into chunks of at least W: a
-    query meets its own chunk and its neighbours pair by pair (the band), and all others through sums of phi(k) values^T
-    over whole chunks, running from the left and from the right (the far field).
-    """
-    batch, heads, length, _ = phi_q.shape
-    reach = 0 if factor is None else 1  # neighbouring chunks in the band, on either side
-    size = min(chunk_size if factor is None else max(chunk_size, factor.shape[-1] // 2), length)
-    near = phi_q.new_ones(1, 1, size, size)  # the factor between a chunk and one in the band, [1|2|3, 1|H, C, C]
-    if factor is not None:
-        near = distance_matrix(factor, rows=size, columns=3 * size, offset=-size).unflatten(-1, (3, size)).movedim(2, 0)
-    if causal:
-        near = torch.cat((near[:reach], near[reach : reach + 1].tril()))
-    q, k, values = to_chunks(phi_q, size, 0), to_chunks(phi_k, size, reach), to_chunks(values, size, reach)
-    far = q @ far_field(k, values, factor, (batch, heads), causal=causal, reach=reach)
-    return from_chunks(add_band(far, q, k, values, near, batch * heads), (batch, heads), length)
-
-
-def add_band(out: Tensor, q: Tensor, k: Tensor, values: Tensor, near: Tensor, step: int) -> Tensor:
-    """out + sum over the R chunks of a band of (q k^T x near) values: [n step, C, D+1], in the memory of `out`.
-
-    q [n step, C, M]; k, values: the same with the neighbours of the first chunks before and those of the last behind
-    them; near [R, 1|H, C, C]; step = B H, the distance to the next chunk of a sequence.
-    """
-    if not is_compiling():
-        return AddBand.apply(out, q, k, values, near, step)
-    for number, factor in enumerate(near):
-        other = slice(number * step, number * step + len(q))
-        kernel = (q @ k[other].transpose(1, 2)).unflatten(0, (-1, len(factor))) * factor
-        out = out + kernel.flatten(0, 1) @ values[other]
-    return out
-
-
-def to_chunks(x: Tensor, size: int, beside: int) -> Tensor:
-    """[B, H, N, F] -> [(n + 2 beside) B H, C, F]: the first chunks of all sequences, the second ones, …, with `beside`
-    chunks of zeros at either end. So what lies B H further on is the next chunk of the same sequence, never another
-    sequence.
-    """
-    behind = -x.shape[2] % size
-    x = F.pad(x, (0, 0, 0, behind)) if behind else x
-    x = x.unflatten(2, (-1, size)).permute(2, 0, 1, 3, 4)  # [n, B, H, C, F]
-    x = F.pad(x, (0, 0) * 4 + (beside, beside)) if beside else x
-    return x.reshape(-1, size, x.shape[-1])
-
-
-def from_chunks(x: Tensor, heads: tuple[int, int], length: int) -> Tensor:
-    """[n B H, C, F] -> [B, H, N, F], heads = (B, H)."""
-    return x.unflatten(0, (-1, *heads)).permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :length]
-
-
-def far_field(
-    k: Tensor, values: Tensor, factor: Tensor | None, heads: tuple[int, int], *, causal: bool, reach: int
-) -> Tensor:
-    """For each chunk the sum of phi(k) values^T over all keys outside its band, times their constant factor: [n B H,
-    M, D+1].
-
-    k, values: chunks with `reach` empty ones at either end; heads = (B, H).
-    """
-    real = slice(reach * heads[0] * heads[1], len(k) - reach * heads[0] * heads[1])
-    summed = (k[real].transpose(1, 2) @ values[real]).unflatten(0, (-1, *heads))  # [n, B, H, M, D+1]
-    left = before(summed, reach + 1)
-    right = None if causal else before(summed.flip(0), reach + 1).flip(0)
-    if factor is not None:
-        left = left * factor[:, 0, None, None]
-        right = None if right is None else right * factor[:, -1, None, None]
-    return (left if right is None else left + right).flatten(0, 2)
-
-
-def before(summed: Tensor, distance: int) -> Tensor:
-    """For each chunk the sum over all that lie `distance` or more before it: [n, B, H, M, F] -> the same."""
-    kept = max(0, len(summed) - distance)
-    return F.pad(summed[:kept].cumsum(dim=0), (0, 0) * 4 + (len(summed) - kept, 0))

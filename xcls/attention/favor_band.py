@@ -1,11 +1,11 @@
 """FAVOR+ with an exact band: the softmax kernel itself for near pairs, random features for the rest, one normaliser.
 
 Chen et al. 2021, "Scatterbrain": out = (phi(Q) phi(K)^T V + S V) / the same of ones, with S = exp(q.k) - phi(q).phi(k)
-on near pairs. Here the near pairs are left out of the far field instead of being subtracted from it, so that every
-weight is positive. Near are the tokens of the same chunk and of the two beside it: all at most `window` away, and some
-further.
-Where exact attention is peaked on neighbours, features alone are at their worst; here they only estimate the rest.
-Letters: B batch, H heads, N tokens, D head width, M random features, C tokens of a chunk, n chunks, W window of the
+on near pairs. Here the far field leaves the near pairs out instead of subtracting them, so that every weight is
+positive. Near are the tokens of the same chunk and of the two beside it: all tokens up to `window` away, and some that
+are further. Random features are least accurate where attention is peaked, which is often on neighbours; here they
+only estimate the rest.
+Letters: B batch, H heads, N tokens, D head dimension, M random features, C tokens of a chunk, n chunks, W window of the
 bias.
 """
 
@@ -20,18 +20,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcls.attention.base import Masks, by_query_blocks, distance_matrix, full_dtype, zero_padding
-from xcls.attention.favor import Performer, far_field, from_chunks, key_features, normalised, query_features, to_chunks
+from xcls.attention.favor import Performer, key_features, normalised, query_features
+from xcls.attention.favor_masked import far_field, from_chunks, to_chunks
 from xcls.attention.favor_oprf import best_directions
 from xcls.attention.operations import Shape, Work
 
-LOWEST = -1e30  # the stabiliser of a row without keys: finite
+LOWEST = -1e30  # the stabiliser of a row without keys; finite, so that differences have a value
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What both ways of computing need, in fp32 (fp64 for fp64 input): q (scaled by 1 / sqrt D), k [B, H, N, D], their
-    features [B, H, N, M], the log of the features' factor [B, H, N, 1], values with ones [B, H, N, D+1], bias [H,
-    2W+1] of maximum 0.
+    """The inputs of `chunked_sums` and `dense_sums`, in fp32 (fp64 for fp64 input).
+
+    q (scaled by 1 / sqrt D), k: [B, H, N, D]; phi_q, phi_k: their features [B, H, N, M]; level: the log of the divisor
+    of the features [B, H, N, 1]; values: [v, 1], [B, H, N, D+1]; bias: [H, 2W+1], of maximum 0.
     """
 
     q: Tensor
@@ -45,14 +47,13 @@ class Parts:
 
 
 def chunked_sums(parts: Parts, size: int, *, causal: bool) -> Tensor:
-    """The band pair by pair and the far field through sums over chunks of `size` tokens: sums of weights x [v, 1], [B,
-    H, N, D+1]."""
+    """Sums of weights x [v, 1], [B, H, N, D+1]: the band pair by pair, the far field by sums over chunks of `size`."""
     batch, count, length, _ = parts.q.shape
     heads = batch, count
     q, phi_q, level = (to_chunks(x, size, 0) for x in (parts.q, parts.phi_q, parts.level))
     k, phi_k, values = (to_chunks(x, size, 1) for x in (parts.k, parts.phi_k, parts.values))
     step = batch * count  # to the next chunk of the same sequence
-    band = [slice(number * step, number * step + len(q)) for number in range(2 if causal else 3)]  # before, own, behind
+    band = [slice(number * step, number * step + len(q)) for number in range(2 if causal else 3)]  # before, own, after
     logits = []
     for number, (other, outside) in enumerate(zip(band, outside_chunks(parts, size))):
         scores = torch.bmm(q, k[other].transpose(1, 2)).unflatten(0, (-1, *heads))  # [n, B, H, C, C]
@@ -73,8 +74,7 @@ def chunked_sums(parts: Parts, size: int, *, causal: bool) -> Tensor:
 
 
 def outside_chunks(parts: Parts, size: int) -> list[Tensor]:
-    """Which places of the chunk before, of the own one and of the one behind hold no real token: bool [n, B|1, 1, 1,
-    C] each."""
+    """Which slots of the chunk before, the own chunk and the chunk after hold no real token: bool [n, B|1, 1, 1, C]."""
     length = parts.q.shape[2]
     outside = parts.q.new_zeros(1, length, dtype=torch.bool) if parts.masks.padding is None else parts.masks.padding
     outside = F.pad(outside, (size, -length % size + size), value=True).unflatten(1, (-1, size)).transpose(0, 1)
@@ -82,8 +82,9 @@ def outside_chunks(parts: Parts, size: int) -> list[Tensor]:
 
 
 def dense_sums(parts: Parts, size: int, block: Tensor, start: int) -> Tensor:
-    """The whole kernel matrix for some rows: block [B, H, rows, D + M + 1] of q, phi_q and level, from row `start`.
-    Returns sums of weights x [v, 1], [B, H, rows, D+1].
+    """Sums of weights x [v, 1], [B, H, rows, D+1], with the whole kernel matrix of some rows, from row `start` on.
+
+    block: q, phi_q and level of these rows, [B, H, rows, D + M + 1].
     """
     q, phi_q, level = block.split((parts.q.shape[-1], parts.phi_q.shape[-1], 1), dim=-1)
     rows, length = block.shape[2], parts.k.shape[2]
@@ -104,11 +105,12 @@ def dense_sums(parts: Parts, size: int, block: Tensor, start: int) -> Tensor:
 class PerformerBand(Performer):
     """exp(q.k) for near pairs, phi(q).phi(k) for the others, times exp(bias).
 
-    Chunks hold `window` tokens, or those of the bias's window if it is wider. Linear in N as `linear_attention` is.
+    A chunk holds `window` tokens, or as many as the window of the bias, if that is wider. Linear in N in the same cases
+    as `linear_attention`.
     """
 
     def __init__(self, *, window: int = 64, **shape: Any) -> None:
-        """window: all pairs at most so far apart are exact."""
+        """window: pairs up to this many tokens apart are exact."""
         super().__init__(chunk_size=window, **shape)
         self.window = window
 
@@ -138,8 +140,9 @@ class PerformerBand(Performer):
         return Parts(q * self.head_dim**-0.5, k, phi_q, phi_k, level, values, bias, masks)
 
     def operations(self, shape: Shape) -> tuple[Work, Work]:
-        """Features as in `Performer`; then, of whole chunks, the far field and the three chunks of the band. Two
-        products backward for each.
+        """Features as in `Performer`; then the far field and the three chunks of the band, on whole chunks.
+
+        Backward: two products for each of these.
         """
         chunk = min(self.window, shape.length)
         slots, features = shape.slots(chunk), 4.0 * shape.vectors * self.num_features
@@ -151,10 +154,10 @@ class PerformerBandOprf(PerformerBand):
     """The band with the features of FAVOR++ beyond it."""
 
     def directions(self, q: Tensor, k: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        """Those that are best for these q, k."""
+        """The directions with the best A for these q, k."""
         return best_directions(self.projection, q, k, masks.padding)
 
     def operations(self, shape: Shape) -> tuple[Work, Work]:
-        """As in `PerformerBand`, and backward the gradient of the directions, through which A gets its own."""
+        """As in `PerformerBand`, and backward the gradient of the directions, from which A gets its gradient."""
         inference, training = super().operations(shape)
         return inference, training + Work(4.0 * shape.vectors * self.num_features, 0)

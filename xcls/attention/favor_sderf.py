@@ -3,7 +3,7 @@
 Likhosherstov et al. 2023, "FAVOR#", theorem 4: f(x) = D exp(w^T A w + w^T B x - |x|^2 / 2) with symmetric matrices,
 B = (I - 4A)^(1/2) and D = det(I - 4A)^(1/4), is unbiased for every A < I/8. The best A has the eigenvectors of
 S = mean (q + k)(q + k)^T, and a = (1 - 2l - sqrt((1 + 2l)^2 + 8l)) / 16 for its eigenvalue l: FAVOR++ per axis.
-Letters: B batch, H heads, N tokens, D head width, M random features.
+Letters: B batch, H heads, N tokens, D head dimension, M random features.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def moments(q: Tensor, k: Tensor, padding: Tensor | None) -> Tensor:
 class Optimum(torch.autograd.Function):
     """A, B and log D as functions of the symmetric matrix S.
 
-    As functions of a matrix they have smooth derivatives, those of Daleckii and Krein, also where eigenvalues
-    coincide and the eigenvectors, through which plain autograd would go, have none. Their divided differences are
-    written so that nothing cancels.
+    As functions of the matrix they are smooth, with the derivatives of Daleckii and Krein. Plain autograd would
+    differentiate the eigenvectors, which have no derivative where eigenvalues coincide. The divided differences are
+    written so that no small difference of large numbers occurs.
     """
 
     @staticmethod
     def forward(ctx: Any, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """S [..., D, D] -> A [..., D, D], B [..., D, D], log D [..., 1, 1]; NaN where S is not finite.
 
-        There `eigh` would raise, for all of the batch.
+        Without that, `eigh` would raise for the whole batch.
         """
         broken = ~second.isfinite().flatten(-2).all(dim=-1)[..., None, None]
         values, vectors = torch.linalg.eigh(second.masked_fill(broken, 0.0))
@@ -71,7 +71,7 @@ class Optimum(torch.autograd.Function):
 
 
 def sderf_directions(projection: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """w and c of f, [B, H, M, D] and [B, H, 1, M], for directions [M, D] and S [B, H, D, D]. log D is in c."""
+    """w and c of f, [B, H, M, D] and [B, H, 1, M], for directions [M, D] and S [B, H, D, D]. c includes log D."""
     projection = projection.to(second.dtype)
     a, b, log_d = Optimum.apply(second)
     offset = ((projection @ a) * projection).sum(dim=-1).unsqueeze(-2) + log_d
@@ -79,19 +79,19 @@ def sderf_directions(projection: Tensor, second: Tensor) -> tuple[Tensor, Tensor
 
 
 class PerformerSderf(Performer):
-    """FAVOR#. S is not detached, for the reason given in FAVOR++; a causal mask does not reach it."""
+    """FAVOR#. S is not detached, and sees all tokens under a causal mask: see `favor_oprf.best_directions`."""
 
     def directions(self, q: Tensor, k: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        """Those that are best for these q, k."""
+        """The directions with the best A for these q, k."""
         return sderf_directions(self.projection, moments(q, k, masks.padding))
 
     def operations(self, shape: Shape) -> tuple[Work, Work]:
-        """As in FAVOR++, and Q^T Q and K^T K with their gradients. Of each head A, B and the directions times both,
-        with theirs, whatever its length; the eigenvectors of S are not counted.
+        """As in FAVOR++, and Q^T Q and K^T K with their gradients. For each head, whatever the length: A, B and the
+        directions times both, with their gradients. The eigenvectors of S are not counted.
         """
         inference, training = super().operations(shape)
         heads, width = shape.batch * shape.heads, shape.head_dim
         training += Work(4.0 * shape.vectors * self.num_features, 0)
         squares = Work(4.0 * shape.vectors * width, 0)
-        cubes, turned = Work(4.0 * heads * width**3, 0), Work(4.0 * heads * self.num_features * width**2, 0)
-        return inference + squares + cubes + turned, training + squares * 3 + cubes * 4 + turned * 2
+        cubes, rotated = Work(4.0 * heads * width**3, 0), Work(4.0 * heads * self.num_features * width**2, 0)
+        return inference + squares + cubes + rotated, training + squares * 3 + cubes * 4 + rotated * 2

@@ -1,10 +1,10 @@
-"""LSH attention: each token attends to the tokens that random rotations sort near it, in N log N.
+"""LSH attention: each token attends to tokens that random rotations hash to the same bucket. Cost: O(N log N).
 
 Kitaev, Kaiser and Levskaya 2020, "Reformer: The Efficient Transformer", sections 2 and 3 and appendix A.
-Queries and keys are one projection. A round hashes it to buckets, sorts by (bucket, position) and cuts the sorted
-sequence into chunks; a token's candidates are the real tokens of its chunk and of some neighbouring chunks. The result
-is one softmax over the union of all rounds' candidates, where a key that is met in several rounds counts once.
-Letters: B batch, H heads, N tokens, D head width, R rounds.
+Queries and keys are one projection. A hash round hashes it to buckets, sorts by (bucket, position) and cuts the sorted
+sequence into chunks; the candidates of a token are the real tokens of its chunk and of some neighbouring chunks. The
+result is one softmax over the union of the candidates of all rounds; a key met in several rounds counts once.
+Letters: B batch, H heads, N tokens, D head dimension, R hash rounds.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from xcls.attention.kernels import is_compiling, lsh_cpu, lsh_triton, lsh_window
 from xcls.attention.operations import Shape, Work, sorted_chunks_work
 from xcls.attention.sorted_chunks import Chunks, attend, real_tokens
 
-CACHED = 2**20  # entries hashed at a time on a CPU
+CACHED = 2**20  # entries hashed at a time on a CPU, so that they stay in its cache
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether `kernels/lsh_cpu.py` does the work."""
+    """Whether the versions of `kernels/lsh_cpu.py` are used."""
     return x.device.type == "cpu" and not is_compiling()
 
 
 def columns_in_use(x: Tensor, rotations: Tensor, bucket_size: int, masks: Masks) -> tuple[int, Tensor | None]:
-    """How many columns of the rotations any example needs, and which of these an example may not use.
+    """How many columns of the rotations the batch uses, and which of them each example does not use.
 
     x [B, H, N, D], rotations [R, H, D, most] -> (width, bool [B, 1, 1, width], or None without padding). An example
-    uses half as many columns as it has real tokens / bucket_size, rounded up, and `most` at the most.
+    with n real tokens uses the first min(most, ceil(n / (2 bucket_size))) columns, at least one.
     """
     most = rotations.shape[-1]
-    width = min(most, -(-x.shape[2] // (2 * bucket_size)))  # no example needs more than its padded length does
+    width = min(most, -(-x.shape[2] // (2 * bucket_size)))  # n is at most N
     count = real_tokens(masks)
     if count is None:
         return width, None
@@ -50,32 +50,31 @@ def columns_in_use(x: Tensor, rotations: Tensor, bucket_size: int, masks: Masks)
 def hash_buckets(x: Tensor, rotations: Tensor, *, bucket_size: int, masks: Masks) -> Tensor:
     """argmax([xR; -xR]) for each round (Andoni et al. 2015): x [B, H, N, D], rotations [R, H, D, most] -> [B, H, R, N].
 
-    An example has as many buckets as it has real tokens / bucket_size, rounded up to an even number, 2 x most at the
-    most: how far it is padded does not show in which tokens share a bucket, nor in the order of the buckets.
+    An example has two buckets for each column it uses (`columns_in_use`), about one per bucket_size real tokens. The
+    amount of padding changes neither which tokens share a bucket nor the order of the buckets.
     """
     width, spare = columns_in_use(x, rotations, bucket_size, masks)
     used = rotations[..., :width].to(full_dtype(x))
-    entries = x.shape[0] * x.shape[1] * max(width, x.shape[3])  # of a token in all sequences
+    entries = x.shape[0] * x.shape[1] * max(width, x.shape[3])  # of one token, in all sequences
     step = max(1, CACHED // max(1, entries)) if on_cpu(x) else max(1, x.shape[2])
     pieces = [hash_tokens(piece.to(used.dtype), used, spare) for piece in x.split(step, dim=2)]
     return torch.cat(pieces, dim=3)
 
 
 def hash_tokens(x: Tensor, rotations: Tensor, spare: Tensor | None) -> Tensor:
-    """`hash_buckets` with the columns in use: the largest |xR| is looked for, and then its sign, which halves the
-    products."""
+    """`hash_buckets` with the columns in use: argmax of |xR|, then its sign. Half the products of [xR; -xR]."""
     buckets = []
     for rotation in rotations:
-        turned = x @ rotation  # [B, H, N, width]
-        size = turned.abs() if spare is None else turned.abs().masked_fill_(spare, -1.0)
-        best = size.argmax(dim=-1)
-        negative = turned.gather(-1, best[..., None]).squeeze(-1) < 0
-        buckets.append(best + negative * turned.shape[-1])
+        rotated = x @ rotation  # [B, H, N, width]
+        magnitude = rotated.abs() if spare is None else rotated.abs().masked_fill_(spare, -1.0)
+        best = magnitude.argmax(dim=-1)
+        negative = rotated.gather(-1, best[..., None]).squeeze(-1) < 0
+        buckets.append(best + negative * rotated.shape[-1])
     return torch.stack(buckets, dim=2)
 
 
 def sort_keys(buckets: Tensor, masks: Masks) -> Tensor:
-    """bucket N + position, and much more for pads, which are to be last: int64 [B, H, R, N] -> the same."""
+    """bucket x N + position; padding tokens get a very large key, so they sort last: int64 [B, H, R, N] -> the same."""
     length = buckets.shape[-1]
 
     def position() -> Tensor:
@@ -87,8 +86,7 @@ def sort_keys(buckets: Tensor, masks: Masks) -> Tensor:
 
 
 def sorted_positions(keys: Tensor) -> Tensor:
-    """Each round's positions, sorted by (bucket, position): keys as `sort_keys` makes them -> [B, H, R, N] of their
-    dtype."""
+    """Each round's positions, sorted by (bucket, position): keys of `sort_keys` -> [B, H, R, N] in their dtype."""
     return lsh_cpu.sorted_on_cpu(keys) if on_cpu(keys) else keys.sort(dim=-1).values % keys.shape[-1]
 
 
@@ -114,18 +112,20 @@ def lsh_attention(
 ) -> Tensor:
     """Softmax over the union of the rounds' candidates: qk and v [B, H, N, D], order [B, H, R, N] -> [B, H, N, D].
 
-    Logits are q.k with k = q / |q|, as in the authors' code and in transformers (no further 1 / sqrt(D): |q| is about
-    sqrt(D) by itself; reformer-pytorch does divide once more). A token attends to itself only where nothing else is
-    allowed. No chunk wraps around. order: as `sorted_positions` gives it; chunk: tokens of a chunk, which sees `before`
-    and `after` chunks besides itself. codes [B, H, N, F]: adds agreement x code.code to the logits of a pair.
+    Logits are q.k with k = q / |q|, as in the authors' code and in transformers. The division by |q|, which is about
+    sqrt(D), replaces that by sqrt(D) (reformer-pytorch does both). A token attends to itself only where nothing else is
+    allowed. Chunks do not wrap around. order: from `sorted_positions`; chunk: tokens of a chunk, which sees `before`
+    and `after` chunks besides itself. codes [B, H, N, F]: adds agreement x code.code to the logit of a pair.
     """
     count = real_tokens(masks)
     plain = codes is None and masks.pairs is None and masks.bias is None
-    if plain and lsh_triton.available(qk):
+    if plain and lsh_triton.available(qk):  # GPUs from compute capability 8.0
         return lsh_triton.attend_sorted(qk, v, order.int(), count, chunk=chunk, before=before, after=after)
     chunks = Chunks(order, order, count, chunk, before, after)
+    # GPUs from 7.0 (V100, T4), with one hash round
     if plain and order.shape[2] == 1 and lsh_windows.available(qk) and not is_compiling():
         return lsh_windows.attend_in_windows(qk, v, chunks, masks)
+    # CPUs, and all that the two above do not take
     queries, keys = qk, unit_keys(qk)
     if codes is not None:
         codes = codes.to(qk.dtype)
@@ -138,8 +138,8 @@ class Reformer(Attention):
 
     ties_qk = True
     rotations: Tensor
-    agreement = 0.0  # what the codes of a modification weigh in the logits
-    unhashed_rounds = 0  # rounds of a modification beside those that hash
+    agreement = 0.0  # weight of the codes in the logits; a subclass may set it
+    unhashed_rounds = 0  # further rounds of a subclass that do not hash
 
     def __init__(
         self,
@@ -154,8 +154,7 @@ class Reformer(Attention):
     ) -> None:
         """num_hashes: R; bucket_size: tokens of a chunk; chunks_before, chunks_after: neighbouring chunks seen.
 
-        max_buckets: even. hash_rotated: hash after the rotary embedding, which makes buckets depend on position, or
-        before it.
+        max_buckets: even. hash_rotated: hash after the rotary embedding (buckets then depend on position) or before it.
         """
         super().__init__(**shape)
         if min(num_hashes, bucket_size) < 1 or min(chunks_before, chunks_after) < 0:
@@ -174,21 +173,21 @@ class Reformer(Attention):
         """New rotations from `generator` (a CPU one)."""
         self.rotations.copy_(torch.randn(self.rotations.shape, generator=generator))
 
-    def keys(self, x: Tensor, masks: Masks) -> Tensor:
-        """Hash x [B, H, N, D] -> what the rounds sort by, [B, H, R, N]; see `sort_keys`."""
+    def sort_keys(self, x: Tensor, masks: Masks) -> Tensor:
+        """Hash x [B, H, N, D] -> the keys that each round sorts by, [B, H, R, N]; see the function `sort_keys`."""
         return sort_keys(hash_buckets(x, self.rotations, bucket_size=self.bucket_size, masks=masks), masks)
 
     def order(self, x: Tensor, masks: Masks) -> Tensor:
-        """x [B, H, N, D] -> each round's positions in sorted order, pads last, [B, H, R, N]. No gradient."""
-        return sorted_positions(self.keys(x.detach(), masks))
+        """x [B, H, N, D] -> each round's positions in sorted order, padding last, [B, H, R, N]. No gradient."""
+        return sorted_positions(self.sort_keys(x.detach(), masks))
 
     def codes(self, x: Tensor, masks: Masks) -> Tensor | None:
-        """What `lsh_attention` takes as codes: x [B, H, N, D] -> [B, H, N, F], or None. With a gradient."""
+        """The codes for `lsh_attention`: x [B, H, N, D] -> [B, H, N, F], or None. Gradients pass through."""
         return None
 
     def operations(self, shape: Shape) -> tuple[Work, Work]:
-        """x R for the hashes, without a gradient, and attention within chunks in each round. Codes widen q and k by the
-        columns of x R, which then has a gradient.
+        """xR for the hashes, without a gradient, and attention within chunks in each round. Codes add the columns of xR
+        to q and k; then xR has a gradient.
         """
         rounds = len(self.rotations)
         columns = rounds * min(self.rotations.shape[-1], -(-shape.length // (2 * self.bucket_size)))
@@ -204,12 +203,11 @@ class Reformer(Attention):
         return hashes + inference + codes, hashes + training + codes * 3
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
-        """q (k is the same, and is not read), v [B, H, N, D] -> [B, H, N, D]. Rotates and hashes in the configured
-        order."""
-        turned = q if masks.rotate is None else masks.rotate(q)
-        hashed = turned if self.hash_rotated else q
+        """q, v [B, H, N, D] -> [B, H, N, D]; k equals q and is not read. `hash_rotated` sets what is hashed."""
+        rotated = q if masks.rotate is None else masks.rotate(q)
+        hashed = rotated if self.hash_rotated else q
         return lsh_attention(
-            turned,
+            rotated,
             v,
             self.order(hashed, masks),
             masks,

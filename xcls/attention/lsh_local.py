@@ -1,8 +1,8 @@
 """LSH attention with one local round: nearby tokens always meet, whatever their hashes.
 
-Local attention beside hashing is how Kitaev et al. 2020 build their models, layer by layer; here it is one of the
-rounds of each layer, and the result is the softmax over the union of all. Letters: B batch, H heads, N tokens, D head
-width, R rounds.
+Kitaev et al. 2020 alternate layers of local attention and of hashing; here one round of each layer is local, and the
+result is the softmax over the union of all rounds.
+Letters: B batch, H heads, N tokens, D head dimension, R hash rounds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ReformerLocal(Reformer):
             raise ValueError(f"num_hashes counts the local round, so it must be at least 2, not {num_hashes}")
         super().__init__(num_hashes=num_hashes - 1, **shape)
 
-    def keys(self, x: Tensor, masks: Masks) -> Tensor:
-        """x [B, H, N, D] -> [B, H, R, N]. With one bucket for all, sorting by (bucket, position) is by position."""
-        hashed = super().keys(x, masks)
+    def sort_keys(self, x: Tensor, masks: Masks) -> Tensor:
+        """x [B, H, N, D] -> [B, H, R, N]. The local round has one bucket for all tokens, so it sorts by position."""
+        hashed = super().sort_keys(x, masks)
         local = sort_keys(torch.zeros_like(hashed[:, :, :1]), masks)
         return torch.cat((hashed, local), dim=2)

@@ -1,8 +1,8 @@
-"""The mean of the values over all allowed tokens: attention that looks at nothing. A control.
+"""The mean of the values over all allowed tokens, whatever they are. A control.
 
-What a mechanism gains over it is what attending gains over a bag of words. As kernel attention with one feature that is
-always 1, it takes masks in linear time where others do, and a relative bias as weights.
-Letters: B batch, H heads, N tokens, D head width.
+What a mechanism gains over this mean is what attention gains over a bag of words. It is kernel attention with one
+feature that is always 1; so it is linear in N with the same masks, and a relative bias acts as weights.
+Letters: B batch, H heads, N tokens, D head dimension.
 """
 
 from __future__ import annotations
@@ -25,6 +25,6 @@ class Mean(KernelAttention):
         return one, one
 
     def operations(self, shape: Shape) -> tuple[Work, Work]:
-        """The sum of the values, and as much to hand it out, each with one product backward; v and the output move."""
+        """Two products: the sum of the values and its copy to all tokens; as many backward. Moves v and the output."""
         once = Work(4.0 * shape.vectors, shape.moved / 2)
         return once, once * 2

@@ -1,9 +1,8 @@
-"""What a mechanism must compute and move, by formula: `mode=bench` sets it beside the measured times.
+"""The operations and bytes a mechanism needs, by formula: `mode=bench` sets them beside the measured times.
 
-Operations are those of matrix products of the definition, two for a multiplication and addition, as PyTorch's counter
-counts them; the normaliser, one more column of the values, is left out. Bytes are what has to pass between memory and
-cores when everything that is not part of the definition stays in the cache. Letters: B batch, H heads, N tokens, D head
-width.
+Operations are those of the matrix products in the definition; a multiplication and an addition count as two, as in
+PyTorch's counter. The normaliser, one more column of the values, is left out. Bytes count what must pass between memory
+and cores if all intermediate results stay in the cache. Letters: B batch, H heads, N tokens, D head dimension.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class Work:
         return Work(times * self.flops, times * self.bytes)
 
     def bound(self, flops_per_s: float, bytes_per_s: float) -> float:
-        """The least seconds of a machine with these two rates (the roofline of Williams et al. 2009)."""
+        """The shortest possible time in seconds at these two rates (the roofline of Williams et al. 2009)."""
         return max(self.flops / flops_per_s, self.bytes / bytes_per_s)
 
 
@@ -55,18 +54,18 @@ class Shape:
         return 4.0 * self.itemsize * self.vectors
 
     def slots(self, chunk: int) -> int:
-        """B x H x N, with N filled up to whole chunks."""
+        """B x H x N, with N rounded up to whole chunks."""
         return self.batch * self.heads * -(-self.length // chunk) * chunk
 
 
 def sorted_chunks_work(
     shape: Shape, *, rounds: int, size: int, reach: tuple[int, int] = (0, 0), key_width: int | None = None
 ) -> tuple[Work, Work]:
-    """Inference and training of softmax in chunks of `size` sorted tokens, which see `reach` chunks before and behind.
+    """Inference and training of softmax in chunks of `size` sorted tokens, which see `reach` chunks before and after.
 
-    Two products for each slot of a chunk, empty ones and the spare chunks between examples included; backward five, of
-    which one is the logits again. key_width: of q and k where it is not D. Bytes: in each round the sorted q and v and
-    the round's output; the outputs are read once more where there are several.
+    Forward: two products per pair of slots, including empty slots and the spare chunks between examples. Backward:
+    five, one of which computes the logits again. key_width: columns of q and k if not D. Bytes: in each round the
+    sorted q and v and the output of the round; with several rounds, the outputs are read once more.
     """
     chunks = -(-shape.length // size)
     beside = sum(min(side, chunks - 1) for side in reach)

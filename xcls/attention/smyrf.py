@@ -1,11 +1,12 @@
-"""SMYRF attention: queries and keys of their own, sorted apart by asymmetric hashes, cut into balanced clusters.
+"""SMYRF attention: queries and keys are sorted separately by asymmetric hashes and cut into balanced clusters.
 
 Daras, Kitaev, Odena and Dimakis 2020, "SMYRF: Efficient Attention using Asymmetric Clustering", section 3. With
 F(q) = [q; 0; sqrt(M - |q|^2)] and G(k) = [k; sqrt(M - |k|^2); 0], M = max |q|^2 + max |k|^2, the distance
 |F(q) - G(k)|^2 = 2 M - 2 q.k falls as q.k grows, so that hashing for near neighbours finds large logits. A hash is a
-random projection; queries and keys are sorted by it, each on their own, and the n-th clusters of both attend.
-Ours: several rounds give the softmax over the union of their candidates, where the paper adds up rounds by their
-normalisers, and counts a key as often as it was met. Letters: B batch, H heads, N tokens, D head width, R rounds.
+random projection; queries and keys are sorted by it separately, and the n-th cluster of queries attends to the n-th
+cluster of keys. Ours differs: several hash rounds give one softmax over the union of their candidates; the paper weighs
+rounds by their normalisers, so that a key met in several rounds counts several times.
+Letters: B batch, H heads, N tokens, D head dimension, R hash rounds.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def asymmetric_scores(q: Tensor, k: Tensor, directions: Tensor, padding: Tensor 
 
 @torch.no_grad()
 def sorted_by(scores: Tensor, padding: Tensor | None) -> Tensor:
-    """Each round's positions sorted by (score, position), pads last: [B, H, R, N] -> the same."""
+    """Each round's positions sorted by (score, position), padding last: [B, H, R, N] -> the same shape."""
     if padding is not None:
         scores = scores.masked_fill(padding[:, None, None, :], torch.inf)
     return scores.argsort(dim=-1, stable=True)
@@ -49,10 +50,10 @@ def sorted_by(scores: Tensor, padding: Tensor | None) -> Tensor:
 def smyrf_attention(
     q: Tensor, k: Tensor, v: Tensor, q_scores: Tensor, k_scores: Tensor, masks: Masks, *, bucket_size: int
 ) -> Tensor:
-    """softmax(q.k / sqrt(D)) over the union of the rounds' clusters: q, k, v [B, H, N, D], scores [B, H, R, N] ->
-    [B, H, N, D].
+    """softmax(q.k / sqrt(D)) over the union of the clusters of all rounds.
 
-    An example's real tokens make as many clusters as hold `bucket_size` at the most, of equal size up to one token.
+    q, k, v [B, H, N, D], scores [B, H, R, N] -> [B, H, N, D]. The n real tokens of an example make
+    ceil(n / bucket_size) clusters, whose sizes differ by one at most.
     """
     q_order, k_order = (sorted_by(scores, masks.padding) for scores in (q_scores, k_scores))
     clusters = Chunks(q_order, k_order, real_tokens(masks), bucket_size, balanced=True)
@@ -66,7 +67,7 @@ class Smyrf(Attention):
     directions: Tensor
 
     def __init__(self, *, num_hashes: int = 2, bucket_size: int = 64, **shape: Any) -> None:
-        """num_hashes: R; bucket_size: most tokens of a cluster."""
+        """num_hashes: R; bucket_size: the largest number of tokens of a cluster."""
         super().__init__(**shape)
         if min(num_hashes, bucket_size) < 1:
             raise ValueError("num_hashes and bucket_size must be at least 1")
@@ -79,7 +80,7 @@ class Smyrf(Attention):
         self.directions.copy_(torch.randn(self.directions.shape, generator=generator))
 
     def operations(self, shape: Shape) -> tuple[Work, Work]:
-        """q and k along each round's direction, and attention within clusters; k is sorted by itself."""
+        """q and k times the direction of each round, and attention within clusters; moves the sorted k as well."""
         rounds = len(self.directions)
         hashes = Work(4.0 * rounds * shape.vectors, shape.moved / 2)
         inference, training = sorted_chunks_work(shape, rounds=rounds, size=self.bucket_size)

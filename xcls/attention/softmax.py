@@ -1,6 +1,6 @@
 """Exact softmax attention: written out (`Sdpa`), and by PyTorch's fused kernel (`SdpaFused`).
 
-softmax(Q K^T / sqrt(D)) V: Vaswani et al. 2017, section 3.2.1. Letters: B batch, H heads, N tokens, D head width,
+softmax(Q K^T / sqrt(D)) V: Vaswani et al. 2017, section 3.2.1. Letters: B batch, H heads, N tokens, D head dimension,
 G = B x H, W window of the relative bias.
 """
 
@@ -21,10 +21,10 @@ LOWEST_HALF = torch.finfo(torch.float16).min
 
 
 def additive_mask(masks: Masks, like: Tensor) -> Tensor | None:
-    """Padding, pairs and relative bias as one summand of the scores, [1|B, 1|H, 1|N, N] in the dtype of `like` [B, H,
-    N, D].
+    """Padding, pairs and relative bias as one summand of the scores: [1|B, 1|H, 1|N, N] in the dtype of `like`.
 
-    Blocked entries are finite, so that a row of nothing else is no NaN, and so low that their weight is zero elsewhere.
+    like: q, [B, H, N, D]. Blocked entries are finite, so that a row with only blocked entries gives no NaN, and so low
+    that their weight is zero in all other rows.
     """
 
     def make() -> Tensor | None:
@@ -54,8 +54,10 @@ def scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _HalfScores(torch.autograd.Function):
-    """`scores` in fp16, up to a constant per row: what is written down is at most 65,504 / 16, and then grown again
-    about the largest of its row, in one pass and in place. q, k [G, N, D], summand [G, 1|N, 1|N] -> [G, N, N].
+    """`scores` in fp16, up to a constant per row: q, k [G, N, D], summand [G, 1|N, 1|N] -> [G, N, N].
+
+    Scores are computed divided by HEADROOM, so that they do not overflow. Then the difference from the row maximum is
+    multiplied by HEADROOM, in one pass.
     """
 
     @staticmethod
@@ -78,13 +80,15 @@ class _HalfScores(torch.autograd.Function):
 
 
 class Sdpa(Attention):
-    """Softmax attention written out, with the scores in memory; where they do not fit (`base.fits`), in blocks of query
-    rows that are computed again in the backward pass. `path` says which: "whole" or "blocks".
+    """Softmax attention written out, with the scores in memory.
+
+    Where they do not fit (`base.fits`), blocks of query rows are computed one by one, and again in the backward pass.
+    `path` says which: "whole" or "blocks".
     """
 
     def operations(self, shape: Shape) -> tuple[Work, Work]:
-        """Q K^T and P V; four more products backward. The scores are written, read, and written and read again as
-        probabilities: that is what explicit means.
+        """Q K^T and P V; four more products backward. The N x N scores are written and read, and so are the
+        probabilities.
         """
         once = Work(4.0 * shape.pairs * shape.head_dim, shape.moved + 4.0 * shape.itemsize * shape.pairs)
         return once, once * 3
@@ -95,19 +99,22 @@ class Sdpa(Attention):
         self.path = "whole" if whole else "blocks"
         if not whole:
             return in_blocks(q, k, v, masks)
-        weights = torch.softmax(scores(q, k, additive_mask(masks, q)), dim=-1)  # fp32 inside, whatever it reads
+        weights = torch.softmax(
+            scores(q, k, additive_mask(masks, q)), dim=-1
+        )  # computed in fp32, also for 16-bit scores
         return torch.bmm(weights, v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
 
 class SdpaFused(Attention):
-    """`F.scaled_dot_product_attention`, which keeps no scores: what a practitioner would use instead of all the others.
+    """`F.scaled_dot_product_attention`, which keeps no scores: the usual choice in practice.
 
-    It gets the least mask that will do: none, its own causal one, or a sum. With a relative bias that is N x N, and a
-    trained one makes PyTorch leave its fused kernels; where it does not fit, `Sdpa`'s blocks do the work.
+    It gets the smallest mask that suffices: none, `is_causal`, or a summand. With a relative bias the summand is N x N,
+    and as it needs a gradient, PyTorch does not use its fused kernels. Where it does not fit, the blocks of `Sdpa` are
+    used.
     """
 
     def operations(self, shape: Shape) -> tuple[Work, Work]:
-        """The same products without the scores in memory, which the backward pass computes again: seven products."""
+        """As `Sdpa`, without scores in memory; the backward pass computes Q K^T again: training has seven products."""
         product = 2.0 * shape.pairs * shape.head_dim
         return Work(2 * product, shape.moved), Work(7 * product, 3 * shape.moved)
 
@@ -119,5 +126,5 @@ class SdpaFused(Attention):
         self.path = "fused"
         if masks.causal and masks.padding is None and masks.bias is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        # A mask of pads alone stays [B, 1, 1, N]: of an expanded one PyTorch would make N x N floats.
+        # A mask of padding only stays [B, 1, 1, N]: from an expanded one PyTorch would make N x N floats.
         return F.scaled_dot_product_attention(q, k, v, attn_mask=additive_mask(masks, q))

@@ -1,10 +1,10 @@
-"""Attention within chunks of sorted tokens, several rounds united: what LSH and SMYRF share.
+"""Attention within chunks of sorted tokens, in several rounds; shared by LSH and SMYRF.
 
-Each round sorts the tokens of a sequence and cuts them into chunks; a query attends to the keys of its own chunk and of
-some chunks beside it, its window. The result is one softmax over the union of the rounds' windows.
-Letters: B batch, H heads, N tokens, F and D widths of keys and of values, R rounds, T chunks of a sequence, C slots of
-a chunk, K slots of a window, S = T C. A token's rank is its place in a round's order. A slot without a real token is
-empty.
+Each hash round sorts the tokens of a sequence and cuts them into chunks; a query attends to the keys of its own chunk
+and of some chunks beside it, its window. The result is one softmax over the union of the windows of all rounds.
+Letters: B batch, H heads, N tokens, F and D dimensions of keys and of values, R hash rounds, T chunks of a sequence, C
+slots of a chunk, K slots of a window, S = T C. The rank of a token is its place in the order of a round. A slot without
+a real token is empty.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from torch import Tensor
 from xcls.attention.base import Masks, full_dtype
 from xcls.attention.kernels import is_compiling
 
-SELF = -1e30  # a token's logit for itself where it avoids itself: it counts only where every other one is BLOCKED
-BLOCKED = -1e37  # finite, so that a row of nothing else is no NaN
+SELF = -1e30  # the logit of a token for itself with avoid_self: it counts only where every other one is BLOCKED
+BLOCKED = -1e37  # finite, so that a row with only blocked entries gives no NaN
 
 
 def real_tokens(masks: Masks) -> Tensor | None:
-    """How many tokens of each example are no pads, int32 [B]; None where nothing is padded. Counted once per forward
-    pass."""
+    """The number of real tokens of each example, int32 [B], counted once per forward pass; None without padding."""
     pads = masks.padding
     return None if pads is None else masks.once("real tokens", lambda: (~pads).sum(dim=-1, dtype=torch.int32))
 
 
 @dataclass(frozen=True, eq=False)
 class Chunks:
-    """Which tokens stand in which chunk, in each round, as queries and as keys.
+    """Which chunk each token is in, in each round, as a query and as a key.
 
-    q_order, k_order: [B, H, R, N], each round's positions in sorted order, pads last; the same object where it is one
-    order. count: [B], the real tokens of each example, or None where all are real.
-    size: C. before, after: chunks on either side that a query sees besides its own.
-    balanced: spread the tokens of a sequence evenly over as few chunks as hold them, so that sizes differ by one at the
-        most; otherwise all chunks but the last are full. Where a token goes depends on the real tokens alone.
+    q_order, k_order: [B, H, R, N], the positions of each round in sorted order, padding last; the same object if
+    queries and keys have one order. count: [B], the real tokens of each example, or None where all are real.
+    size: C. before, after: chunks on each side that a query sees besides its own.
+    balanced: spread the tokens of a sequence evenly over the smallest number of chunks, so that sizes differ by one at
+        most; otherwise all chunks but the last are full. The chunk of a token depends only on the real tokens.
     """
 
     q_order: Tensor
@@ -62,30 +61,29 @@ class Chunks:
     def _sizes(self) -> tuple[Tensor, Tensor]:
         """The real tokens of each example and its chunks, [B|1, 1] each, at least 1."""
         if self.count is None:
-            tokens = torch.full((1, 1), self.length, device=self.q_order.device)  # made there: no copy that waits
+            tokens = torch.full(
+                (1, 1), self.length, device=self.q_order.device
+            )  # made on the device, so that no copy waits
         else:
             tokens = self.count.clamp(min=1)[:, None].long()
         return tokens, (tokens + self.size - 1) // self.size
 
     @property
     def rank_in_slot(self) -> tuple[Tensor, Tensor]:
-        """The rank that stands in each slot, [B|1, S], any where the slot is empty; and which are filled, bool [B|1,
-        S]."""
+        """The rank in each slot, [B|1, S] (any rank if it is empty), and whether it is filled, bool [B|1, S]."""
         slot = torch.arange(self.number * self.size, device=self.q_order.device)[None]
         count = self.length if self.count is None else self.count[:, None]
         if not self.balanced:
             return slot.clamp(max=self.length - 1), slot < count
         tokens, parts = self._sizes
         chunk = slot // self.size
-        first, behind = (
-            (number * tokens + parts - 1) // parts for number in (chunk, chunk + 1)
-        )  # of this chunk, of the next
+        first, end = ((number * tokens + parts - 1) // parts for number in (chunk, chunk + 1))  # ranks of the chunk
         rank = first + slot % self.size
-        return rank.clamp(max=self.length - 1), (rank < behind) & (rank < count)
+        return rank.clamp(max=self.length - 1), (rank < end) & (rank < count)
 
     @property
     def slot_of_rank(self) -> Tensor:
-        """The slot in which each rank stands, [B|1, N]; any for pads."""
+        """The slot of each rank, [B|1, N]; any slot for padding."""
         rank = torch.arange(self.length, device=self.q_order.device)[None]
         if not self.balanced:
             return rank
@@ -95,21 +93,19 @@ class Chunks:
         return slot.clamp(max=self.number * self.size - 1)
 
     def token_in_slot(self, order: Tensor) -> Tensor:
-        """The position that stands in each slot, [B, H, R, S], by q_order or k_order; some of its own sequence if
-        empty."""
+        """The position in each slot, [B, H, R, S], by q_order or k_order; an empty slot names any of its sequence."""
         rank = self.rank_in_slot[0]
         if len(rank) == 1:
             return order.long()[..., rank[0]]
         return order.long().gather(-1, rank[:, None, None].expand(*order.shape[:3], -1))
 
     def slot_of_token(self, order: Tensor) -> Tensor:
-        """The slot in which each token stands, [B, H, R, N], by q_order or k_order; any for pads."""
+        """The slot of each token, [B, H, R, N], by q_order or k_order; any slot for padding."""
         slot = self.slot_of_rank[:, None, None].expand(order.shape)
         return torch.empty_like(slot, memory_format=torch.contiguous_format).scatter_(-1, order.long(), slot)
 
     def windows(self, x: Tensor) -> Tensor:
-        """What the chunks of a sequence see: x [.., T, C, F] -> [.., T, K, F], zeros beyond the ends of the
-        sequence."""
+        """The window of each chunk: x [.., T, C, F] -> [.., T, K, F], zeros beyond the ends of the sequence."""
         if not self.before and not self.after:
             return x
         chunks, size = x.shape[-3:-1]
@@ -123,8 +119,8 @@ def attend(
     """Softmax of scale q.k over the union of all rounds' windows: q, k [B, H, N, F], v [B, H, N, D] -> [B, H, N, D].
 
     A key met in several rounds counts once. avoid_self: a token attends to itself only where nothing else is allowed.
-    Products in the dtype of q, k, v, softmax in fp32 at least. Rows with nothing to attend to are zero, pads anything
-    finite.
+    Products in the dtype of q, k, v, softmax in fp32 at least. Rows with nothing to attend to are zero; those of
+    padding are finite.
     """
     from xcls.attention.kernels.sorted_chunks_blocks import attend_in_blocks
 
@@ -137,7 +133,8 @@ def attend_plainly(
 ) -> Tensor:
     """`attend` written out, all chunks at once.
 
-    A key met in n rounds has log n taken off in each, so that the rounds, merged by their normalisers, count it once.
+    The logit of a key met in n rounds is lowered by log n in each; so it counts once when the rounds are merged by
+    their normalisers.
     """
     cut = (chunks.number, chunks.size)
     query, key = chunks.token_in_slot(chunks.q_order), chunks.token_in_slot(chunks.k_order)  # [B, H, R, S]
@@ -153,7 +150,7 @@ def attend_plainly(
         window, head = masks.bias.shape[-1] // 2, torch.arange(q.shape[1], device=q.device).view(-1, 1, 1, 1, 1)
         logits = logits + masks.bias[head, (key - query).clamp(-window, window) + window]
     if query.shape[2] > 1:
-        logits = logits - times_met(chunks, query, key).clamp(min=1).to(logits.dtype).log()  # empty slots met nobody
+        logits = logits - times_met(chunks, query, key).clamp(min=1).to(logits.dtype).log()  # empty slots meet no query
     if avoid_self:
         logits = logits.masked_fill(query == key, SELF)
     if masks.pairs is not None:

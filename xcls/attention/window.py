@@ -1,7 +1,7 @@
 """Sliding-window attention: exact softmax over the tokens at most `window` away, and nothing beyond. A control.
 
-What the approximations must beat: text is local, and this sees what is local exactly, in linear time and memory.
-Letters: B batch, H heads, N tokens, D head width, T chunks of a sequence, C tokens of a chunk.
+Approximations of all pairs should beat it: much of text is local, and this mechanism is exact there, in linear time and
+memory. Letters: B batch, H heads, N tokens, D head dimension, T chunks of a sequence, C tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from xcls.attention.operations import Shape, Work
 
 
 class Window(Attention):
-    """Softmax attention within |i - j| <= window: chunks of `window` tokens meet themselves and their two
-    neighbours."""
+    """Softmax attention within |i - j| <= window: a chunk of `window` tokens meets itself and the two beside it."""
 
     def __init__(self, *, window: int = 64, **shape: Any) -> None:
-        """window: tokens seen on either side."""
+        """window: tokens that a query sees on each side."""
         super().__init__(**shape)
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window}")
@@ -40,13 +39,13 @@ class Window(Attention):
         if masks.bias is not None:
             scores = scores + distance_matrix(masks.bias, rows=size, columns=3 * size, offset=-size)[:, None]
         blocked = self._blocked(q, masks, size, fill)
-        nothing = blocked.all(dim=-1, keepdim=True)  # such rows attend to everything, which is finite
+        nothing = blocked.all(dim=-1, keepdim=True)  # softmax over all slots here: finite, and set to zero below
         wall = torch.zeros(blocked.shape, dtype=scores.dtype, device=q.device).masked_fill_(
             blocked & ~nothing, -torch.inf
         )
-        weights = torch.softmax(scores + wall, dim=-1)  # a sum: the mask is small, scores are not
+        weights = torch.softmax(scores + wall, dim=-1)  # a sum, because the mask is smaller than the scores
         out = weights.to(v.dtype) @ values
-        if masks.pairs is not None:  # without it they are pads
+        if masks.pairs is not None:  # without it, such rows are padding
             out = out.masked_fill(nothing, 0.0)
         return out.flatten(2, 3)[:, :, :length]
 
@@ -64,13 +63,13 @@ class Window(Attention):
         return blocked | pairs.as_strided(shape, (batch, heads, size * (row + column), row, column))
 
     def operations(self, shape: Shape) -> tuple[Work, Work]:
-        """q k^T and p v over three chunks, twice that backward; of whole chunks."""
+        """q k^T and p v over three chunks, on whole chunks; twice that backward."""
         chunk = min(self.window, shape.length)
         once = Work(12.0 * shape.slots(chunk) * chunk * shape.head_dim, shape.moved)
         return once, once * 3
 
 
 def _windows(x: Tensor, dim: int, size: int, fill: int, value: bool = False) -> Tensor:
-    """Each chunk of dimension `dim` with its two neighbours, as Tensor.unfold has it; `value` beyond the ends."""
+    """Each chunk of dimension `dim` with the two beside it, laid out as by Tensor.unfold; `value` beyond the ends."""
     further = [0, 0] * (x.dim() - 1 - dim)
     return F.pad(x, (*further, size, size + fill), value=value).unfold(dim, 3 * size, size)

@@ -1,6 +1,6 @@
 """What every position encoding has in common: three hooks, of which each encoding fills one.
 
-Letters: B batch, H heads, N tokens, D head width, E model width, W window of the relative bias.
+Letters: B batch, H heads, N tokens, D head dimension, E model width, W window of the relative bias.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rotary positions: queries and keys are turned by angles that grow with the position (RoFormer, Su et al. 2021).
 
-Letters: B batch, H heads, N tokens, D head width.
+Letters: B batch, H heads, N tokens, D head dimension.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The plain way reads and writes q and k once for every step of the formula, and once more to make them head-major. Here
 each number is read once and written once, forward and backward. Equal to `rotate_pairs` of xcls/position/rope.py.
 
-Letters: B batch, N tokens, P parts (of q, k and v, as many as there are), H heads, D head width.
+Letters: B batch, N tokens, P parts (of q, k and v, as many as there are), H heads, D head dimension.
 """
 
 from __future__ import annotations

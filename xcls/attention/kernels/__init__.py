@@ -1,4 +1,4 @@
-"""What is faster than the readable formula: one file for each mechanism and device, equal to the formula by test."""
+"""Faster versions of the readable formulas: one file for each mechanism and device; tests compare both."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ except ImportError:
 
 is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, for tests
-assumed_capability = (0, 0)  # of the card that PyTorch's meta device stands for: the cost model of tests/gpu sets it
+assumed_capability = (0, 0)  # of the GPU that the meta device stands for; the cost model of tests/gpu sets it
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """The compute capability for which Triton makes kernels there; (0, 0) where it makes none.
+    """The compute capability of a device on which Triton kernels run; (0, 0) where they do not.
 
-    Triton 3 and NVIDIA GPUs alone. Below 8.0 it uses no tensor cores (since 3.3), so that kernels with products ask
-    for 8.0.
+    Only Triton 3 on NVIDIA GPUs. Since 3.3 it uses tensor cores only from 8.0 on; so kernels with matrix products need
+    8.0.
     """
     if device.type == "meta":
         return assumed_capability
@@ -41,10 +41,9 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=1)
 def starts() -> bool:
-    """Whether Triton can start kernels in this process: at its first one it compiles a file with a C compiler and
-    Python's headers.
+    """Whether Triton can start kernels in this process: the first one needs a C compiler and Python's headers.
 
-    Warns where it cannot; all that it would do is then computed by PyTorch's operations.
+    Warns where it cannot; PyTorch's operations are then used instead.
     """
     try:
         return triton.runtime.driver.active.utils is not None
@@ -61,9 +60,10 @@ _LIBRARY = torch.library.Library("xcls", "FRAGMENT")
 
 
 def register(name: str, schema: str, shapes: Callable[..., Any], run: Callable[..., Any]) -> None:
-    """Makes `torch.ops.xcls.<name>`, which torch.compile and the meta device know by its `shapes`: results, not filled.
+    """Makes the operation `torch.ops.xcls.<name>` with a `schema` such as "(Tensor x) -> Tensor".
 
-    schema: "(Tensor x) -> Tensor". `run` starts Triton's kernels, on a GPU or under the interpreter.
+    `run` starts the Triton kernels, on a GPU or under the interpreter. `shapes` returns results of the right shape
+    without values, for torch.compile and the meta device.
     """
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, shapes, "Meta")
@@ -73,11 +73,11 @@ def register(name: str, schema: str, shapes: Callable[..., Any], run: Callable[.
 
 
 def empty_token_major(like: Tensor) -> Tensor:
-    """An empty [B, H, N, D] with the memory of [B, N, H, D], so that heads are merged without a copy."""
+    """An empty [B, H, N, D] with the memory layout of [B, N, H, D], so that heads are merged without a copy."""
     batch, heads, length, width = like.shape
     return like.new_empty(batch, length, heads, width).transpose(1, 2)
 
 
 def as_token_major(x: Tensor) -> Tensor:
-    """x [B, H, N, D] with the memory of [B, N, H, D]: itself where it has it."""
+    """x [B, H, N, D] with the memory layout of [B, N, H, D]; x itself if it has that layout."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)

@@ -1,7 +1,6 @@
-"""The band of `favor.chunked_sums`, a cacheful of chunks at a time, and again in the backward pass: nothing of it is
-kept.
+"""The band of `favor_masked.chunked_sums`, some chunks at a time; nothing is kept, the backward pass computes it again.
 
-Letters: B batch, H heads, C tokens of a chunk, n chunks, M features, F width of the values, R chunks of a band.
+Letters: B batch, H heads, C tokens of a chunk, n chunks, M features, F columns of the values, R chunks of a band.
 """
 
 from __future__ import annotations
@@ -12,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CACHED = 2**20  # kernel entries of a group of chunks on a CPU: what stays in the cache that cores share
-LARGE = 2**26  # elsewhere, where launches cost more than memory does
+CACHED = 2**20  # kernel entries of a group of chunks on a CPU, so that they stay in the cache that cores share
+LARGE = 2**26  # on a GPU, where launches cost more than memory
 
 
 class AddBand(torch.autograd.Function):
-    """`favor.add_band` in few passes."""
+    """`favor_masked.add_band` in few passes."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, q: Tensor, k: Tensor, values: Tensor, near: Tensor, step: int) -> Tensor:
-        """As `favor.add_band`, in whose words the arguments are described."""
+        """As `favor_masked.add_band`, where the arguments are described."""
         for own in groups(len(q), near):
             for number, factor in enumerate(near):
                 other = slice(own.start + number * step, own.stop + number * step)
@@ -58,7 +57,7 @@ class AddBand(torch.autograd.Function):
 
 
 def groups(chunks: int, near: Tensor) -> list[slice]:
-    """A list of chunks cut into pieces whose kernel a cache holds, each of all heads of `near` [R, 1|H, C, C]."""
+    """Groups of chunks whose kernel entries fit into the cache, each with all heads of `near` [R, 1|H, C, C]."""
     entries = CACHED if near.device.type == "cpu" else LARGE
     most = near.shape[1] * max(1, entries // near[0].numel())
     return [slice(start, min(start + most, chunks)) for start in range(0, chunks, most)]

@@ -4,7 +4,8 @@ favor_triton.py launches them, and says why the mathematics is written this way.
 registers. Offsets that may pass 2^31 are 64-bit. Nothing is added atomically, so that results repeat to the bit.
 
 Letters: n tokens, m features; TILE_N, TILE_M how many of them a program holds; `row` counts the pairs of an example and
-a head, WIDTH is the head width. q, k, v and their gradients are [B, H, N, D] in memory, `out` and `grad` [B, N, H, D].
+a head, WIDTH is the head dimension. q, k, v and their gradients are [B, H, N, D] in memory, `out` and `grad`
+[B, N, H, D].
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""FAVOR+ without masks between tokens, in few large operations: `favor.Performer` on CPUs, and on GPUs where
-`favor_triton` does not run.
+"""FAVOR+ without masks between tokens, in few large operations: on CPUs, and on GPUs where `favor_triton` does not run.
 
-Linear attention is softmax attention twice: directions attend to keys, queries to directions. With t_m = sum_j
-phi_m(k_j),
+Linear attention is softmax attention twice: directions attend to keys, and queries to directions. With
+t_m = sum_j phi_m(k_j),
 
     mean_m = sum_j softmax_j(w_m.k_j - |k_j|^2 / (2 sqrt D)) v_j,    out_i = sum_m softmax_m(w_m.q_i + log t_m) mean_m
 
-Factors of 16-bit products are then weights in [0, 1] or means of values, which fp16 holds too; exponents, softmax and
-normalisers are fp32. Summands of exponents are a column of the product that makes them.
-Letters: B batch, H heads, N tokens, D head width, M features, G = B x H.
+The factors of 16-bit products are then weights in [0, 1] or means of values, which do not overflow in fp16; exponents,
+softmax and normalisers are fp32. A term added to an exponent is one more column of the matrix product.
+Letters: B batch, H heads, N tokens, D head dimension, M features, G = B x H.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from xcls.attention.base import full_dtype
 
-EXCLUDED = 1e30  # the half norm of a pad: its exponent is lower than any other, and finite
-CACHED = 2**20  # features of a group of examples on a CPU: 4 MiB in fp32, which stay in the cache
+EXCLUDED = 1e30  # the half norm of a padding token: its exponent is below all others, and finite
+CACHED = 2**20  # features of a group of examples on a CPU: 4 MiB in fp32, so that they stay in the cache
 
 
 def favor(
@@ -31,10 +30,10 @@ def favor(
     """Linear attention with the features exp(w.x + c - |x|^2 / (2 sqrt D)): q, k, v [B, H, N, D] -> [B, H, N, D].
 
     directions: w [B|1, H|1, M, D]; offset: c [B|1, H|1, 1, M] or None; padding [B, N]: pads hold finite numbers, and
-    the output in their rows means nothing; epsilon is added to the features of keys, the largest of which is 1.
-    Gradients reach q, k, v, w and c. They hold the stabiliser, the largest exponent of a key, constant: exact at
-    epsilon = 0, where it cancels, and else up to terms of the size of epsilon. Features and normaliser are fp32 (fp64
-    for fp64 input); the products behind them are in the dtype of v. On a CPU some examples at a time.
+    their output has no meaning; epsilon is added to the features of keys, the largest of which is 1. Gradients reach q,
+    k, v, w and c. They treat the stabiliser, the largest exponent of a key, as a constant: exact at epsilon = 0, where
+    it cancels, else up to terms of the size of epsilon. Features and normaliser are fp32 (fp64 for fp64 input); the
+    products with them are in the dtype of v. A CPU computes some examples at a time.
     """
     examples = len(q)
     if q.device.type == "cpu":
@@ -48,7 +47,7 @@ def favor(
 
 
 class _Favor(torch.autograd.Function):
-    """Keeps q, k, v, the weights of both softmaxes in the dtype of v, and tensors of the size of the directions."""
+    """Keeps q, k, v, the weights of both softmaxes in the dtype of v, and tensors of size G x M x D."""
 
     @staticmethod
     def forward(
@@ -61,8 +60,9 @@ class _Favor(torch.autograd.Function):
         padding: Tensor | None,
         epsilon: float,
     ) -> Tensor:
-        """The weights of keys `h` [G, M + 1, N] have a row more: 1 / n for the n real tokens, for the epsilon of each
-        feature."""
+        """q, k, v -> [B, H, N, D]. For epsilon, the weights h [G, M + 1, N] end with a row of 1 / n at n real
+        tokens.
+        """
         (batch, heads, length, width), features, full = q.shape, directions.shape[2], full_dtype(q)
         w = directions.to(full).expand(batch, heads, -1, -1).flatten(0, 1)  # [G, M, D], not copied where shared
         c = 0.0 if offset is None else offset.to(full).expand(batch, heads, -1, -1).flatten(0, 1).transpose(1, 2)
@@ -82,10 +82,10 @@ class _Favor(torch.autograd.Function):
         del exponent, weights
         v = v.reshape(-1, length, width)
         means = torch.bmm(h, v)
-        total = total - (largest + c).amax(dim=1, keepdim=True) + c  # under the largest feature of all
+        total = total - (largest + c).amax(dim=1, keepdim=True) + c  # relative to the largest feature of all
         extra = (epsilon * count).log().repeat_interleave(heads, dim=0).unsqueeze(-1)  # [G, 1, 1]
         level = torch.logaddexp(total, extra)
-        share = (total - level).exp()  # what of a feature's sum is not epsilon, [G, M, 1]
+        share = (total - level).exp()  # the part of each sum of features that is not epsilon, [G, M, 1]
         mean = torch.lerp(means[:, features:], means[:, :features], share.to(v.dtype))
 
         exponent = torch.bmm(_with_column(q, 1.0, full), _with_column(w, level + c).transpose(1, 2))  # [G, N, M]
@@ -124,10 +124,10 @@ class _Favor(torch.autograd.Function):
 
 
 def _gradient_of_means(mean_grad: Tensor, means: Tensor, share: Tensor, level_grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of mean = share weighted + (1 - share) alike, with means [G, M+1, D] = (weighted, alike).
+    """The gradients of mean = share weighted + (1 - share) alike, with means [G, M+1, D] = (weighted, alike).
 
-    mean_grad [G, M, D]; share [G, M, 1]; level_grad [G, M, 1], that of the level, of which each feature's sum has its
-    share -> the gradient of `means`, like it, and what it takes from the softmax over keys, [G, M, 1]:
+    mean_grad [G, M, D]; share, level_grad [G, M, 1] -> the gradient of `means` [G, M+1, D], and the constant term in
+    the gradient of the exponents of keys, [G, M, 1]:
     share (level_grad + (1 - share) mean_grad.(weighted - alike)) - share mean_grad.weighted.
     """
     mean_grad, features = mean_grad.to(share.dtype), mean_grad.shape[1]
@@ -140,8 +140,7 @@ def _gradient_of_means(mean_grad: Tensor, means: Tensor, share: Tensor, level_gr
 
 
 def _with_column(x: Tensor, column: Tensor | float, dtype: torch.dtype | None = None) -> Tensor:
-    """x [..., n, D] with one column more, [G, n, D+1]; column: a number, or a tensor of as many entries as x has
-    rows."""
+    """x [..., n, D] with one column more, [G, n, D+1]; column: a number, or a tensor with one entry per row of x."""
     out = x.new_empty(*x.shape[:-1], x.shape[-1] + 1, dtype=dtype)
     out[..., :-1] = x
     out[..., -1] = column.reshape(x.shape[:-1]) if isinstance(column, Tensor) else column

@@ -1,16 +1,16 @@
-"""FAVOR+ without masks between tokens by Triton kernels (favor_kernels.py): features are made again, never stored.
+"""FAVOR+ without masks between tokens by Triton kernels (favor_kernels.py): features are recomputed, never stored.
 
-Written with the total and the mean of each feature over the keys, linear attention is softmax attention twice:
+With the total and the mean of each feature over the keys, linear attention is softmax attention twice:
 
     level_m = log sum_j phi_m(k_j),    mean_m = sum_j phi_m(k_j) v_j / sum_j phi_m(k_j),
     out_i = sum_m softmax_m(w_m.q_i + level_m) mean_m
 
-What is multiplied is then a weight in [0, 1] or a mean of values, which 16 bits hold; exponents, sums and normalisers
-are fp32. Queries and keys are exact in 16 bits, and directions are the sum of two 16-bit halves, so that two products
-on tensor cores give the exponents of fp32. Stabiliser and epsilon are those of the readable formula; tests hold the two
-equal. Source: Choromanski et al. 2021, "Rethinking Attention with Performers".
+The factors of products are then weights in [0, 1] or means of values, which do not overflow in 16 bits; exponents, sums
+and normalisers are fp32. Queries and keys are exact in 16 bits, and directions are the sum of two 16-bit halves; so two
+products on tensor cores give exponents of fp32 precision. Stabiliser and epsilon are those of the readable formula;
+tests compare the two. Source: Choromanski et al. 2021, "Rethinking Attention with Performers".
 
-Letters: B batch, H heads, N tokens, D head width, M random features.
+Letters: B batch, H heads, N tokens, D head dimension, M random features.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from xcls.attention.kernels import as_token_major, empty_token_major, triton
 if triton is not None:
     from xcls.attention.kernels import favor_gradients, favor_kernels
 
-SPLIT_TOKENS = 256  # the fewest tokens that are worth partial sums of their own
+SPLIT_TOKENS = 256  # the smallest number of tokens that gets its own partial sums
 
 
 def available(q: Tensor, num_features: int) -> bool:
     """Whether `favor` takes q [B, H, N, D], with k and v like it, and this number of features.
 
-    D a power of two from 16 to 128 (fp32: to 64), M from 16 to 256, and tensor cores that Triton uses
-    (`kernels.capability`).
+    It needs D 16, 32, 64 or (not in fp32) 128, M from 16 to 256, and compute capability 8.0 (`kernels.capability`).
     """
     widest = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 64}.get(q.dtype, 0)
     if q.shape[-1] not in (16, 32, 64, 128) or q.shape[-1] > widest or not 16 <= num_features <= 256:
@@ -46,17 +45,17 @@ def available(q: Tensor, num_features: int) -> bool:
 def favor(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Tensor | None, epsilon: float) -> Tensor:
     """Linear attention with the features exp(w.x - |x|^2 / (2 sqrt D)): q, k, v [B, H, N, D] -> [B, H, N, D].
 
-    q, k, v: of one dtype, any strides. directions: w [M, D], fp32, with the factor D^(-1/4) of q and k in it. padding:
-    bool [B, N], True = a pad, or None; pads may hold anything, their rows of the output are zero. epsilon: added to the
-    features of keys, of which the largest of an example and head is 1. The output has the memory of [B, N, H, D], so
-    that heads are merged without a copy. Gradients reach q, k and v; they hold the stabiliser constant, and are not
-    themselves differentiable. Ask `available` first.
+    q, k, v: of one dtype, any strides. directions: w [M, D], fp32, which includes the scale D^(-1/4) of q and k.
+    padding: bool [B, N], True = padding token, or None; such tokens may hold anything, and their output is zero.
+    epsilon: added to the features of keys, whose largest per (example, head) is 1. The output is laid out as
+    [B, N, H, D], so that heads are merged without a copy. Gradients reach q, k and v; they treat the stabiliser as a
+    constant, and are not themselves differentiable. Call `available` first.
     """
     return _Favor.apply(q, k, v, directions, padding, epsilon)
 
 
 class _Favor(torch.autograd.Function):
-    """Keeps q, k, v, out, and of the size of a row or of the directions: the normalisers, means and levels."""
+    """Keeps q, k, v, out, and the normalisers, means and levels, which are smaller: nothing of size N x M."""
 
     @staticmethod
     def forward(
@@ -87,11 +86,11 @@ def _halves(directions: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Plan:
-    """How the work on q [B, H, N, D] and M features is cut into tiles, and what each kernel is launched with.
+    """The tiles for q [B, H, N, D] and M features, and the launch options of each kernel.
 
-    A program of the sums holds a block of features in registers and runs over one of `splits` parts of the sequence,
-    `span` tokens long; a program of the rest holds a tile of tokens and runs over features. Sizes are chosen from what
-    the compiler says: hardly a spilled register, and no more shared memory than a card has (99 KiB at 8.6, 8.9, 12.0).
+    A program of the sums holds a block of features in registers and loops over one of `splits` parts of the sequence,
+    `span` tokens long; a program of the other kernels holds a tile of tokens and loops over features. Sizes follow the
+    compiler's report: few spilled registers, and shared memory of at most 99 KiB (the limit at 8.6, 8.9, 12.0).
     """
 
     def __init__(self, q: Tensor, num_features: int) -> None:
@@ -156,7 +155,7 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, padding: Te
 
 
 def run_backward(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`xcls::favor_backward`, whose arguments the schema below names: dq, dk, dv [B, H, N, D]."""
+    """`xcls::favor_backward`, with the arguments of the schema below: dq, dk, dv [B, H, N, D]."""
     q, k, v, directions, padding, out, normaliser, mean, level, floor, grad = given
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     if out.numel() == 0:

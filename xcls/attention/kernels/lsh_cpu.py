@@ -1,8 +1,7 @@
-"""What LSH attention does before it attends, on a CPU: in small buffers, which stay in the cache and cost no page
-faults.
+"""Sorting and unit keys of LSH attention on a CPU, with small buffers that stay in the cache.
 
 The readable versions are `sorted_positions` and `unit_keys` of xcls/attention/lsh.py.
-Letters: B batch, H heads, N tokens, D head width, R rounds, rows = B N H.
+Letters: B batch, H heads, N tokens, D head dimension, R hash rounds, rows = B N H.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ from torch.autograd.function import once_differentiable
 from xcls.attention.base import full_dtype
 from xcls.attention.kernels.sorted_chunks_layout import as_rows
 
-PART = 2**14  # rows made to unit keys at a time
+PART = 2**14  # rows of unit keys computed at a time
 
 
 def sorted_on_cpu(keys: Tensor) -> Tensor:
-    """One flat stable sort of the buckets of all sequences, which PyTorch does by radix: keys [B, H, R, N] -> the
-    same."""
+    """`lsh.sorted_positions` by one stable radix sort over all sequences: keys [B, H, R, N] -> the same shape."""
     length = keys.shape[-1]
     buckets = (keys // length).flatten(0, 2)  # [sequences, N]
     sequence = torch.arange(len(buckets))[:, None]

@@ -2,7 +2,7 @@
 
 Kitaev, Kaiser and Levskaya 2020, "Reformer: The Efficient Transformer", section 2; the online softmax and the backward
 pass that computes the weights again are Dao 2023, "FlashAttention-2", section 3.1.
-Letters: B batch, H heads, N tokens, D head width, R rounds, C tokens of a chunk.
+Letters: B batch, H heads, N tokens, D head dimension, R rounds, C tokens of a chunk.
 A slot is a place in the sorted order, a row is a token's place in the sequence: row = order[slot]. A sequence is one
 head of one example. Pads have the last slots. The window of a chunk is the slots of the chunks that it sees.
 Each program has a tile of at most 64 slots of one chunk of one sequence, so nothing passes from one example to another.

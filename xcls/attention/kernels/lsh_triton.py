@@ -1,7 +1,7 @@
-"""LSH attention on a GPU: two Triton kernels a round, one forward and one backward.
+"""LSH attention on a GPU: two Triton kernels per hash round, one forward and one backward.
 
 The readable version is `xcls/attention/lsh.py`, the kernels and their mathematics are in `lsh_programs.py`.
-Letters: B batch, H heads, N tokens, D head width, R rounds, C tokens of a chunk.
+Letters: B batch, H heads, N tokens, D head dimension, R hash rounds, C tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if kernels.triton is not None:
 def available(x: Tensor) -> bool:
     """Whether `attend_sorted` takes tensors like x [B, H, N, D]: fp32, fp16 or bf16, D a power of two from 16 to 128.
 
-    It needs tensor cores that Triton uses (`kernels.capability`). Not in bf16 under Triton's interpreter, whose
-    products are wrong there.
+    It needs compute capability 8.0 (`kernels.capability`). bf16 is excluded under Triton's interpreter, whose bf16
+    products are wrong.
     """
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         return False
@@ -34,21 +34,21 @@ def available(x: Tensor) -> bool:
 def attend_sorted(
     qk: Tensor, v: Tensor, order: Tensor, count: Tensor | None, *, chunk: int, before: int = 1, after: int = 0
 ) -> Tensor:
-    """Softmax over the union of the rounds' candidates: qk, v [B, H, N, D] -> [B, H, N, D], in memory [B, N, H, D].
+    """Softmax over the union of the candidates of all rounds: qk, v [B, H, N, D] -> [B, H, N, D].
 
-    Logits are q.k with k = q / |q|. order: int32 [B, H, R, N], the positions of each round sorted by bucket and
-    position, pads last; count: int32 [B], the real tokens of each example, or None for N. The candidates of a query are
-    the real tokens of its chunk of the sorted sequence and of `before` and `after` chunks beside it; a key met in
-    several rounds counts once; a token attends to itself only where nothing else is allowed. Pads give zeros.
-    qk and v have one dtype of fp32, fp16 and bf16; logits, softmax and sums are fp32, and R > 1 rounds are rounded to
-    that dtype R times. Ask `available` first.
+    The output is laid out as [B, N, H, D]. Logits are q.k with k = q / |q|. order: int32 [B, H, R, N], the positions of
+    each round sorted by bucket and position, padding last; count: int32 [B], the real tokens of each example, or None
+    for N. The candidates of a query are the real tokens of its chunk of the sorted sequence and of `before` and `after`
+    chunks beside it; a key met in several rounds counts once; a token attends to itself only where nothing else is
+    allowed. Padding gives zeros. qk and v have one dtype, fp32, fp16 or bf16; logits, softmax and sums are fp32; the
+    output is rounded to that dtype after each round. Call `available` first.
     """
     count = None if count is None else count.int().contiguous()
     return SortedAttention.apply(qk.contiguous(), v.contiguous(), order.contiguous(), count, chunk, before, after)
 
 
 class SortedAttention(torch.autograd.Function):
-    """The gradient of `attend_sorted`, whose arguments it has."""
+    """`attend_sorted` with its gradient; the arguments are the same."""
 
     @staticmethod
     def forward(ctx: Any, qk: Tensor, v: Tensor, order: Tensor, count: Tensor | None, *sizes: int) -> Tensor:
@@ -69,7 +69,7 @@ class SortedAttention(torch.autograd.Function):
 def shapes_forward(
     qk: Tensor, v: Tensor, order: Tensor, count: Tensor | None, chunk: int, before: int, after: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `xcls::lsh_forward` gives back, not filled: out, lse [B, H, N], and chunk numbers [B, H, R - 1, N]."""
+    """The results of `xcls::lsh_forward` without values: out, lse [B, H, N], and chunk numbers [B, H, R - 1, N]."""
     batch, heads, rounds, length = order.shape
     lse = torch.empty(batch, heads, length, dtype=torch.float32, device=qk.device)
     return empty_token_major(v), lse, order.new_empty(batch, heads, rounds - 1, length)
@@ -78,7 +78,7 @@ def shapes_forward(
 def run_forward(
     qk: Tensor, v: Tensor, order: Tensor, count: Tensor | None, chunk: int, before: int, after: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`xcls::lsh_forward`: the rounds one after the other, each going on from the output of the one before."""
+    """`xcls::lsh_forward`: one round after the other; each continues from the output of the round before."""
     out, lse, chunks = shapes_forward(qk, v, order, count, chunk, before, after)
     if order.shape[2] > 1:
         numbers = torch.arange(order.shape[3], dtype=torch.int32, device=order.device) // chunk
@@ -88,7 +88,7 @@ def run_forward(
 
 
 def run_backward(*given: Any) -> tuple[Tensor, Tensor]:
-    """`xcls::lsh_backward`, whose arguments the schema below names: the gradients of qk and v, [B, H, N, D] each."""
+    """`xcls::lsh_backward`, with the arguments of the schema below: the gradients of qk and v, [B, H, N, D] each."""
     *tensors, chunk, before, after = given
     made = torch.empty_like(tensors[0]), torch.empty_like(tensors[1])
     run_rounds(programs.backward_kernel, (*tensors, *made), chunk, before, after)
@@ -96,7 +96,7 @@ def run_backward(*given: Any) -> tuple[Tensor, Tensor]:
 
 
 def run_rounds(kernel: Any, tensors: tuple[Any, ...], chunk: int, before: int, after: int) -> None:
-    """Starts the kernel for each round, with one program for each tile of each chunk of each sequence."""
+    """Starts the kernel for each round, with one program per tile of each chunk of each sequence."""
     qk, order = tensors[0], tensors[2]
     batch, heads, rounds, length = order.shape
     chosen = options(qk, chunk)
@@ -108,10 +108,10 @@ def run_rounds(kernel: Any, tensors: tuple[Any, ...], chunk: int, before: int, a
 
 
 def options(qk: Tensor, chunk: int) -> dict[str, Any]:
-    """How the two kernels are started: a program has TILE tokens of a chunk and meets STEP others at a time.
+    """Launch options of the two kernels: a program holds TILE tokens of a chunk and reads STEP others at a time.
 
-    So many that nothing, or little, of the backward pass must be moved out of the registers of 4 warps. fp32 numbers
-    are multiplied as three products of TF32 parts, which together are exact to about 2^-21, or as one where allowed.
+    The sizes are chosen so that the backward pass spills few registers with 4 warps. Products of fp32 numbers are three
+    products of TF32 parts, with an error of about 2^-21, or one TF32 product where PyTorch allows that.
     """
     width, wide = qk.shape[-1], qk.dtype == torch.float32
     most = max(16, min(64, 8192 // (width * qk.element_size())))

@@ -1,10 +1,10 @@
 """LSH attention of one round on GPUs without tensor cores for Triton (V100, T4): PyTorch's fused attention on windows.
 
 One Triton kernel gathers queries into chunks, unit keys and values into the windows that chunks see; PyTorch's fused
-attention does the products, and is computed again in the backward pass, so that only the inputs are kept. A second
-kernel takes gradients back to the tokens: it reads what all windows hold of a token, without atomics. The readable
-version is `lsh_attention` through `sorted_chunks.attend_plainly`.
-Letters: B batch, H heads, N tokens, D head width, T chunks of a sequence, C slots of a chunk, K slots of a window.
+attention computes the products, again in the backward pass, so that only the inputs are kept. A second kernel adds up
+the gradients of each token over all windows, without atomics. The readable version is `lsh_attention` through
+`sorted_chunks.attend_plainly`.
+Letters: B batch, H heads, N tokens, D head dimension, T chunks of a sequence, C slots of a chunk, K slots of a window.
 A row is a token's place in the sequence, a slot its place in the sorted order. Tensors of chunks are [B, T C, H, D].
 """
 
@@ -29,7 +29,7 @@ TILE = 32  # slots of one program: 4 warps hold their rows of 128 numbers in reg
 
 
 def available(x: Tensor) -> bool:
-    """Whether `attend_in_windows` takes tensors like x [B, H, N, D]: fp32 or fp16, D a power of two from 16 to 128."""
+    """Whether `attend_in_windows` takes tensors like x [B, H, N, D]: fp32 or fp16, D 16, 32, 64 or 128."""
     dtypes = (torch.float32, torch.float16)
     return x.dtype in dtypes and x.shape[-1] in (16, 32, 64, 128) and kernels.capability(x.device) >= (7, 0)
 
@@ -37,7 +37,7 @@ def available(x: Tensor) -> bool:
 def attend_in_windows(qk: Tensor, v: Tensor, chunks: Chunks, masks: Masks) -> Tensor:
     """`lsh_attention` of `chunks` with one round and neither pairs nor bias: qk, v [B, H, N, D] -> [B, H, N, D].
 
-    The output is in memory [B, N, H, D]; rows of pads are finite. Ask `available` first.
+    The output is laid out as [B, N, H, D]; rows of padding are finite. Call `available` first.
     """
     order = chunks.q_order[:, :, 0].int().contiguous()
     sizes = chunks.size, chunks.before, chunks.after
@@ -47,7 +47,7 @@ def attend_in_windows(qk: Tensor, v: Tensor, chunks: Chunks, masks: Masks) -> Te
 def mask_of(qk: Tensor, chunks: Chunks, masks: Masks) -> Tensor:
     """[B T, 1, C, K], 0 where a query may attend to a slot, else -inf; made by the first layer of a forward pass.
 
-    A token attends to itself only where there is nothing else; the rows of pads may attend to anything.
+    A token attends to itself only where nothing else is allowed; rows of padding may attend to anything.
     """
     size = chunks.size
 
@@ -76,7 +76,7 @@ class _Windows(torch.autograd.Function):
         out = fused(torch.ops.xcls.lsh_windows(qk, v, order, *sizes), mask)
         slot = torch.empty_like(order, dtype=torch.int64)
         slot.scatter_(2, order.long(), torch.arange(order.shape[2], device=order.device).expand_as(order))
-        slot = slot.transpose(1, 2)[..., None].expand(-1, -1, -1, v.shape[3])  # where each token stands
+        slot = slot.transpose(1, 2)[..., None].expand(-1, -1, -1, v.shape[3])  # the slot of each token
         return out.gather(1, slot).transpose(1, 2)
 
     @staticmethod
@@ -104,7 +104,7 @@ def fused(windows: list[Tensor], mask: Tensor) -> Tensor:
 
 
 def shapes_of_windows(qk: Tensor, v: Tensor, order: Tensor, chunk: int, before: int, after: int) -> list[Tensor]:
-    """What `xcls::lsh_windows` gives back, not filled."""
+    """The results of `xcls::lsh_windows`, without values."""
     batch, heads, length, width = qk.shape
     slots = -(-length // chunk) * chunk
     return [qk.new_empty(batch, slots * seen, heads, width) for seen in (1, before + 1 + after, before + 1 + after)]
@@ -124,7 +124,7 @@ def run_windows(qk: Tensor, v: Tensor, order: Tensor, chunk: int, before: int, a
 def run_tokens(
     d_q: Tensor, d_k: Tensor, d_v: Tensor, qk: Tensor, order: Tensor, chunk: int, before: int, after: int
 ) -> tuple[Tensor, Tensor]:
-    """Starts the kernel that takes the gradients of windows back to the tokens: those of qk and v, [B, H, N, D]."""
+    """Starts the kernel that adds up the gradients of windows for each token: those of qk and v, [B, H, N, D]."""
     made = torch.empty_like(qk), torch.empty_like(qk)
     batch, heads, length, width = qk.shape
     grid, sizes = (batch * heads * -(-length // TILE),), {"BEFORE": before, "AFTER": after, "D": width, "TILE": TILE}

@@ -1,6 +1,6 @@
 """Softmax attention in blocks of query rows, computed again in the backward pass: O(N) memory, any mask and bias.
 
-The readable version is `Sdpa` in `softmax.py`. Letters: B batch, H heads, N tokens, D head width, W window of the
+The readable version is `Sdpa` in `softmax.py`. Letters: B batch, H heads, N tokens, D head dimension, W window of the
 relative bias, rows = query rows of a block.
 """
 
@@ -23,8 +23,8 @@ LARGEST_BLOCK_GPU = 2**27
 def in_blocks(q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
     """Softmax attention for all rows, a block at a time: q, k, v [B, H, N, D] -> [B, H, N, D].
 
-    A block has `BLOCK_ROWS` rows, or fewer where its scores would be a buffer that the C library hands back to the
-    system each time: page faults then cost more than the products do.
+    A block has `BLOCK_ROWS` rows, or fewer where its scores would be too large: the C library returns large buffers to
+    the system each time, and the page faults then cost more than the products.
     """
     most = LARGEST_BLOCK if q.device.type == "cpu" else LARGEST_BLOCK_GPU
     block_size = min(base.BLOCK_ROWS, max(16, most // (q.shape[0] * q.shape[1] * q.shape[2])))
@@ -35,7 +35,7 @@ def in_blocks(q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a block of rows needs besides tensors with a gradient."""
+    """The inputs of a block of rows that have no gradient."""
 
     masks: Masks
     scale: float
@@ -60,7 +60,7 @@ class Rows:
 
 
 def _bias_gradient(change: Tensor, bias: Tensor, start: int) -> Tensor:
-    """What the gradient of a block's scores, [B, H, rows, N], adds to that of the bias, [H, 2W+1]."""
+    """The part of the gradient of the bias, [H, 2W+1], that comes from a block: `change` [B, H, rows, N], of scores."""
     with torch.enable_grad():
         leaf = bias.detach().to(change.dtype).requires_grad_()
         matrix = distance_matrix(leaf, rows=change.shape[2], columns=change.shape[3], offset=-start)

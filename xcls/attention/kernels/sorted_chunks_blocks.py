@@ -1,10 +1,11 @@
-"""Attention within chunks of sorted tokens in blocks, nothing stored: on a CPU they stay in the cache, on a GPU they
-are large, and memory is what they save.
+"""Attention within chunks of sorted tokens, in blocks: small on a CPU, to stay in its cache; large on a GPU, where they
+save memory.
 
 `attend_plainly` of xcls/attention/sorted_chunks.py is the readable version. This one keeps neither logits nor sorted
 copies for the backward pass: it computes them again, block by block (as Dao et al. 2022 do for whole rows).
-The lists of rows and slots are those of `sorted_chunks_layout.py`. Letters: B batch, H heads, N tokens, D head width, R
-rounds, C slots of a chunk, K slots of a window, T chunks of a block, rows = B N H, W window of the relative bias.
+The lists of rows and slots are those of `sorted_chunks_layout.py`. Letters: B batch, H heads, N tokens, D head
+dimension, R hash rounds, C slots of a chunk, K slots of a window, T chunks of a block, rows = B N H, W window of the
+relative bias.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from xcls.attention.base import Masks, full_dtype
 from xcls.attention.kernels.sorted_chunks_layout import Layout, as_rows, lay_out
 from xcls.attention.sorted_chunks import BLOCKED, SELF, Chunks
 
-BLOCK = 2**20  # logits of a block on a CPU: what the cores' caches hold
-LARGE_BLOCK = 2**26  # on a GPU, where launches cost more than memory does
-PART = 2**14  # rows at a time: small buffers stay in the cache, and cost no page faults
+BLOCK = 2**20  # logits of a block on a CPU, so that they stay in its caches
+LARGE_BLOCK = 2**26  # on a GPU, where launches cost more than memory
+PART = 2**14  # rows at a time: small buffers stay in the cache and cause no page faults
 
 
 def attend_in_blocks(
@@ -30,7 +31,7 @@ def attend_in_blocks(
 ) -> Tensor:
     """`sorted_chunks.attend`: q, k [B, H, N, F], v [B, H, N, D] -> [B, H, N, D]. No second derivatives.
 
-    Peak memory grows by one list of slots per input and by one block, whatever K.
+    Peak memory grows by one list of slots per input and by one block; it does not depend on K.
     """
     batch, heads, length, _ = q.shape
     plan = Plan(lay_out(chunks, batch, heads), full_dtype(q), masks.pairs, scale, avoid_self)
@@ -39,17 +40,17 @@ def attend_in_blocks(
 
 
 class Plan:
-    """What `AttendChunks` needs besides tensors with a gradient.
+    """The inputs of `AttendChunks` that have no gradient.
 
-    closed: [all chunks, 1, K], BLOCKED where a slot may not be attended, else 0; None where all may.
-    marks: of several rounds, two of [R, rows]: twice the chunk of a query, and of a key, shifted (see `_met`).
+    closed: [all chunks, 1, K], BLOCKED where a slot may not be attended, else 0; None if all slots may be.
+    marks: with several rounds, two of [R, rows]: twice the chunk of each query, and of each key, shifted (see `_met`).
     spare: see `Layout.spare_chunks`.
     """
 
     def __init__(
         self, layout: Layout, dtype: torch.dtype, pairs: Tensor | None, scale: float, avoid_self: bool
     ) -> None:
-        """Prepare what all blocks need; dtype is that of the logits."""
+        """Prepares what all blocks share; dtype is that of the logits."""
         self.layout, self.pairs, self.scale, self.avoid_self = layout, pairs, scale, avoid_self
         self.closed = None if layout.all_filled else (~layout.open_slots()).to(dtype)[:, None].mul_(BLOCKED)
         self.marks: tuple[Any, Any] = None, None
@@ -64,12 +65,12 @@ class Plan:
         size, chunks = self.layout.size, self.layout.q.take.shape[1] // self.layout.size
         most = BLOCK if self.layout.filled.device.type == "cpu" else LARGE_BLOCK
         step = max(1, most // (size * self.layout.span))
-        step = -(-chunks // max(1, round(chunks / step)))  # equal: spare chunks would make a small one at the end
+        step = -(-chunks // max(1, round(chunks / step)))  # of equal size, or a small block would be left at the end
         return [Block(self, start, min(start + step, chunks)) for start in range(0, chunks, step)]
 
 
 class Block:
-    """Some consecutive chunks of the list: the pairs (query, key) that meet there in a round."""
+    """Some consecutive chunks of the list, and the pairs (query, key) in them."""
 
     def __init__(self, plan: Plan, start: int, stop: int) -> None:
         """Chunks `start` to `stop`."""
@@ -82,8 +83,7 @@ class Block:
         self.closed = None if plan.closed is None else plan.closed[start:stop]
 
     def _spare(self, start: int, stop: int) -> Tensor | None:
-        """The spare chunks among the chunks `start` to `stop` of the list of keys, counted from the first; None
-        without any."""
+        """The spare ones among the chunks `start` to `stop` of the list of keys, counted from `start`, or None."""
         numbers, host = self.plan.spare
         first, behind = bisect_left(host, start), bisect_left(host, stop)
         return numbers[first:behind] - start if first < behind else None
@@ -93,19 +93,19 @@ class Block:
         return slots.view(-1, self.layout.size, *slots.shape[1:])
 
     def windows(self, slots: Tensor) -> Tensor:
-        """What each chunk sees: [(before + T + after) C, F] or without F -> [T, K, F] or [T, K]."""
+        """The window of each chunk: [(before + T + after) C, F] or without F -> [T, K, F] or [T, K]."""
         seen = slots.unfold(0, self.layout.span, self.layout.size)
         return seen.transpose(1, 2) if slots.dim() == 2 else seen
 
     def queries(self, x: Tensor, number: int) -> Tensor:
-        """A round's queries: x [rows, F] or [rows] -> [T, C, F] or [T, C], zeros in spare chunks."""
+        """The queries of a round: x [rows, F] or [rows] -> [T, C, F] or [T, C], zeros in spare chunks."""
         chunks = self.chunks(x.index_select(0, self.layout.q.take[number, self.own]))
         return chunks if self.own_spare is None else chunks.index_fill_(0, self.own_spare, 0)
 
     def keys(self, x: Tensor, number: int) -> Tensor:
-        """A round's keys as each chunk sees them: x [rows, F] -> [T, K, F], zeros in spare chunks.
+        """The keys of a round in the window of each chunk: x [rows, F] -> [T, K, F], zeros in spare chunks.
 
-        A view of overlapping windows; copied in half precision, where matrix products of them are slow.
+        A view of overlapping windows; in half precision a copy, because products of such views are slow there.
         """
         slots = x.index_select(0, self.layout.k.take[number, self.seen])
         if self.seen_spare is not None:
@@ -121,18 +121,18 @@ class Block:
         return queries // (heads * length), queries % heads, queries // heads % length, keys // heads % length
 
     def bias_entries(self, number: int, width: int) -> Tensor:
-        """Where a pair's relative bias is in bias.flatten(), bias [H, width = 2W+1]: int32 [T, C, K]."""
+        """The index of each pair's relative bias in bias.flatten(), bias [H, width = 2W+1]: int32 [T, C, K]."""
         _, head, query, key = self.places(number)
         apart = key.int() - query.int()
         return apart.clamp_(-(width // 2), width // 2).add_((head * width + width // 2).int())
 
     def blocked(self, number: int, pairs: Tensor) -> Tensor:
-        """pairs [1|B, 1|H, N, N] at a round's pairs: bool [T, C, K]."""
+        """The entries of pairs [1|B, 1|H, N, N] for the pairs of a round: bool [T, C, K]."""
         example, head, query, key = self.places(number)
         return pairs[example % pairs.shape[0], head % pairs.shape[1], query, key]
 
     def logits(self, q: Tensor, k: Tensor, number: int, bias: Tensor | None) -> Tensor:
-        """q [T, C, D], k [T, K, D] -> [T, C, K] in fp32 at least, with everything added that is not q.k."""
+        """scale q.k with bias and masks: q [T, C, D], k [T, K, D] -> [T, C, K] in fp32 at least."""
         plan = self.plan
         logits = torch.bmm(q, k.transpose(1, 2)).to(full_dtype(q))
         if plan.scale != 1.0:
@@ -151,14 +151,14 @@ class Block:
         return logits
 
     def _avoid_self(self, logits: Tensor) -> None:
-        """A token of a tied mechanism finds itself as many slots further on as lie before its chunk."""
+        """With one order for queries and keys, slot i of a chunk is slot i + before x C of its window."""
         logits.diagonal(self.layout.before * self.layout.size, 1, 2).fill_(SELF)
 
     def _met(self, number: int) -> Tensor:
         """-1 where a pair met in an earlier round, else 0: integers [T, C, K].
 
-        Key chunks a query may see lie at -before .. after; twice the distance plus (before - after) then is at most
-        before + after in size. Arithmetic on small integers costs a tenth of comparisons, which make bools.
+        A query sees key chunks at distances -before .. after; then |2 distance + before - after| is at most
+        before + after. Arithmetic on small integers takes a tenth of the time of comparisons, which make bools.
         """
         least: Any = None
         for q_mark, k_mark in zip(self.plan.marks[0][:number], self.plan.marks[1][:number]):
@@ -170,7 +170,7 @@ class Block:
 
 
 class AttendChunks(torch.autograd.Function):
-    """The gradient of `attend_in_blocks`."""
+    """`attend_in_blocks` on rows, with its gradient."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
@@ -183,7 +183,7 @@ class AttendChunks(torch.autograd.Function):
             norms.append(part_norm)
             out, norm = (part, part_norm) if out is None else _merged(out, norm, part, part_norm)
         share = None
-        if norm is not None:  # what each round's softmax weighs in that of the union; 0 where nothing is allowed
+        if norm is not None:  # the weight of each round's softmax in the union; 0 where nothing is allowed
             nothing = norm <= BLOCKED / 2
             share = torch.stack([part - norm for part in norms]).exp_().masked_fill_(nothing, 0.0)
             out = out.masked_fill_(nothing[:, None], 0.0)
@@ -200,7 +200,7 @@ class AttendChunks(torch.autograd.Function):
         plan, layout = ctx.plan, ctx.plan.layout
         with torch.autocast(q.device.type, enabled=False):
             grad = grad.to(q.dtype)
-            # The gradient of a logit is p (grad . v - grad . out), p and out those of the union: no round knows others.
+            # The gradient of a logit is p (grad . v - grad . out), with p and out of the union of all rounds.
             along = _row_products(grad, out)
             grad_bias: Any = None if bias is None else torch.zeros_like(bias, dtype=full_dtype(q))
             totals: list[Tensor] = []
@@ -227,7 +227,7 @@ def _row_products(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _round(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: Plan, number: int) -> tuple[Tensor, Any]:
-    """One round's softmax over its new pairs: q, k, v [rows, D] -> (out [rows, D], logsumexp [rows] if needed)."""
+    """One round's softmax over pairs not met before: q, k, v [rows, D] -> (out [rows, D], logsumexp [rows] or None)."""
     layout = plan.layout
     out = v.new_empty(layout.q.take.shape[1], v.shape[1])
     norm = None
@@ -257,8 +257,11 @@ def _block_gradients(
     grads: tuple[Tensor, Tensor, Tensor | None],
     slots: tuple[Tensor, Tensor, Tensor, Tensor | None],
 ) -> None:
-    """Add one block's gradients of (q, k, v, bias) to `slots`. grads: that of the output [rows, D], its product with
-    the output [rows], and the round's weight in each row [rows], or None if that is 1."""
+    """Adds the gradients of (q, k, v, bias) of one block to `slots`.
+
+    grads: the gradient of the output [rows, D], its product with the output [rows], and the weight of the round in each
+    row [rows], or None if that is 1.
+    """
     (q, k, v, bias), (grad, along, weight), (q_slots, k_slots, v_slots, grad_bias) = inputs, grads, slots
     queries, keys, values = block.queries(q, number), block.keys(k, number), block.keys(v, number)
     weights = torch.softmax(block.logits(queries, keys, number, bias), dim=-1)
@@ -281,7 +284,7 @@ def _block_gradients(
 
 
 def _add_windows(block: Block, slots: Tensor, grads: Tensor) -> None:
-    """Add gradients of windows to the slots they show: grads [T, K, D], slots [(before + all + after) C, D]."""
+    """Adds the gradients of windows to their slots: grads [T, K, D], slots [(before + all + after) C, D]."""
     size = block.layout.size
     for first in range(0, block.layout.span, size):
         start = block.own.start + first

@@ -1,10 +1,10 @@
-"""Where the tokens of sorted chunks lie in the lists that `sorted_chunks_blocks.py` works on.
+"""The place of each token of sorted chunks in the lists that `sorted_chunks_blocks.py` works on.
 
-Tokens of all sequences are the rows of one list, row (b N + n) H + h, which is how the projections leave them in
-memory. The chunks of an example, head after head, and behind them `before + after` spare ones, lie one behind the
-other in a list of slots, example after example; so what a chunk sees is a view of that list, and no window holds real
-tokens of two examples. Letters: B batch, H heads, N tokens, D head width, R rounds, C slots of a chunk, K slots of a
-window, S slots of a sequence, rows = B N H.
+The tokens of all sequences are rows of one list, row (b N + n) H + h, the order in which the projections write them.
+The list of slots holds, example after example, the chunks of its heads and then `before + after` spare (empty) chunks.
+So the window of a chunk is a view of that list, and no window holds real tokens of two examples.
+Letters: B batch, H heads, N tokens, D head dimension, R hash rounds, C slots of a chunk, K slots of a window, S slots
+of a sequence, rows = B N H.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 class Side(NamedTuple):
-    """Where queries, or keys, go.
+    """The places of queries, or of keys.
 
-    take: [R, slots], the row in each slot; an empty slot names a row of its own sequence, a spare one any. For keys
+    take: [R, slots], the row in each slot; an empty slot names a row of its own sequence, a spare one any row. For keys
         [R, before C + slots + after C]: their list has more spare chunks at both ends.
-    give: [R, rows], the slot of each row in the list of `take`; pads name any slot.
+    give: [R, rows], the slot of each row in the list of `take`; padding tokens name any slot.
     chunk: [R, rows], each row's chunk within its sequence.
     """
 
@@ -40,11 +40,10 @@ class Side(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where each token goes. The list of slots has `per_example` chunks for each example, of which `real` are none
-    spare.
+    """The place of each token. The list of slots has `per_example` chunks per example: `real` ones, then spare ones.
 
     filled: bool [slots], whether the slot holds a real token: the same in all rounds, for queries and for keys.
-    all_filled: whether that is known to be so everywhere.
+    all_filled: whether all slots are known to be filled.
     """
 
     batch: int
@@ -71,11 +70,11 @@ class Layout:
 
     @property
     def per_example(self) -> int:
-        """Chunks of an example, the spare ones included."""
+        """Chunks of an example, including the spare ones."""
         return self.real + self.before + self.after
 
     def open_slots(self) -> Tensor:
-        """Whether a chunk may attend to each slot it sees, a real token of its own sequence: bool [all chunks, K]."""
+        """Whether each slot of a window holds a real token of the chunk's own sequence: bool [all chunks, K]."""
         chunks = self.filled.view(self.batch, self.per_example, self.size)
         spare = chunks[:, self.real :]
         chunks = chunks[:, : self.real].unflatten(1, (self.heads, -1))  # [B, H, chunks of a sequence, C]
@@ -84,7 +83,7 @@ class Layout:
         return torch.cat((seen, spare.new_zeros(self.batch, spare.shape[1], self.span)), dim=1).flatten(0, 1)
 
     def spare_chunks(self) -> tuple[Tensor, list[int]]:
-        """The numbers of the spare chunks in the list of keys, in order: as a tensor on the device, and on the host."""
+        """The numbers of the spare chunks in the list of keys, in order: a tensor on the device, and a Python list."""
         chunks, reach = self.batch * self.per_example, self.before + self.after
         if not reach:
             return self.filled.new_empty(0, dtype=torch.int64), []
@@ -102,7 +101,7 @@ class Layout:
 def lay_out(chunks: Chunks, batch: int, heads: int) -> Layout:
     """The lists of slots for `chunks`."""
     length, size, number = chunks.length, chunks.size, chunks.number
-    before, after = (min(reach, number - 1) for reach in (chunks.before, chunks.after))  # no chunk has more beside it
+    before, after = (min(reach, number - 1) for reach in (chunks.before, chunks.after))  # a chunk has no more beside it
     real, spare = heads * number, before + after
     ends = (before * size, after * size)
     device = chunks.q_order.device
