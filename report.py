@@ -1,4 +1,4 @@
-"""Turns what runs left behind into tables, a verdict, plots and a page. See conf/report.yaml, README.md. No torch."""
+"""Makes tables, a verdict, plots and a page from finished runs. Settings: conf/report.yaml. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xcls.runs.terminal import end_early, exit_code
 
 if __name__ == "__main__":
     sys.excepthook = end_early
-os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and `describe` words them
+os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and `describe` explains them
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -32,7 +32,7 @@ def report(cfg: DictConfig) -> int:
     if isinstance(cfg.runs, str):  # runs=multirun/quick
         cfg.runs = [cfg.runs]
     settings: Settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), cfg))  # type: ignore[assignment]
-    from xcls.report.write import write_report  # matplotlib, only now
+    from xcls.report.write import write_report  # here, because it imports matplotlib
 
     print(write_report(settings, typed=list(HydraConfig.get().overrides.task), root=runs_root(Path.cwd())), end="")
     return 0
@@ -40,12 +40,12 @@ def report(cfg: DictConfig) -> int:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="report")
 def main(cfg: DictConfig) -> None:
-    """One report. Ends the process with its exit code."""
+    """Makes one report and ends the process with its exit code."""
     sys.exit(exit_code(lambda: report(cfg), describe))
 
 
 def enter() -> int:
-    """Makes the report that was typed."""
+    """Checks the command line and makes the report."""
     if {"-m", "--multirun"} & set(sys.argv):
         raise UserError("a report is one run: name all folders in one list, 'runs=[a,b]', without -m.")
     main()
@@ -53,7 +53,7 @@ def enter() -> int:
 
 
 def describe(error: Exception) -> str | None:
-    """An error of what was typed in one message: the key, what is wrong, the nearest valid key."""
+    """An error of the command line as one message: the key, what is wrong, the nearest valid key."""
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return str(error) if isinstance(error, UserError) else None
     text, cause = str(error).strip(), error.__cause__ or error

@@ -103,7 +103,7 @@ def judged(tmp_path: Path) -> Callable[..., Verdict]:
     ) -> Verdict:
         study = study_of(Make, tmp_path, records, changed=changed)
         wanted = (attention, seq_len)
-        groups = [group for board in study.boards for group in board.groups]
+        groups = [group for results in study.datasets for group in results.groups]
         (group,) = [g for g in groups if (g.record.choices["attention"], g.record.seq_len) == wanted]
         return study.verdict(group, reference, split)
 

@@ -56,7 +56,7 @@ def one(root, **changes) -> Crossover:
 
 def test_quicker_means_every_repeat_and_is_open_where_they_overlap(tmp_path):
     found = one(tmp_path)
-    told = {name: [found.told("performer", name, n) for n in found.lengths] for name in found.references}
+    told = {name: [found.compare("performer", name, n) for n in found.lengths] for name in found.references}
     assert told["sdpa"] == ["cannot tell", "quicker", "quicker"]
     assert told["sdpa_fused"] == ["slower", "cannot tell", "quicker"]
     assert found.quicker_from("performer", "sdpa") == "from 2,048 tokens on (cannot tell at 512)"

@@ -70,7 +70,7 @@ def test_the_page_never_scrolls_sideways_but_a_wide_table_does(browser, page, wi
     frames = browser.run("[...document.querySelectorAll('.scroll')].map(box => [box.scrollWidth, box.clientWidth])")
     assert any(whole > shown for whole, shown in frames)
     whole, shown = browser.run(
-        "(box => [box.scrollWidth, box.clientWidth])(document.querySelector('#board-0 .scroll'))"
+        "(box => [box.scrollWidth, box.clientWidth])(document.querySelector('#dataset-0 .scroll'))"
     )
     assert (whole > shown) is (width == 390)  # on a phone the matrix scrolls in its own frame
     shot = imread(io.BytesIO(browser.picture()), format="png")
@@ -78,22 +78,24 @@ def test_the_page_never_scrolls_sideways_but_a_wide_table_does(browser, page, wi
     assert 0 < browser.run(f"{BOX}('.headline')")[1] < 400
 
 
-@pytest.mark.parametrize("boards", [1, 2])
-def test_headline_matrix_and_plot_are_the_first_screen_on_a_desk(browser, page, make, boards):
+@pytest.mark.parametrize("datasets", [1, 2])
+def test_headline_matrix_and_plot_are_the_first_screen_on_a_desk(browser, page, make, datasets):
     """All verdicts in sight at 1280 x 900, the matrix not cut and not scrolling, quality against cost beside it."""
     made = records(make)
-    for record in [*make.seeds("sdpa"), make.baseline()] if boards == 2 else ():
+    for record in [*make.seeds("sdpa"), make.baseline()] if datasets == 2 else ():
         record.choices["dataset"], record.run = "other", f"other-{record.run}"
         record.data["fingerprint"] = "e" * 64
         made.append(record)
     browser.open(page(made), width=1280)
-    matrix, plot, line = (browser.run(f"{BOX}('#board-0 {place}')") for place in (".matrix", "figure img", ".headline"))
-    assert browser.run("(b => b.scrollWidth <= b.clientWidth)(document.querySelector('#board-0 .scroll'))") is True
+    matrix, plot, line = (
+        browser.run(f"{BOX}('#dataset-0 {place}')") for place in (".matrix", "figure img", ".headline")
+    )
+    assert browser.run("(b => b.scrollWidth <= b.clientWidth)(document.querySelector('#dataset-0 .scroll'))") is True
     assert line[3] <= matrix[1] and matrix[2] <= plot[0] and plot[2] <= 1280 and max(matrix[3], plot[3]) <= 900
     assert line[3] - line[1] < 40  # one line
     heads = browser.run("[...document.querySelector('.matrix').tHead.rows[0].cells].map(cell => cell.textContent)")
     assert heads[0] == "mechanism" and heads[-1] == "verdict" and len(heads) == 7
-    signs = browser.run("[...document.querySelectorAll('#board-0 .matrix td b')].map(cell => cell.textContent[0])")
+    signs = browser.run("[...document.querySelectorAll('#dataset-0 .matrix td b')].map(cell => cell.textContent[0])")
     assert set(signs) == {"✓", "✗"}
 
 

@@ -53,9 +53,13 @@ def test_runs_that_did_not_complete_are_in_no_mean_and_no_ranking(make, tmp_path
     ]
     other = make.finetune("reformer", status="failed", cause="OOM", metrics={})
     records = [*make.seeds("sdpa"), *make.seeds("performer", (0.95, 0.95)), other, *bad]
-    (board,) = study_of(make, tmp_path, records).boards
-    assert [(group.label, group.rank) for group in board.groups] == [("performer", 1), ("sdpa", 2), ("reformer", None)]
-    sdpa = board.groups[1]
+    (results,) = study_of(make, tmp_path, records).datasets
+    assert [(group.label, group.rank) for group in results.groups] == [
+        ("performer", 1),
+        ("sdpa", 2),
+        ("reformer", None),
+    ]
+    sdpa = results.groups[1]
     assert sdpa.seeds == [0, 1, 2] and sdpa.stat("macro_f1").low == 0.90
     assert [run.record.seed for run in sdpa.others] == [3, 4, 5]
 
@@ -63,8 +67,8 @@ def test_runs_that_did_not_complete_are_in_no_mean_and_no_ranking(make, tmp_path
 def test_costs_rank_from_low_to_high_within_a_device(make, tmp_path):
     records = [make.finetune(name, time=time) for name, time in (("sdpa", 9.0), ("performer", 5.0))]
     records.append(make.finetune("sdpa", 1, time=1.0, device={"name": "B"}))
-    (board,) = study_of(make, tmp_path, records, rank_by="time_per_epoch").boards
-    ranks = {(group.device["name"], group.record.choices["attention"]): group.rank for group in board.groups}
+    (results,) = study_of(make, tmp_path, records, rank_by="time_per_epoch").datasets
+    ranks = {(group.device["name"], group.record.choices["attention"]): group.rank for group in results.groups}
     assert ranks == {("B", "sdpa"): 1, ("a test CPU", "performer"): 1, ("a test CPU", "sdpa"): 2}
 
 
@@ -85,9 +89,9 @@ def test_labels_say_what_differs_and_data_sets_are_told_apart(make, tmp_path):
     more = make.finetune(
         run="demo/more", data={"fingerprint": "f" * 64, "train_rows_hash": "x", "rows": {"train": 200}}
     )
-    boards = study_of(make, tmp_path, [*records, more]).boards
-    assert [board.name for board in boards] == ["demo (100 training rows)", "demo (200 training rows)"] or [
-        board.name for board in boards
+    datasets = study_of(make, tmp_path, [*records, more]).datasets
+    assert [results.name for results in datasets] == ["demo (100 training rows)", "demo (200 training rows)"] or [
+        results.name for results in datasets
     ] == ["demo (200 training rows)", "demo (100 training rows)"]
-    labels = {group.label for board in boards for group in board.groups}
+    labels = {group.label for results in datasets for group in results.groups}
     assert len(labels) == 4 and any("mini" in label for label in labels) and any("n64" in label for label in labels)

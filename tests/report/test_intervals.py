@@ -137,8 +137,8 @@ def test_what_an_interval_tells_of_a_threshold(low, high, relation, threshold, e
 
 def asked(study, mine="performer", other="sdpa", split="test", **settings):
     """The interval between two groups of the only data set."""
-    (board,) = study.boards
-    groups = {group.label: group for group in board.every}
+    (results,) = study.datasets
+    groups = {group.label: group for group in results.every}
     return Differences(settings=Intervals(**settings)).between(groups[mine], groups[other], split)
 
 

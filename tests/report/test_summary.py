@@ -19,13 +19,13 @@ NAMES = [name.partition(" ratio")[0].removeprefix("macro-F1 ").removesuffix(" (p
 def told(make, root, made):
     """The headline of these records."""
     study = study_of(make, root, made)
-    return headline(study.boards[0], study)
+    return headline(study.datasets[0], study)
 
 
 def cells_of(make, root, made=()):
     """label -> {claim: cell}, with the verdicts under 'validation' and 'test'; and the footnotes."""
     study = study_of(make, root, made)
-    found = matrix(study.boards[0], study)
+    found = matrix(study.datasets[0], study)
     rows = {label: {**dict(zip(NAMES, cells)), "": (state, test)} for label, _, cells, state, test in found.rows}
     return rows, found.notes
 

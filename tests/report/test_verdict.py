@@ -180,7 +180,7 @@ def test_thresholds_come_from_the_settings_and_from_the_experiment(make, judged)
 def test_an_experiment_with_a_misspelt_claim_has_no_verdict(make, judged):
     own = {"claims.families.sdpa.min_gian_pp": 0.0}
     verdict = judged([*make.seeds("sdpa", SDPA, config=own), make.baseline(0.80)], "sdpa")
-    assert verdict.state == MISSING and "min_gain_pp" in verdict.reason
+    assert verdict.state == MISSING and "min_gain_pp" in verdict.no_claim
 
 
 @pytest.mark.parametrize(

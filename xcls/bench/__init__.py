@@ -1,1 +1,1 @@
-"""mode=bench: time, memory, operations and error of mechanisms, interleaved, beside other implementations."""
+"""mode=bench: time, memory, operations and error of mechanisms, beside other implementations; timing is interleaved."""

@@ -1,4 +1,4 @@
-"""transformers' training in the bench: BERT of our size with its Trainer.
+"""The training that the bench compares with: a BERT of our size, trained by the Trainer of transformers.
 
 Letters: B batch, N tokens.
 """
@@ -24,9 +24,9 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def make_rows(encoded: Encoded, labels: Sequence[int] | None) -> list[dict[str, Any]]:
-    """Documents as lists of ids, as a tokenizer leaves them, in memory: quicker than a table on disk.
+    """Documents as lists of token ids in memory, which is faster for the Trainer than a table on disk.
 
-    With a label, or for MLM (labels None) with special_tokens_mask.
+    Each has a label or, for MLM (labels None), a special_tokens_mask.
     """
     rows = []
     for number in range(len(encoded)):
@@ -38,9 +38,9 @@ def make_rows(encoded: Encoded, labels: Sequence[int] | None) -> list[dict[str, 
 
 
 def make_collator(contender: Contender, vocab_size: int) -> Any:
-    """transformers' collator with dynamic padding; for MLM it draws the masks.
+    """The collator of transformers, with dynamic padding; for MLM it also masks tokens.
 
-    Of a tokenizer it asks the size and the special tokens alone: the texts are ids already.
+    The texts are ids already, so its tokenizer has only the right size and the special tokens.
     """
     import transformers
 
@@ -55,7 +55,7 @@ def make_collator(contender: Contender, vocab_size: int) -> Any:
 
 
 def make_model(contender: Contender, vocab_size: int, classes: int) -> nn.Module:
-    """BERT with a head for the stage. No dropout on attention probabilities, since ours has none."""
+    """BERT with a head for the stage. No dropout on attention weights, because ours has none."""
     import transformers
 
     config = contender.config
@@ -77,7 +77,7 @@ def make_model(contender: Contender, vocab_size: int, classes: int) -> nn.Module
 
 
 def make_arguments(contender: Contender, folder: Path) -> Any:
-    """TrainingArguments of the same effective batch, optimizer and dtype; no evaluation, no checkpoint."""
+    """TrainingArguments with the same effective batch, optimizer and dtype; no evaluation, no checkpoint."""
     import transformers
 
     config, training = contender.config, contender.training
@@ -110,20 +110,22 @@ def make_arguments(contender: Contender, folder: Path) -> Any:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        remove_unused_columns=False,  # else the MLM collator would have to find the special tokens by itself
+        remove_unused_columns=False,  # else the MLM collator must find the special tokens itself
         **(grouping if training.group_by_length else {}),
     )
 
 
 def train(meter: Meter, contender: Contender, prepared: Prepared, tokenizer: TextTokenizer, folder: Path) -> None:
-    """Trains with transformers' Trainer on the meter's clock. `folder`: for what it writes."""
+    """Trains with the Trainer of transformers, timed by `meter`. `folder`: for its files."""
     import transformers
 
     transformers.logging.set_verbosity_error()
-    getattr(transformers, MODELS[contender.stage])  # loads the code, which is none of the training's memory
+    getattr(
+        transformers, MODELS[contender.stage]
+    )  # loads the code now, so that it does not count as memory of the training
 
     class TimedTrainer(transformers.Trainer):
-        """Tells the meter of every batch."""
+        """A Trainer that reports every batch to the meter."""
 
         def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **changes: Any) -> Any:
             meter.batch(inputs["input_ids"], inputs["attention_mask"])

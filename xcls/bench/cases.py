@@ -1,6 +1,6 @@
-"""What is measured: one mechanism at one length and dtype, as plain values that a process of its own builds again.
+"""Cases: one mechanism at one length and dtype, as plain values, from which another process builds the modules.
 
-Letters: B batch, H heads, N tokens, D head width, E model width.
+Letters: B batch, H heads, N tokens, D head dimension, E model width.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from xcls.train.precision import Precision
 
 OURS = "xcls"
 MEASURES = ("inference", "forward", "training")
-VOCAB_SIZE, NUM_CLASSES, FIRST_WORD = 8192, 8, 5  # of the step's classifier; ids below 5 are special tokens
+VOCAB_SIZE, NUM_CLASSES, FIRST_WORD = 8192, 8, 5  # of the classifier in a step; ids below 5 are special tokens
 
 
 @dataclass(frozen=True)
 class Case:
     """One thing to measure. `part`: module (with its projections), core (without), step (a whole training step).
 
-    `origin`: OURS, or the package it comes from; then `node` names an adapter of rivals.py. `axis`: what grows, in
+    `origin`: OURS, or the name of another package; then `node` names an adapter in rivals.py. `axis`: what grows in
     bench=growth.
     """
 
@@ -60,39 +60,39 @@ class Case:
         return self.width // self.num_heads
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The context of the dtype, as in training; nothing for fp32."""
+        """The autocast context of the dtype, as in training; none for fp32."""
         return nullcontext() if self.dtype == "fp32" else torch.autocast(self.device, dtype=DTYPES[self.dtype])
 
 
 @dataclass(eq=False)
 class Trial:
-    """A case, built. The methods named in MEASURES are what is timed; they leave nothing behind."""
+    """The modules and inputs of a case. The methods named in MEASURES are timed; they leave no gradients behind."""
 
     case: Case
-    model: nn.Module  # what has a training mode
+    model: nn.Module  # has train() and eval()
     attention: nn.Module  # the mechanism in it
-    call: Callable[[], Tensor]  # gives a tensor with a gradient
-    leaves: Sequence[Tensor] = ()  # inputs that get gradients too, as they do within a network
-    gradient: Tensor | None = None  # of what `call` gives
+    call: Callable[[], Tensor]  # returns a tensor with a graph
+    leaves: Sequence[Tensor] = ()  # inputs that get gradients, as inside a network
+    gradient: Tensor | None = None  # of the output of `call`
 
     @property
     def path(self) -> str | None:
-        """How the mechanism computed, where it has several ways."""
+        """The code path that the mechanism took, if it has several."""
         return getattr(self.attention, "path", None)
 
     def compile(self) -> None:
-        """Compiles the model in place: nothing happens before the first call."""
+        """Sets the model to compile at its first call."""
         self.model.compile(dynamic=False)
 
     def settle(self) -> None:
-        """Brings about what lasts from the first step of a training on; nothing without an optimizer."""
+        """Allocates what exists from the second step on (optimizer state); nothing without an optimizer."""
 
     def prepare(self, measure: str) -> None:
-        """Sets the mode that a measure wants. Not part of the time."""
+        """Sets training or evaluation mode for a measure. Not timed."""
         self.model.train(measure != "inference")
 
     def inference(self) -> None:
-        """One forward pass without a graph."""
+        """One forward pass without gradients."""
         with torch.no_grad():
             self.forward()
 
@@ -122,7 +122,7 @@ class StepTrial(Trial):
         self.scaler = disabled(enabled=False) if scaler is None else scaler
 
     def settle(self) -> None:
-        """The optimizer's state, which a first step would make after its own peak."""
+        """Allocates the optimizer state, which the first step would allocate only after its memory peak."""
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
@@ -143,14 +143,14 @@ class StepTrial(Trial):
 
 
 def make(node: dict[str, Any], **shape: Any) -> Any:
-    """The object of a node of YAML: its `_target_`, called with `shape` and with the node's own values but `name`."""
+    """Builds a YAML node: calls its `_target_` with `shape` and the other values of the node (without `name`)."""
     module, _, name = node["_target_"].rpartition(".")
     own = {key: value for key, value in node.items() if key not in ("_target_", "name")}
     return getattr(importlib.import_module(module), name)(**shape, **own)
 
 
 def make_attention(case: Case, seed: int | None = None) -> Any:
-    """The mechanism, or that of another package."""
+    """The mechanism, ours or that of another package."""
     if case.origin != OURS:
         return make(case.node, width=case.width, num_heads=case.num_heads)
     seed = case.seed if seed is None else seed
@@ -164,7 +164,7 @@ def make_position(case: Case) -> Any:
 
 
 def build(case: Case) -> Trial:
-    """The case as something to call, the same inputs for every mechanism."""
+    """Builds a case; the inputs are the same for every mechanism."""
     torch.manual_seed(case.seed)
     return {"module": _module, "core": _core, "step": _step}[case.part](case)
 
@@ -186,7 +186,7 @@ def _module(case: Case) -> Trial:
 
 
 def _core(case: Case) -> Trial:
-    """The mechanism alone: q, k, v [B, H, N, D], in the layout and dtype in which projections leave them."""
+    """The mechanism alone: q, k, v [B, H, N, D] in the layout and dtype of the projections."""
     shape = (case.batch, case.seq_len, case.width)
     inputs = [torch.randn(shape, device=case.device, dtype=DTYPES[case.dtype]).requires_grad_() for _ in range(3)]
     attention = make_attention(case).to(case.device)
@@ -226,10 +226,10 @@ def _step(case: Case) -> Trial:
 
 
 def work_of(case: Case, attention: Any) -> dict[str, Work]:
-    """Work of inference and of training by the mechanism's formula, with the projections in a module.
+    """Work of inference and of training by the formula of the mechanism; for a module with its projections.
 
-    Empty where there is no formula: of a whole step, of another package, with a relative bias. The projections of q, k,
-    v and of the output are 2 N E^2 each, thrice that in training.
+    Empty if there is no formula: a whole step, another package, a relative bias. The projections of q, k, v and of the
+    output have 2 N E^2 operations each, three times that in training.
     """
     plain = case.origin == OURS and case.part != "step" and make_position(case).bias(0) is None
     itemsize = torch.empty(0, dtype=DTYPES[case.dtype]).element_size()

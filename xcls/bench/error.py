@@ -1,6 +1,6 @@
-"""How far a mechanism is from the exact attention that it approximates, on random queries and keys.
+"""The error of a mechanism against the exact attention that it approximates, on random queries and keys.
 
-Letters: B batch, H heads, N tokens, D head width, W window of the relative bias.
+Letters: B batch, H heads, N tokens, D head dimension, W window of the relative bias.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from xcls.bench.cases import Case, make_attention
 from xcls.bench.worker import cause_of
 from xcls.train.amp import DTYPES
 
-ROWS = 512  # queries at a time
-DRAWS, DRAWS_LONG, LONG = 5, 3, 4096  # so many draws, or fewer above so many tokens
+ROWS = 512  # queries of one block
+DRAWS, DRAWS_LONG, LONG = 5, 3, 4096  # DRAWS draws, DRAWS_LONG above LONG tokens
 SOFTMAX, SHARED = "softmax", "shared-QK softmax"
 
 
@@ -27,7 +27,7 @@ def exact(q: Tensor, k: Tensor, v: Tensor, *, shared: bool = False, bias: Tensor
     """softmax(q k^T / sqrt(D) + bias) v in fp32: q, k, v [B, H, N, D] -> [B, H, N, D].
 
     `shared`: Reformer's attention without hashing (Kitaev et al. 2020, section 2): keys are q / |q|, and a token
-    attends to itself only where there is no other.
+    attends to itself only if there is no other token.
     """
     q, v, length = q.float(), v.float(), q.shape[2]
     k = nn.functional.normalize(q, dim=-1) if shared else k.float() * q.shape[-1] ** -0.5
@@ -45,20 +45,20 @@ def exact(q: Tensor, k: Tensor, v: Tensor, *, shared: bool = False, bias: Tensor
 
 
 def relative_error(out: Tensor, reference: Tensor) -> float:
-    """|out - reference| / |reference|, Frobenius norms over everything."""
+    """|out - reference| / |reference|, Frobenius norms over all elements."""
     return float((out.float() - reference).norm() / reference.norm())
 
 
 def errors_of(out: Tensor, reference: Tensor, v: Tensor) -> tuple[float, float]:
-    """The relative errors of a mechanism's output and of the plain mean of the values, all [B, H, N, D].
+    """The relative errors of a mechanism's output and of the mean of the values; arguments [B, H, N, D].
 
-    The second is what attending to nothing in particular costs: an error above it is worse than none at all.
+    The second is the error of uniform attention: a mechanism with a larger error is worse than no attention.
     """
     return relative_error(out, reference), relative_error(v.mean(dim=2, keepdim=True).expand_as(v), reference)
 
 
 def error_row(pairs: list[tuple[float, float]], *, shared: bool) -> dict[str, Any]:
-    """Mean and standard deviation over what `errors_of` gave for each draw or layer, and what the error is against."""
+    """The part of a row with mean and standard deviation of `errors_of` over draws or layers, and the reference."""
     errors = [error for error, _ in pairs]
     return {
         "error_mean": mean(errors),
@@ -72,7 +72,7 @@ def error_row(pairs: list[tuple[float, float]], *, shared: bool) -> dict[str, An
 def random_inputs(
     shape: tuple[int, int, int, int], draw: int, *, dtype: torch.dtype, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Standard normal q, k, v [B, H, N, D]: logits of standard deviation one."""
+    """Standard normal q, k, v [B, H, N, D]: logits have standard deviation 1."""
     generator = torch.Generator().manual_seed(draw)
     q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
     return q, k, v
@@ -85,9 +85,9 @@ def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, *masks: Masks)
 
 
 def measure_error(connection: Connection, *, cases: list[Case]) -> list[dict[str, Any]]:
-    """A task of worker.py: relative error of each case's core on random inputs, over several draws of everything.
+    """A task of worker.py: relative error of the core of each case, over several draws of inputs and parameters.
 
-    A single layer: what layers share does not show here, `measure_trained` has it. What fails has an empty answer.
+    One layer only; `measure_trained` also measures what layers share. The answer of a case that fails is empty.
     """
     found: list[dict[str, Any]] = []
     references: dict[tuple[int, bool], Tensor] = {}
@@ -102,8 +102,7 @@ def measure_error(connection: Connection, *, cases: list[Case]) -> list[dict[str
 
 
 def _case_error(case: Case, references: dict[tuple[int, bool], Tensor]) -> dict[str, Any]:
-    """The errors of one case. `references`: the exact attention of each draw, of its own q and k or of q alone; filled
-    in where it is missing."""
+    """The errors of one case. `references`: (draw, shared) -> exact attention, filled in if missing."""
     shape = (1, case.num_heads, case.seq_len, case.head_dim)
     pairs, shared = [], False
     for draw in range(DRAWS if case.seq_len <= LONG else DRAWS_LONG):

@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured on the spot and by data sheet, and PyTorch's count of operations."""
+"""The peak rates of the machine, measured and by data sheet, and PyTorch's count of operations."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from xcls.train.amp import DTYPES
 from xcls.train.cost import MemoryGauge
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
-COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes: far above any cache
-# TFLOP/s of dense products (no sparsity) in fp16 or bf16 with fp32 sums, by NVIDIA's data sheets; the first that fits
-# the card's name counts.
+COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes: much larger than any cache
+# TFLOP/s of dense products (no sparsity) in fp16 or bf16 with fp32 sums, from NVIDIA's data sheets. The first
+# pattern that matches the name counts.
 TFLOPS = (
     (r"\bT4\b", 65.0),
     (r"\bV100-(SXM|DGX)", 125.0),
     (r"\bV100", 112.0),  # PCIe
     (r"\bA100\b", 312.0),  # PCIe and SXM
     (r"\bL4\b", 121.0),  # 242 with sparsity
-    (r"\bRTX 4090$", 165.2),  # Ada architecture paper, appendix A: with fp16 sums it is twice as quick
+    (r"\bRTX 4090$", 165.2),  # Ada architecture paper, appendix A: twice as fast with fp16 sums
     (r"\bH100 PCIe\b", 756.0),  # 1,513 with sparsity
     (r"\bH100 NVL\b", 835.0),  # 1,671
     (r"\bH100\b", 989.0),  # SXM: 1,979
@@ -34,9 +34,9 @@ NO_BF16 = r"\bT4\b|\bV100"
 
 
 def card_peak(name: str | None, dtype: str) -> float | None:
-    """Operations a second by data sheet of the card that torch calls `name`.
+    """Operations per second by data sheet, for the card with this name in torch.
 
-    None of a CPU, a part of a card (MIG), an unknown card, fp32, and bf16 where the card has none.
+    None for a CPU, a part of a card (MIG), an unknown card, fp32, and bf16 on a card without it.
     """
     if name is None or dtype not in ("bf16", "fp16") or "MIG" in name:
         return None
@@ -46,18 +46,18 @@ def card_peak(name: str | None, dtype: str) -> float | None:
 
 
 def synchronizer(device: str) -> Callable[[], None]:
-    """What waits until the device is done with everything asked of it."""
+    """A function that waits until the device has finished all its work."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
 def peak_memory(gauge: MemoryGauge) -> float | None:
-    """The peak, MiB: of the GPU's allocator, on a CPU the growth of resident memory."""
+    """Peak memory, MiB: of the allocator on a GPU; the growth of resident memory on a CPU."""
     on_gpu = gauge.peaks["max_gpu_mem_MiB"]
     return gauge.peaks["rss_growth_MiB"] if on_gpu is None else on_gpu
 
 
 def _quickest(call: Callable[[], Any], device: str, seconds: float) -> float:
-    """The shortest of the times of `call` within so many seconds, after two calls to warm up."""
+    """The shortest time of a `call` (seconds), repeated for `seconds`, after two calls to warm up."""
     wait, best, began = synchronizer(device), float("inf"), time.perf_counter()
     for number in range(1000):
         wait()
@@ -73,10 +73,10 @@ def _quickest(call: Callable[[], Any], device: str, seconds: float) -> float:
 
 @torch.no_grad()
 def measure_rates(connection: Any, *, dtype: str, device: str) -> dict[str, float]:
-    """A task of worker.py: what the machine reaches in practice.
+    """A task of worker.py: the rates that the machine reaches in practice.
 
-    Operations a second in a product of large square matrices of the dtype; bytes a second, read and written, in a copy
-    of a large buffer.
+    flops_per_s: a product of large square matrices of the dtype. bytes_per_s: a copy of a large buffer, read and
+    written bytes.
     """
     side = SIDE[device]
     a, b = (torch.randn(side, side, device=device, dtype=DTYPES[dtype]) for _ in range(2))
@@ -89,7 +89,7 @@ def measure_rates(connection: Any, *, dtype: str, device: str) -> dict[str, floa
 
 
 def counter() -> FlopCounterMode:
-    """PyTorch's counter, with the fused CPU kernel, which it leaves out."""
+    """PyTorch's counter of operations, extended by the fused CPU kernel, which it does not count."""
 
     def products(query: tuple[int, ...], key: tuple[int, ...], count: int) -> int:
         return count * 2 * query[0] * query[1] * query[2] * key[-2] * query[3]  # [B, H, N, D] and [B, H, S, D]
@@ -98,7 +98,7 @@ def counter() -> FlopCounterMode:
         return products(query, key, 2)  # Q K^T and P V
 
     def backward(grad: Any, query: Any, key: Any, *_: Any, **changes: Any) -> int:
-        return products(query, key, 5)  # the scores once more, and four for the gradients
+        return products(query, key, 5)  # the scores again, and four products for the gradients
 
     mapping = {}
     for name, formula in (("", forward), ("_backward", backward)):
@@ -109,10 +109,10 @@ def counter() -> FlopCounterMode:
 
 
 def counted(call: Callable[[], Tensor | None]) -> int | None:
-    """Operations of matrix products in one call, by PyTorch's counter; None where it fails or sees none."""
+    """Operations of matrix products in one call, by PyTorch's counter; None if it fails or finds none."""
     try:
         with counter() as mode:
             call()
         return mode.get_total_flops() or None
-    except Exception:  # what the counter cannot follow must not cost the row
+    except Exception:  # the counter cannot trace it: the row stays without a count
         return None

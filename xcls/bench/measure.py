@@ -1,4 +1,4 @@
-"""Tasks of worker.py: peak memory of one case, and the time of many, interleaved. Answers are parts of rows."""
+"""Tasks of worker.py: peak memory of one case, and interleaved timing of many. The answers are parts of rows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ WARM_LENGTH = 128  # tokens of the call that loads libraries before memory is me
 
 
 def measure_memory(connection: Connection, *, case: Case, brief: bool) -> dict[str, Any]:
-    """Peak memory of inference and of training of one case, MiB, above what the warmed-up process holds already.
+    """Peak memory of inference and training of one case, MiB, above that of the warmed-up process.
 
-    On CPU the growth of peak RSS; on CUDA the allocator's peak. Inputs, weights and the optimizer's state count, but
-    for compiled cases on CPU: those are compiled at full size first, since the compiler needs more memory than they
-    do. Two calls of each measure; one where a call takes longer than LONG. `brief`: one, of training alone, for all:
-    15 to 23 % less than what later steps hold where freed memory is retained, the ratios within 5 %. `cause`: why it
-    failed; what was found before is told.
+    On CPU: the growth of peak RSS; on CUDA: the peak of the allocator. Inputs, weights and optimizer state count,
+    except for compiled cases on CPU: these are first compiled at full size, because the compiler needs more memory.
+    Each measure is called twice; once if a call takes longer than LONG. `brief`: one call, of training only. It
+    gives 15 to 23 % less than later steps where freed memory is retained, and ratios within 5 %. The answer has `cause`
+    if the case failed, beside what was measured before.
     """
     measures = ("training",) if brief else ("inference", "training")
     if case.compile:
@@ -42,7 +42,7 @@ def measure_memory(connection: Connection, *, case: Case, brief: bool) -> dict[s
     if not case.compile:
         del trial
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc: freed memory goes back, and does not hide what is measured next
+        ctypes.CDLL(None).malloc_trim(0)  # glibc: return freed memory, else its reuse hides the next peak
     gauge = MemoryGauge(torch.device(case.device))
     found: dict[str, Any] = {}
     try:
@@ -67,9 +67,9 @@ def measure_memory(connection: Connection, *, case: Case, brief: bool) -> dict[s
 def measure_time(
     connection: Connection, *, cases: list[Case], rounds: int, least_rounds: int, seconds: float, brief: bool
 ) -> list[dict[str, Any]]:
-    """Times all cases, which share a device, interleaved; with operations and compile time, or `cause`: why it failed.
+    """Interleaved timing of all cases on one device, with operations and compile time; `cause` if a case failed.
 
-    `brief`: training alone, after one call to warm up; no operations.
+    `brief`: only training, after one call to warm up; no operations.
     """
     found: list[dict[str, Any]] = [{} for _ in cases]
     built: dict[int, Series] = {}
@@ -88,7 +88,7 @@ def measure_time(
 
 
 def _series(case: Case, row: dict[str, Any], brief: bool) -> Series:
-    """The case, built; fills `row` with its parameters and, unless `brief`, its operations and bytes."""
+    """Builds the case and fills `row` with its parameters and, unless `brief`, its operations and bytes."""
     if case.compile:
         allow_graphs()
     trial = build(case)
@@ -98,7 +98,7 @@ def _series(case: Case, row: dict[str, Any], brief: bool) -> Series:
             row[f"{measure}_flops"], row[f"{measure}_bytes"] = amount.flops, amount.bytes
         for measure, call in (("inference", trial.forward), ("training", trial.training)):
             trial.prepare(measure)
-            row[f"{measure}_flops_counted"] = counted(call)  # which cannot follow no_grad everywhere
+            row[f"{measure}_flops_counted"] = counted(call)  # not `inference`: the counter cannot trace all of no_grad
     if case.compile:
         trial.compile()
     measures, long = (("training",), 0.0) if brief else (MEASURES, LONG)

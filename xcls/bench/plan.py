@@ -1,4 +1,4 @@
-"""From settings to what is measured: everything that could be refused is refused here, before anything is measured."""
+"""From the settings to the cases and trainings; all wrong settings are refused here, before the first measurement."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Nodes = dict[str, dict[str, dict[str, Any]]]  # group (attention, position) -> f
 AUTO = "auto"
 INSTALL = "To measure them too: make setup-bench"
 AXES = ("length", "width", "depth")  # of bench=growth
-HEAD = 64  # width of a head, where the width grows
+HEAD = 64  # head dimension when the width grows
 STAGES = {"finetune": "finetuning", "pretrain": "pretraining"}  # -> the node of Config that holds its recipe
 TRANSFORMERS = "transformers"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One training of bench=training, in segments of `steps` steps. `implementation`: of transformers' attention."""
+    """One training of bench=training, in segments of `steps` steps. `implementation`: attention of transformers."""
 
     name: str
     origin: str
@@ -49,12 +49,12 @@ class Contender:
 
 
 def settled(settings: Bench, dtype: str) -> Bench:
-    """`settings` with the run's own dtype in the place of `auto`."""
+    """`settings` with `auto` replaced by the dtype of the run."""
     return replace(settings, dtypes=[dtype if entry == AUTO else entry for entry in settings.dtypes])
 
 
 def check_dtypes(dtypes: Sequence[str], cards: Sequence[Card]) -> None:
-    """Refuses bf16 on a card that has none: its emulation says nothing about the mechanisms. Raises UserError."""
+    """Raises UserError for bf16 on a card without it: an emulation says nothing about the mechanisms."""
     without = next((card for card in cards if not card.bf16), None)
     if without is not None and "bf16" in dtypes:
         better = ",".join(dict.fromkeys("fp16" if dtype == "bf16" else dtype for dtype in dtypes))
@@ -62,7 +62,7 @@ def check_dtypes(dtypes: Sequence[str], cards: Sequence[Card]) -> None:
 
 
 def check(config: Config) -> None:
-    """Raises UserError, a line for each fault of `config.bench` that its types do not show."""
+    """Raises UserError with a line for each wrong value in `config.bench` that the schema cannot find."""
     settings, wrong = config.bench, []
     listed = ["attentions", "positions", "seq_lens", "dtypes"]
     listed += {"training": ["stages"], "growth": ["axes", "widths", "depths"]}.get(settings.what, [])
@@ -84,15 +84,17 @@ def check(config: Config) -> None:
             if not least <= value <= most
         ]
     if not (settings.time or settings.memory or settings.error or settings.trained):
-        wrong.append("bench.time, bench.memory, bench.error: all are false, and nothing is left to measure.")
+        wrong.append("bench.time, bench.memory, bench.error: all are false. At least one must be true.")
     if settings.gradient_checkpointing and settings.what not in ("step", "growth"):
-        wrong.append("bench.gradient_checkpointing=true: only a whole step has blocks to compute again: bench=step.")
+        wrong.append("bench.gradient_checkpointing=true: only whole steps have checkpointed blocks. Use bench=step.")
     widths = [(settings.width, settings.num_heads)]
     widths += [(width, heads_of(width)) for width in settings.widths] if settings.what == "growth" else []
     wrong += [f"bench.width={width}: {heads} heads must divide it." for width, heads in widths if width % heads]
     for stage in settings.stages if settings.what == "training" else ():
         if stage in STAGES and getattr(config, STAGES[stage]).optimizer != "adamw":
-            wrong.append(f"{STAGES[stage]}.optimizer: bench=training compares trainings with adamw. Leave it so.")
+            wrong.append(
+                f"{STAGES[stage]}.optimizer: bench=training needs adamw: it compares trainings with this optimizer."
+            )
     if wrong:
         raise UserError("\n".join(wrong))
     check_name("bench.name", settings.name)
@@ -101,12 +103,12 @@ def check(config: Config) -> None:
 
 
 def heads_of(width: int) -> int:
-    """So many heads that each has about HEAD channels."""
+    """The number of heads with a head dimension of about HEAD."""
     return max(1, width // HEAD)
 
 
 def choose(group: str, entries: Sequence[str], nodes: Nodes) -> dict[str, dict[str, Any]]:
-    """The nodes that entries name: files of conf/<group>, with changes after a colon (`reformer:num_hashes=4`).
+    """Entry -> YAML node: a file of conf/<group>, with changes after a colon (`reformer:num_hashes=4`).
 
     Raises UserError for an unknown file, an unknown setting or a value of the wrong type.
     """
@@ -131,7 +133,7 @@ def choose(group: str, entries: Sequence[str], nodes: Nodes) -> dict[str, dict[s
 
 
 def points(settings: Bench) -> Iterator[dict[str, Any]]:
-    """The sizes that are measured: every length, and in bench=growth every axis by itself, at the shortest length."""
+    """The sizes to measure: every length; in bench=growth each axis separately, at the shortest length."""
     shape = {"width": settings.width, "num_heads": settings.num_heads, "num_layers": settings.num_layers}
     if settings.what == "attention":
         shape["num_layers"] = 1
@@ -150,18 +152,22 @@ def points(settings: Bench) -> Iterator[dict[str, Any]]:
 
 
 def make_jobs(config: Config, nodes: Nodes, device: str) -> tuple[list[list[Case]], list[list[Contender]], list[str]]:
-    """What is measured together, cases or trainings, and lines for the reader. Raises UserError."""
+    """(lists of cases, lists of trainings, notes for the reader). One list runs interleaved. Raises UserError."""
     settings = config.bench
     if settings.what != "training":
         cells, notes = make_cells(settings, nodes, device)
         return cells, [], notes
-    notes = [] if installed() or not settings.others else [f"Ours alone: no transformers. {INSTALL}"]
+    notes = (
+        []
+        if installed() or not settings.others
+        else [f"Only our own trainings: transformers is not installed. {INSTALL}"]
+    )
     pairs = [(stage, dtype) for stage in settings.stages for dtype in settings.dtypes]
     return [], [make_contenders(config, nodes, stage, dtype, device) for stage, dtype in pairs], notes
 
 
 def make_cells(settings: Bench, nodes: Nodes, device: str) -> tuple[list[list[Case]], list[str]]:
-    """The cases of each size and dtype, which are timed together, and lines for the reader. Raises UserError."""
+    """The cases of each size and dtype, which are timed interleaved, and notes for the reader. Raises UserError."""
     attentions, positions = (choose(group, getattr(settings, f"{group}s"), nodes) for group in nodes)
     notes, cells = [], []
     others = [rival for rival in rivals() if settings.others and settings.what == "attention"]
@@ -195,12 +201,12 @@ def make_cells(settings: Bench, nodes: Nodes, device: str) -> tuple[list[list[Ca
 
 
 def installed() -> bool:
-    """Whether transformers and what its Trainer needs can be found."""
+    """Are transformers and accelerate, which its Trainer needs, installed?"""
     return all(importlib.util.find_spec(name) is not None for name in (TRANSFORMERS, "accelerate"))
 
 
 def make_contenders(config: Config, nodes: Nodes, stage: str, dtype: str, device: str) -> list[Contender]:
-    """Who trains in a stage of bench=training. Raises UserError."""
+    """The trainings that bench=training compares in one stage and dtype. Raises UserError."""
     settings, found = config.bench, []
     attentions, positions = (choose(group, getattr(settings, f"{group}s"), nodes) for group in nodes)
 

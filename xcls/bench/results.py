@@ -1,4 +1,4 @@
-"""Rows: one for each thing measured, with its ratios; and the two files that hold them, results.csv and bench.json."""
+"""One row per measured case or training, with its ratios; and the files results.csv and bench.json that hold them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from xcls.bench.rivals import rivals_of
 from xcls.runs.record import plain, write_atomic
 
 Row = dict[str, Any]
-SAME = ("position", "part", "seq_len", "dtype")  # rows that agree in these are compared
+SAME = ("position", "part", "seq_len", "dtype")  # rows with equal values here are compared
 COMPLETED, FAILED = "completed", "failed"
 COMPARED = (*(f"{measure}_ms" for measure in MEASURES), "inference_MiB", "training_MiB")
 
 
 def row_of(case: Case) -> Row:
-    """The row of a case before anything is measured. In bench=growth it has its axis, and no origin and part."""
+    """The row of a case before measuring. In bench=growth it has `axis` instead of `origin` and `part`."""
     about = {"axis": case.axis} if case.axis else {"origin": case.origin, "part": case.part}
     left_out = ("axis", "origin", "part", "node", "position_node", "seed")
     values = {key: value for key, value in vars(case).items() if key not in left_out}
@@ -30,7 +30,7 @@ def row_of(case: Case) -> Row:
 
 
 def row_of_contender(contender: Contender) -> Row:
-    """The row of a training before anything is measured; `speeds` are its tokens/s, round by round."""
+    """The row of a training before measuring; `speeds` will hold the tokens/s of each round."""
     config = contender.config
     return {
         "stage": contender.stage,
@@ -51,14 +51,14 @@ def row_of_contender(contender: Contender) -> Row:
 
 
 def add(row: Row, measured: Row) -> None:
-    """Takes what was measured; a `cause` in it makes the row a failed one, and what it has stays."""
+    """Adds measured values to a row. A `cause` among them marks it as failed; its other values stay."""
     row.update(measured)
     if measured.get("cause"):
         row["status"] = FAILED
 
 
 def hold_against(rows: Sequence[Row], machine: dict[str, dict[str, float]]) -> None:
-    """Fills in tokens/s of steps, and how times are to the machine's rates (dtype -> `flops_per_s`, `bytes_per_s`)."""
+    """Fills in tokens/s of steps, and times against the peak rates (dtype -> `flops_per_s`, `bytes_per_s`)."""
     for row in rows:
         if row.get("training_ms") and row.get("part", "step") == "step":
             row["tokens_per_s"] = 1000.0 * row["batch"] * row["seq_len"] / row["training_ms"]
@@ -75,7 +75,7 @@ def hold_against(rows: Sequence[Row], machine: dict[str, dict[str, float]]) -> N
 
 
 def compare(rows: Sequence[Row], references: Sequence[str], nodes: dict[str, dict[str, Any]]) -> None:
-    """Fills in the ratios: to each reference, and of ours to the quickest implementation of the same elsewhere."""
+    """Fills in the ratios: to each reference, and of ours to the fastest other implementation of the same mechanism."""
     by_key = {(row["mechanism"], *(row[key] for key in SAME)): row for row in rows if "axis" not in row}
     for (mechanism, *where), row in by_key.items():
         opponents = {name: by_key.get((name, *where)) for name in references}
@@ -92,7 +92,7 @@ def compare(rows: Sequence[Row], references: Sequence[str], nodes: dict[str, dic
 
 
 def add_segments(row: Row, segments: Sequence[Row]) -> None:
-    """Takes speed, memory and the share of padding from the timed segments of a training."""
+    """Fills in speed, memory and the share of padding from the timed segments of a training."""
     row["speeds"] = speeds = [segment["tokens"] / segment["seconds"] for segment in segments]
     row["rounds"], row["tokens_per_s"] = len(segments), median(speeds)
     row["tokens_per_s_min"], row["tokens_per_s_max"] = min(speeds), max(speeds)
@@ -102,11 +102,10 @@ def add_segments(row: Row, segments: Sequence[Row]) -> None:
 
 
 def add_work(row: Row, counted: Row, peak: float | None, card: float | None = None) -> None:
-    """Takes operations per real token from the counted segment, and their rate beside the machine's `peak` (1/s).
+    """Fills in operations per real token (from the counted segment), their rate, and its share of `peak` (1/s).
 
-    And MFU: the operations of the real tokens alone, padding left out, as a share of what the `card` can do by its data
-    sheet (1/s). Chowdhery et al. 2022 (PaLM), appendix B, count alike, by formula. None where blocks are computed again
-    for the gradients.
+    Also MFU: the rate of operations on real tokens, without padding, as a share of the data-sheet rate `card` (1/s); as
+    in Chowdhery et al. 2022 (PaLM), appendix B, who use a formula. No MFU with gradient checkpointing.
     """
     if not counted.get("flops") or "tokens_per_s" not in row:
         return
@@ -120,8 +119,10 @@ def add_work(row: Row, counted: Row, peak: float | None, card: float | None = No
 
 
 def compare_trainings(rows: Sequence[Row]) -> None:
-    """The speed of each beside the best of transformers in the same stage and dtype: the median over the rounds of the
-    ratio within a round, so that a slow moment of the machine hits both."""
+    """Fills in the speed relative to the best training of transformers in the same stage and dtype.
+
+    It is the median of the ratios within a round: a slow moment of the machine slows both.
+    """
     for row in rows:
         same = [other for other in rows if (other["stage"], other["dtype"]) == (row["stage"], row["dtype"])]
         theirs = [other for other in same if other["origin"] == TRANSFORMERS and other.get("tokens_per_s")]
@@ -133,7 +134,7 @@ def compare_trainings(rows: Sequence[Row]) -> None:
 
 
 def write(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
-    """Writes results.csv (empty where nothing was measured, six significant digits) and bench.json."""
+    """Writes results.csv (six significant digits; empty cells: not measured) and bench.json."""
     cells = [
         {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items() if key != "speeds"}
         for row in rows

@@ -1,7 +1,8 @@
-"""Other implementations of the same mechanisms, at the settings of ours, behind one constructor and one call.
+"""Adapters for other implementations of the same mechanisms, with our settings and one common interface.
 
-Each package is imported when its adapter is built, so that a missing one costs a row and not the bench. Letters: B
-batch, H heads, N tokens, D head width, E model width.
+A package is imported when its adapter is built, so if one is missing, only its rows fail.
+
+Letters: B batch, H heads, N tokens, D head dimension, E model width.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any, Callable
 from torch import Tensor, nn
 
 PERFORMER, REFORMER = "xcls.attention.favor.Performer", "xcls.attention.lsh.Reformer"
-FEATURES, BUCKET = 128, 64  # of all of them
+FEATURES, BUCKET = 128, 64  # num_features and bucket_size of all adapters
 
 
 @dataclass(frozen=True)
 class Rival:
-    """One implementation. `parts`: module or core -> its node; `rival_of`: `_target_` and settings of ours."""
+    """One implementation. `parts`: module or core -> its node; `rival_of`: `_target_` and settings of our mechanism."""
 
     name: str
     package: str
@@ -27,7 +28,7 @@ class Rival:
 
     @property
     def installed(self) -> bool:
-        """Whether its package can be found."""
+        """Is its package installed?"""
         return importlib.util.find_spec(self.package.replace("-", "_")) is not None
 
 
@@ -64,12 +65,12 @@ class ReformerCore(nn.Module):
         self.inner = LSHAttention(bucket_size=bucket_size, n_hashes=num_hashes)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (k is the same, and is not read), v [B, H, N, D] -> [B, H, N, D]."""
+        """q, v [B, H, N, D] -> [B, H, N, D]. k equals q and is not read."""
         return self.inner(q.flatten(0, 1), v.flatten(0, 1))[0].view(q.shape)
 
 
 class TransformersModule(nn.Module):
-    """transformers' LSHSelfAttention, with the output projection that it leaves to another class."""
+    """transformers' LSHSelfAttention with an output projection, which is another class there."""
 
     def __init__(self, *, width: int, num_heads: int, bucket_size: int, num_hashes: int) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class TransformersModule(nn.Module):
             attention_head_size=width // num_heads,
             lsh_attn_chunk_length=bucket_size,
             num_hashes=num_hashes,
-            num_buckets=None,  # set by the length, as its documentation recommends
+            num_buckets=None,  # chosen from the length, as its documentation recommends
             lsh_attention_probs_dropout_prob=0.0,
             hash_seed=None,
             is_decoder=False,
@@ -98,7 +99,7 @@ class TransformersModule(nn.Module):
 
 
 def rivals() -> list[Rival]:
-    """Every implementation that the bench knows, installed or not; the LSH ones at one and at four rounds."""
+    """All known implementations, installed or not; LSH with one and with four hash rounds."""
 
     def made(name: str, package: str, target: str, settings: dict[str, int], *adapters: Callable[..., Any]) -> Rival:
         nodes = [{"_target_": f"{__name__}.{adapter.__name__}", **settings} for adapter in adapters]
@@ -114,5 +115,5 @@ def rivals() -> list[Rival]:
 
 
 def rivals_of(node: dict[str, Any]) -> list[str]:
-    """The names of the implementations that a node of ours is compared with: same mechanism, same settings."""
+    """The names of the implementations with the same mechanism and settings as our node."""
     return [rival.name for rival in rivals() if rival.rival_of.items() <= node.items()]

@@ -1,4 +1,4 @@
-"""mode=bench: measure, compare, print. What is measured is written after every size and dtype."""
+"""mode=bench: measures, compares and prints. The files are written again after every size and dtype."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from xcls.runs.folder import check_case_collision
 from xcls.stages.spec import RunSpec
 from xcls.train.provenance import commit, describe_device, versions
 
-LEAST_ROUNDS = 3  # of whole trainings
-PACKAGES = ("transformers", "accelerate")  # whose versions matter to bench=training
+LEAST_ROUNDS = 3  # of whole trainings, also after `bench.seconds`
+PACKAGES = ("transformers", "accelerate")  # their versions are recorded for bench=training
 
 
 @dataclass
 class RunningTraining:
-    """A training of bench=training: its row, its process, and what came of its segments."""
+    """A training of bench=training: its row, its process, and the answers for its segments."""
 
     row: Row
     worker: Worker
     segments: list[Row] = field(default_factory=list)
 
     def goes_on(self, outcome: Outcome) -> bool:
-        """Takes what came of a segment; where it failed, that is its row, and the process ends."""
+        """Takes the outcome of a segment. If it failed, marks the row as failed, ends the process and returns False."""
         if outcome.cause is None:
             self.segments.append(outcome.answer)
         else:
@@ -50,24 +50,26 @@ class RunningTraining:
 
 
 class Bench:
-    """A bench under way: its rows, what the machine can do, and the files that hold both."""
+    """A running bench: its rows, the rates of the machine, and the files that hold both."""
 
     def __init__(
         self, config: Config, nodes: plan.Nodes, *, device: str, folder: Path, bar: tqdm, notes: list[str], data: str
     ) -> None:
-        """notes: what the reader must know; data: the fingerprint of the data of bench=training."""
+        """notes: lines for the reader; data: fingerprint of the data in bench=training."""
         self.config, self.settings, self.device, self.folder = config, config.bench, device, folder
         self.bar, self.notes, self.data = bar, notes, data
         self.attentions = plan.choose("attention", self.settings.attentions, nodes)
         threads = config.hardware.threads
         self.variables = environment(self.settings.allocator, threads)
-        self.plain = environment("plain", threads)  # transformers' trainings, as their users run them
+        self.plain = environment(
+            "plain", threads
+        )  # for trainings of transformers: default allocator, as their users have it
         self.rows: list[Row] = []
         self.machine: dict[str, dict[str, float]] = {}  # dtype -> rates
         self.started = time.time()
 
     def write(self, status: str) -> None:
-        """Writes results.csv and bench.json as they stand."""
+        """Writes results.csv and bench.json with the rows so far."""
         config, threads = self.config, self.config.hardware.threads
         about = {
             "status": status,
@@ -95,13 +97,13 @@ class Bench:
         results.write(self.folder, self.rows, about)
 
     def ask(self, task: str, **changes: Any) -> Outcome:
-        """One question to a process of its own."""
+        """Runs one task in a new process."""
         self.bar.set_postfix_str(task)
         with Worker(self.variables) as worker:
             return worker.ask(task, **changes)
 
     def find_rates(self, dtype: str) -> None:
-        """The best rates that were met: what shares the machine lowers one now and then."""
+        """Measures the rates again and keeps the best ones, because other work on the machine lowers them at times."""
         found = self.ask("rates", dtype=dtype, device=self.device).answer or {}
         best = self.machine.setdefault(dtype, {})
         best.update({key: max(value, best.get(key, 0.0)) for key, value in found.items()})
@@ -109,7 +111,7 @@ class Bench:
     # Cases: attention, step, growth.
 
     def measure_cell(self, cases: list[Case]) -> None:
-        """Memory of each, then the time of all that are left, then their error; then everything is written."""
+        """Measures memory, then the time of the cases that have not failed, then their error; writes the files."""
         rows = [results.row_of(case) for case in cases]
         self.rows += rows
         if self.settings.memory:
@@ -122,9 +124,9 @@ class Bench:
         self.bar.update()
 
     def _memory(self, cases: list[Case], rows: list[Row]) -> None:
-        """Peak memory, each case in a process of its own: what an earlier one left behind would count too.
+        """Peak memory, each case in a new process: memory that an earlier case left would count too.
 
-        Not of a core: what surrounds it decides what lives how long. A mechanism that fails is not timed there.
+        Not for cores: there the caller decides how long tensors live. A mechanism that fails here is not timed.
         """
         pairs = [(case, row) for case, row in zip(cases, rows) if case.part != "core"]
         brief = self.settings.brief
@@ -140,7 +142,7 @@ class Bench:
                         add(its_row, {"cause": row["cause"]})
 
     def _time(self, cases: list[Case], rows: list[Row]) -> None:
-        """Times all that have not failed, in one process; if that dies, once more without the one it was at."""
+        """Times all cases that have not failed, in one process. If it dies, repeats without the case that killed it."""
         if not self.settings.brief:
             self.find_rates(cases[0].dtype)
         limits = {key: getattr(self.settings, key) for key in ("rounds", "least_rounds", "seconds", "brief")}
@@ -154,9 +156,9 @@ class Bench:
                 add(rows[place], {"cause": outcome.cause})
 
     def _error(self, cases: list[Case], rows: list[Row]) -> None:
-        """Error of the cores, each once, whatever the positions.
+        """The error of each core, for one position encoding only (it does not depend on it).
 
-        Not of LSH of another package, whose logits are scaled otherwise: there is no common exact attention.
+        Not for LSH of other packages: they scale logits differently, so there is no common exact attention.
         """
         once = cases[0].position
         places = [
@@ -172,7 +174,7 @@ class Bench:
                 rows[place].update(found)
 
     def measure_trained(self) -> None:
-        """The error on the queries and keys of a trained run's layers, a row for each mechanism."""
+        """The error on queries and keys of the layers of a trained run: a row for each mechanism."""
         names, folder = list(self.attentions), self.settings.trained
         outcome = self.ask("trained", folder=folder, device=self.device, nodes=list(self.attentions.values()))
         for name, found in zip(names, outcome.answer or [{"cause": outcome.cause}] * len(names)):
@@ -184,7 +186,7 @@ class Bench:
     # Whole trainings.
 
     def measure_trainings(self, contenders: list[plan.Contender]) -> None:
-        """Starts all, two segments each to warm up, then times the rounds by turns (A B C … A B C …)."""
+        """Starts all trainings, with two segments each to warm up, then times interleaved rounds (A B C … A B C …)."""
         dtype = contenders[0].dtype
         self.find_rates(dtype)
         left: list[RunningTraining] = []
@@ -212,7 +214,7 @@ class Bench:
         self.bar.update()
 
     def _start(self, contender: plan.Contender) -> tuple[Worker, Outcome]:
-        """A training after its first segment, in which operations are counted where the counter can follow."""
+        """Starts a training and runs its first segment, with operations counted if PyTorch's counter can trace it."""
         variables = self.variables if contender.origin == OURS else self.plain
         for count in (False,) if self.settings.compile else (True, False):
             worker = Worker(variables)
@@ -226,11 +228,11 @@ class Bench:
 def run_bench(
     config: Config, nodes: plan.Nodes, *, device: str, folder: Path, progress: bool, fingerprint: str = ""
 ) -> Path:
-    """Measures, prints the tables to standard output, and leaves results.csv and bench.json in `folder`.
+    """Measures, prints the tables to standard output, and writes results.csv and bench.json to `folder`.
 
-    nodes: every file of conf/attention and conf/position; `config.bench` names those to take. device: 'cpu' or 'cuda'.
-    fingerprint: of the data of bench=training. What fails is a row with its cause. Raises UserError before anything is
-    measured. Returns `folder`.
+    nodes: all files of conf/attention and conf/position; `config.bench` selects among them. device: 'cpu' or 'cuda'.
+    fingerprint: of the data in bench=training. A failed case is a row with its cause. Raises UserError before the first
+    measurement. Returns `folder`.
     """
     plan.check(config)
     cells, trainings, notes = plan.make_jobs(config, nodes, device)
@@ -256,7 +258,7 @@ def run_bench(
 
 
 def bench(spec: RunSpec) -> int:
-    """mode=bench: time, memory, operations and error of mechanisms; `multirun/bench/<name>/`. Gives the exit code."""
+    """mode=bench: time, memory, operations and error of mechanisms; `multirun/bench/<name>/`. Returns the exit code."""
     config = spec.config
     folder = spec.runs / "multirun" / "bench" / (config.exp or config.bench.name)
     check_case_collision(folder)

@@ -2,9 +2,9 @@
 
     python -m xcls.bench.table docs/mechanisms.md
 
-A mark in a document is a comment `<!-- table: rivals of attention -->`: the table `rivals` from
-multirun/bench/attention/bench.json. What stands between it and `<!-- end -->` is made anew; the words around it stay. A
-bench that is not there leaves its tables as they are.
+The comment `<!-- table: rivals of attention -->` in a document means: the table `rivals` from
+multirun/bench/attention/bench.json. The text from there to `<!-- end -->` is replaced. If bench.json does not exist,
+its tables stay as they are.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from xcls.bench.results import FAILED, Row
 BENCHES = Path("multirun/bench")
 MARK = re.compile(r"(<!-- table: (\w+) of ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NONE = "–"
-Line = dict[str, str]  # name of a column -> what stands there
+Line = dict[str, str]  # name of a column -> text of the cell
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, without exponent, a dash for nothing."""
+    """Three significant digits; an exponent only below 0.001; a dash for None."""
     if value is None:
         return NONE
     if abs(value) < 1e-9:
@@ -38,7 +38,7 @@ def number(value: float | None) -> str:
 
 
 def shown(row: Row, key: str) -> str:
-    """A row's value: three digits, its range in brackets where there is one; shares in percent; text as it is."""
+    """A value of a row: three digits, with its range in brackets if it has one; shares in percent; text unchanged."""
     value, stem = row.get(key), key.removesuffix("_ms")
     if value in (None, ""):
         return NONE
@@ -54,7 +54,7 @@ def shown(row: Row, key: str) -> str:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """A table with aligned columns; those that are empty in every line are left out."""
+    """A Markdown table with aligned columns; columns that are empty in every line are left out."""
     names = dict.fromkeys(name for line in lines for name in line)
     columns = [[name, *(line.get(name, NONE) for line in lines)] for name in names]
     columns = [[cell.replace("|", "\\|") for cell in column] for column in columns if set(column[1:]) != {NONE}]
@@ -91,7 +91,7 @@ TRAININGS = (
 
 @dataclass(frozen=True)
 class Table:
-    """One table. `wanted`: which rows it has; `columns`: of results.csv, `*` for anything; `title`: on a screen."""
+    """One table. `wanted`: is a row in it? `columns`: of results.csv, with `*`; `title`: for the screen."""
 
     wanted: Callable[[Row], Any]
     columns: str
@@ -104,13 +104,13 @@ class Table:
         return [{key: shown(row, key) for key in keys} for row in rows]
 
     def text(self, rows: Sequence[Row]) -> str:
-        """The table of those of `rows` that belong to it; '' without any."""
+        """The table of the wanted rows; '' if there are none."""
         own = [row for row in rows if self.wanted(row)]
         return markdown(self.lines(own)) if own else ""
 
 
 class Places(Table):
-    """Peak memory of a training step and, in brackets, of inference: a line for each mechanism, a column a position."""
+    """Peak memory of a training step and (inference): a line per mechanism, a column per position encoding."""
 
     def lines(self, rows: Sequence[Row]) -> list[Line]:
         """A line for each mechanism."""
@@ -123,7 +123,7 @@ class Places(Table):
 
 
 def _has(key: str, *values: str) -> Callable[[Row], Any]:
-    """Rows that have one of `values` there, or anything."""
+    """A test for rows: is row[key] one of `values`? Without `values`: is there a value?"""
     return lambda row: row.get(key) in values if values else row.get(key)
 
 
@@ -142,20 +142,20 @@ TABLES: dict[str, Table] = {
 
 
 def report(rows: Sequence[Row], machine: dict[str, dict[str, float]]) -> str:
-    """Everything that is printed on a screen."""
+    """The text for the screen: all tables that have a title."""
     texts = {table.title: table.text(rows) for table in TABLES.values() if table.title}
     blocks = [f"## {title}\n\n{text}" for title, text in texts.items() if text]
     return "\n\n".join([*blocks, *(f"This machine, {rates_of(dtype, rates)}." for dtype, rates in machine.items())])
 
 
 def rates_of(dtype: str, rates: dict[str, float]) -> str:
-    """What the machine can do, in words."""
+    """The measured rates of the machine, as text."""
     found = f"{dtype}: {number(rates['flops_per_s'] / 1e12)} TFLOP/s in large products"
     return found + f", {number(rates['bytes_per_s'] / 1e9)} GB/s in large copies"
 
 
 def source_of(bench: dict[str, Any]) -> str:
-    """One line under a table: the machine, its rates, and the versions that matter to a time."""
+    """One line under a table: the machine, its rates, and the versions that influence times."""
     device, versions = bench["device"], bench["versions"]
     rates = "; ".join(rates_of(dtype, rates) for dtype, rates in bench.get("machine", {}).items())
     machine = f"{device['name']}, {device['threads']} threads" + (f": {rates}" if rates else "")
@@ -164,8 +164,7 @@ def source_of(bench: dict[str, Any]) -> str:
 
 
 def refresh(text: str, benches: Path) -> tuple[str, list[str]]:
-    """The document with its tables made anew, and the names of benches that are not there. Raises KeyError for a
-    table that does not exist."""
+    """The document with new tables, and the names of missing benches. Raises KeyError for an unknown table."""
     missing: list[str] = []
 
     def made(match: re.Match[str]) -> str:
@@ -181,7 +180,7 @@ def refresh(text: str, benches: Path) -> tuple[str, list[str]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Refreshes each document named. Returns 1 where none of its benches is there."""
+    """Renews the tables of the given documents. Returns 1 if none of their benches exists."""
     absent: list[str] = []
     marks = 0
     for name in arguments:

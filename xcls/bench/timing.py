@@ -1,4 +1,4 @@
-"""Interleaved timing: one process, rounds A B C … A B C …, so that a slow moment of the machine hits all alike."""
+"""Interleaved timing: one process, rounds A B C … A B C …, so that a slow moment of the machine slows all equally."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from xcls.train.faults import free_memory
 
 SAMPLE = 0.01  # seconds: shorter calls are repeated within one sample
 MOST_CALLS = 100  # within one sample
-LONG = 5.0  # seconds: a call that long needs no second one to warm up, unless it was compiled
+LONG = 5.0  # seconds: after a call this long no second call is needed to warm up, unless it was compiled
 
 
 @dataclass
 class Series:
-    """Everything measured of one trial: seconds by measure, in the order of the rounds.
+    """The times of one trial: seconds per measure, in the order of the rounds.
 
     `trial` has a method for each measure, without arguments, and `prepare(measure)`, which is not timed.
     """
@@ -26,7 +26,7 @@ class Series:
     trial: Any
     measures: Sequence[str]
     compiled: bool = False
-    long: float = LONG  # seconds: a call that long needs no second one to warm up
+    long: float = LONG  # seconds: see LONG
     times: dict[str, list[float]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)  # within one sample
     first: dict[str, float] = field(default_factory=dict)  # seconds of the very first call, compilation included
@@ -35,13 +35,13 @@ class Series:
 
     @property
     def rounds(self) -> int:
-        """Rounds that are complete."""
+        """The number of complete rounds."""
         return min((len(self.times.get(measure, [])) for measure in self.measures), default=0)
 
     def row(self) -> dict[str, Any]:
         """Medians and extremes, ms.
 
-        `compile_s`: how much longer the first calls took than they do now. Of one that failed, its `cause`.
+        `compile_s`: how much longer the first calls took than the median. Only `cause` if the trial failed.
         """
         if self.cause is not None:
             return {"cause": self.cause}
@@ -56,13 +56,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Timer:
-    """How one call is timed. wait(): until the device is done with all that it was given."""
+    """How a call is timed. wait(): waits until the device has finished all its work."""
 
     wait: Callable[[], None]
     clock: Callable[[], float] = time.perf_counter
 
     def sample(self, call: Callable[[], Any], calls: int) -> float:
-        """Seconds of one call: the mean over `calls`, the device waited for on both sides."""
+        """Seconds per call: the mean over `calls`; waits for the device before and after."""
         self.wait()
         start = self.clock()
         for _ in range(calls):
@@ -71,7 +71,7 @@ class Timer:
         return (self.clock() - start) / calls
 
     def warm_up(self, series: Series) -> None:
-        """Calls every measure once or twice, and settles how many calls make a sample."""
+        """Calls every measure once or twice, and sets how many calls make a sample."""
         for measure in series.measures:
             series.trial.prepare(measure)
             call = getattr(series.trial, measure)
@@ -99,11 +99,11 @@ def interleave(
     seconds: float,
     begin: Callable[[int], None] = lambda place: None,
 ) -> None:
-    """Fills `everything`: `rounds` rounds over all, at least `least` of each.
+    """Times `everything` in `rounds` interleaved rounds, at least `least` of each.
 
-    Once `seconds` are used up, only those go on that have not had their even share of them: one slow mechanism does
-    not take the rounds of the quick ones. begin(place in `everything`) is called before every turn. One that raises
-    keeps its `cause` and no trial; the rest goes on.
+    After `seconds`, only series that have used less than their equal share continue: so a slow mechanism does not take
+    the rounds of fast ones. begin(index in `everything`) is called before every turn. A series that raises gets its
+    `cause` and loses its trial; the others continue.
     """
     start = timer.clock()
 
@@ -112,7 +112,7 @@ def interleave(
         begin(place)
         try:
             action(series)
-        except Exception as error:  # whatever it is, it is this mechanism's
+        except Exception as error:  # any error belongs to this mechanism
             series.cause, series.trial = cause_of(error), None
             free_memory()
 

@@ -1,6 +1,6 @@
-"""Queries, keys and values of a trained run's layers on real text: where approximations meet what they are used for.
+"""The error of mechanisms on queries, keys and values of a trained model and real text.
 
-Letters: B batch, H heads, N tokens, D head width.
+Letters: B batch, H heads, N tokens, D head dimension.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from xcls.model.encoder import Encoder
 from xcls.model.multihead import MultiHeadAttention
 from xcls.train.checkpoint import find_checkpoint, load_for_use
 
-DOCUMENTS, CONSIDERED = 4, 512  # the longest of the first so many training texts
+DOCUMENTS, CONSIDERED = 4, 512  # the DOCUMENTS longest of the first CONSIDERED training texts
 
 
 class Layer(NamedTuple):
-    """One layer of a trained run, and what it was given: x [B, N, E]."""
+    """One layer of a trained run, and its input x [B, N, E]."""
 
     module: MultiHeadAttention
     x: Tensor
     masks: Masks
 
     def attend(self, attention: Attention, context: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The output of `attention` in the place of the layer's own mechanism, and the values: [B, H, N, D] each."""
+        """Runs the layer with `attention` as its mechanism: (its output, the values), [B, H, N, D] each."""
         caught: list[tuple[Tensor, Tensor]] = []
         hook = attention.eval().register_forward_hook(lambda module, inputs, out: caught.append((out, inputs[2])))
         own, self.module.attention = self.module.attention, attention
@@ -50,7 +50,7 @@ class Layer(NamedTuple):
 
 
 class Exact(Attention):
-    """What a mechanism approximates: softmax attention, or that of one projection for q and k."""
+    """The exact attention that a mechanism approximates: softmax, or shared-QK softmax if it ties q and k."""
 
     def __init__(self, *, like: Attention) -> None:
         """like: the mechanism."""
@@ -63,13 +63,13 @@ class Exact(Attention):
 
 
 def checkpoint_of(folder: Path) -> Path:
-    """The best checkpoint of a run, else the last. Raises UserError where there is none."""
+    """The best checkpoint of a run, else the last. Raises UserError if there is none."""
     for name in ("best", "last"):
         try:
             return find_checkpoint(folder, name)
         except UserError:
             continue
-    raise UserError(f"bench.trained={folder}: no checkpoint of a run there. Name the folder of a trained run.")
+    raise UserError(f"bench.trained={folder}: this folder has no checkpoint. Name the folder of a trained run.")
 
 
 def load_encoder(payload: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
@@ -89,7 +89,7 @@ def load_encoder(payload: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
 
 
 def real_text(payload: dict[str, Any], config: dict[str, Any]) -> Tensor:
-    """Ids [B, N] of the longest training texts of the run, cut to the shortest of them: no padding."""
+    """Ids [B, N] of the longest training texts of the run, all cut to the shortest of them: no padding."""
     data = config["dataset"]
     source = make(data["source"], path=data.get("path"), text=data["text"], label=data["label"])
     texts = [text for text in source.load().train["text"][:CONSIDERED] if text]
@@ -101,7 +101,7 @@ def real_text(payload: dict[str, Any], config: dict[str, Any]) -> Tensor:
 
 @torch.no_grad()
 def layers_of(encoder: Encoder, ids: Tensor) -> list[Layer]:
-    """The layers of an encoder with what they are given where it runs on ids [B, N]."""
+    """The layers of an encoder with their inputs, when it runs on ids [B, N]."""
     found: list[Layer] = []
     blocks: Any = encoder.blocks
     hooks = [
@@ -123,10 +123,10 @@ def trained_layers(folder: Path, device: str) -> tuple[list[Layer], dict[str, An
 
 @torch.no_grad()
 def layer_errors(node: dict[str, Any], layers: list[Layer]) -> dict[str, Any]:
-    """The part of a row with the errors in each of a trained run's layers.
+    """The part of a row with the errors in each layer of a trained run.
 
-    One context for all layers, as in a forward pass: what a layer leaves to the next is part of the mechanism. Raises
-    ValueError for a mechanism that ties q and k where the run does not.
+    All layers share one context, as in a forward pass: values that a layer passes on are part of the mechanism. Raises
+    ValueError for a mechanism that ties q and k if the run does not.
     """
     errors, shared = [], False
     context: dict[str, Any] = {}
@@ -135,7 +135,7 @@ def layer_errors(node: dict[str, Any], layers: list[Layer]) -> dict[str, Any]:
         attention = make(node, **sizes, layer=number, seed=0).to(layer.x.device)
         shared = attention.ties_qk
         if shared and not layer.module.attention.ties_qk:
-            raise ValueError("it ties q and k, and the run does not")
+            raise ValueError("it ties q and k, but the run does not")
         out, v = layer.attend(attention, context)
         errors.append(errors_of(out, layer.attend(Exact(like=attention), {})[0], v))
     by_layer = " ".join(f"{error:.4f}" for error, _ in errors)
@@ -145,10 +145,10 @@ def layer_errors(node: dict[str, Any], layers: list[Layer]) -> dict[str, Any]:
 def measure_trained(
     connection: Connection, *, folder: str, device: str, nodes: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """A task of worker.py: the error on the q, k, v of a trained run's layers, mean and deviation over layers, fp32.
+    """A task of worker.py: the error on q, k, v of the layers of a trained run, mean and deviation over layers, fp32.
 
-    Trained rotations are measured as they are first drawn: those of the run belong to its own mechanism. `cause`: why
-    there is none.
+    Trained rotations are measured at their random initial values: those of the run belong to its own mechanism.
+    `cause`: why there is no error.
     """
     layers, config = trained_layers(Path(folder), device)
     about = {

@@ -1,7 +1,7 @@
-"""bench=training in its process: a whole training, data loading included, that goes on for a segment when asked to.
+"""One training of bench=training, in its own process: with data loading, one segment of steps per request.
 
-All contenders wait in such processes, and train a segment of steps by turns. On a GPU each leaves the card between its
-turns, but for CUDA's own context (some hundred MB).
+Every contender has such a process; they train in turns, one segment each. On a GPU a contender moves to the CPU between
+its turns; only the CUDA context stays on the card (some hundred MB).
 """
 
 from __future__ import annotations
@@ -37,46 +37,46 @@ from xcls.train.precision import Precision
 from xcls.train.run_logger import RunLogger
 from xcls.train.session import Session
 
-ENDLESS = 10**9  # steps: the bench says when it is enough
+ENDLESS = 10**9  # steps: the bench ends the training
 
 
 def move(model: nn.Module, optimizer: torch.optim.Optimizer, device: str) -> None:
-    """Moves a training to `device`: weights, gradients, buffers, and the optimizer's state, which follows its weights.
+    """Moves a training to `device`: weights, gradients, buffers and optimizer state.
 
-    The GPU that it leaves has no memory of it left, so that none holds what another needs.
+    It frees all its memory on the old device, so that the next contender can use it.
     """
     model.to(device)
-    optimizer.load_state_dict(optimizer.state_dict())  # puts the state where each weight is, as resuming does
+    optimizer.load_state_dict(optimizer.state_dict())  # moves the state to the device of each weight, as resuming does
     gc.collect()
     torch.cuda.empty_cache()
 
 
 class Meter:
-    """Answers with what a segment of `steps` optimizer steps took, and waits for the question after the next segment.
+    """Measures a segment of `steps` optimizer steps, sends the answer, and waits for the next request.
 
-    One step more goes before those that are timed, but for the first segment: this training has waited while others
-    ran, its caches are cold and the system may have taken its memory back.
+    Before each segment but the first there is one untimed step: while other trainings ran, caches became cold and the
+    system may have reclaimed memory.
     """
 
     def __init__(self, connection: Connection, *, device: str, steps: int, count: bool) -> None:
-        """count: the operations of the first segment."""
+        """count: count the operations of the first segment?"""
         self.connection, self.device, self.segment = connection, device, steps
         self.wait_for_device = synchronizer(device)
         self.counting: Any = counter() if count else nullcontext()
 
     def start_memory(self) -> None:
-        """From here on memory counts: call it when code and data are loaded, before the model is made."""
+        """Starts measuring memory. Call it when code and data are loaded, before the model is built."""
         self.gauge = MemoryGauge(torch.device(self.device))
 
     def watch(self, model: nn.Module) -> None:
-        """Times the steps of the optimizer of `model`, whichever calls it, from now on."""
+        """From now on, times the optimizer steps of `model`, whatever code calls them."""
         self.model, self.leading = model, False
         register_optimizer_step_post_hook(lambda optimizer, args, settings: self._after_step(optimizer))
         self.counting.__enter__()
         self._start()
 
     def batch(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
-        """Counts the real tokens and computed positions of a batch, both [B, N], without waiting for the device."""
+        """Counts real tokens and computed positions of a batch without waiting for the device; arguments [B, N]."""
         self.real.append(input_ids.numel() if attention_mask is None else attention_mask.sum())
         self.computed += input_ids.numel()
 
@@ -96,7 +96,7 @@ class Meter:
             self._end(optimizer)
 
     def _end(self, optimizer: torch.optim.Optimizer) -> None:
-        """Answers, leaves a GPU to the others, and waits. Raises EOFError where nothing more is asked for."""
+        """Sends the answer, frees the GPU, and waits for the next request. Raises EOFError if there is none."""
         self.counting.__exit__(None, None, None)
         self.wait_for_device()
         seconds = time.perf_counter() - self.began
@@ -123,14 +123,17 @@ class Meter:
 
 
 def measure_training(connection: Connection, *, contender: Contender, count: bool) -> None:
-    """A task of worker.py: trains until nothing more is asked for; each answer is a segment.
+    """A task of worker.py: trains as long as segments are requested; sends one answer per segment.
 
-    count: the operations of the first segment. Raises EOFError in the end.
+    count: count the operations of the first segment? Raises EOFError at the end.
     """
     config = contender.config
     if config.hardware.compile:
         allow_graphs()
-    for name in ("sklearn.metrics", "torch._dynamo"):  # loaded by every run: none of the training's memory
+    for name in (
+        "sklearn.metrics",
+        "torch._dynamo",
+    ):  # every run loads them: they must not count as memory of the training
         import_module(name)
     meter = Meter(connection, device=contender.device, steps=contender.steps, count=count)
     prepared = prepare(make_source(config), config.dataset)
@@ -138,18 +141,18 @@ def measure_training(connection: Connection, *, contender: Contender, count: boo
     trains = train if contender.origin == OURS else import_module("xcls.bench.bert").train
     with tempfile.TemporaryDirectory() as folder:
         trains(meter, contender, prepared, tokenizer, Path(folder))
-    raise RuntimeError("the training came to an end by itself")
+    raise RuntimeError("the training ended before the bench did")
 
 
 def endless(training: Training) -> Training:
-    """The same without an end, evaluations and checkpoints."""
+    """The same settings without an end, evaluations and checkpoints."""
     never: dict[str, Any] = dict.fromkeys(("eval_every_steps", "eval_every_epochs", "checkpoint_every_minutes"))
     never |= dict.fromkeys(("checkpoint_every_steps", "checkpoint_every_epochs"))
     return replace(training, max_steps=ENDLESS, **never)
 
 
 def train(meter: Meter, contender: Contender, prepared: Prepared, tokenizer: TextTokenizer, folder: Path) -> None:
-    """The suite's own training, as a run has it, but for evaluations and checkpoints. `folder`: for what it writes."""
+    """Our own training, as in a run but without evaluations and checkpoints. `folder`: for its files."""
     config, training = contender.config, endless(contender.training)
     record = Record(run="bench", mode="bench", status="running", hash="", seed=config.seed, seq_len=config.seq_len)
     how: dict[str, Any] = {"seq_len": config.seq_len, "truncate": config.dataset.truncate}
@@ -171,6 +174,6 @@ def train(meter: Meter, contender: Contender, prepared: Prepared, tokenizer: Tex
 
 
 def count_batches(meter: Meter, model: nn.Module) -> None:
-    """Has the meter watch `model`, which is called with ids and attention mask [B, N] first."""
+    """Lets the meter watch `model` and its batches; its first two arguments are ids and attention mask [B, N]."""
     model.register_forward_pre_hook(lambda module, inputs: meter.batch(inputs[0], inputs[1]))
     meter.watch(model)

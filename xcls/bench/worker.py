@@ -1,8 +1,8 @@
-"""The processes that measure: `Worker` starts one and asks it, `main` is the process.
+"""Measuring processes: `Worker` starts one and gives it tasks, `main` is the process.
 
-A process of its own keeps one measurement's memory, crash or death by the out-of-memory killer from the others and from
-the bench. The connection between the two carries (task, arguments) to the process, and (kind, value) back: `at`, the
-number of the case that comes next, and then one `answer` or `failed`, a cause.
+Separate processes keep the memory of one measurement, its crash, or its end by the out-of-memory killer away from the
+others. The connection carries (task, arguments) to the process and (kind, value) back: `at` with the number of the next
+case, any number of times, then one `answer`, or `failed` with a cause.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from xcls.runs.allocator import environment_with
 from xcls.train.faults import is_out_of_memory
 
-# task -> the function that does it: task(connection, **arguments) -> answer
+# task -> its function: function(connection, **arguments) -> answer
 TASKS = {
     "rates": "xcls.bench.machine.measure_rates",
     "memory": "xcls.bench.measure.measure_memory",
@@ -37,7 +37,7 @@ TASKS = {
 
 @dataclass
 class Outcome:
-    """What came of a question: an answer, or the cause why there is none. `last`: the case that it was at."""
+    """The outcome of a task: an answer, or the cause why there is none. `last`: number of the last case begun."""
 
     answer: Any = None
     cause: str | None = None
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def environment(allocator: str, threads: int | None = None) -> dict[str, str]:
-    """The environment of every measuring process: this package on the path, the allocator's settings, one GPU."""
+    """The environment variables of a measuring process: this package on the path, allocator settings, one GPU."""
     root = str(Path(__file__).resolve().parents[2])
     return {
         **environment_with(allocator, dict(os.environ)),
@@ -58,7 +58,7 @@ def environment(allocator: str, threads: int | None = None) -> dict[str, str]:
 
 
 def first_gpu(visible: str | None) -> str:
-    """The value of CUDA_VISIBLE_DEVICES that leaves the first GPU of `visible` (None: all).
+    """The value of CUDA_VISIBLE_DEVICES with only the first GPU of `visible` (None: all GPUs).
 
     With several, transformers' Trainer would spread each batch over all of them (DataParallel).
     """
@@ -72,7 +72,7 @@ def allocator_settings(variables: dict[str, str]) -> dict[str, str]:
 
 
 class Worker:
-    """A measuring process, which answers one question after the other until it is closed. Use it in a `with`."""
+    """A measuring process that does one task after the other until it is closed. Use it in a `with`."""
 
     def __init__(self, variables: dict[str, str]) -> None:
         """variables: its environment."""
@@ -95,9 +95,9 @@ class Worker:
         self.close()
 
     def ask(self, task: str, **changes: Any) -> Outcome:
-        """Gives the process a task, with `changes` as its arguments, and waits for what comes of it.
+        """Gives the process a task, with `changes` as its arguments, and waits for the outcome.
 
-        Never raises for what happens in there: see `Outcome.cause`.
+        An error in the process does not raise here: see `Outcome.cause`.
         """
         outcome = Outcome()
         try:
@@ -123,7 +123,7 @@ class Worker:
         self.output.close()
 
     def _last_words(self) -> str:
-        """Why the process is gone."""
+        """Why the process ended."""
         code = self.process.wait()
         if code == -signal.SIGKILL:
             return "out of memory: killed by the system (SIGKILL)"
@@ -135,14 +135,14 @@ class Worker:
 
 
 def cause_of(error: BaseException) -> str:
-    """The error in one line; the second line of its text often says what it was about."""
+    """The error as one line: type and the first two lines of its text, because the second often has the details."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = f"{type(error).__name__}: {' '.join(lines[:2])[:300]}" if lines else type(error).__name__
     return f"out of memory: {told}" if is_out_of_memory(error) else told
 
 
 def main(connection: Connection) -> None:
-    """Answers until the other end is closed; first in line for the kernel where memory runs out."""
+    """Does tasks until the other end is closed. If memory runs out, the kernel kills this process first."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("900", encoding="ascii")
     with contextlib.suppress(EOFError):
@@ -151,7 +151,7 @@ def main(connection: Connection) -> None:
             try:
                 module, _, name = TASKS[task].rpartition(".")
                 connection.send(("answer", getattr(import_module(module), name)(connection, **arguments)))
-            except EOFError:  # a training that was not asked to go on
+            except EOFError:  # no further segment was requested
                 raise
             except Exception as error:
                 traceback.print_exc()

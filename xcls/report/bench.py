@@ -1,5 +1,5 @@
-"""What mode=bench has measured, mechanisms in turns: its ratios beside those of the runs, and where efficient
-attention pays."""
+"""Measurements of mode=bench (interleaved): cost ratios to set beside those of the runs, and the sequence length from
+which a mechanism is faster than a reference."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from xcls.report.measures import number
 from xcls.report.table import NONE, Row, Table, amount
 
 USUAL = "multirun/bench"
-SAME = ("stage", "part", "position", "seq_len", "dtype", "batch")  # of two rows that were measured in turns
-CHANCE = 20  # two mechanisms differ where chance alone would give such repeats at most once in so many times
+SAME = ("stage", "part", "position", "seq_len", "dtype", "batch")  # equal in two rows that are compared
+CHANCE = 20  # two mechanisms differ if chance alone gives such repeats at most once in CHANCE experiments
 UNITS = {"training_ms": "ms", "training_MiB": "MiB"}  # of a step
 QUICKER, SLOWER, OPEN, UNKNOWN = "quicker", "slower", "cannot tell", "not measured"
 
 
 def benches_beside(found: Sequence[Bench], root: Path) -> list[Bench]:
-    """The measurements among the inputs, else those under multirun/bench."""
+    """The measurements found among the inputs; if there are none, those under multirun/bench."""
     if found or not os.path.isdir(root / USUAL):
         return list(found)
     return collect([USUAL], root).benches
 
 
 def beside(group: Group, other: Group, name: str, value: float, benches: Sequence[Bench]) -> tuple[float | None, str]:
-    """The ratio of the cost `name` as mode=bench has it, whether it agrees with `value`, and where it was measured.
+    """The ratio of the cost `name` in mode=bench, and a text: does it agree with `value`, and where was it measured.
 
-    Of several measurements of whole trainings or of training steps the likest to the runs of both groups: with their
-    mechanisms' settings, seq_len and dtype, on a device of the same name. (None, '') where there is none.
+    The measurement has the mechanisms' settings, seq_len and dtype of both groups and a device of the same name. Of
+    several, the one closest to the runs counts (`_distance`). (None, '') if there is none.
     """
     found = [
         (bench, mine, row)
@@ -55,14 +55,14 @@ def beside(group: Group, other: Group, name: str, value: float, benches: Sequenc
 
 
 def agree(runs: float, bench: float) -> str:
-    """Whether both ratios are on the same side of 1, in words."""
+    """Are both ratios on the same side of 1? As text."""
     if (runs - 1) * (bench - 1) >= 0:
         return "yes"
     return f"no: the runs say {'cheaper' if runs < 1 else 'dearer'}, the bench {'cheaper' if bench < 1 else 'dearer'}"
 
 
 def _rows_of(bench: Bench, group: Group) -> list[Row]:
-    """The completed measurements of a group's mechanism with exactly its settings, at its length and dtype."""
+    """The completed measurements with the mechanism settings, sequence length and dtype of a group."""
     flat = group.record.config.items()
     own = {name.partition(".")[2]: value for name, value in flat if name.startswith("attention.")}
     names = {name for name, value in bench.attentions.items() if value == own}
@@ -82,7 +82,7 @@ def _device(about: Row) -> tuple[Any, Any]:
 
 
 def _distance(bench: Bench, mine: Row, group: Group) -> tuple[Any, ...]:
-    """How far a measurement is from the runs: whole trainings first, then position and size."""
+    """Sort key, closest to the runs first: whole trainings, then the same position encoding, then the same size."""
     elsewhere = mine.get("position") != group.record.choices.get("position")
     size = tuple(group.record.config.get(f"size.{name}") for name in ("width", "num_heads", "num_layers"))
     return "stage" not in mine, elsewhere, _size(bench, mine) != size, bench.place
@@ -95,8 +95,8 @@ def _size(bench: Bench, row: Row) -> tuple[Any, ...]:
 
 
 def _cost_ratio(mine: Row, against: Row, name: str) -> float | None:
-    """The ratio of a cost: of the times of whole trainings the median over the rounds, for both had the same machine
-    in a round."""
+    """The ratio of a cost. For the times of whole trainings: the median of the ratios within a round, because a slow
+    moment of the machine slows both trainings of a round."""
     if name != "time_per_epoch":
         memory = "memory_MiB" if "stage" in mine else "training_MiB"
         return _over(mine.get(memory), against.get(memory))
@@ -114,7 +114,7 @@ def _over(above: Any, below: Any) -> float | None:
 
 @dataclass(frozen=True)
 class Crossover:
-    """The steps of one bench at one position and dtype. `rows`: mechanism and length to what was measured."""
+    """The training steps of one bench with one position encoding and dtype. `rows`: (mechanism, length) -> its row."""
 
     bench: Bench
     position: str
@@ -126,7 +126,7 @@ class Crossover:
 
     @property
     def what(self) -> str:
-        """What was timed, in words."""
+        """What was timed, as text."""
         size, (kind, name) = self.bench.settings, _device(self.bench.device)
         shape = f"{size.get('num_layers', '?')} layers, width {size.get('width', '?')}"
         tokens = sorted({row["seq_len"] * row["batch"] for row in self.rows.values()})
@@ -134,9 +134,12 @@ class Crossover:
         where = f"({shape}, position {self.position}, {self.dtype}) on {name or kind or 'the device'}"
         return f"A training step of {most} tokens {where}"
 
-    def told(self, mechanism: str, reference: str, length: int) -> str:
-        """Whether a step of `mechanism` is quicker: every repeat of one before every repeat of the other, and so many
-        repeats that chance puts them so at most once in CHANCE times."""
+    def compare(self, mechanism: str, reference: str, length: int) -> str:
+        """Is a step of `mechanism` quicker? QUICKER, SLOWER, OPEN or UNKNOWN.
+
+        Quicker: its slowest repeat is faster than the other's fastest, and chance orders that many repeats so at most
+        once in CHANCE experiments.
+        """
         pair = [self.rows.get((name, length), {}) for name in (mechanism, reference)]
         values: list[Any] = [number(row.get(f"training_{end}_ms")) for row in pair for end in ("min", "max")]
         repeats: list[Any] = [row.get("rounds") for row in pair]
@@ -148,20 +151,20 @@ class Crossover:
         return QUICKER if high < other_low else SLOWER if low > other_high else OPEN
 
     def quicker_from(self, mechanism: str, reference: str) -> str:
-        """From which of the lengths on a step is quicker than the reference's, in words."""
-        states = [self.told(mechanism, reference, length) for length in self.lengths]
+        """The shortest length from which on a step is quicker than that of the reference, as text."""
+        states = [self.compare(mechanism, reference, length) for length in self.lengths]
         first = len(states)
         while first and states[first - 1] == QUICKER:
             first -= 1
         if first == len(states):
-            told = "not up to" if states[-1] == SLOWER else f"{states[-1]} at"
-            return f"{told} {self.lengths[-1]:,} tokens"
+            start = "not up to" if states[-1] == SLOWER else f"{states[-1]} at"
+            return f"{start} {self.lengths[-1]:,} tokens"
         below = f" ({OPEN} at {self.lengths[first - 1]:,})" if first and states[first - 1] == OPEN else ""
         return f"from {self.lengths[first]:,} tokens on{below}"
 
 
 def crossovers(benches: Sequence[Bench], groups: Sequence[Group]) -> list[Crossover]:
-    """What there is of steps at two lengths or more, on the device of the runs where there are runs."""
+    """The steps measured at two lengths or more; if there are runs, only those on the device of a run."""
     devices = {_device(group.record.device) for group in groups if group.runs}
     found = []
     for bench in (bench for bench in benches if not devices or _device(bench.device) in devices):
@@ -199,24 +202,24 @@ def _cell(one: Crossover, mechanism: str, length: int, measure: str) -> str:
     if value is None:
         return "failed" if row.get("status") == "failed" else NONE
     shares = [_over(value, one.rows.get((name, length), {}).get(measure)) for name in others]
-    told = ", ".join(NONE if share is None else f"{share:.2f}×" for share in shares)
-    return amount(value) + (f" ({told})" if told else "")
+    ratios = ", ".join(NONE if share is None else f"{share:.2f}×" for share in shares)
+    return amount(value) + (f" ({ratios})" if ratios else "")
 
 
 def sentence(one: Crossover) -> str:
-    """From which length on which mechanism is quicker than each reference."""
-    others, told = [name for name in one.mechanisms if name not in one.references], []
-    for reference in reversed(one.references):  # the fused kernel first: what a practitioner would use
+    """One sentence: from which length on each mechanism is quicker than each reference."""
+    others, parts = [name for name in one.mechanisms if name not in one.references], []
+    for reference in reversed(one.references):  # the fused kernel first: a practitioner would use it
         items = ", ".join(f"{name} {one.quicker_from(name, reference)}" for name in others)
-        told.append(f"than with {reference}: {items}")
-    return f"{one.what} is quicker {'; '.join(told)}." if told and others else ""
+        parts.append(f"than with {reference}: {items}")
+    return f"{one.what} is quicker {'; '.join(parts)}." if parts and others else ""
 
 
 def remarks(one: Crossover) -> list[str]:
-    """The footnotes of the table: the sentence, how it is told, and what failed."""
+    """The footnotes of the table: the sentence, the rule behind it, and what failed."""
     rule = (
-        "The mechanisms took turns. One is quicker where its slowest repeat is before the other's fastest, with so "
-        f"many repeats that chance does that at most once in {CHANCE} times; else: {OPEN}."
+        "The mechanisms took turns. One is quicker if its slowest repeat is faster than the other's fastest, with so "
+        f"many repeats that chance does this at most once in {CHANCE} experiments; else: {OPEN}."
     )
     failed = [
         f"{name} at {length:,} tokens failed: {row.get('cause')}"

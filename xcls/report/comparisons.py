@@ -1,4 +1,4 @@
-"""The further tables, each one CSV file: differences, costs, modifications beside their originals, ranks."""
+"""The further tables, one CSV file each: differences, costs, modifications beside their originals, ranks."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ RANKED = """
 
 
 def further_tables(study: Study) -> list[Table]:
-    """Every further table, also one without a row."""
+    """All further tables, empty ones included."""
     rows: dict[str, list[Row]] = {name: [] for name in TITLES}
-    for board in study.boards:
-        rows["differences"] += difference_rows(study, board)
-        rows["costs"] += cost_rows(study, board)
-        rows["modifications"] += modifications(study, board)
-        rows["ranking"] += rank_rows(board)
+    for results in study.datasets:
+        rows["differences"] += difference_rows(study, results)
+        rows["costs"] += cost_rows(study, results)
+        rows["modifications"] += modifications(study, results)
+        rows["ranking"] += rank_rows(results)
     return [Table(name, title, rows[name]) for name, title in TITLES.items()]
 
 
@@ -42,14 +42,14 @@ def opponents(study: Study, group: Group) -> list[Group]:
 
 def _about(group: Group, other: Group | None = None) -> Row:
     """The first columns of a row."""
-    row = {"mechanism": group.label, "dataset": group.board.name, "n": len(group.runs)}
+    row = {"mechanism": group.label, "dataset": group.results.name, "n": len(group.runs)}
     return row if other is None else {**row, "against": other.label, "n_against": len(other.runs)}
 
 
-def difference_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
+def difference_rows(study: Study, results: DatasetResults) -> Iterator[Row]:
     """A row for each group, opponent and split."""
-    baseline = [board.baseline] if board.baseline else []
-    for group in (group for group in board.groups if group.runs):
+    baseline = [results.baseline] if results.baseline else []
+    for group in (group for group in results.groups if group.runs):
         for other in [*opponents(study, group), *baseline]:
             for split in SPLITS:
                 gap = {"split": split, "difference_pp": difference_pp(group, other, split)}
@@ -65,11 +65,11 @@ def _interval(study: Study, group: Group, other: Group, split: str) -> dict[str,
     return {"says": says, **interval_cells(interval)}
 
 
-def cost_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
+def cost_rows(study: Study, results: DatasetResults) -> Iterator[Row]:
     """A row for each group and baseline with completed runs."""
-    cost, baseline, parents = study.settings.cost, board.baseline, study.found.parents
-    bills = {group.id: bill(group, parents=parents, cost=cost) for group in board.every if group.runs}
-    for group in (group for group in board.every if group.runs):
+    cost, baseline, parents = study.settings.cost, results.baseline, study.found.parents
+    bills = {group.id: bill(group, parents=parents, cost=cost) for group in results.every if group.runs}
+    for group in (group for group in results.every if group.runs):
         own = bills[group.id]
         row: Row = {
             **_about(group),
@@ -93,14 +93,14 @@ def cost_rows(study: Study, board: DatasetResults) -> Iterator[Row]:
         yield row
 
 
-def modifications(study: Study, board: DatasetResults) -> Iterator[Row]:
-    """A row for every modification and each of its originals that was run alike but for the mechanism.
+def modifications(study: Study, results: DatasetResults) -> Iterator[Row]:
+    """A row for each modification and each of its originals that was run with the same other settings.
 
-    A mechanism modifies those whose file's name its own begins with (`performer_band`, `performer`), and the one that
-    `originals` names. The references modify nothing: `sdpa_fused` is another implementation, compared as a reference.
+    `performer_band` modifies `performer`: its file name begins with that of its original. `originals` names further
+    pairs. References are no modifications: `sdpa_fused` is another implementation, compared as a reference.
     """
     by_name: dict[str, list[Group]] = {}
-    for group in (group for group in board.groups if group.runs):
+    for group in (group for group in results.groups if group.runs):
         by_name.setdefault(str(group.record.choices.get("attention") or group.attention), []).append(group)
     originals = study.settings.originals
     for name in sorted(set(by_name) - set(study.references)):
@@ -122,12 +122,12 @@ def _modification(study: Study, group: Group, other: Group) -> Row:
     return {**row, "measured_differently": "; ".join(unlike_groups(group, other)) or None}
 
 
-def rank_rows(board: DatasetResults) -> list[Row]:
-    """A row per group and baseline with completed runs: its rank in every measure, 1 is best.
+def rank_rows(results: DatasetResults) -> list[Row]:
+    """A row per group and baseline with completed runs: its rank in each measure, 1 is best.
 
-    Costs are ranked among the groups of one device and setting of it.
+    Costs are ranked among groups with the same device and device settings.
     """
-    groups = [group for group in board.every if group.runs]
+    groups = [group for group in results.every if group.runs]
     placed = {name: ranks(groups, name) for name in RANKED}
     return [
         {**_about(group), **{name: places[number] for name, places in placed.items()}}

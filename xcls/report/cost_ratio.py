@@ -1,8 +1,8 @@
-"""The ratio of a cost of two groups over their seeds: its interval, the runs that are far off, and which one to repeat.
+"""The ratio of a cost of two groups: its interval over the seeds, outlier runs, and which run to repeat.
 
-Of each group the median counts, so one disturbed run of three does not decide. The interval is Student's t on
-logarithms of the costs: of the seeds' own ratios where the two groups ran in turns, so that drift of the machine drops
-out; else of the two groups, with the degrees of freedom of Welch's test.
+The median of each group counts, so one disturbed run of three does not decide. The interval is Student's t on the
+logarithms of the costs. If the two groups ran in turns, it is made from the ratios of the seeds, which removes drift of
+the machine; otherwise from the two groups, with the degrees of freedom of Welch's test.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LARGEST = 500.0  # of a logarithm
 
 
 def cost_interval(group: Group, other: Group, name: str, level: float) -> Interval:
-    """The interval of `group` over `other` in the cost `name`; without one where a group has a single value."""
+    """The interval of the ratio `group` / `other` in the cost `name`; none if a group has only one value."""
     mine, theirs = (_logs(one, name) for one in (group, other))
     if min(len(mine), len(theirs)) < 2:
         return Interval(reason=f"fewer than two seeds of {(group if len(mine) < 2 else other).label} have it")
@@ -32,15 +32,15 @@ def cost_interval(group: Group, other: Group, name: str, level: float) -> Interv
     if spread > 0:
         freedom = spread**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, gaps))
         half = float(stdtrit(freedom, (1 + level) / 2)) * spread**0.5
-    # Both medians are there: the groups have two values.
+    # Both medians exist: each group has at least two values.
     mean, value = fmean(mine) - fmean(theirs), (group.stat(name).median or 0.0) / (other.stat(name).median or 1.0)
     low, high = math.exp(max(mean - half, -LARGEST)), math.exp(min(mean + half, LARGEST))
-    ends = round(min(low, value), DIGITS), round(max(high, value), DIGITS)  # the ratio of the medians lies within
+    ends = round(min(low, value), DIGITS), round(max(high, value), DIGITS)  # always contains the ratio of the medians
     return Interval(round(value, DIGITS), *ends, over="seeds in pairs" if paired else "seeds")
 
 
 def in_turns(group: Group, other: Group) -> bool:
-    """Whether both have the same seeds and the two runs of a seed began one after the other: A B A B, or A B B A."""
+    """Do both groups have the same seeds, and did the two runs of a seed start one after the other (A B A B …)?"""
     runs = sorted([*group.runs, *other.runs], key=lambda run: run.record.started)
     pairs = list(zip(runs[::2], runs[1::2]))
     alike = all(one.record.seed == two.record.seed and (one in group.runs) != (two in group.runs) for one, two in pairs)
@@ -50,17 +50,17 @@ def in_turns(group: Group, other: Group) -> bool:
 
 
 def doubt(group: Group, other: Group, name: str, *, interval: Interval, threshold: float, factor: float) -> str:
-    """Why the seeds cannot tell whether the ratio keeps below `threshold`, and which run to repeat; '' where they can.
+    """Why these seeds do not decide whether the ratio is at most `threshold`, and which run to repeat; '' if they do.
 
-    A run was disturbed whose cost is more than `factor` times the median of its group's others, or less than 1/`factor`
-    of it. Of several the dearest is named: what disturbs a run makes it dearer.
+    A run was disturbed if its cost is more than `factor` times the median of the other runs of its group, or less than
+    1/`factor` of it. Of several, the most expensive one is named: a disturbance makes a run more expensive.
     """
     beside = [(times, run.place, one, run) for one in (group, other) for times, run in _beside_others(one, name)]
     far = [item for item in beside if not 1 / factor <= item[0] <= factor]
     if far:
         times, place, one, run = max(far, key=lambda item: item[:2])
-        told = f"{name} of {one.label}, seed {run.record.seed}, is {times:.3g}× the median of its other seeds"
-        return f"{told}: repeat {place}"
+        message = f"{name} of {one.label}, seed {run.record.seed}, is {times:.3g}× the median of its other seeds"
+        return f"{message}: repeat {place}"
     if interval.low is None or interval.tells("<=", threshold) != OPEN:
         return ""
     span, place = f"{interval.low:.3g} … {interval.high:.3g}", max(beside, key=lambda item: item[:2])[1]
@@ -68,7 +68,7 @@ def doubt(group: Group, other: Group, name: str, *, interval: Interval, threshol
 
 
 def _beside_others(group: Group, name: str) -> list[tuple[float, Run]]:
-    """Every run with its cost over the median cost of the group's others; none of a group with a single value."""
+    """(cost / median cost of the other runs of the group, run) for each run; empty for a group with one value."""
     costs = [(MEASURES[name].of(run.record), run) for run in group.runs]
     known = [(value, run) for value, run in costs if value is not None and value > 0]
     found = []

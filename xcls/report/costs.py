@@ -1,7 +1,7 @@
-"""What a group costs its user: time, money and energy to train one model and to classify with it, and when it pays.
+"""What a model costs its user: time, money and energy to train it and to classify with it, and when it pays.
 
-To train one model one pretraining and one fine-tuning are needed: a pretraining run counts in full for every group
-that starts from it, though the seeds of this report share it.
+One model needs one pretraining and one fine-tuning. So the pretraining counts in full for each group that starts from
+it, although the seeds of this report share it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ LONGEST = 8  # runs in a chain of pretraining
 
 
 def bill(group: Group, *, parents: dict[str, Record], cost: Cost) -> dict[str, float]:
-    """The costs of a group, medians over its runs; NaN where one was not measured or has no price.
+    """The costs of a group, medians over its runs; NaN if not measured or without a price.
 
-    finetune_hours, pretrain_hours (0 from scratch), train_hours: both; train_money, train_kWh: of training. document_s:
-    of one document in batches, tokenisation included; documents_hours, documents_money, documents_kWh: of a million.
+    Training: finetune_hours, pretrain_hours (0 from scratch), train_hours (their sum), train_money, train_kWh.
+    Classifying: document_s (seconds per document in batches, tokenisation included); for a million documents
+    documents_hours, documents_money, documents_kWh.
     """
     rows = [_bill(run.record, parents, cost) for run in group.runs]
     return pd.DataFrame(rows).median(skipna=False).to_dict()
@@ -34,7 +35,7 @@ def _bill(record: Record, parents: dict[str, Record], cost: Cost) -> dict[str, f
     chain, one = [record], record
     while one.pretrain is not None and len(chain) < LONGEST and (found := parents.get(str(one.pretrain.get("hash")))):
         chain.append(one := found)
-    lost = 0.0 if one.pretrain is None else nan  # a parent that is not at hand
+    lost = 0.0 if one.pretrain is None else nan  # the record of the pretraining run was not found
     hours = [train_seconds(each) / HOUR for each in chain]
     prices = [cost.of(f"{each.device.get('kind')} {each.device.get('name')}") for each in chain]
     rates = [_number(price.price_per_hour) for price in prices]
@@ -59,10 +60,10 @@ def _number(value: float | None) -> float:
 
 
 def train_seconds(record: Record) -> float:
-    """The time to train a run: of its processes from start to end, evaluations and checkpoints included.
+    """Seconds of training, from the start to the end of its processes, with evaluations and checkpoints.
 
-    An old record does not have it: then that of its training steps alone. Of a baseline it is the fit of the one that
-    the claims use, for its run also fits the tuned ones.
+    Old records have only the time of the training steps. For a baseline: the fit of the untuned model, which the claims
+    use; the same run also fits the tuned ones.
     """
     if record.mode == "baseline":
         return _number(MEASURES["train_seconds"].of(record))
@@ -71,22 +72,22 @@ def train_seconds(record: Record) -> float:
 
 
 def document_seconds(record: Record) -> float:
-    """Seconds to classify a document in batches, from its text. A baseline tokenises within its measured time."""
+    """Seconds to classify one document in batches, from its text. A baseline's measured time includes tokenisation."""
     rate = MEASURES["inference_examples_per_s"].of(record)
     tokenize = 0.0 if record.mode == "baseline" else MEASURES["tokenize_ms_per_example"].of(record)
     return nan if not rate or tokenize is None else 1 / rate + tokenize / 1000
 
 
 def _watts(record: Record, price: Price) -> float:
-    """The power drawn in training: counted by the GPU itself, else as the settings say."""
+    """Power in training, watts: measured by the GPU itself, else taken from the settings."""
     energy, seconds = (MEASURES[name].of(record) for name in ("energy_wh", "wall_seconds"))
     return energy * HOUR / seconds if energy is not None and seconds else _number(price.watts)
 
 
 def break_even(mine: tuple[float, float], other: tuple[float, float]) -> tuple[float | None, str]:
-    """(documents, in words): when a model (cost to train, cost of a document) costs less in all than another.
+    """(documents, text): from how many documents on a model is cheaper in total than another one.
 
-    The number is where both have cost the same; None where that never comes.
+    A model is (cost of training, cost per document). documents: where both cost the same; None if that never happens.
     """
     dearer, saved = mine[0] - other[0], other[1] - mine[1]
     if dearer <= 0 and saved >= 0:
@@ -99,12 +100,12 @@ def break_even(mine: tuple[float, float], other: tuple[float, float]) -> tuple[f
 
 
 def pays(group: Group, other: Group, mine: dict[str, float], theirs: dict[str, float]) -> tuple[float | None, str]:
-    """`break_even` of two groups: in money where both have prices, else in time where the device is the same."""
+    """`break_even` of two groups: in money if both have prices, else in time if the device is the same."""
     units = ["money", "hours"]
     lines = [[(one[f"train_{unit}"], one[f"documents_{unit}"] / MILLION) for one in (mine, theirs)] for unit in units]
     (money, time), note = lines, ""
     if any(isnan(value) for line in money for value in line) or money == [(0.0, 0.0)] * 2:
-        unlike = [told for told in unlike_groups(group, other) if told.startswith("device")]
+        unlike = [condition for condition in unlike_groups(group, other) if condition.startswith("device")]
         if unlike:
             return None, f"cannot be compared without prices (cost.price_per_hour, cost.devices): {unlike[0]}"
         money, note = time, ", by time"

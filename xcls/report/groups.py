@@ -1,4 +1,4 @@
-"""Which runs are alike: groups over seeds, the data sets whose rows they saw, and their ranks."""
+"""Groups of runs that differ only in the seed, by the data set that they were trained on, and their ranks."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ BROKE_DOWN = re.compile(r"\b(nan|inf|oom)\b|not finite|non-?finite|out[ -]of[ -]
 MACRO_F1 = MEASURES["macro_f1"]
 CHOICES = ("dataset", "attention", "position", "size", "tokenizer")  # the choices that name a run
 DEVICE = ("kind", "name", "dtype", "compile", "micro_batch", "micro_tokens", "gradient_checkpointing", "threads")
-# Names, places and switches that shape no result; the seeds; and the mode, which is in the record itself.
+# Names, paths and switches that change no result, the seeds, and the mode (the record has it).
 NOT_COMPARED = """
     mode seed pretrain_seed exp study sweep pretrain resume retry_failed template split input output text
     checkpoint dataset.path dataset.extra tokenizer.path
 """.split()
 NOT_COMPARED_NODES = ("reading.", "wandb.", "claims.", "hardware.", "dataset.source.", "hydra.", "bench.")
-# The nodes that one mode reads.
+# Config sections that only one mode reads.
 OF_MODE = {
     "pretraining": "pretrain",
     "masking": "pretrain",
@@ -53,7 +53,7 @@ class Stat:
     low: float | None = None
     high: float | None = None
     median: float | None = None
-    middle: float | None = None  # what counts for the group: the median of a cost, the mean of anything else
+    middle: float | None = None  # the value of the group: the median of a cost, the mean of any other measure
 
     @property
     def text(self) -> str:
@@ -63,9 +63,9 @@ class Stat:
 
 @dataclass(eq=False)
 class Group:
-    """All runs alike but for the seed, on one kind of device. `runs` completed, each hash once; `others` did not.
+    """All runs that differ only in the seed, on one kind of device. `runs` completed (each hash once), `others` not.
 
-    `board`: the results of its data set; of a pretraining run an empty one.
+    `results`: the results of its data set; empty for pretraining runs.
     """
 
     key: dict[str, Any]
@@ -75,26 +75,26 @@ class Group:
     label: str = ""
     rank: int | None = None
     stats: dict[str, Stat] = field(default_factory=dict)
-    board: DatasetResults = field(default_factory=lambda: DatasetResults(""), repr=False)
+    results: DatasetResults = field(default_factory=lambda: DatasetResults(""), repr=False)
 
     @property
     def record(self) -> Record:
-        """One record of the group, for what all of them share."""
+        """The first record of the group, for the values that all share."""
         return (self.runs or self.others)[0].record
 
     @cached_property
     def id(self) -> str:
-        """Eight hex digits that name the group wherever its runs lie."""
+        """Eight hex digits that identify the group, whatever folder its runs are in."""
         return hashlib.sha256(_text([self.key, self.device]).encode()).hexdigest()[:8]
 
     @cached_property
     def twin(self) -> str:
-        """Equal for groups that are alike in everything but `attention.*` and the device."""
+        """Equal for groups that differ only in `attention.*` and the device."""
         return _text(without_attention(self.key))
 
     @cached_property
     def conditions(self) -> dict[str, set[str]]:
-        """Under which conditions its costs were measured: device, its settings, versions."""
+        """The conditions under which its costs were measured: device, device settings, versions."""
         found: dict[str, set[str]] = {name: set() for name in CONDITIONS}
         for record in (run.record for run in self.runs):
             versions = {name: record.versions.get(name) for name in ("torch", "cuda")}
@@ -112,18 +112,20 @@ class Group:
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds that completed."""
+        """The seeds of the completed runs."""
         return sorted({run.record.seed for run in self.runs})
 
     @cached_property
     def learned_nothing(self) -> str:
-        """`seeds 0, 1: macro-F1 0.077, a guess gives 0.125` of the completed runs that learned nothing, or ''."""
-        told: dict[str, list[int]] = {}
+        """Which completed runs learned nothing: `… (seeds 0, 1: macro-F1 0.077, a guess gives 0.125)`, or ''."""
+        seeds: dict[str, list[int]] = {}
         for run in self.runs:
             classes, macro_f1 = class_count(run.record), MEASURES["macro_f1"].of(run.record)
             if classes and is_guess(macro_f1, classes):
-                told.setdefault(f"macro-F1 {macro_f1:.3f}, a guess gives {1 / classes:.3f}", []).append(run.record.seed)
-        parts = [f"seed{'s'[: len(n) - 1]} {', '.join(map(str, sorted(n)))}: {text}" for text, n in told.items()]
+                seeds.setdefault(f"macro-F1 {macro_f1:.3f}, a guess gives {1 / classes:.3f}", []).append(
+                    run.record.seed
+                )
+        parts = [f"seed{'s'[: len(n) - 1]} {', '.join(map(str, sorted(n)))}: {text}" for text, n in seeds.items()]
         return f"{self.label} learned nothing ({'; '.join(sorted(parts))})" if parts else ""
 
     @property
@@ -138,7 +140,7 @@ class Group:
 
     @property
     def broken(self) -> list[Run]:
-        """Its runs that failed by NaN or by lack of memory."""
+        """Its runs that failed with NaN or out of memory."""
         failed = [run for run in self.others if run.record.status == "failed"]
         return [run for run in failed if BROKE_DOWN.search(run.record.cause or "")]
 
@@ -149,7 +151,7 @@ class Group:
     def stat(self, name: str) -> Stat:
         """The measure `name` over the completed runs.
 
-        The best of a test score is that of the run with the best validation macro-F1: test selects nothing.
+        The best test score is that of the run with the best validation macro-F1: nothing is selected on test.
         """
         if name not in self.stats:
             self.stats[name] = self._stat(MEASURES[name], self.values(name))
@@ -162,7 +164,9 @@ class Group:
         if measure.place == "metrics.test":
             scored = [(f1, -run.record.seed, run) for run in self.runs if (f1 := MACRO_F1.of(run.record)) is not None]
             best = measure.of(max(scored, key=lambda item: item[:2])[2].record) if scored else None
-        sd = statistics.stdev(values) if len(values) > 1 else None  # exact sums: the order of the runs changes no bit
+        sd = (
+            statistics.stdev(values) if len(values) > 1 else None
+        )  # sums exactly: the order of the runs does not matter
         mean, median = statistics.fmean(values), statistics.median(values)
         middle = median if is_cost(measure.name) else mean
         return Stat(len(values), best, mean, sd, min(values), max(values), median, middle)
@@ -170,7 +174,7 @@ class Group:
 
 @dataclass
 class DatasetResults:
-    """The groups that saw the same rows of the same data, and the baselines trained on these rows."""
+    """The groups trained on the same rows of the same data, and the baselines trained on these rows."""
 
     name: str
     groups: list[Group] = field(default_factory=list)
@@ -183,7 +187,7 @@ class DatasetResults:
 
     @cached_property
     def baseline(self) -> Group | None:
-        """The baseline the claims are measured against: of several on the same rows the one that scores highest."""
+        """The baseline that the claims use: of several, the one with the highest score."""
         scored = [group for group in self.baselines if group.stat("macro_f1").mean is not None]
         return max(scored, key=lambda group: (group.stat("macro_f1").mean, group.id), default=None)
 
@@ -198,8 +202,7 @@ def _text(value: Any) -> str:
 
 
 def settings_of(record: Record, parents: dict[str, Record], depth: int = 0) -> dict[str, Any]:
-    """What two runs of a group share, flat: choices, configuration, code, data, and the same of the run they started
-    from."""
+    """What all runs of a group share, flat: choices, configuration, code, data, and those of their pretraining run."""
     key: dict[str, Any] = {
         "mode": record.mode,
         "data": record.data.get("fingerprint"),
@@ -224,26 +227,26 @@ def settings_of(record: Record, parents: dict[str, Record], depth: int = 0) -> d
 
 
 def _origin(record: Record, parents: dict[str, Record], depth: int) -> dict[str, Any]:
-    """The settings of the run that `record` started from; its own `pretraining.*` where that is not at hand."""
+    """The settings of the run that `record` started from; if that was not found, its own `pretraining.*`."""
     parent = parents.get(str((record.pretrain or {}).get("hash")))
-    if parent is not None and depth < 8:  # a chain of fine-tunings is short; a circle would be a forged record
+    if parent is not None and depth < 8:  # a chain is short; a forged record could make a cycle
         return {**settings_of(parent, parents, depth + 1), "dtype": parent.device.get("dtype")}
     own = {name: value for name, value in record.config.items() if name.startswith(("pretraining.", "masking."))}
     return {name: value for name, value in own.items() if name.partition(".")[2] not in NOT_SHAPING}
 
 
 def device_of(record: Record) -> dict[str, Any]:
-    """What must be equal for two costs to be compared; nothing for a baseline, whose costs are in no claim."""
+    """What must be equal so that two costs can be compared; empty for a baseline: no claim uses its costs."""
     return {} if record.mode == "baseline" else {name: record.device.get(name) for name in DEVICE}
 
 
 def without_attention(key: dict[str, Any]) -> dict[str, Any]:
-    """`settings_of` without the mechanism, its own and its pretraining run's: what a reference must share."""
+    """`settings_of` without the mechanism (of the run and its pretraining): what a reference must share."""
     return {name: value for name, value in key.items() if "attention" not in name.split(".")}
 
 
 def group_runs(found: Found) -> list[Group]:
-    """The groups of pretraining, fine-tuning and baseline runs, each named, in a fixed order."""
+    """The groups of pretraining, fine-tuning and baseline runs, with labels, in a fixed order."""
     groups: dict[str, Group] = {}
     runs = [run for run in found.runs if run.record.mode in ("pretrain", "finetune", "baseline")]
     for run in runs:
@@ -263,9 +266,9 @@ def group_runs(found: Found) -> list[Group]:
 
 
 def _attach(run: Run, found: Found, groups: list[Group]) -> None:
-    """Puts a run that did not complete into the groups it would have been in.
+    """Adds a run that did not complete to the groups that it fits.
 
-    It may have ended before its rows or its device were known: what is unknown is taken to agree.
+    It may have ended before its rows or its device were known: unknown values fit any group.
     """
     key, device = settings_of(run.record, found.parents), device_of(run.record)
     unknown = {name for name in ("data", "rows") if key[name] is None}
@@ -285,44 +288,44 @@ def _attach(run: Run, found: Found, groups: list[Group]) -> None:
 
 
 def results_by_dataset(groups: list[Group], rank_by: str) -> list[DatasetResults]:
-    """The results for each set of training rows that was fine-tuned on or has a baseline, its groups ranked."""
+    """The results for each set of training rows with a fine-tuning or a baseline; groups are ranked."""
     found: dict[tuple[str, str, str], DatasetResults] = {}
     for group in groups:
         if group.record.mode != "pretrain" and (group.runs or group.key["rows"] is not None):
             dataset = str(group.record.choices.get("dataset") or group.record.data.get("name") or "data")
             place = (dataset, str(group.key["data"]), str(group.key["rows"]))
-            group.board = found.setdefault(place, DatasetResults(dataset))
-            (group.board.baselines if group.record.mode == "baseline" else group.board.groups).append(group)
-    # Two of one data set are told apart by how many rows were trained on; where that is equal too, by a hash.
+            group.results = found.setdefault(place, DatasetResults(dataset))
+            (group.results.baselines if group.record.mode == "baseline" else group.results.groups).append(group)
+    # If a name occurs twice, the number of training rows is added; if that is equal too, a hash.
     for by_hash in (False, True):
-        names = Counter(board.name for board in found.values())
-        for place, board in found.items():
-            if names[board.name] > 1:
-                told = hashlib.sha256(_text(place).encode()).hexdigest()[:6] if by_hash else _rows_of(board)
-                board.name += f" ({told})"
-    boards = [found[place] for place in sorted(found)]
-    for board in boards:
-        _rank(board, rank_by)
-    return boards
+        names = Counter(results.name for results in found.values())
+        for place, results in found.items():
+            if names[results.name] > 1:
+                suffix = hashlib.sha256(_text(place).encode()).hexdigest()[:6] if by_hash else _rows_of(results)
+                results.name += f" ({suffix})"
+    datasets = [found[place] for place in sorted(found)]
+    for results in datasets:
+        _rank(results, rank_by)
+    return datasets
 
 
-def _rows_of(board: DatasetResults) -> str:
-    counts = board.every[0].record.data.get("rows")
+def _rows_of(results: DatasetResults) -> str:
+    counts = results.every[0].record.data.get("rows")
     return f"{counts.get('train')} training rows" if isinstance(counts, dict) else "rows not counted"
 
 
 def ranks(groups: Sequence[Group], name: str) -> list[int | None]:
-    """The rank of each group in the measure `name`, 1 is best, of costs within one device; None without a value."""
+    """The rank of each group in the measure `name`, 1 is best; costs within one device; None without a value."""
     values = pd.Series([group.stat(name).middle for group in groups], dtype=float)
     within = [repr(group.device) if is_cost(name) else "" for group in groups]
     places = values.groupby(within).rank("min", ascending=MEASURES[name].low_is_better)
     return [None if pd.isna(place) else int(place) for place in places]
 
 
-def _rank(board: DatasetResults, rank_by: str) -> None:
-    """Ranks the groups of a data set; what has no value comes last, unranked."""
+def _rank(results: DatasetResults, rank_by: str) -> None:
+    """Ranks and sorts the groups of a data set; groups without a value come last, unranked."""
     sign, order = 1 if MEASURES[rank_by].low_is_better else -1, {}
-    for group, rank in zip(board.groups, ranks(board.groups, rank_by)):
+    for group, rank in zip(results.groups, ranks(results.groups, rank_by)):
         group.rank, value = rank, group.stat(rank_by).middle
         order[group.id] = math.inf if value is None else sign * value
-    board.groups.sort(key=lambda group: (order[group.id], group.label, group.id))
+    results.groups.sort(key=lambda group: (order[group.id], group.label, group.id))

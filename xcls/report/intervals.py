@@ -1,9 +1,7 @@
-"""Differences of mean macro-F1 between groups that named the same examples, each with its interval, or why there is
-none.
+"""Differences of mean macro-F1 between groups scored on the same examples, with intervals or the reason for none.
 
-Two things could have come out otherwise: which examples stand in the split (each class keeps its number of rows, as
-splits are stratified), and which seeds were trained with. docs/intervals.md derives the formulas and says how often the
-intervals hold the truth; tests/report/coverage.py counts it.
+Two things are random: the examples of the split (each class keeps its number of rows: splits are stratified), and the
+seeds. docs/intervals.md derives the formulas and gives their coverage, which tests/report/coverage.py measures.
 """
 
 from __future__ import annotations
@@ -21,19 +19,18 @@ from xcls.report.table import signed
 
 HOLDS, BROKEN, OPEN = "holds", "does not hold", "cannot tell"
 DIGITS = 9
-OWN_ROWS = 2.0  # a class of so many rows is trusted half, its like of other classes half
-FEWEST = 2.0  # rows: no interval is narrower than if so many had been named otherwise by one group
-EXPLAINED = 0.8  # share of `Sample.own` that is taken from the scatter of seeds: the whole leaves two seeds too little
+OWN_ROWS = 2.0  # shrinkage: with this many rows, half the weight is on the class and half on classes of equal size
+FEWEST = 2.0  # no interval is narrower than a change in the predictions of this many rows makes it
+EXPLAINED = 0.8  # share of `Sample.own` subtracted from the variance of the seeds; all of it is too much with two seeds
 
 
-def row_effects(told: Predictions) -> np.ndarray:
-    """By how much macro-F1 is what it is because of each row's prediction, against no prediction for it: float64
-    [rows].
+def row_effects(predictions: Predictions) -> np.ndarray:
+    """The effect of each row on macro-F1: macro-F1 minus what it is without that row's prediction, float64 [rows].
 
-    A row rightly named lifts its own class, one wrongly named lowers the class named. How much depends on the other
-    rows; it is averaged over the rows of the class, and where these are few over all classes with as many.
+    A correct prediction raises the F1 of its class, a wrong one lowers that of the predicted class. The size depends on
+    the other rows, so it is averaged over the class and, for small classes, over all classes of equal size.
     """
-    there, named, hits = told.counts()
+    there, named, hits = predictions.counts()
     total, rows = there + named, np.maximum(there, 1)
     now = 2 * hits / np.maximum(total, 1)
     last = now - 2 * np.maximum(hits - 1, 0) / np.maximum(total - 1, 1)  # one hit fewer
@@ -42,11 +39,12 @@ def row_effects(told: Predictions) -> np.ndarray:
     wrong = named - hits
     drop = np.where(wrong > 0, now - 2 * hits / np.maximum(total - 1, 1), 2 * hits / (total + 1) - now)
     drop = _shared(drop, there, weights=wrong + 1e-9)
-    return np.where(told.labels == told.said, lift[told.labels], drop[told.said]) / told.classes
+    labels, said = predictions.labels, predictions.said
+    return np.where(labels == said, lift[labels], drop[said]) / predictions.classes
 
 
 def _shared(values: np.ndarray, there: np.ndarray, *, weights: np.ndarray) -> np.ndarray:
-    """values [classes], each drawn to the mean over the classes with as many rows, the fewer rows the more."""
+    """values [classes], shrunk towards the mean over classes with as many rows: the fewer rows, the more."""
     _, like = np.unique(there, return_inverse=True)
     mean = np.bincount(like, weights * values) / np.bincount(like, weights)
     own = there / (there + OWN_ROWS)
@@ -55,11 +53,10 @@ def _shared(values: np.ndarray, there: np.ndarray, *, weights: np.ndarray) -> np
 
 @dataclass(frozen=True)
 class Sample:
-    """A group on one split. Only samples with the same `examples` compare.
+    """A group on one split. Only samples with equal `examples` can be compared.
 
     scores: macro-F1 of its runs [runs]. effects: the mean of their `row_effects` [rows]. strata: `row_strata` [rows].
-    least: `least_variance`. own: of the variance of one run the part that its seed has made, what other rows would have
-    done to this run and not to the others.
+    least: `least_variance`. own: the variance over examples of one run's deviation from that mean.
     """
 
     examples: str
@@ -80,8 +77,8 @@ class Sample:
 
 
 def row_strata(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Which rows are drawn from the same class, [rows]. Classes of one row count as one, and need another beside
-    them."""
+    """The stratum (class) of each row, [rows]. Classes of one row form one stratum; a single such class takes in the
+    next smallest."""
     there = np.bincount(labels, minlength=classes)
     single = there == 1
     if single.sum() == 1:
@@ -90,9 +87,9 @@ def row_strata(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def variance(effects: np.ndarray, strata: np.ndarray) -> tuple[float, float]:
-    """Variance of the sum of `effects` [rows], whose rows are drawn within `strata` [rows], and its degrees of freedom.
+    """Variance of the sum of `effects` [rows], drawn within `strata` [rows], and its degrees of freedom.
 
-    Those follow from how unequally the rows contribute: ten rows that differ among thousands are a small sample.
+    If few rows contribute, the degrees of freedom are few: ten rows that differ among thousands are a small sample.
     """
     size = np.maximum(np.bincount(strata), 1)
     squares = (effects - (np.bincount(strata, effects) / size)[strata]) ** 2 * (size / np.maximum(size - 1, 1))[strata]
@@ -102,17 +99,17 @@ def variance(effects: np.ndarray, strata: np.ndarray) -> tuple[float, float]:
 
 
 def least_variance(labels: np.ndarray, classes: int) -> float:
-    """The variance where `FEWEST` rows were named otherwise. Without it, groups that agree would differ by exactly
+    """The variance if `FEWEST` rows were predicted differently. Without it, groups that agree have an interval of width
     0."""
     there = np.bincount(labels, minlength=classes)
     return FEWEST * float((1 / there[there > 0]).sum()) / (len(labels) * classes**2)
 
 
 def half_width(mine: Sample, theirs: Sample, *, level: float) -> float:
-    """Half the width of the interval of `mine` minus `theirs`, as a share of 1.
+    """Half the width of the interval of `mine` minus `theirs`, from 0 to 1.
 
-    The squares of two half-widths are added, of the examples' and of the seeds' (Welch's): the t quantile of their sum
-    (Satterthwaite) is too small where two or three seeds happen to agree.
+    The squares of two half-widths are added: that of the examples and that of the seeds (Welch). One t quantile for the
+    summed variance (Satterthwaite) is too small if two or three seeds happen to agree.
     """
     tail = (1 + level) / 2
     examples, freedom = variance(mine.effects - theirs.effects, mine.strata)
@@ -130,18 +127,17 @@ def half_width(mine: Sample, theirs: Sample, *, level: float) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference in percentage points, or a ratio of costs, and the interval around it. Without one, `reason` says
-    why."""
+    """A difference in percentage points, or a ratio of costs, and its interval. `reason`: why there is none."""
 
     value: float | None = None
     low: float | None = None
     high: float | None = None
     examples: int = 0
-    over: str = ""  # what could have come out otherwise: 'examples and seeds', or 'examples (one seed)'
+    over: str = ""  # what is random: 'examples and seeds', or 'examples (one seed)'
     reason: str = ""
 
     def tells(self, relation: str, threshold: float) -> str:
-        """Does `difference <= (or >=) threshold` hold over the whole interval, nowhere in it, or can one not tell?"""
+        """Does `value <= (or >=) threshold` hold in all of the interval (HOLDS), in none (BROKEN), in a part (OPEN)?"""
         if self.low is None or self.high is None:
             return ""
         low, high = (self.low, self.high) if relation == "<=" else (-self.high, -self.low)
@@ -155,7 +151,7 @@ class Interval:
 
 
 class Differences:
-    """Compares groups by the predictions that their runs left. What was read is kept: ask in any order."""
+    """Compares groups by the predictions of their runs. What was read is cached."""
 
     def __init__(self, *, settings: Intervals, references: Sequence[str] = ()) -> None:
         self.settings, self.references = settings, references
@@ -180,7 +176,7 @@ class Differences:
         return Interval(value, low, high, len(mine.effects), _over(group, other))
 
     def _sample(self, group: Group, split: str) -> Sample | Unusable:
-        """What intervals are made of, from the predictions of a group's runs, or why there is none."""
+        """The sample of a group, from the predictions of its runs, or why there is none."""
         place = (group.id, split)
         if place not in self._samples:
             try:
@@ -190,24 +186,23 @@ class Differences:
         return self._samples[place]
 
     def _make(self, group: Group, split: str) -> Sample:
-        most, groups = self.settings.most_groups, group.board.groups
+        most, groups = self.settings.most_groups, group.results.groups
         first = [one for one in groups if one.runs][:most]
         if group in groups and group not in first and group.attention not in self.references:
             raise Unusable(f"not among the first {most} groups (intervals.most_groups)")
         if group.id not in self._read:
             self._read[group.id] = _predictions_of(group)
-        told = self._read[group.id]
-        if any(split not in one for one in told):
+        predictions = self._read[group.id]
+        if any(split not in one for one in predictions):
             raise Unusable(f"a run has no predictions for {split}")
-        runs = [one[split] for one in told]
+        runs = [one[split] for one in predictions]
         if len({one.examples for one in runs}) > 1:
             raise Unusable("its runs were scored on different examples")
         return Sample.of(runs)
 
 
 def _predictions_of(group: Group) -> list[dict[str, Predictions]]:
-    """The predictions of every run of a group. Raises Unusable where one cannot be used: none is left out in
-    silence."""
+    """The predictions of all runs of a group. Raises Unusable if one cannot be used: no run is left out silently."""
     found, wrong = [], []
     for run in sorted(group.runs, key=lambda run: (run.record.seed, run.record.hash)):
         try:
@@ -220,8 +215,7 @@ def _predictions_of(group: Group) -> list[dict[str, Predictions]]:
 
 
 def _over(group: Group, other: Group) -> str:
-    """What could have come out otherwise. A baseline is fitted without a seed; one seed of a group tells nothing
-    about others."""
+    """What is random, as text. A baseline has no seed; from one seed of a group the variance of seeds is unknown."""
     seeded = [one for one in (group, other) if one.record.mode != "baseline"]
     single = [one.label for one in seeded if len(one.runs) < 2]
     if len(single) == len(seeded):

@@ -1,4 +1,4 @@
-"""The short names of groups: the mechanism, then what tells them apart."""
+"""The short names of groups: the mechanism, then the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ if TYPE_CHECKING:
     from xcls.report.groups import Group
 
 BASELINE = "TF-IDF + LogReg"
-MOST_PARTS = 5  # of a label beyond its first words; more are replaced by the group's id
+MOST_PARTS = 5  # settings in a label; if more differ, the id of the group replaces them
 
 
 def name_groups(groups: list[Group]) -> None:
-    """Sets the labels of the groups of one mode: the mechanism, then data, position, size … where these differ, then
-    whatever else does."""
+    """Sets the labels of the groups of one mode: mechanism, then data, position, size … if they differ."""
     traits = [_traits(group) for group in groups]
-    told = [place for place, column in enumerate(zip(*traits)) if place == 0 or len(set(column)) > 1]
+    kept = [place for place, column in enumerate(zip(*traits)) if place == 0 or len(set(column)) > 1]
     alike: dict[str, list[Group]] = {}
     for group, words in zip(groups, traits):
-        alike.setdefault(" ".join(words[place] for place in told), []).append(group)
+        alike.setdefault(" ".join(words[place] for place in kept), []).append(group)
     for first, same in alike.items():
         flats = [{**group.key, **{f"device.{name}": value for name, value in group.device.items()}} for group in same]
         names = sorted({name for flat in flats for name in flat})
@@ -34,7 +33,7 @@ def name_groups(groups: list[Group]) -> None:
 
 
 def _traits(group: Group) -> list[str]:
-    """The mechanism, and what may follow it in a label."""
+    """The mechanism, and the values that may follow it in a label."""
     record, device = group.record, group.device
     choices = [str(record.choices.get(name)) for name in ("dataset", "position", "size", "tokenizer")]
     if record.mode == "baseline":

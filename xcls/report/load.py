@@ -1,6 +1,6 @@
-"""Finds every `record.json` at or under the given folders. What cannot be read is listed and changes nothing else.
+"""Finds every `record.json` and `bench.json` in the given folders and below. Unreadable files are listed and skipped.
 
-Measurements of mode=bench (`bench.json`) are found beside them, and the baselines of their data wherever they lie.
+If the baseline of a data set is not among them, it is looked for in multirun/.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from xcls.runs.record import Record, read_record, sha256
 from xcls.runs.run_status import is_held, run_folders
 
 KILLED = "killed"
-USUAL = ("multirun", "pretrain", "finetune")  # may be missing: a fresh clone has none of them yet
+USUAL = ("multirun", "pretrain", "finetune")  # the default folders; a fresh clone has none of them yet
 RECORD, BENCH = "record.json", "bench.json"
 PREFIX = "wandb:"
-NAME = r"((?!\.)[^/\\#?%:]+)"  # what W&B allows, and what makes a folder's name
+NAME = r"((?!\.)[^/\\#?%:]+)"  # a part of a W&B path that is also a valid folder name
 RUN_PATH = re.compile(f"{PREFIX}{NAME}/{NAME}/(?:runs/)?{NAME}")
 FILES = ("record.json", "metrics.csv", "predictions.parquet", "code.patch")
 ANSWER_SECONDS = 20
-LARGEST = 64 * 2**20  # bytes of a record; real ones have ten thousand
+LARGEST = 64 * 2**20  # bytes of a record; a real one has about ten thousand
 
 
 @dataclass(frozen=True)
 class Run:
-    """One record and where it lies. `place` is the folder as it is shown: relative to the project where it can be."""
+    """One record and its folder. `place`: the folder as shown to the reader, relative to the project if inside."""
 
     folder: Path
     place: str
@@ -39,7 +39,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Bench:
-    """One measurement of mode=bench, the content of its bench.json: its rows, and what they were measured on."""
+    """One measurement of mode=bench, read from its bench.json: its rows, device and settings."""
 
     folder: Path
     place: str
@@ -52,10 +52,9 @@ class Bench:
 
 @dataclass
 class Found:
-    """All that was found. `parents`: hash to record of the runs that others started from, wherever they lie.
+    """All that was found. `parents`: hash -> record of the runs that others started from, in whatever folder.
 
-    `unreadable`: (place, reason). `notes` are for the reader: which baselines were fetched from elsewhere, which files
-    are gone.
+    `unreadable`: (place, reason). `notes` for the reader: baselines taken from other folders, missing files.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -66,10 +65,10 @@ class Found:
 
 
 def collect(paths: Sequence[str | Path], root: Path) -> Found:
-    """Every run at or under `paths` (run folders, sweep folders, or folders of these), relative ones under `root`.
+    """All runs in `paths` (run folders, sweep folders, or folders of these); relative paths start at `root`.
 
-    A baseline of the same rows is fetched from multirun/ where `paths` hold none. The result is in one order, whatever
-    the order of `paths`. Raises UserError for a path that is not there.
+    If `paths` have no baseline of the same rows, one is taken from multirun/. The order of the result does not depend
+    on that of `paths`. Raises UserError for a path that does not exist.
     """
     found, folders = Found(), set[Path]()
     for given in map(str, paths):
@@ -91,8 +90,7 @@ def _real(path: Path) -> Path:
 
 
 def fetch(given: str, root: Path) -> Path:
-    """Downloads the files of a run and gives its new folder. Raises UserError: W&B does not answer or does not know
-    the run."""
+    """Downloads a run from W&B and returns its new folder. Raises UserError if W&B fails or has no such run."""
     found = RUN_PATH.fullmatch(given)
     if not found:
         raise UserError(
@@ -105,11 +103,11 @@ def fetch(given: str, root: Path) -> Path:
         files = {file.name: file for file in wandb.Api(timeout=ANSWER_SECONDS).run("/".join(found.groups())).files()}
         for name in [name for name in FILES if name in files]:
             files[name].download(root=str(place), replace=True)
-    except (Exception, SystemExit) as error:  # the package may be missing or broken; wandb itself raises many kinds
+    except (Exception, SystemExit) as error:  # wandb may be missing or broken, and it raises many types
         said = " ".join(str(error).split())[:300]
         raise UserError(f"runs: {given}: W&B says: {said}. Log in (wandb login), or name the run's folder.") from error
     if "record.json" not in files:
-        raise UserError(f"runs: {given}: no run of xcls: W&B has no record.json of it. Name the run's folder instead.")
+        raise UserError(f"runs: {given}: not an xcls run: W&B has no record.json of it. Name the run's folder instead.")
     return place
 
 
@@ -122,7 +120,7 @@ def shown(folder: Path, root: Path) -> str:
 
 
 def _start(given: str | Path, root: Path) -> Path | None:
-    """The folder that a path of the user names; None for a usual one that is not there yet."""
+    """The folder that the user's path names; None for a default folder that does not exist yet."""
     start = root / at(given)
     if start.name in (RECORD, BENCH) and start.is_file():
         start = start.parent
@@ -134,7 +132,7 @@ def _start(given: str | Path, root: Path) -> Path | None:
 
 
 def _take(folder: Path, root: Path, found: Found) -> None:
-    """Reads the run or measurement in `folder` into `found`; what is wrong with it goes to `found.unreadable`."""
+    """Reads the run or measurement in `folder` into `found`; a file with a fault goes to `found.unreadable`."""
     place = shown(folder, root)
     for name in (name for name in (RECORD, BENCH) if os.path.lexists(folder / name)):
         try:
@@ -150,20 +148,20 @@ def _take(folder: Path, root: Path, found: Found) -> None:
 
 
 def _read_run(folder: Path, place: str, found: Found) -> Run:
-    """The run in `folder`. Raises ValueError where its record, or a file the record vouches for, is not as written."""
+    """The run in `folder`. Raises ValueError if its record, or a file with a checksum in it, was changed."""
     record = read_record(folder, sealed=True)
     _check_nodes(record)
     for name, checksum in sorted(record.files.items()) if record.status == "completed" else ():
         file = folder / Path(name).name
         if not file.is_file():
-            found.notes.append(f"{place}: {name} is gone; what is made from it is missing here.")
+            found.notes.append(f"{place}: {name} is missing, and so is what the report makes from it.")
         elif sha256(file) != checksum:
-            raise ValueError(f"{name} was changed after the run wrote it: its checksum does not fit")
+            raise ValueError(f"{name} was changed after the run wrote it: its checksum is another")
     return Run(folder, place, record)
 
 
 def _read_bench(folder: Path, place: str) -> Bench:
-    """The measurement in `folder`. Raises ValueError where it is not what mode=bench writes."""
+    """The measurement in `folder`. Raises ValueError if mode=bench cannot have written it."""
     try:
         data = json.loads((folder / BENCH).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -180,18 +178,18 @@ def _read_bench(folder: Path, place: str) -> Bench:
 
 
 def _check_nodes(record: Record) -> None:
-    """Raises ValueError for a record with nested values that no table can hold, or a text that no file can."""
+    """Raises ValueError for nested values, which no table can hold, and for text that UTF-8 cannot encode."""
     for name in ("choices", "device", "versions", "files", "code", "costs", "params"):
         for key, value in getattr(record, name).items():
             if isinstance(value, (dict, list)):
                 raise ValueError(f"{RECORD}: {name}.{key} must be a single value")
     if not all(isinstance(scores, dict) for scores in record.metrics.values()):
         raise ValueError(f"{RECORD}: metrics must hold one object per split")
-    json.dumps(vars(record), ensure_ascii=False).encode()  # half a surrogate pair could be written nowhere
+    json.dumps(vars(record), ensure_ascii=False).encode()  # raises for a lone surrogate: it cannot be encoded
 
 
 def _fetch_baselines(found: Found, root: Path, taken: set[Path]) -> None:
-    """Adds the baselines, from multirun/, of the rows that runs were fine-tuned on and that have none yet."""
+    """Adds baselines from multirun/ for the training rows of fine-tuned runs that have none yet."""
 
     def rows_of(record: Record) -> tuple[str, str]:
         return str(record.data.get("fingerprint")), str(record.data.get("train_rows_hash"))
@@ -199,7 +197,7 @@ def _fetch_baselines(found: Found, root: Path, taken: set[Path]) -> None:
     done = [run.record for run in found.runs if run.record.status == "completed"]
     wanted = {rows_of(record) for record in done if record.mode == "finetune"}
     wanted -= {rows_of(record) for record in done if record.mode == "baseline"} | {("None", "None")}
-    aside = Found()  # what is wrong there is not part of this report
+    aside = Found()  # separate: faults of these folders are not part of this report
     for folder in sorted(path.parent for path in (root / "multirun").glob(f"*/*/tfidf_logreg-*/{RECORD}")):
         if wanted and _real(folder) not in taken:
             _take(folder, root, aside)
@@ -210,7 +208,7 @@ def _fetch_baselines(found: Found, root: Path, taken: set[Path]) -> None:
 
 
 def _parents(runs: list[Run], root: Path) -> dict[str, Record]:
-    """Hash to record of every run that another one started from; looked up in its folder if not among `runs`."""
+    """Hash -> record of every run that another one started from; read from its folder if it is not in `runs`."""
     known = {run.record.hash: run.record for run in runs}
     waiting = [run.record for run in runs]
     parents: dict[str, Record] = {}
@@ -225,7 +223,7 @@ def _parents(runs: list[Run], root: Path) -> dict[str, Record]:
                 record = read_record(root / folder)
                 _check_nodes(record)
             except (OSError, ValueError, RecursionError):
-                continue  # its child says where it lies; the report goes on without its settings
+                continue  # the report goes on without the settings of this pretraining run
         if record is not None and record.hash == digest:
             parents[digest] = record
             waiting.append(record)
@@ -233,7 +231,7 @@ def _parents(runs: list[Run], root: Path) -> dict[str, Record]:
 
 
 def final_status(run: Run) -> tuple[str, str]:
-    """(status, cause) of a run: those of its record, or `killed` where its process is gone without a word."""
+    """(status, cause) of a run: those of its record, or `killed` if the record says running and no process holds it."""
     record = run.record
     if record.status != "running" or is_held(run.folder) is not False:
         return record.status, record.cause or ""

@@ -1,4 +1,4 @@
-"""What is measured of a run, under which name, in which unit, and which way is better."""
+"""The measures of a run: name, unit, place in the record, and whether low or high is better."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ def number(value: Any) -> float | None:
 
 
 SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc")
-# Seconds, MiB, watt-hours. set_aside_s: compilation and first steps, in no other cost; excluded_s: of disturbed steps,
-# beyond the usual time of their shape; wall_seconds: of the processes, with evaluations; latency: of a document alone.
+# Units are in the names, else seconds. set_aside_s: compilation and first steps, not in any other cost. excluded_s:
+# time of disturbed steps above the usual time of their shape. wall_seconds: the whole process, with evaluations.
+# latency: one document by itself.
 COSTS = f"""
     time_per_epoch time_per_step tokens_per_s padded_tokens_per_s {GPU_MEMORY} max_rss_MiB {CPU_MEMORY} set_aside_s
     excluded_s excluded_steps train_seconds tuned_train_seconds wall_seconds energy_wh latency_ms latency_p95_ms
     inference_ms_per_example inference_examples_per_s tokenize_ms_per_example
 """.split()
-KEYS = {"tuned_train_seconds": "tuned.train_seconds"}  # of a baseline: every fit that it tried
+KEYS = {"tuned_train_seconds": "tuned.train_seconds"}  # of a baseline: all fits of its tuning
 MEASURES = {
     measure.name: measure
     for measure in (
@@ -61,7 +62,7 @@ MEASURES = {
 
 
 def is_cost(name: str) -> bool:
-    """Whether a measure depends on the device and so compares only within one."""
+    """Does the measure depend on the device? Then it can be compared on one device only."""
     return MEASURES[name].place == "costs"
 
 
@@ -70,12 +71,11 @@ def memory_measure(device_kind: Any) -> str:
     return GPU_MEMORY if device_kind == "cuda" else CPU_MEMORY
 
 
-LEAST = 0.005  # a smaller share of the tokens is not worth a remark
+LEAST = 0.005  # a smaller share of the tokens is not mentioned
 
 
 def cut_shares(record: Record) -> dict[str, float | None]:
-    """`tokens_cut_share` and `documents_cut_share` of training; None where the record has none (a baseline cuts
-    nothing)."""
+    """`tokens_cut_share` and `documents_cut_share` of training; None if not recorded (a baseline cuts nothing)."""
     node: Any = record.data
     for name in ("tokens", "train"):
         node = node.get(name) if isinstance(node, dict) else None
@@ -84,17 +84,16 @@ def cut_shares(record: Record) -> dict[str, float | None]:
 
 
 def cut_note(records: Iterable[Record]) -> str:
-    """A sentence on the largest share of the training tokens that was left out at each length; '' where it is
-    little."""
+    """A sentence with the largest share of training tokens cut at each length; '' if it is below LEAST."""
     found: dict[tuple[int, str], float] = {}
     for record in records:
         share = cut_shares(record)["tokens_cut_share"]
         if record.mode == "finetune" and share is not None and share >= LEAST:
             key = (record.seq_len, str(record.config.get("dataset.truncate", "head")))
             found[key] = max(found.get(key, 0.0), share)
-    told = [f"{share:.0%} at {length:,} ({way} kept)" for (length, way), share in sorted(found.items())]
+    shares = [f"{share:.0%} at {length:,} ({way} kept)" for (length, way), share in sorted(found.items())]
     words = "Texts longer than seq_len are cut: of the training tokens"
-    return f"{words} {', '.join(told)} are left out. The baseline reads all of them." if told else ""
+    return f"{words} {', '.join(shares)} are left out. The baseline reads all of them." if shares else ""
 
 
 def slug(name: str) -> str:
@@ -103,20 +102,20 @@ def slug(name: str) -> str:
 
 
 def class_count(record: Record) -> int:
-    """How many classes the data has; 0 where the record does not say."""
+    """The number of classes; 0 if the record does not have it."""
     counts = record.data.get("classes")
     named = counts.get("validation") if isinstance(counts, dict) else None
     return len(named) if isinstance(named, dict) else 0
 
 
 def survived(record: Record) -> list[str]:
-    """What went wrong in a run that completed all the same: bad steps that were left out, restarts, smaller batches."""
+    """The faults that a completed run recovered from: skipped non-finite steps, restarts, smaller batches."""
     faults = record.faults if record.status == "completed" and isinstance(record.faults, list) else []
-    told = [fault for fault in faults if isinstance(fault, dict)]
-    return [f"{fault.get('kind')} at step {fault.get('step')}: {fault.get('cause')}" for fault in told]
+    known = [fault for fault in faults if isinstance(fault, dict)]
+    return [f"{fault.get('kind')} at step {fault.get('step')}: {fault.get('cause')}" for fault in known]
 
 
-CONDITIONS = {  # that a cost depends on beside the configuration, and their words
+CONDITIONS = {  # conditions, beside the configuration, that a cost depends on, and their names in text
     "name": "device",
     "dtype": "dtype",
     "compile": "compile",

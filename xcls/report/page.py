@@ -1,5 +1,4 @@
-"""The page, one self-contained HTML file, from page.html.j2, page.css and page.js: the claims first, then groups,
-plots, the rest folded."""
+"""The page: one self-contained HTML file, made from page.html.j2, page.css and page.js."""
 
 from __future__ import annotations
 
@@ -27,11 +26,15 @@ from xcls.report.summary import SIGNS, headline, matrix
 from xcls.report.table import Table
 from xcls.report.tables import comparison, unfinished
 
-CLASSES = {PASS: PASS, FAIL: FAIL, **dict.fromkeys((MISSING, UNDECIDED, "cannot tell"), MISSING)}  # words with a sign
-# Signs that hide, or turn the writing around, become visible.
+CLASSES = {
+    PASS: PASS,
+    FAIL: FAIL,
+    **dict.fromkeys((MISSING, UNDECIDED, "cannot tell"), MISSING),
+}  # words shown with a sign
+# Control characters, which hide text or reverse its direction, become visible.
 UNSEEN = dict.fromkeys({*range(32), 127, 0x202A, 0x202B, 0x202D, 0x202E} - {9, 10, 13}, "\N{REPLACEMENT CHARACTER}")
-PER_RUN = ("seed", "exp", "sweep", "pretrain")  # differ between the runs of a group
-FACTS = ("data.", "params.", "versions.")  # in the record, and no settings
+PER_RUN = ("seed", "exp", "sweep", "pretrain")  # these differ between the runs of one group
+FACTS = ("data.", "params.", "versions.")  # parts of the record that are not settings
 HERE = Path(__file__).parent
 
 
@@ -45,14 +48,14 @@ def page(
     best: Sequence[tuple[str, str]],
     used: dict[str, Any],
 ) -> str:
-    """The whole page as HTML text; everything that comes from a record is escaped, nothing is loaded from elsewhere.
+    """The whole page as HTML; all text from records is escaped, and nothing is loaded from other files.
 
-    used: conf/report.yaml as used.
+    used: the settings of the report (conf/report.yaml with overrides).
     """
     style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    apart = [_plot(plot) for plot in plots if plot.board is None]
-    names = ", ".join(board.name for board in study.boards) or "no fine-tuned runs yet"
+    apart = [_plot(plot) for plot in plots if plot.dataset is None]
+    names = ", ".join(results.name for results in study.datasets) or "no fine-tuned runs yet"
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, finalize=visible, trim_blocks=True, lstrip_blocks=True
     ).get_template("page.html.j2")
@@ -64,11 +67,11 @@ def page(
         classes=CLASSES,
         signs=SIGNS,
         studies=study.names,
-        boards=[_board(board, study, tables, plots) for board in study.boards],
+        datasets=[_dataset(results, study, tables, plots) for results in study.datasets],
         pretraining=[plot for plot in apart if plot["name"] == "pretraining"],
         benches=[plot for plot in apart if plot["name"] != "pretraining"],
         crossings=[{"view": bench.table(one), "notes": bench.remarks(one)} for one in crossings],
-        measured_apart=bool(study.benches) or not study.boards,
+        measured_apart=bool(study.benches) or not study.datasets,
         unfinished=unfinished(study.found),
         settings=_settings(study.groups),
         environment=_environment(study.found.runs),
@@ -80,18 +83,18 @@ def page(
 
 
 def visible(value: Any) -> Any:
-    """Text without control signs; markup and other values as they are."""
+    """Text with control characters made visible; markup and other values unchanged."""
     return value.translate(UNSEEN) if type(value) is str else value
 
 
-def _board(board: DatasetResults, study: Study, tables: Sequence[Table], plots: Sequence[Plot]) -> dict[str, Any]:
-    """One data set: headline, matrix and plots; the table of groups; everything else folded."""
-    first, rules = study.references[0], [study.limits(group)[0] for group in board.groups if group.runs]
+def _dataset(results: DatasetResults, study: Study, tables: Sequence[Table], plots: Sequence[Plot]) -> dict[str, Any]:
+    """What the template needs of one data set: headline, matrix, plots, table of groups, and the folded tables."""
+    first, rules = study.references[0], [study.thresholds(group)[0] for group in results.groups if group.runs]
     rules = rules or [study.settings.claims]
-    told = sorted({f"over at least {rule.min_seeds} seeds, at {rule.seq_len} tokens" for rule in rules})
+    conditions = sorted({f"over at least {rule.min_seeds} seeds, at {rule.seq_len} tokens" for rule in rules})
     folded = []
-    for table in tables[2:]:  # runs have no part of their own, groups are above
-        whole = {"dataset": board.name}
+    for table in tables[2:]:  # results.csv is not on the page, and the groups are above
+        whole = {"dataset": results.name}
         cut = [{**whole, "reference": name, "split": split} for name in study.references for split in SPLITS]
         for where in cut if table.name == "wnf" else [whole]:
             about = f" against {where['reference']}, macro-F1 on {where['split']}" if "split" in where else ""
@@ -99,13 +102,13 @@ def _board(board: DatasetResults, study: Study, tables: Sequence[Table], plots: 
             prints = (where.get("reference"), where.get("split")) == (first, "validation")
             folded += [(table.title + about, part, prints)] if part.rows else []
     return {
-        "name": board.name,
-        "headline": headline(board, study),
-        "matrix": matrix(board, study),
-        "rule": f"Claims against {first} on validation, {' or '.join(told)}.",
-        "plots": [_plot(plot) for plot in plots if plot.board == board.slug],
-        "groups": comparison(board, study),
-        "cut": cut_note(run.record for group in board.groups for run in group.runs),
+        "name": results.name,
+        "headline": headline(results, study),
+        "matrix": matrix(results, study),
+        "rule": f"Claims against {first} on validation, {' or '.join(conditions)}.",
+        "plots": [_plot(plot) for plot in plots if plot.dataset == results.slug],
+        "groups": comparison(results, study),
+        "cut": cut_note(run.record for group in results.groups for run in group.runs),
         "tables": folded,
     }
 
@@ -118,7 +121,7 @@ def _plot(plot: Plot) -> dict[str, Any]:
 
 
 def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Per mode the settings that differ between the groups, as a table, and those that all share."""
+    """For each mode: a table of the settings that differ between groups, and the list of those that all share."""
     parts = []
     for mode in ("finetune", "pretrain", "baseline"):
         alike = [group for group in groups if group.record.mode == mode]
@@ -136,8 +139,7 @@ def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def flat_of(group: Group) -> dict[str, str]:
-    """Everything that is known of a group's configuration, flat, as text: choices, config, code, data, device,
-    versions."""
+    """The whole configuration of a group, flat, as text: choices, config, code, data, device, versions."""
     record = group.record
     nodes = {
         name: getattr(record, name) for name in ("choices", "code", "data", "device", "params", "versions", "pretrain")
@@ -149,10 +151,10 @@ def flat_of(group: Group) -> dict[str, str]:
 
 
 def _environment(runs: Sequence[Run]) -> Table:
-    """Each environment that runs were made in, once, with the number of its runs."""
+    """Each environment (device, dtype, threads, versions, commit) with the number of its runs."""
     records = [run.record for run in runs]
     names = ("name", "dtype", "threads")
     places = [{**{n: r.device.get(n) for n in names}, **r.versions, "commit": r.commit} for r in records]
     counts = pd.DataFrame(places).astype(str).value_counts().sort_index().reset_index(name="runs")
-    title = "Where the runs were made. Costs compare within one device only."
+    title = "Where the runs were made. Costs can be compared on one device only."
     return Table("results", title, counts.to_dict("records"))

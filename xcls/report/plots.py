@@ -1,6 +1,6 @@
 """The plots: quality against cost, learning curves, cost against sequence length.
 
-Plain matplotlib, deterministic, readable without colour: a group has one marker, colour and dash in all of them.
+Plain matplotlib, deterministic, readable without colour: a group has the same marker, colour and dash in all plots.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from xcls.report.measures import MEASURES, memory_measure, number, slug
 # Okabe & Ito, darker.
 COLOURS = "#0072B2 #B84A00 #00734D #A3417F #7A5C00 #2B6F93 #000000 #7A5195".split()
 MARKERS, LINES = "os^DvPX*<>hp", ("-", "--", "-.", ":")
-MOST = 12  # groups in one plot, the best ranked ones; the tables have them all
-MOST_BOARDS = 8  # data sets with plots; a report over more is read by its tables
+MOST = 12  # groups in one plot, best ranked first; the tables have all
+MOST_DATASETS = 8  # data sets with plots
 MOST_PLACES = 6  # devices and lengths with a plot of their own
-MOST_CURVES = 6  # groups with learning curves: more cannot be told apart
-LARGEST = 8 * 2**20  # bytes of a metrics.csv that is read; a row per evaluation makes some thousand
-WIDTH, DPI = 5.8, 160  # inches: two plots beside each other on a desk, one on a phone, its text still to be read
-WIDEST = 28  # signs of a name in a legend of two columns
+MOST_CURVES = 6  # groups with learning curves: more could not be distinguished
+LARGEST = 8 * 2**20  # bytes: a larger metrics.csv is not read; usual are some thousand
+WIDTH, DPI = 5.8, 160  # inches: two plots side by side on a desktop, one on a phone, text readable
+WIDEST = 28  # characters of a name in a legend of two columns
 SOFT = "#555555"
 STYLE = Path(__file__).parent / "plots.mplstyle"
 TITLES = {
@@ -45,29 +45,29 @@ TITLES = {
     "max_gpu_mem_MiB": "peak GPU memory, MiB",
     "rss_growth_MiB": "memory, MiB (growth of resident memory)",
 }
-Looks = dict[str, dict[str, Any]]  # of a group or mechanism, as matplotlib's `plot` takes them
+Looks = dict[str, dict[str, Any]]  # group or mechanism -> arguments of matplotlib's `plot`
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A finished plot: what it shows, its numbers for someone who cannot see it, and the data set it belongs to."""
+    """A finished plot: what it shows, its numbers as text for screen readers, and the slug of its data set."""
 
     name: str
     title: str
     words: str
     numbers: str
     image: bytes
-    board: str | None = None
+    dataset: str | None = None
 
 
 def draw(study: Study, crossings: Sequence[Crossover] = ()) -> list[Plot]:
-    """Every plot there are numbers for, in the order in which the page shows them, each with a name of its own."""
+    """All plots that have numbers, in the order of the page, with unique names."""
     looks: Looks = {}
     with matplotlib.rc_context(fname=STYLE):
         made: list[Plot | None] = []
-        for board in study.boards[:MOST_BOARDS]:
-            made += [*quality_plots(board, looks), length_plot(board, looks)]
-            made.append(learning_plot(board.groups, board, looks))
+        for results in study.datasets[:MOST_DATASETS]:
+            made += [*quality_plots(results, looks), length_plot(results, looks)]
+            made.append(learning_plot(results.groups, results, looks))
         made.append(learning_plot([group for group in study.groups if group.record.mode == "pretrain"], None, looks))
         made += [bench_plot(crossing, looks) for crossing in crossings]
     named: dict[str, Plot] = {}
@@ -79,8 +79,7 @@ def draw(study: Study, crossings: Sequence[Crossover] = ()) -> list[Plot]:
 
 
 def look_of(name: str, looks: Looks) -> dict[str, Any]:
-    """The looks of a group or mechanism, given in the order in which names come: the same name looks the same
-    everywhere."""
+    """Marker, colour and dash of a group or mechanism: the same name looks the same in all plots."""
     place = len(looks)
     style = {"marker": MARKERS[place % len(MARKERS)], "color": COLOURS[place % 8], "linestyle": LINES[place % 4]}
     return looks.setdefault(name, style)
@@ -100,7 +99,7 @@ def png(figure: Figure) -> bytes:
 
 
 def legend(axes: Axes) -> None:
-    """The legend, below the axes: of everything that is drawn and named in them."""
+    """Puts the legend of `axes` below them."""
     handles, labels = axes.get_legend_handles_labels()
     columns = 2 if max(map(len, labels)) <= WIDEST else 1
     figure = axes.get_figure(root=True)
@@ -109,31 +108,31 @@ def legend(axes: Axes) -> None:
 
 
 def plain_logs(axis: Any) -> None:
-    """A logarithmic axis with its numbers written out: 1, 2, 5, 10 …"""
+    """Labels a logarithmic axis with plain numbers: 1, 2, 5, 10 …"""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
 def short(text: str, most: int = 44) -> str:
-    """A name as a plot can show it: one line, printable, not too long."""
+    """A name for a plot: one line, printable, at most `most` characters."""
     text = "".join(sign if sign.isprintable() else " " for sign in text)
     text = " ".join(text.split()).lstrip("_") or "?"
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def counted(name: str, groups: int, most: int = MOST) -> str:
-    """A title that says where groups are left out."""
+    """The title `name`, with a remark if not all groups are drawn."""
     return name if groups <= most else f"{name}: the first {most} of {groups} groups"
 
 
-def quality_plots(board: DatasetResults, looks: Looks) -> list[Plot | None]:
-    """Macro-F1 against time and against memory, a plot per device and length."""
+def quality_plots(results: DatasetResults, looks: Looks) -> list[Plot | None]:
+    """Macro-F1 against time and against memory: a plot per device and length."""
     names = ["length", "device", "label", "score", "time_per_epoch", "max_gpu_mem_MiB", "rss_growth_MiB"]
     cells = [
         (group.record.seq_len, json.dumps(group.device, sort_keys=True, default=str), group.label)
         + tuple(MEASURES[name].of(run.record) for name in ("macro_f1", *names[4:]))
-        for group in board.groups
+        for group in results.groups
         for run in group.runs
     ]
     frame = pd.DataFrame(cells, columns=names)
@@ -145,33 +144,33 @@ def quality_plots(board: DatasetResults, looks: Looks) -> list[Plot | None]:
         where = f"{length} tokens, {about.get('name') or about.get('kind') or 'device unknown'}"
         for cost in ("time_per_epoch", memory_measure(about.get("kind"))):
             own = seeds[["label", "score", cost]].rename(columns={cost: "cost"}).dropna()
-            made.append(quality_against_cost(board, own, cost, where, suffix, looks))
+            made.append(quality_against_cost(results, own, cost, where, suffix, looks))
     return made
 
 
 def pareto_front(means: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose (cost, score) no other beats or equals in both, from the cheapest to the dearest."""
+    """The Pareto front: rows that no other row dominates in (cost, score), sorted by cost."""
     points = [(one.cost, one.score) for one in means.itertuples()]
     kept = [not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points) for x, y in points]
     return means[np.array(kept, bool)].sort_values(["cost", "score"])
 
 
 def quality_against_cost(
-    board: DatasetResults, seeds: pd.DataFrame, cost: str, where: str, suffix: str, looks: Looks
+    results: DatasetResults, seeds: pd.DataFrame, cost: str, where: str, suffix: str, looks: Looks
 ) -> Plot | None:
-    """Macro-F1 against a cost: seeds small and open, groups large, the front a line, the baseline in the legend."""
+    """Macro-F1 against a cost: small open markers for seeds, large ones for groups, the Pareto front, the baseline."""
     if seeds.empty:
         return None
     by_label = seeds.groupby("label", sort=False)
     middles = by_label.agg(cost=("cost", "median"), score=("score", "mean"), n=("cost", "size"))
     shown, (figure, (axes,)) = middles.iloc[:MOST], canvas()
     axes.set(xlabel=f"{TITLES[cost]} (less is better)", ylabel="macro-F1 on validation (more is better)")
-    axes.set_title(counted(short(f"{board.name}, {where}", 60), len(middles)))
+    axes.set_title(counted(short(f"{results.name}, {where}", 60), len(middles)))
     for label, x, y, _ in shown.itertuples():
         points, look = by_label.get_group(label), {**look_of(label, looks), "linestyle": ""}
         axes.plot(points["cost"], points["score"], **look, markersize=5, markerfacecolor="none", zorder=4)
         axes.plot(x, y, **look, markersize=9, markeredgecolor="black", label=short(label), zorder=5)
-    front, baseline = pareto_front(shown), board.baseline
+    front, baseline = pareto_front(shown), results.baseline
     axes.plot(front.cost, front.score, drawstyle="steps-post", color=SOFT, zorder=2, label="Pareto front")
     axes.margins(x=0.1, y=0.12)
     if seeds["cost"].max() > 8 * seeds["cost"].min() > 0:
@@ -181,21 +180,20 @@ def quality_against_cost(
         low, high = axes.get_ylim()
         axes.axhline(height, color="black", linestyle="--", linewidth=1, label=f"{BASELINE} ({height:.3f})")
         if not low - (high - low) <= height <= high + (high - low):
-            axes.set_ylim(low, high)  # far off the others: in the legend alone
+            axes.set_ylim(low, high)  # the baseline is far away: show it in the legend only
     legend(axes)
-    told = "; ".join(f"{label} {x:.4g} and {y:.3f} (n = {n})" for label, x, y, n in shown.itertuples())
-    words = f"Macro-F1 on validation against {TITLES[cost]} on {board.name}, {where}: seeds small, groups large. "
+    parts = "; ".join(f"{label} {x:.4g} and {y:.3f} (n = {n})" for label, x, y, n in shown.itertuples())
+    words = f"Macro-F1 on validation against {TITLES[cost]} on {results.name}, {where}: seeds small, groups large. "
     words += f"Nothing is both cheaper and better than: {', '.join(map(str, front.index))}."
     title = f"Quality against {'time' if cost == 'time_per_epoch' else 'memory'}{suffix.replace('-', ', ')}"
-    name, numbers = f"quality_vs_{cost}-{board.slug}{suffix}", f"Median cost and mean macro-F1: {told}."
-    return Plot(name, title, words, numbers, png(figure), board.slug)
+    name, numbers = f"quality_vs_{cost}-{results.slug}{suffix}", f"Median cost and mean macro-F1: {parts}."
+    return Plot(name, title, words, numbers, png(figure), results.slug)
 
 
 def read_curve(run: Run, score: str) -> pd.DataFrame | None:
-    """A run's evaluations in order: `seconds` in training steps, real `tokens` seen, `score`, a column of its
-    metrics.csv.
+    """The evaluations of a run in order: `seconds` in training steps, `tokens` seen (no padding), `score`.
 
-    None where the file is gone, too large, or has no such numbers.
+    score: the column of metrics.csv to read. None if the file is missing, too large, or has no such numbers.
     """
     file, names = run.folder / "metrics.csv", [score, "step", "time_per_step", "tokens_per_s"]
     try:
@@ -210,12 +208,12 @@ def read_curve(run: Run, score: str) -> pd.DataFrame | None:
     return None if frame.empty else frame
 
 
-def learning_plot(groups: Sequence[Group], board: DatasetResults | None, looks: Looks) -> Plot | None:
-    """Macro-F1, in pretraining (no `board`) the loss, over time and over tokens, a line per seed; None without
-    curves.
-    """
-    score, about = ("macro_f1", "macro-F1 on validation") if board else ("val_loss", "validation loss (less is better)")
-    title = f"{board.name}: fine-tuning" if board else "Pretraining (masked language modelling)"
+def learning_plot(groups: Sequence[Group], results: DatasetResults | None, looks: Looks) -> Plot | None:
+    """Macro-F1 over time and over tokens, a line per seed; the loss for pretraining (results None). None: no curves."""
+    score, about = (
+        ("macro_f1", "macro-F1 on validation") if results else ("val_loss", "validation loss (less is better)")
+    )
+    title = f"{results.name}: fine-tuning" if results else "Pretraining (masked language modelling)"
     runs = [(group.label, run) for group in groups[:MOST_CURVES] for run in group.runs]
     found = [(label, curve) for label, run in runs if (curve := read_curve(run, score)) is not None]
     if not found:
@@ -232,24 +230,24 @@ def learning_plot(groups: Sequence[Group], board: DatasetResults | None, looks: 
     ends = [f"{label} from {curve['score'].iloc[0]:.3f} to {curve['score'].iloc[-1]:.3f}" for label, curve in found]
     words = f"{title}: {about}, over time and over tokens; a line per seed."
     numbers = f"First and last: {'; '.join(ends)}."
-    name, own = (f"learning-{board.slug}", board.slug) if board else ("pretraining", None)
+    name, own = (f"learning-{results.slug}", results.slug) if results else ("pretraining", None)
     return Plot(name, "Learning curves", words, numbers, png(figure), own)
 
 
-def length_plot(board: DatasetResults, looks: Looks) -> Plot | None:
-    """Time per epoch of groups that are alike but for their length; None where none was run at two lengths."""
+def length_plot(results: DatasetResults, looks: Looks) -> Plot | None:
+    """Time per epoch of groups that differ only in length; None if no group was run at two lengths."""
     rows = []
-    for group in board.groups:
+    for group in results.groups:
         length = group.record.seq_len
         name = " ".join(word for word in group.label.split() if word != f"n{length}")
         rows += [(_family(group), name, length, "s per epoch", time) for time in group.values("time_per_epoch")]
-    words = f"Time per epoch against sequence length on {board.name}: medians, and the single runs."
-    title = f"{short(board.name)}: cost against length"
-    return _over_length(rows, f"cost_vs_length-{board.slug}", title, words, looks, board.slug)
+    words = f"Time per epoch against sequence length on {results.name}: medians, and the single runs."
+    title = f"{short(results.name)}: cost against length"
+    return _over_length(rows, f"cost_vs_length-{results.slug}", title, words, looks, results.slug)
 
 
 def bench_plot(one: Crossover, looks: Looks) -> Plot | None:
-    """Time and peak memory of a training step by length, as mode=bench measured them."""
+    """Time and peak memory of a training step against length, measured by mode=bench."""
     units = {"training_ms": "ms per step", "training_MiB": "MiB"}
     rows = [
         (mechanism, mechanism, length, unit, value)
@@ -263,17 +261,19 @@ def bench_plot(one: Crossover, looks: Looks) -> Plot | None:
 
 
 def _over_length(
-    rows: list[Any], name: str, title: str, words: str, looks: Looks, board: str | None = None
+    rows: list[Any], name: str, title: str, words: str, looks: Looks, dataset: str | None = None
 ) -> Plot | None:
-    """Costs against length, log-log, a panel per unit. rows: (line, its name, length, unit, value); lines of one
-    length are left out."""
+    """Costs against length, log-log, a panel per unit. rows: (line, name, length, unit, value).
+
+    Lines with a single length are left out.
+    """
     frame = pd.DataFrame(rows, columns=["line", "name", "length", "unit", "value"])
     frame = frame[frame.groupby("line")["length"].transform("nunique") > 1] if len(frame) else frame
     if frame.empty:
         return None
     units, lengths = list(frame["unit"].unique()), sorted(frame["length"].unique())
     figure, panels = canvas(1.7 + 2.4 * len(units), down=len(units))
-    told = []
+    parts = []
     for axes, unit in zip(panels, units):
         lines = frame[frame["unit"] == unit].groupby("line", sort=False)
         for line in [key for key, _ in lines][:MOST]:
@@ -283,7 +283,7 @@ def _over_length(
             axes.plot(middle.index, middle, **look, label=short(label))
             axes.plot(points["length"], points["value"], "o", color=look["color"], markersize=4, markerfacecolor="none")
             ends = [f"{middle[length]:.3g} {unit} at {length:,.0f}" for length in (middle.index[0], middle.index[-1])]
-            told.append(f"{label} {' and '.join(ends)} tokens")
+            parts.append(f"{label} {' and '.join(ends)} tokens")
         axes.set(xscale="log", yscale="log", ylabel=unit)
         axes.set_xticks(lengths, [f"{length:,.0f}" for length in lengths])
         axes.xaxis.set_minor_locator(NullLocator())
@@ -291,11 +291,11 @@ def _over_length(
     panels[-1].set_xlabel("sequence length, tokens")
     panels[0].set_title(title)
     legend(panels[0])
-    return Plot(name, "Cost against length", words, f"{'; '.join(told)}.", png(figure), board)
+    return Plot(name, "Cost against length", words, f"{'; '.join(parts)}.", png(figure), dataset)
 
 
 def _family(group: Group) -> str:
-    """Equal for groups that differ in nothing but the length and, with it, the micro-batch."""
+    """Equal for groups that differ only in the length and the micro-batch that depends on it."""
     device = {name: value for name, value in group.device.items() if name not in ("micro_batch", "micro_tokens")}
     own = {name: value for name, value in group.key.items() if not name.endswith("seq_len") and "micro" not in name}
     return json.dumps([own, device], sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""What the runs predicted for every example: `predictions.parquet`, checked before a number is made of it."""
+"""The predictions of a run for every example (`predictions.parquet`), checked before they are used."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from xcls.report.measures import number
 from xcls.runs.record import sha256
 
 FILE = "predictions.parquet"
-CLOSE = 1e-9  # between a record's score and the same one made again from the predictions
+CLOSE = 1e-9  # tolerance between a recorded score and the same score computed from the predictions
 
 
 class Unusable(ValueError):
-    """Why nothing can be made of a run's predictions, in a few words."""
+    """Why the predictions of a run cannot be used, in a few words."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One split of one run, rows in the order of their ids: class numbers `labels` [rows] and `said` [rows].
+    """One split of one run, rows sorted by id: true classes `labels` [rows] and predicted classes `said` [rows].
 
     `examples` is equal for runs that were scored on the same examples with the same labels and classes.
     """
@@ -34,25 +34,25 @@ class Predictions:
     said: np.ndarray
 
     def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of every class, [classes]: the rows that are of it, that were predicted as it, and rightly so."""
+        """Per class, [classes] each: rows with this label, rows predicted as it, and correct predictions."""
         hits = self.labels[self.labels == self.said]
         there, named, right = (np.bincount(rows, minlength=self.classes) for rows in (self.labels, self.said, hits))
         return there, named, right
 
     @property
     def macro_f1(self) -> float:
-        """F1 averaged over all classes; one that is neither there nor predicted counts as 0."""
+        """F1 averaged over all classes; a class with no rows and no predictions counts as 0."""
         there, named, hits = self.counts()
         return float((2.0 * hits / np.maximum(there + named, 1)).mean())
 
     @property
     def accuracy(self) -> float:
-        """The share of examples whose class was predicted."""
+        """The share of correct predictions."""
         return float((self.labels == self.said).mean())
 
 
 def read_predictions(run: Run) -> dict[str, Predictions]:
-    """Split -> predictions of a run. Raises Unusable: missing, damaged, not the record's, not giving its scores."""
+    """Split -> predictions of a run. Raises Unusable: missing, damaged, other checksum or scores than in the record."""
     expected, file = run.record.files.get(FILE), Path(run.folder) / FILE
     if not expected:
         raise Unusable("its record names no predictions")
@@ -67,16 +67,16 @@ def read_predictions(run: Run) -> dict[str, Predictions]:
         raise
     except OSError as error:
         raise Unusable(f"{FILE}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError) as error:  # those of Arrow are ValueErrors
+    except (ValueError, TypeError, KeyError) as error:  # Arrow raises ValueErrors
         raise Unusable(f"{FILE} cannot be read: {str(error)[:120]}") from error
     if (frame[["label", "prediction"]] < 0).any(axis=None):
         raise Unusable(f"{FILE} names classes that it has no probabilities for")
     found = {str(split): _split(rows, classes) for split, rows in frame.groupby("split")}
     for split, predictions in found.items():
         for name in ("macro_f1", "accuracy"):
-            told, again = number((run.record.metrics.get(split) or {}).get(name)), getattr(predictions, name)
-            if told is not None and abs(told - again) > CLOSE:
-                raise Unusable(f"they give a {split} {name} of {again:.6f}, its record says {told:.6f}")
+            recorded, again = number((run.record.metrics.get(split) or {}).get(name)), getattr(predictions, name)
+            if recorded is not None and abs(recorded - again) > CLOSE:
+                raise Unusable(f"they give a {split} {name} of {again:.6f}, its record says {recorded:.6f}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""With which group another is compared, by how much they differ, and whether the two were measured alike."""
+"""The reference of a group, the differences between the two, and whether both were measured under equal conditions."""
 
 from __future__ import annotations
 
@@ -7,32 +7,39 @@ from xcls.report.intervals import DIGITS
 from xcls.report.measures import CONDITIONS
 
 SPLITS = {"validation": "macro_f1", "test": "test_macro_f1"}
-LONGER = {"kind": "kind of device", "threads": "thread count", "compile": "compile setting"}  # than in a table
+LONGER = {
+    "kind": "kind of device",
+    "threads": "thread count",
+    "compile": "compile setting",
+}  # names that are clearer in a sentence
 OF_BASELINE = ("name", "threads", "cores")
-WAYS = {"whole", "blocks"}  # of explicit softmax: all weights at once, or a block of them and again for gradients
+WAYS = {
+    "whole",
+    "blocks",
+}  # code paths of explicit softmax: all weights at once, or in blocks that are recomputed for gradients
 
 
 def ratio(group: Group, other: Group, name: str) -> float | None:
-    """`group` over `other` in a cost, of each the median; None where one is missing or the divisor is not positive."""
+    """Median cost of `group` / median cost of `other`; None if one is missing or the divisor is not positive."""
     above, below = group.stat(name).middle, other.stat(name).middle
     return None if above is None or below is None or below <= 0 else above / below
 
 
 def difference_pp(group: Group, other: Group, split: str) -> float | None:
-    """Mean macro-F1 of `group` minus that of `other`, in percentage points; None where one of them learned nothing."""
+    """Mean macro-F1 of `group` minus that of `other`, in percentage points; None if one of them learned nothing."""
     if group.learned_nothing or other.learned_nothing:
         return None
     mine, theirs = group.stat(SPLITS[split]).mean, other.stat(SPLITS[split]).mean
     return None if mine is None or theirs is None else round((mine - theirs) * 100, DIGITS)
 
 
-def no_baseline(board: DatasetResults) -> str:
-    """Why a board has no baseline, or ''."""
-    if board.baseline is not None:
+def no_baseline(results: DatasetResults) -> str:
+    """Why a data set has no baseline, or ''."""
+    if results.baseline is not None:
         return ""
-    if any(group.key["rows"] is None for group in board.groups):
+    if any(group.key["rows"] is None for group in results.groups):
         return "the record does not say on which rows it was trained"
-    causes = [run.record.cause or run.record.status for group in board.baselines for run in group.others]
+    causes = [run.record.cause or run.record.status for group in results.baselines for run in group.others]
     return f"the baseline did not complete: {causes[0]}" if causes else "no baseline was trained on these rows"
 
 
@@ -40,13 +47,13 @@ def find_reference(group: Group, name: str) -> tuple[Group | None, str]:
     """The group of mechanism `name` that equals `group` in everything but `attention.*`, or None and the reason."""
     if group.attention == name and group.runs:
         return group, ""
-    return twin_among([other for other in group.board.groups if other.runs and other.attention == name], group, name)
+    return twin_among([other for other in group.results.groups if other.runs and other.attention == name], group, name)
 
 
 def twin_among(named: list[Group], group: Group, name: str) -> tuple[Group | None, str]:
-    """Of the groups of one mechanism, `name`, the one alike in everything but `attention.*`, or None and the reason.
+    """The group in `named` (all of mechanism `name`) that differs from `group` only in `attention.*`, or None and why.
 
-    Of several (SDPA with different settings of its own) it is the one that shares most settings with `group`.
+    Of several (SDPA with different settings) it is the one that shares most attention settings with `group`.
     """
     twins = [other for other in named if other.twin == group.twin]
     same = [other for other in twins if other.device == group.device]
@@ -61,8 +68,8 @@ def twin_among(named: list[Group], group: Group, name: str) -> tuple[Group | Non
     if twins:
         differ = sorted({k for other in twins for k in group.device if other.device.get(k) != group.device.get(k)})
         words = {key: LONGER.get(key, CONDITIONS.get(key, key)) for key in differ}
-        told = [f"another {word}" + ("" if key in word else f" ({key})") for key, word in words.items()]
-        return None, f"the {name} runs alike have {' and '.join(told)}"
+        others = [f"another {word}" + ("" if key in word else f" ({key})") for key, word in words.items()]
+        return None, f"the {name} runs alike have {' and '.join(others)}"
     if not named:
         return None, f"no completed {name} run on these rows"
     mine, differences = without_attention(group.key), []
@@ -70,50 +77,50 @@ def twin_among(named: list[Group], group: Group, name: str) -> tuple[Group | Non
         differences.append(sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k)))
     closest = min(differences, key=lambda keys: (len(keys), keys))
     more = f" and {len(closest) - 3} more" if len(closest) > 3 else ""
-    told_of = f"the closest differs in {', '.join(closest[:3])}{more}"
-    return None, f"no {name} run alike in everything but attention; {told_of}"
+    nearest = f"the closest differs in {', '.join(closest[:3])}{more}"
+    return None, f"no {name} run alike in everything but attention; {nearest}"
 
 
 def unlike_groups(group: Group, other: Group) -> list[str]:
-    """Every condition in which the completed runs of two groups differ, in words: `torch 2.12.0 against 2.13.0`.
+    """The measurement conditions in which two groups differ, as text: `torch 2.12.0 against 2.13.0`.
 
-    A baseline has no encoder, whose dtype would matter.
+    With a baseline fewer conditions count: it has no encoder, so no dtype.
     """
     baseline = "baseline" in (group.record.mode, other.record.mode)
-    told = []
+    found = []
     for name in OF_BASELINE if baseline else CONDITIONS:
         mine, theirs = group.conditions[name], other.conditions[name]
         if mine != theirs and mine and theirs:
-            told.append(f"{CONDITIONS[name]} {' and '.join(sorted(mine))} against {' and '.join(sorted(theirs))}")
+            found.append(f"{CONDITIONS[name]} {' and '.join(sorted(mine))} against {' and '.join(sorted(theirs))}")
     for one, two in ((group, other), (other, group)):
         if "blocks" in softmax_ways(one) and not softmax_ways(two):
             why = "its weights do not fit: a smaller hardware.micro_tokens may change that"
-            told.append(f"softmax of {one.label} in blocks, {why}")
+            found.append(f"softmax of {one.label} in blocks, {why}")
     path = unlike_paths(group, other)
-    return [*told, path] if path else told
+    return [*found, path] if path else found
 
 
 def paths(group: Group) -> set[str]:
-    """The ways in which the completed runs of a group computed attention, as their records tell; older ones do not."""
+    """The code paths that computed attention in the completed runs of a group; older records do not have them."""
     return {str(path) for run in group.runs if (path := run.record.device.get("attention_path"))}
 
 
 def softmax_ways(group: Group) -> set[str]:
-    """Those of them that are of explicit softmax: whole, in blocks, or both, in batches of different lengths."""
+    """The code paths of explicit softmax in `paths`: whole, in blocks, or both (batches of different lengths)."""
     return {way for path in paths(group) for way in path.split(",")} & WAYS
 
 
 def unlike_paths(group: Group, other: Group) -> str:
-    """Why two groups have costs of different algorithms, or ''.
+    """Why the costs of two groups come from different algorithms, or ''.
 
-    The same mechanism took different ways in two runs of a group, or explicit softmax did so in the two groups.
-    Different mechanisms may have different ways: these are what is compared.
+    Either the runs of one group took different code paths, or explicit softmax took different ones in the two groups.
+    Code paths of different mechanisms may differ: they are what is compared.
     """
     for one in (group, other):
         if len(paths(one)) > 1:
             return f"the runs of {one.label} computed attention in different ways: {' and '.join(sorted(paths(one)))}"
     mine, theirs = softmax_ways(group), softmax_ways(other)
     if mine and theirs and mine != theirs:
-        told = [f"{' and '.join(sorted(ways))} in {one.label}" for one, ways in ((group, mine), (other, theirs))]
-        return f"softmax was computed in different ways: {', '.join(told)}"
+        both = [f"{' and '.join(sorted(ways))} in {one.label}" for one, ways in ((group, mine), (other, theirs))]
+        return f"softmax was computed in different ways: {', '.join(both)}"
     return ""

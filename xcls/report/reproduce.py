@@ -1,6 +1,6 @@
-"""What reproduce.sh asks: `before` it works, are the data the same; `after`, are the numbers.
+"""The checks of reproduce.sh: `before` the runs, are the data the same? `after` them, are the numbers the same?
 
-python -m xcls.report.reproduce before|after, the expectations as JSON on standard input.
+python -m xcls.report.reproduce before|after, with the expected values as JSON on standard input.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Expected = Sequence[dict[str, Any]]
 
 
 def check_data(expected: Expected, path: str | None = None) -> list[str]:
-    """Compares data and versions with what the records say; gives warnings. Raises UserError where the data differ.
+    """Compares data and versions with the records and returns warnings. Raises UserError if the data differ.
 
-    `path`: where the user says the data lie.
+    `path`: the data path that the user gave.
     """
-    data = importlib.import_module("xcls.data.source")  # not at the top: the report itself reads no data
+    data = importlib.import_module("xcls.data.source")  # imported here: the report itself reads no data
     notes, seen = [], set()
     here = {each.metadata["Name"].lower(): each.version for each in metadata.distributions()}
     here["python"] = platform.python_version()
@@ -57,9 +57,9 @@ def check_data(expected: Expected, path: str | None = None) -> list[str]:
 
 
 def compare(expected: Expected, made: dict[str, Record], tolerance: float) -> tuple[list[str], bool]:
-    """A line per run of `expected`, and whether all of them are as they should be among those `made` here (by hash).
+    """A line per run of `expected`, and whether all runs in `made` (hash -> record) have the expected scores.
 
-    On the same CPU type, torch version, dtype and thread count: the same to the bit. Elsewhere: every score within
+    With the same CPU type, torch version, dtype and thread count they must be equal to the bit, else within
     `tolerance`.
     """
     lines, good = [], True
@@ -72,16 +72,15 @@ def compare(expected: Expected, made: dict[str, Record], tolerance: float) -> tu
         gap, name = furthest(entry["metrics"], record.metrics)
         alike = _alike(entry, record)
         right = gap == 0.0 if alike else gap <= tolerance
-        wrong = "OTHER than the first time on the same machine" if alike else f"OUTSIDE of {tolerance:g}"
-        told = "the same to the bit" if gap == 0.0 else f"differs by up to {gap:.3g} ({name})"
-        lines.append(f"{entry['run']}: {told}" + ("" if right else f", {wrong}"))
+        wrong = "DIFFERENT from the first time on the same machine" if alike else f"OUTSIDE of {tolerance:g}"
+        text = "the same to the bit" if gap == 0.0 else f"differs by up to {gap:.3g} ({name})"
+        lines.append(f"{entry['run']}: {text}" + ("" if right else f", {wrong}"))
         good = good and right
     return lines, good
 
 
 def furthest(expected: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> tuple[float, str]:
-    """The largest difference of a score and its name; infinite where a score is missing. A loss differs by its
-    share."""
+    """The largest difference of a score, and its name; infinite if a score is missing; relative for a loss."""
     worst, where = 0.0, ""
     for split, scores in expected.items():
         for name, value in scores.items():
@@ -94,14 +93,14 @@ def furthest(expected: dict[str, dict[str, Any]], found: dict[str, dict[str, Any
 
 
 def _alike(entry: dict[str, Any], record: Record) -> bool:
-    """Whether both were made where the same bits are owed: the same CPU type, threads, dtype and torch."""
+    """Must both runs be equal to the bit? Yes on the same CPU type with the same threads, dtype and torch."""
     device = entry["device"]
     same = all(record.device.get(name) == value for name, value in device.items())
     return same and device.get("kind") == "cpu" and record.versions.get("torch") == entry["versions"].get("torch")
 
 
 def main(words: Sequence[str]) -> int:
-    """0: the same; 2: the data are not, or all is here already; 3: the numbers are not."""
+    """Exit code. 0: the same; 2: other data, or the runs exist here already; 3: other numbers."""
     expected, root = json.load(sys.stdin), Path.cwd()
     made = {run.record.hash: run.record for run in collect(USUAL, root).runs if run.record.status == "completed"}
     if words[0] == "after":

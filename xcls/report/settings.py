@@ -1,5 +1,4 @@
-"""What `conf/report.yaml` holds: where the runs lie, how to rank, the thresholds of the claims; and as overrides
-again."""
+"""The settings of `conf/report.yaml`: folders, ranking, claim thresholds; and the overrides that give them again."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from xcls.runs.paths import at, quoted
 
 @dataclass
 class FamilyClaims:
-    """The thresholds for one family of mechanisms; None where nothing of the kind is claimed."""
+    """The thresholds for one family of mechanisms; None: no such claim."""
 
     max_time_ratio: Optional[float] = None  # time_per_epoch / that of the reference
     max_memory_ratio: Optional[float] = None  # peak memory / that of the reference
@@ -27,23 +26,23 @@ class FamilyClaims:
 
 @dataclass
 class Claims:
-    """What is claimed (WNF-1, WNF-2), at which length and over how many seeds."""
+    """The claims of WNF-1 and WNF-2: thresholds, sequence length, number of seeds."""
 
     seq_len: int = 512
     min_seeds: int = 3
-    max_cost_factor: float = 1.5  # of a run's cost and the median of its group's others; beyond it the claim is open
+    max_cost_factor: float = 1.5  # run cost / median of the group's other runs; beyond it the claim is open
     references: List[str] = field(default_factory=lambda: ["sdpa", "sdpa_fused"])  # the first one decides PASS_WNF
     families: Dict[str, FamilyClaims] = field(default_factory=dict)
 
     def family(self, attention: str) -> FamilyClaims | None:
-        """The claims made for a mechanism: those of the longest family name that its own name begins with."""
+        """The claims for a mechanism: those of the family with the longest name that its own name begins with."""
         names = [name for name in self.families if attention == name or attention.startswith(name + "_")]
         return self.families[max(names, key=len)] if names else None
 
 
 @dataclass
 class Price:
-    """What a machine costs: money for an hour, watts under load. None: not known."""
+    """The price of an hour on a machine, and its power under load in watts. None: not known."""
 
     price_per_hour: Optional[float] = None
     watts: Optional[float] = None
@@ -51,21 +50,23 @@ class Price:
 
 @dataclass
 class Cost(Price):
-    """The prices of the machines: the usual one's, and others' by a part of their device's name."""
+    """The prices of the default machine, and of others by a part of their device name."""
 
     currency: str = "EUR"
     devices: Dict[str, Price] = field(default_factory=dict)
 
     def of(self, device: str) -> Price:
-        """The price of the machine with this device: that of the longest name that is a part of `device`."""
+        """The price for a device: that of the longest name in `devices` that `device` contains, else the default."""
         names = [name for name in self.devices if name.lower() in device.lower()]
         return self.devices[max(names, key=lambda name: (len(name), name))] if names else self
 
 
 @dataclass
 class Intervals:
-    """Of differences of macro-F1, `level` of cost ratios too; `most_groups`: of the best ranked of a data set, and
-    of the references."""
+    """Intervals of macro-F1 differences; `level` also for cost ratios.
+
+    most_groups: this many best ranked groups of a data set get an interval, and the references.
+    """
 
     level: float = 0.95
     most_groups: int = 24
@@ -73,7 +74,7 @@ class Intervals:
 
 @dataclass
 class Settings:
-    """The whole of `conf/report.yaml`."""
+    """All settings of `conf/report.yaml`."""
 
     runs: List[str] = field(default_factory=lambda: ["multirun", "pretrain", "finetune"])
     out: str = "multirun/report"
@@ -85,7 +86,7 @@ class Settings:
 
 
 def check(settings: Settings) -> Claims:
-    """Refuses impossible settings with UserError; gives the claims."""
+    """Returns the claims. Raises UserError for impossible settings."""
     if not settings.runs:
         raise UserError("runs: at least one folder is needed, e.g. runs=[multirun/quick].")
     if settings.rank_by not in MEASURES:
@@ -126,13 +127,13 @@ def claims_from(flat: dict[str, Any]) -> Claims:
 
 
 def inside(settings: Settings, root: Path) -> Settings:
-    """The settings with every path that lies in the project relative to `root`, as another clone has it."""
+    """The settings with all paths inside the project relative to `root`, so that they hold in another clone."""
     runs = {path if path.startswith("wandb:") else shown(root / at(path), root) for path in settings.runs}
     return replace(settings, runs=sorted(runs), out=shown(root / at(settings.out), root))
 
 
 def cli_overrides(settings: Settings, typed: Sequence[str] = ()) -> list[str]:
-    """Words for the command line that make the same report again: the paths of `settings`, then what else was typed."""
+    """Command-line arguments that make the same report again: the paths of `settings`, then the other overrides."""
     others = [word for word in typed if key_of(word) not in ("runs", "out")]
     return [f"runs=[{','.join(map(quoted, settings.runs))}]", f"out={quoted(settings.out)}", *others]
 

@@ -1,4 +1,4 @@
-"""A data set's results in short: the headline with what qualifies it, the matrix of claims, the table of groups."""
+"""The summary of a data set: the headline with its notes, and the matrix of mechanisms and claims."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from xcls.report.table import NONE, signed
 from xcls.runs.record import MORE_TRAINING
 
 SIGNS = {PASS: "✓", FAIL: "✗", MISSING: "?", UNDECIDED: "?"}
-CLAIMED = {  # the matrix's columns: the name of the measured number and its heading
+CLAIMED = {  # columns of the matrix: name of the measured number -> heading
     TIME: "time",
     MEMORY: "memory",
     LOSS: "loss against {}, pp",
@@ -41,7 +41,7 @@ MOST = 12  # rows of a matrix
 
 @dataclass(frozen=True)
 class Headline:
-    """`state` gives the sign beside the sentence; `notes` qualify it; `next` says what would settle it, or is ''."""
+    """`state` gives the sign beside `text`; `notes` qualify it; `next`: what to run for a verdict, or ''."""
 
     state: str
     text: str
@@ -53,7 +53,7 @@ class Headline:
 class Cell:
     """One claim about one group: the value, its limit, the state (a key of SIGNS, or ''), numbers of footnotes.
 
-    `doubtful`: the state is by the value, as the rule is written, though the interval spans the limit.
+    `doubtful`: the value decides, as the specification says, but the interval contains the limit.
     """
 
     value: str
@@ -64,34 +64,33 @@ class Cell:
 
     @property
     def sign(self) -> str:
-        """✓ holds, ✗ does not, ? cannot be told; ✓? and ✗? where it is doubtful."""
+        """✓ holds, ✗ does not, ? cannot be decided; ✓? and ✗? if doubtful."""
         return SIGNS.get(self.state, "") + "?" * self.doubtful
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Mechanisms by claims. rows: (label, n, cells, verdict on validation, verdict on test). notes: the footnotes,
-    from 1 on."""
+    """Mechanisms × claims. rows: (label, n, cells, verdict on validation, verdict on test). notes: footnotes 1, 2 …"""
 
     header: list[str]
     rows: list[tuple[str, int, list[Cell], str, str]]
     notes: list[str]
 
 
-def headline(board: DatasetResults, study: Study) -> Headline:
-    """What passes against the first of the references, or why nothing does, and what to run next."""
-    first, done = study.references[0], [group for group in board.groups if group.runs]
+def headline(results: DatasetResults, study: Study) -> Headline:
+    """What passes against the first reference, or why nothing does, and what to run next."""
+    first, done = study.references[0], [group for group in results.groups if group.runs]
     if not done:
         again = "Give the command of the sweep again: it goes on with what was interrupted."
         return Headline(MISSING, "No encoder has finished on these rows yet.", next=again)
     verdicts = [study.verdict(group, first) for group in done]
     judged = [verdict for verdict in verdicts if verdict.claims and verdict.group.attention not in study.references]
-    judged = [v for v in judged if v.group.record.seq_len == v.limits.seq_len] or judged
+    judged = [v for v in judged if v.group.record.seq_len == v.thresholds.seq_len] or judged
     passing = sorted((verdict for verdict in judged if verdict.state == PASS), key=_saving)
     failing = [verdict.group.label for verdict in judged if verdict.state == FAIL]
     reasons = [reason for verdict in judged if verdict.state == MISSING for reason in verdict.reasons]
     reason = max(sorted(set(reasons)), key=reasons.count) if reasons else ""
-    following = _next(reason, board, study.limits(done[0])[0])
+    following = _next(reason, results, study.thresholds(done[0])[0])
     if passing:
         also = [f"Also passing: {_listed([verdict.group.label for verdict in passing[1:]])}."] if passing[1:] else []
         text = f"{passing[0].group.label} passes: {_beside(passing[0])}."
@@ -109,41 +108,40 @@ def headline(board: DatasetResults, study: Study) -> Headline:
 
 
 def _saving(verdict: Verdict) -> tuple[Any, ...]:
-    """For sorting: in whole percent the time and the memory beside the own reference; of equals the better one
-    first."""
+    """Sort key: time ratio, then memory ratio (whole percent), then higher macro-F1 first."""
     shares = [verdict.numbers[name].value for name in (TIME, MEMORY)]
     costs = [float("inf") if share is None else round(100 * share) for share in shares]
     return (*costs, -(verdict.group.stat("macro_f1").mean or 0.0), verdict.group.label)
 
 
 def _beside(verdict: Verdict) -> str:
-    """`30 % less time, 8 % more memory, macro-F1 −0.60 pp against sdpa (n = 3)`, without a cost that is open."""
-    group, other, told = verdict.group, verdict.reference_group, []
+    """`30 % less time, 8 % more memory, macro-F1 −0.60 pp against sdpa (n = 3)`; open costs are left out."""
+    group, other, texts = verdict.group, verdict.reference_group, []
     for name in (TIME, MEMORY):
         number = verdict.numbers[name]
         if number.value is not None and number.state != UNDECIDED:
             percent, more = round(100 * abs(1 - number.value)), "less" if number.value < 1 else "more"
-            told.append(f"{percent} % {more} {CLAIMED[name]}")
+            texts.append(f"{percent} % {more} {CLAIMED[name]}")
     gap = None if other is None else difference_pp(group, other, "validation")
-    told += [] if gap is None else [f"macro-F1 {signed(gap)} pp"]
-    return f"{', '.join(told)} against {verdict.reference} (n = {len(group.runs)})"
+    texts += [] if gap is None else [f"macro-F1 {signed(gap)} pp"]
+    return f"{', '.join(texts)} against {verdict.reference} (n = {len(group.runs)})"
 
 
 def _against(best: Verdict, study: Study) -> list[str]:
-    """How the group that passes does against the other references, which a practitioner would use instead."""
-    told = []
+    """The verdict on the best group against the other references, which a practitioner would use instead."""
+    texts = []
     for reference in study.references[1:]:
         verdict = study.verdict(best.group, reference)
         if verdict.reference_group is None:
-            told.append(f"There are no runs of {reference} to compare with.")
+            texts.append(f"There are no runs of {reference} to compare with.")
         elif verdict.state != PASS:
-            told.append(f"Against {reference} it does not pass: {_beside(verdict)}.")
-    return told
+            texts.append(f"Against {reference} it does not pass: {_beside(verdict)}.")
+    return texts
 
 
-def _next(reason: str, board: DatasetResults, claims: Claims) -> str:
-    """What to run so that there is a verdict, where this is why there is none."""
-    dataset, seeds = board.groups[0].record.choices.get("dataset"), ",".join(map(str, range(claims.min_seeds)))
+def _next(reason: str, results: DatasetResults, claims: Claims) -> str:
+    """What to run to get a verdict. `reason`: why there is none, as text; parts of it select the remedy."""
+    dataset, seeds = results.groups[0].record.choices.get("dataset"), ",".join(map(str, range(claims.min_seeds)))
     remedies = {
         "repeat": "Remove the folder of the run that the open claim names and give the sweep's command again.",
         "learned nothing": MORE_TRAINING,
@@ -157,12 +155,11 @@ def _next(reason: str, board: DatasetResults, claims: Claims) -> str:
     return next((remedy for words, remedy in remedies.items() if words in reason), "")
 
 
-def matrix(board: DatasetResults, study: Study) -> Matrix:
-    """The claims about the groups of a data set, the best ranked first; groups with a verdict before those without
-    one."""
+def matrix(results: DatasetResults, study: Study) -> Matrix:
+    """The claims about the groups of a data set: groups with a verdict first, then by rank."""
     notes: list[str] = []
     reference = study.references[0]
-    verdicts = [study.verdict(group, reference) for group in board.groups if group.runs]
+    verdicts = [study.verdict(group, reference) for group in results.groups if group.runs]
     verdicts.sort(key=lambda verdict: (not verdict.claims, verdict.state == MISSING))
     rows = []
     for verdict in verdicts[:MOST]:
@@ -175,22 +172,22 @@ def matrix(board: DatasetResults, study: Study) -> Matrix:
 
 
 def _cell(name: str, verdict: Verdict, notes: list[str]) -> Cell:
-    """One cell; what does not fit into it goes to `notes`, each text once."""
+    """One cell. Adds its footnotes to `notes`, each text once."""
     number = verdict.numbers[name]
     about = [claim for claim in verdict.claims if number in claim.measured]
     if not about:
         return Cell(_shown(number))
-    claim = min(about, key=lambda claim: claim.hindered)
-    state = MISSING if claim.hindered else FAIL if claim.state == FAIL and claim.reason else number.state
-    told = [claim.reason if claim.hindered or state == FAIL else number.reason]
-    doubtful = number.told == OPEN and not number.undecided and state in (PASS, FAIL)
+    claim = min(about, key=lambda claim: claim.not_applicable)
+    state = MISSING if claim.not_applicable else FAIL if claim.state == FAIL and claim.reason else number.state
+    texts = [claim.reason if claim.not_applicable or state == FAIL else number.reason]
+    doubtful = number.interval_says == OPEN and not number.undecided and state in (PASS, FAIL)
     if doubtful and number.interval:
-        told.append(f"The interval of the {name.replace(' (pp)', '')} spans the limit: {number.interval.text} pp.")
+        texts.append(f"The interval of the {name.replace(' (pp)', '')} spans the limit: {number.interval.text} pp.")
     if name in (TIME, MEMORY):
-        told.append(claim.remark and f"Measured differently: {claim.remark}.")
+        texts.append(claim.remark and f"Measured differently: {claim.remark}.")
         if number.bench_says.startswith("no"):
-            told.append(f"mode=bench measured {number.bench:.2f}× ({number.bench_says}).")
-    own = [text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text for text in told if text]
+            texts.append(f"mode=bench measured {number.bench:.2f}× ({number.bench_says}).")
+    own = [text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text for text in texts if text]
     notes += [text for text in own if text not in notes]
     places = tuple(notes.index(text) + 1 for text in own)
     return Cell(_shown(number), bound(number), state, places, doubtful)

@@ -1,4 +1,4 @@
-"""A table as data: as a CSV file, as Markdown, as the page has it; and numbers as texts."""
+"""Tables as data, written as CSV, Markdown or cells of the page; and numbers as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Sequence
 
 from xcls.runs.record import no_formula
 
-NONE = "–"  # what is missing
+NONE = "–"  # a missing value
 MOST_ROWS = 400  # of a table on the page
 Row = dict[str, Any]
 
@@ -22,7 +22,7 @@ class Table:
     name: str  # of the file `<name>.csv`
     title: str  # the heading on the page
     rows: Sequence[Row]
-    columns: Sequence[str] = ()  # their order; where it is not given, the order in which the rows bring them
+    columns: Sequence[str] = ()  # their order; empty: the order in which they occur in the rows
 
     @property
     def header(self) -> list[str]:
@@ -39,7 +39,7 @@ class Table:
 
     @property
     def markdown(self) -> str:
-        """As Markdown, its columns aligned."""
+        """Markdown text with aligned columns."""
         cells = [self.header, *self.texts(self.rows)]
         cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells]
         widths = [max(map(len, column)) for column in zip(*cells)]
@@ -49,13 +49,13 @@ class Table:
 
     @property
     def caption(self) -> str:
-        """What stands above it on the page, which has MOST_ROWS rows: how many are only in the file."""
+        """The caption on the page; it says if only the first MOST_ROWS rows are shown."""
         whole = f"The first {MOST_ROWS} of {len(self.rows):,} rows; all are in {self.name}.csv."
         return self.title if len(self.rows) <= MOST_ROWS else f"{self.title} {whole}"
 
     @property
     def shown(self) -> list[list[str]]:
-        """The cells of the rows that the page has."""
+        """The cells of the rows that the page shows."""
         return self.texts(self.rows[:MOST_ROWS])
 
     def texts(self, rows: Sequence[Row]) -> list[list[str]]:
@@ -63,10 +63,10 @@ class Table:
         return [[shown(row.get(name)) for name in self.header] for row in rows]
 
     def where(self, wanted: Row) -> Table:
-        """The rows that have these values, and the columns that hold anything there, without those of `wanted`."""
+        """The rows with the values `wanted`, without those columns and without empty columns."""
         rows = [row for row in self.rows if all(row.get(name) == value for name, value in wanted.items())]
-        told = [name for name in self.header if name not in wanted and any(_cell(row.get(name)) for row in rows)]
-        return Table(self.name, self.title, rows, told)
+        kept = [name for name in self.header if name not in wanted and any(_cell(row.get(name)) for row in rows)]
+        return Table(self.name, self.title, rows, kept)
 
 
 def _cell(value: Any) -> str:
@@ -78,7 +78,7 @@ def _cell(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a table shows it: four digits of a number, a dash for what is missing."""
+    """A value as text: four significant digits for a number, a dash if it is missing."""
     if value is None or value != value:
         return NONE
     if isinstance(value, bool):

@@ -1,5 +1,6 @@
-"""The main tables: results.csv a row per run, groups.csv a row per group, wnf.csv a row per number of a claim; and in
-short, for the page and the screen, the groups of a data set and the runs that did not complete."""
+"""The main tables: results.csv (a row per run), groups.csv (a row per group), wnf.csv (a row per number of a claim).
+
+For the page and the screen also: the groups of a data set in short, and the runs that did not complete."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ def main_tables(study: Study) -> list[Table]:
     first = study.references[0]
     states = {
         group.id: {split: study.verdict(group, first, split).state for split in SPLITS}
-        for board in study.boards
-        for group in board.groups
+        for results in study.datasets
+        for group in results.groups
     }
     runs = result_rows(study, states)
     fixed = [*FIRST, *ALSO, *(name for name in MEASURES if name not in FIRST)]
@@ -54,7 +55,7 @@ def main_tables(study: Study) -> list[Table]:
 
 
 def _traits(record: Record) -> Row:
-    """The columns that say what ran. A baseline has no encoder, whatever the configuration around it says."""
+    """The columns that say what ran. A baseline has no encoder, even if its configuration has these settings."""
     encoder = record.mode != "baseline"
     named = {choice: record.choices.get(choice) for choice in (CHOICES if encoder else CHOICES[:1])}
     stage = {"pretrain": "pretraining", "finetune": "finetuning"}.get(record.mode, "")
@@ -66,7 +67,7 @@ def _traits(record: Record) -> Row:
 def result_rows(study: Study, states: dict[str, dict[str, str]]) -> list[Row]:
     """A row per run: what ran, how it ended, every measure and hyperparameter.
 
-    `states`: PASS_WNF of a group's id by split; a run that did not complete has neither.
+    `states`: group id -> split -> PASS_WNF; a run that did not complete has none.
     """
     group_of = {run.place: group.id for group in study.groups for run in [*group.others, *group.runs]}
     by_key = {(run.record.hash, str(run.record.device)): group.id for group in study.groups for run in group.runs}
@@ -92,17 +93,17 @@ def result_rows(study: Study, states: dict[str, dict[str, str]]) -> list[Row]:
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """What groups.csv says of a measure."""
+    """The statistics of a measure in groups.csv."""
     return ("best", "median", "mean", "sd", "n") if is_cost(name) else ("best", "mean", "sd", "n")
 
 
 def group_rows(study: Study, states: dict[str, dict[str, str]]) -> list[Row]:
-    """A row per group with best, mean, standard deviation and n of every measure, of costs the median too."""
-    ranked = [group.id for board in study.boards for group in board.every]
+    """A row per group: best, mean, standard deviation and n of every measure, and the median of costs."""
+    ranked = [group.id for results in study.datasets for group in results.every]
     place = {name: number for number, name in enumerate(ranked)}
     rows = []
     for group in sorted(study.groups, key=lambda group: (place.get(group.id, len(place)), group.label, group.id)):
-        state, baseline = states.get(group.id, {}), None if group.record.mode == "baseline" else group.board.baseline
+        state, baseline = states.get(group.id, {}), None if group.record.mode == "baseline" else group.results.baseline
         row = {**_traits(group.record), **{name: group.device.get(name) for name in SETTINGS}}
         row |= {"group": group.id, "label": group.label, "data": group.key["data"], "rank": group.rank}
         row |= {"n": len(group.runs), "seeds": " ".join(map(str, group.seeds)), "not_completed": len(group.others)}
@@ -115,20 +116,19 @@ def group_rows(study: Study, states: dict[str, dict[str, str]]) -> list[Row]:
 
 
 def claim_rows(study: Study) -> list[Row]:
-    """A row per measured number of every claim, against every reference and on every split."""
+    """A row per measured number of every claim, for each reference and split."""
     return [
         row
-        for board in study.boards
+        for results in study.datasets
         for reference in study.references
-        for group in board.groups
+        for group in results.groups
         for split in SPLITS
         for row in _claims_of(study.verdict(group, reference, split))
     ]
 
 
 def interval_cells(interval: Interval | None) -> Row:
-    """The columns of an interval: its ends in percentage points (of a cost ratio as ratios), over what it was drawn,
-    or why there is none."""
+    """The columns of an interval: its ends (percentage points, or ratios of costs), what is random, or why none."""
     if interval is None:
         return {}
     ends = {"interval_low": interval.low, "interval_high": interval.high, "examples": interval.examples or None}
@@ -136,10 +136,10 @@ def interval_cells(interval: Interval | None) -> Row:
 
 
 def _claims_of(verdict: Verdict) -> list[Row]:
-    group, reference, baseline = verdict.group, verdict.reference_group, verdict.group.board.baseline
-    row: Row = {"group": group.id, "label": group.label, "dataset": group.board.name, "attention": group.attention}
+    group, reference, baseline = verdict.group, verdict.reference_group, verdict.group.results.baseline
+    row: Row = {"group": group.id, "label": group.label, "dataset": group.results.name, "attention": group.attention}
     row |= {"seq_len": group.record.seq_len, "n": len(group.runs), "PASS_WNF": verdict.state}
-    row |= {"reference": verdict.reference, "split": verdict.split, "reason": verdict.reason}
+    row |= {"reference": verdict.reference, "split": verdict.split, "reason": verdict.no_claim}
     for name, other in (("reference", reference), ("baseline", baseline)):
         row |= {f"{name}_group": other.id, f"n_{name}": len(other.runs)} if other else {}
     rows = []
@@ -150,16 +150,16 @@ def _claims_of(verdict: Verdict) -> list[Row]:
             }
             own |= {"claim": claim.code, "claim_state": claim.state, "measured": number.name}
             own |= {"reason": number.reason or claim.reason, **interval_cells(number.interval)}
-            own |= {"interval_says": number.told or None, "bench_agrees": number.bench_says or None}
+            own |= {"interval_says": number.interval_says or None, "bench_agrees": number.bench_says or None}
             own["measured_differently"] = (claim.remark or None) if "ratio" in number.name else None
             rows.append({**row, **own})
     return rows or [row]
 
 
-def comparison(board: DatasetResults, study: Study) -> Table:
-    """The groups in the order of their rank, then the baselines; costs beside those of the reference."""
+def comparison(results: DatasetResults, study: Study) -> Table:
+    """The groups by rank, then the baselines; costs with their ratio to the reference."""
     first, rows = study.references[0], list[Row]()
-    for group in board.groups:
+    for group in results.groups:
         other, _ = study.reference(group, first)
         states = [study.verdict(group, first, split).state for split in SPLITS]
         rows.append(
@@ -171,22 +171,24 @@ def comparison(board: DatasetResults, study: Study) -> Table:
                 "macro-F1 validation": group.stat("macro_f1").text,
                 "macro-F1 test": group.stat("test_macro_f1").text,
                 f"vs {first}, pp": _gap(group, other, study),
-                "vs baseline, pp": _gap(group, board.baseline, study),
+                "vs baseline, pp": _gap(group, results.baseline, study),
                 "time/epoch, s": _with_ratio(group, other, group.costs["time"]),
                 "tokens/s": amount(group.stat("tokens_per_s").middle),
                 "memory, MiB": _with_ratio(group, other, group.costs["memory"]),
             }
         )
-    for group in board.baselines:
+    for group in results.baselines:
         default, tuned = group.stat("macro_f1").mean, group.stat("tuned_macro_f1").mean
         rows.append(_baseline_row(group, ""))
         if tuned is not None and default is not None:
             rows.append(_baseline_row(group, "tuned_", signed((tuned - default) * 100)))
-    return Table("groups", f"The groups on {board.name}, ranked by {study.settings.rank_by}, then the baseline.", rows)
+    return Table(
+        "groups", f"The groups on {results.name}, ranked by {study.settings.rank_by}, then the baseline.", rows
+    )
 
 
 def _baseline_row(group: Group, kind: str, gap: str = NONE) -> Row:
-    """The baseline as the claims use it, or, of the kind `tuned_`, the one tuned on validation."""
+    """A row for a baseline. kind: '' for the one that the claims use, `tuned_` for the one tuned on validation."""
     seconds = group.stat(f"{kind}train_seconds").middle
     return {
         "mechanism": group.label + (", tuned" if kind else ""),
@@ -208,14 +210,14 @@ def _gap(group: Group, other: Group | None, study: Study) -> str:
 
 
 def _with_ratio(group: Group, other: Group | None, name: str) -> str:
-    """The median of a cost, and in brackets its ratio to the reference."""
+    """The median of a cost, with its ratio to the reference in brackets."""
     middle = group.stat(name).middle
     share = ratio(group, other, name) if other is not None and other is not group else None
     return amount(middle) + (f" ({share:.2f}×)" if share is not None else "")
 
 
 def unfinished(found: Found) -> Table:
-    """Every run that did not complete, with its cause and folder; then the records that cannot be read."""
+    """The runs that did not complete, with cause and folder; then the records that cannot be read."""
     lost = [(run.record.run, *final_status(run), run.place) for run in found.runs if run.record.status != "completed"]
     lost += [("", "unreadable", reason, place) for place, reason in found.unreadable]
     title = "Every run that did not complete, every record that cannot be used. They are in no mean and no ranking."
