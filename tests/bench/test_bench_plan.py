@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from xcls.bench.cases import make
-from xcls.bench.plan import check, check_dtypes, choose, make_cells, make_contenders, settled
+from xcls.bench.plan import check, check_dtypes, choose, make_cells, make_contenders, with_dtype
 from xcls.bench.rivals import rivals_of
 from xcls.bench.run import run_bench
 from xcls.config.schema import Bench, Config, Training, UserError
@@ -24,7 +24,7 @@ NODES = {
 
 @pytest.mark.parametrize("path", sorted((CONF / "bench").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_file_of_the_group_is_a_plan(path: Path) -> None:
-    settings = settled(Bench(**yaml.safe_load(path.read_text())), "fp32")
+    settings = with_dtype(Bench(**yaml.safe_load(path.read_text())), "fp32")
     check(Config(bench=settings))
     assert "auto" not in settings.dtypes
     if settings.what == "training":

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from xcls.bench import table
-from xcls.bench.results import add, add_segments, add_work, compare, compare_trainings, hold_against, write
+from xcls.bench.results import add, add_rates, add_segments, add_work, compare, compare_trainings, write
 from xcls.bench.table import number, refresh, report
 
 MACHINE = {"flops_per_s": 1e9, "bytes_per_s": 1e9}
@@ -27,7 +27,7 @@ def row(mechanism: str, ms: float | None, *, origin: str = "xcls", memory: float
         times = {f"{m}_{word}ms": n * ms for m in ("inference", "training") for word, n in (("", 1.0), ("min_", 0.5))}
         add(made, {**times, "inference_max_ms": 2 * ms, "training_max_ms": 2 * ms, "training_MiB": memory})
         add(made, {"training_flops": 1e6, "training_bytes": 2e6, "inference_flops_counted": 7e5})
-        hold_against([made], {"bf16": MACHINE})
+        add_rates([made], {"bf16": MACHINE})
     return made
 
 

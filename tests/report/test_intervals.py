@@ -132,7 +132,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(name, seeds, kind, any_cl
     ],
 )
 def test_what_an_interval_tells_of_a_threshold(low, high, relation, threshold, expected):
-    assert Interval(0.5, low, high).tells(relation, threshold) == expected
+    assert Interval(0.5, low, high).compare(relation, threshold) == expected
 
 
 def asked(study, mine="performer", other="sdpa", split="test", **settings):

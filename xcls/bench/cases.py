@@ -84,7 +84,7 @@ class Trial:
         """Sets the model to compile at its first call."""
         self.model.compile(dynamic=False)
 
-    def settle(self) -> None:
+    def allocate(self) -> None:
         """Allocates what exists from the second step on (optimizer state); nothing without an optimizer."""
 
     def prepare(self, measure: str) -> None:
@@ -121,7 +121,7 @@ class StepTrial(Trial):
         disabled: Any = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # torch >= 2.3
         self.scaler = disabled(enabled=False) if scaler is None else scaler
 
-    def settle(self) -> None:
+    def allocate(self) -> None:
         """Allocates the optimizer state, which the first step would allocate only after its memory peak."""
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)

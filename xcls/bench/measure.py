@@ -48,7 +48,7 @@ def measure_memory(connection: Connection, *, case: Case, brief: bool) -> dict[s
     try:
         if not case.compile:
             trial = build(case)
-        trial.settle()
+        trial.allocate()
         for measure in measures:
             trial.prepare(measure)
             began, call = time.perf_counter(), getattr(trial, measure)

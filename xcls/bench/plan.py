@@ -48,7 +48,7 @@ class Contender:
         return getattr(self.config, STAGES[self.stage])
 
 
-def settled(settings: Bench, dtype: str) -> Bench:
+def with_dtype(settings: Bench, dtype: str) -> Bench:
     """`settings` with `auto` replaced by the dtype of the run."""
     return replace(settings, dtypes=[dtype if entry == AUTO else entry for entry in settings.dtypes])
 
@@ -189,9 +189,9 @@ def make_cells(settings: Bench, nodes: Nodes, device: str) -> tuple[list[list[Ca
                 for place in positions
                 for name, node in attentions.items()
             ]
-            nowhere = {"_target_": "xcls.position.none.NoPosition"}
+            no_position = {"_target_": "xcls.position.none.NoPosition"}
             cell += [
-                Case(rival.name, rival.package, part, node, "none", nowhere, **common)
+                Case(rival.name, rival.package, part, node, "none", no_position, **common)
                 for rival in others
                 if rival.installed
                 for part, node in rival.parts.items()

@@ -57,7 +57,7 @@ def add(row: Row, measured: Row) -> None:
         row["status"] = FAILED
 
 
-def hold_against(rows: Sequence[Row], machine: dict[str, dict[str, float]]) -> None:
+def add_rates(rows: Sequence[Row], machine: dict[str, dict[str, float]]) -> None:
     """Fills in tokens/s of steps, and times against the peak rates (dtype -> `flops_per_s`, `bytes_per_s`)."""
     for row in rows:
         if row.get("training_ms") and row.get("part", "step") == "step":

@@ -39,7 +39,7 @@ class RunningTraining:
     worker: Worker
     segments: list[Row] = field(default_factory=list)
 
-    def goes_on(self, outcome: Outcome) -> bool:
+    def add_segment(self, outcome: Outcome) -> bool:
         """Takes the outcome of a segment. If it failed, marks the row as failed, ends the process and returns False."""
         if outcome.cause is None:
             self.segments.append(outcome.answer)
@@ -92,7 +92,7 @@ class Bench:
             about |= {"seq_len": config.seq_len, "seed": config.seed}
             results.compare_trainings(self.rows)
         else:
-            results.hold_against(self.rows, self.machine)
+            results.add_rates(self.rows, self.machine)
             results.compare(self.rows, self.settings.references, self.attentions)
         results.write(self.folder, self.rows, about)
 
@@ -102,7 +102,7 @@ class Bench:
         with Worker(self.variables) as worker:
             return worker.ask(task, **changes)
 
-    def find_rates(self, dtype: str) -> None:
+    def measure_rates(self, dtype: str) -> None:
         """Measures the rates again and keeps the best ones, because other work on the machine lowers them at times."""
         found = self.ask("rates", dtype=dtype, device=self.device).answer or {}
         best = self.machine.setdefault(dtype, {})
@@ -144,7 +144,7 @@ class Bench:
     def _time(self, cases: list[Case], rows: list[Row]) -> None:
         """Times all cases that have not failed, in one process. If it dies, repeats without the case that killed it."""
         if not self.settings.brief:
-            self.find_rates(cases[0].dtype)
+            self.measure_rates(cases[0].dtype)
         limits = {key: getattr(self.settings, key) for key in ("rounds", "least_rounds", "seconds", "brief")}
         while left := [place for place, row in enumerate(rows) if row["status"] != FAILED]:
             outcome = self.ask("time", cases=[cases[place] for place in left], **limits)
@@ -188,7 +188,7 @@ class Bench:
     def measure_trainings(self, contenders: list[plan.Contender]) -> None:
         """Starts all trainings, with two segments each to warm up, then times interleaved rounds (A B C … A B C …)."""
         dtype = contenders[0].dtype
-        self.find_rates(dtype)
+        self.measure_rates(dtype)
         left: list[RunningTraining] = []
         with ExitStack() as stack:
             for contender in contenders:
@@ -197,14 +197,14 @@ class Bench:
                 worker, outcome = self._start(contender)
                 stack.callback(worker.close)
                 training = RunningTraining(self.rows[-1], worker)
-                if training.goes_on(outcome) and training.goes_on(worker.ask("segment")):
+                if training.add_segment(outcome) and training.add_segment(worker.ask("segment")):
                     left.append(training)
             began = time.perf_counter()
             for number in range(self.settings.rounds):
                 if number >= LEAST_ROUNDS and time.perf_counter() - began > self.settings.seconds:
                     break
                 self.bar.set_postfix_str(f"round {number + 1}")
-                left = [training for training in left if training.goes_on(training.worker.ask("segment"))]
+                left = [training for training in left if training.add_segment(training.worker.ask("segment"))]
         card = card_peak(describe_device(torch.device(self.device)).get("name"), dtype)
         for training in left:
             counted, _, *timed = training.segments
@@ -264,7 +264,7 @@ def bench(spec: RunSpec) -> int:
     check_case_collision(folder)
     spec.check_device()
     precision = spec.precision
-    config.bench = plan.settled(config.bench, precision.dtype)
+    config.bench = plan.with_dtype(config.bench, precision.dtype)
     plan.check_dtypes(config.bench.dtypes, spec.find().cards if precision.device == "cuda" else ())
     nodes = {
         group: {path.stem: read_yaml(path) for path in sorted((spec.root / "conf" / group).glob("*.yaml"))}

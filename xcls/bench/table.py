@@ -109,7 +109,7 @@ class Table:
         return markdown(self.lines(own)) if own else ""
 
 
-class Places(Table):
+class MemoryByPosition(Table):
     """Peak memory of a training step and (inference): a line per mechanism, a column per position encoding."""
 
     def lines(self, rows: Sequence[Row]) -> list[Line]:
@@ -132,7 +132,7 @@ TABLES: dict[str, Table] = {
     "fused": Table(_has("part", "module", "core"), COSTS),
     "rivals": Table(_has("rival"), COSTS),
     "steps": Table(_has("part", "step"), COSTS),
-    "places": Places(_has("part", "step"), ""),
+    "places": MemoryByPosition(_has("part", "step"), ""),
     "work": Table(_has("training_bound_ms"), WORK, "Work of one training call"),
     "errors": Table(lambda row: row.get("part") == "core" and "error_mean" in row, ERRORS, "Error on random q, k, v"),
     "trained": Table(_has("part", "trained"), ERRORS, "Error on q, k, v of a trained run"),

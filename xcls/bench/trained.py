@@ -72,10 +72,10 @@ def checkpoint_of(folder: Path) -> Path:
     raise UserError(f"bench.trained={folder}: this folder has no checkpoint. Name the folder of a trained run.")
 
 
-def load_encoder(payload: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
+def load_encoder(checkpoint: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
     """The trained encoder of a checkpoint, and its configuration."""
-    config = unflatten(current(payload["config"]))
-    weights = {k.removeprefix("encoder."): v for k, v in payload["model"].items() if k.startswith("encoder.")}
+    config = unflatten(current(checkpoint["config"]))
+    weights = {k.removeprefix("encoder."): v for k, v in checkpoint["model"].items() if k.startswith("encoder.")}
     typed = Config(
         seed=config["seed"],
         seq_len=config["seq_len"],
@@ -88,12 +88,12 @@ def load_encoder(payload: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
     return encoder.eval(), config
 
 
-def real_text(payload: dict[str, Any], config: dict[str, Any]) -> Tensor:
+def real_text(checkpoint: dict[str, Any], config: dict[str, Any]) -> Tensor:
     """Ids [B, N] of the longest training texts of the run, all cut to the shortest of them: no padding."""
     data = config["dataset"]
     source = make(data["source"], path=data.get("path"), text=data["text"], label=data["label"])
     texts = [text for text in source.load().train["text"][:CONSIDERED] if text]
-    encoded = encode(texts, from_json(payload["tokenizer"]), seq_len=config["seq_len"])
+    encoded = encode(texts, from_json(checkpoint["tokenizer"]), seq_len=config["seq_len"])
     rows = np.argsort(-encoded.lengths, kind="stable")[:DOCUMENTS]
     length = int(encoded.lengths[rows].min())
     return torch.from_numpy(np.stack([encoded[row][:length] for row in rows]).astype(np.int64))
@@ -116,9 +116,9 @@ def layers_of(encoder: Encoder, ids: Tensor) -> list[Layer]:
 
 def trained_layers(folder: Path, device: str) -> tuple[list[Layer], dict[str, Any]]:
     """The layers of the run in `folder` on its own text, and its configuration."""
-    payload = load_for_use(folder, checkpoint_of(folder).name)
-    encoder, config = load_encoder(payload)
-    return layers_of(encoder.to(device), real_text(payload, config).to(device)), config
+    checkpoint = load_for_use(folder, checkpoint_of(folder).name)
+    encoder, config = load_encoder(checkpoint)
+    return layers_of(encoder.to(device), real_text(checkpoint, config).to(device)), config
 
 
 @torch.no_grad()

@@ -112,7 +112,7 @@ class Worker:
                     return outcome
                 outcome.last = value
         except (EOFError, OSError, pickle.UnpicklingError):
-            outcome.cause = self._last_words()
+            outcome.cause = self._exit_cause()
         return outcome
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class Worker:
         self.connection.close()
         self.output.close()
 
-    def _last_words(self) -> str:
+    def _exit_cause(self) -> str:
         """Why the process ended."""
         code = self.process.wait()
         if code == -signal.SIGKILL:

@@ -15,7 +15,7 @@ from xcls.report.load import Bench, collect
 from xcls.report.measures import number
 from xcls.report.table import NONE, Row, Table, amount
 
-USUAL = "multirun/bench"
+DEFAULT_FOLDER = "multirun/bench"
 SAME = ("stage", "part", "position", "seq_len", "dtype", "batch")  # equal in two rows that are compared
 CHANCE = 20  # two mechanisms differ if chance alone gives such repeats at most once in CHANCE experiments
 UNITS = {"training_ms": "ms", "training_MiB": "MiB"}  # of a step
@@ -24,12 +24,14 @@ QUICKER, SLOWER, OPEN, UNKNOWN = "quicker", "slower", "cannot tell", "not measur
 
 def benches_beside(found: Sequence[Bench], root: Path) -> list[Bench]:
     """The measurements found among the inputs; if there are none, those under multirun/bench."""
-    if found or not os.path.isdir(root / USUAL):
+    if found or not os.path.isdir(root / DEFAULT_FOLDER):
         return list(found)
-    return collect([USUAL], root).benches
+    return collect([DEFAULT_FOLDER], root).benches
 
 
-def beside(group: Group, other: Group, name: str, value: float, benches: Sequence[Bench]) -> tuple[float | None, str]:
+def bench_ratio(
+    group: Group, other: Group, name: str, value: float, benches: Sequence[Bench]
+) -> tuple[float | None, str]:
     """The ratio of the cost `name` in mode=bench, and a text: does it agree with `value`, and where was it measured.
 
     The measurement has the mechanisms' settings, seq_len and dtype of both groups and a device of the same name. Of
@@ -99,15 +101,15 @@ def _cost_ratio(mine: Row, against: Row, name: str) -> float | None:
     moment of the machine slows both trainings of a round."""
     if name != "time_per_epoch":
         memory = "memory_MiB" if "stage" in mine else "training_MiB"
-        return _over(mine.get(memory), against.get(memory))
+        return _quotient(mine.get(memory), against.get(memory))
     ours, theirs = mine.get("speeds"), against.get("speeds")
     if isinstance(ours, list) and isinstance(theirs, list):
-        ratios = [ratio for own, other in zip(ours, theirs) if (ratio := _over(other, own)) is not None]
+        ratios = [ratio for own, other in zip(ours, theirs) if (ratio := _quotient(other, own)) is not None]
         return median(ratios) if ratios else None
-    return _over(mine.get("training_ms"), against.get("training_ms"))
+    return _quotient(mine.get("training_ms"), against.get("training_ms"))
 
 
-def _over(above: Any, below: Any) -> float | None:
+def _quotient(above: Any, below: Any) -> float | None:
     top, bottom = number(above), number(below)
     return None if top is None or not bottom else top / bottom
 
@@ -201,7 +203,7 @@ def _cell(one: Crossover, mechanism: str, length: int, measure: str) -> str:
     value, others = number(row.get(measure)), [name for name in one.references if name != mechanism]
     if value is None:
         return "failed" if row.get("status") == "failed" else NONE
-    shares = [_over(value, one.rows.get((name, length), {}).get(measure)) for name in others]
+    shares = [_quotient(value, one.rows.get((name, length), {}).get(measure)) for name in others]
     ratios = ", ".join(NONE if share is None else f"{share:.2f}×" for share in shares)
     return amount(value) + (f" ({ratios})" if ratios else "")
 

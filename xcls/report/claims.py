@@ -7,12 +7,12 @@ from functools import cached_property
 from typing import Sequence
 
 from xcls.config.schema import UserError, flatten
-from xcls.report.bench import beside
-from xcls.report.cost_ratio import cost_interval, doubt
+from xcls.report.bench import bench_ratio
+from xcls.report.cost_ratio import cost_interval, why_undecided
 from xcls.report.groups import DatasetResults, Group
 from xcls.report.intervals import DIGITS, Differences, Interval
 from xcls.report.load import Bench, Found
-from xcls.report.measures import survived
+from xcls.report.measures import recovered_faults
 from xcls.report.references import (
     SPLITS,
     difference_pp,
@@ -58,7 +58,7 @@ class Measured:
 
     @property
     def margin(self) -> float | None:
-        """The distance to the threshold, positive where the claim holds."""
+        """The distance to the threshold, positive if the claim holds."""
         if self.value is None or self.threshold is None:
             return None
         return round((self.threshold - self.value) * (1 if self.relation == "<=" else -1), DIGITS)
@@ -75,7 +75,7 @@ class Measured:
         """What the interval says about the threshold: holds, does not hold or cannot tell; '' without an interval."""
         if self.interval is None or self.threshold is None:
             return ""
-        return self.interval.tells(self.relation, self.threshold)
+        return self.interval.compare(self.relation, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,9 @@ class Verdict:
         measured, cost, other = [*any_of, *all_of], TIME in CLAIMS[code][0], self.reference_group
         if SPREAD in CLAIMS[code][0] and self.group.record.seq_len == self.thresholds.seq_len:
             causes = [f"seed {run.record.seed}: {run.record.cause}" for run in self.group.broken]
-            causes += [f"seed {run.record.seed}: {fault}" for run in self.group.runs for fault in survived(run.record)]
+            causes += [
+                f"seed {run.record.seed}: {fault}" for run in self.group.runs for fault in recovered_faults(run.record)
+            ]
             if causes:  # NaN or out of memory; faults the run recovered from count too
                 return Claim(code, FAIL, measured, "; ".join(causes))
         remark = "; ".join(unlike_groups(self.group, other)) if cost and other else ""
@@ -260,8 +262,8 @@ class Verdict:
             return Measured(title, None if other is group else value, "<=", None)
         interval = cost_interval(group, other, name, self.study.settings.intervals.level)
         factor = self.thresholds.max_cost_factor
-        reason = doubt(group, other, name, interval=interval, threshold=threshold, factor=factor)
-        bench = beside(group, other, name, value, self.study.benches)
+        reason = why_undecided(group, other, name, interval=interval, threshold=threshold, factor=factor)
+        bench = bench_ratio(group, other, name, value, self.study.benches)
         return Measured(title, value, "<=", threshold, reason, interval, bool(reason), *bench)
 
     def _difference(

@@ -57,7 +57,7 @@ def difference_rows(study: Study, results: DatasetResults) -> Iterator[Row]:
 
 
 def _interval(study: Study, group: Group, other: Group, split: str) -> dict[str, Any]:
-    """The columns of the interval of a difference, and what it says: better, worse, cannot tell."""
+    """The columns of the interval of a difference; `says`: better, worse or cannot tell."""
     interval = study.differences.between(group, other, split)
     says = None
     if interval.low is not None and interval.high is not None:

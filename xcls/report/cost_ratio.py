@@ -49,25 +49,25 @@ def in_turns(group: Group, other: Group) -> bool:
     return group is not other and len(group.runs) == len(other.runs) and alike and known and once
 
 
-def doubt(group: Group, other: Group, name: str, *, interval: Interval, threshold: float, factor: float) -> str:
+def why_undecided(group: Group, other: Group, name: str, *, interval: Interval, threshold: float, factor: float) -> str:
     """Why these seeds do not decide whether the ratio is at most `threshold`, and which run to repeat; '' if they do.
 
     A run was disturbed if its cost is more than `factor` times the median of the other runs of its group, or less than
     1/`factor` of it. Of several, the most expensive one is named: a disturbance makes a run more expensive.
     """
-    beside = [(times, run.place, one, run) for one in (group, other) for times, run in _beside_others(one, name)]
-    far = [item for item in beside if not 1 / factor <= item[0] <= factor]
+    relative = [(times, run.place, one, run) for one in (group, other) for times, run in _relative_to_others(one, name)]
+    far = [item for item in relative if not 1 / factor <= item[0] <= factor]
     if far:
         times, place, one, run = max(far, key=lambda item: item[:2])
         message = f"{name} of {one.label}, seed {run.record.seed}, is {times:.3g}× the median of its other seeds"
         return f"{message}: repeat {place}"
-    if interval.low is None or interval.tells("<=", threshold) != OPEN:
+    if interval.low is None or interval.compare("<=", threshold) != OPEN:
         return ""
-    span, place = f"{interval.low:.3g} … {interval.high:.3g}", max(beside, key=lambda item: item[:2])[1]
+    span, place = f"{interval.low:.3g} … {interval.high:.3g}", max(relative, key=lambda item: item[:2])[1]
     return f"the interval of the {name} ratio, {span}, spans {threshold:g}: add seeds, or repeat {place}"
 
 
-def _beside_others(group: Group, name: str) -> list[tuple[float, Run]]:
+def _relative_to_others(group: Group, name: str) -> list[tuple[float, Run]]:
     """(cost / median cost of the other runs of the group, run) for each run; empty for a group with one value."""
     costs = [(MEASURES[name].of(run.record), run) for run in group.runs]
     known = [(value, run) for value, run in costs if value is not None and value > 0]

@@ -21,7 +21,7 @@ from xcls.report.table import NONE
 from xcls.runs.identity import NOT_SHAPING
 from xcls.runs.record import Record, is_guess
 
-BROKE_DOWN = re.compile(r"\b(nan|inf|oom)\b|not finite|non-?finite|out[ -]of[ -]memory|OutOfMemory", re.IGNORECASE)
+NAN_OR_OOM = re.compile(r"\b(nan|inf|oom)\b|not finite|non-?finite|out[ -]of[ -]memory|OutOfMemory", re.IGNORECASE)
 MACRO_F1 = MEASURES["macro_f1"]
 CHOICES = ("dataset", "attention", "position", "size", "tokenizer")  # the choices that name a run
 DEVICE = ("kind", "name", "dtype", "compile", "micro_batch", "micro_tokens", "gradient_checkpointing", "threads")
@@ -32,7 +32,7 @@ NOT_COMPARED = """
 """.split()
 NOT_COMPARED_NODES = ("reading.", "wandb.", "claims.", "hardware.", "dataset.source.", "hydra.", "bench.")
 # Config sections that only one mode reads.
-OF_MODE = {
+MODE_OF_SECTION = {
     "pretraining": "pretrain",
     "masking": "pretrain",
     "finetuning": "finetune",
@@ -142,7 +142,7 @@ class Group:
     def broken(self) -> list[Run]:
         """Its runs that failed with NaN or out of memory."""
         failed = [run for run in self.others if run.record.status == "failed"]
-        return [run for run in failed if BROKE_DOWN.search(run.record.cause or "")]
+        return [run for run in failed if NAN_OR_OOM.search(run.record.cause or "")]
 
     def values(self, name: str) -> list[float]:
         """The measure `name` of the completed runs that have it."""
@@ -214,7 +214,7 @@ def settings_of(record: Record, parents: dict[str, Record], depth: int = 0) -> d
         node, _, leaf = name.partition(".")
         if name in NOT_COMPARED or name.startswith(NOT_COMPARED_NODES) or (not encoder and name.startswith(ENCODER)):
             continue
-        if node not in OF_MODE or (record.mode == OF_MODE[node] and leaf not in NOT_SHAPING):
+        if node not in MODE_OF_SECTION or (record.mode == MODE_OF_SECTION[node] and leaf not in NOT_SHAPING):
             key[name] = value
     if encoder:
         key["seq_len"] = record.seq_len

@@ -19,9 +19,9 @@ from xcls.report.table import signed
 
 HOLDS, BROKEN, OPEN = "holds", "does not hold", "cannot tell"
 DIGITS = 9
-OWN_ROWS = 2.0  # shrinkage: with this many rows, half the weight is on the class and half on classes of equal size
-FEWEST = 2.0  # no interval is narrower than a change in the predictions of this many rows makes it
-EXPLAINED = 0.8  # share of `Sample.own` subtracted from the variance of the seeds; all of it is too much with two seeds
+SHRINKAGE_ROWS = 2.0  # a class with this many rows gets half the weight, classes of equal size the other half
+MIN_CHANGED_ROWS = 2.0  # no interval is narrower than a change in the predictions of this many rows makes it
+SUBTRACTED_SHARE = 0.8  # of `Sample.own`, from the variance of the seeds; all of it is too much with two seeds
 
 
 def row_effects(predictions: Predictions) -> np.ndarray:
@@ -30,24 +30,24 @@ def row_effects(predictions: Predictions) -> np.ndarray:
     A correct prediction raises the F1 of its class, a wrong one lowers that of the predicted class. The size depends on
     the other rows, so it is averaged over the class and, for small classes, over all classes of equal size.
     """
-    there, named, hits = predictions.counts()
-    total, rows = there + named, np.maximum(there, 1)
+    support, predicted, hits = predictions.counts()
+    total, rows = support + predicted, np.maximum(support, 1)
     now = 2 * hits / np.maximum(total, 1)
     last = now - 2 * np.maximum(hits - 1, 0) / np.maximum(total - 1, 1)  # one hit fewer
     further = 2 * (hits + 1) / (total + 1) - now  # one hit more
-    lift = _shared((hits * last + (there - hits) * further) / rows, there, weights=rows)
-    wrong = named - hits
+    lift = _shrunk((hits * last + (support - hits) * further) / rows, support, weights=rows)
+    wrong = predicted - hits
     drop = np.where(wrong > 0, now - 2 * hits / np.maximum(total - 1, 1), 2 * hits / (total + 1) - now)
-    drop = _shared(drop, there, weights=wrong + 1e-9)
+    drop = _shrunk(drop, support, weights=wrong + 1e-9)
     labels, said = predictions.labels, predictions.said
     return np.where(labels == said, lift[labels], drop[said]) / predictions.classes
 
 
-def _shared(values: np.ndarray, there: np.ndarray, *, weights: np.ndarray) -> np.ndarray:
+def _shrunk(values: np.ndarray, support: np.ndarray, *, weights: np.ndarray) -> np.ndarray:
     """values [classes], shrunk towards the mean over classes with as many rows: the fewer rows, the more."""
-    _, like = np.unique(there, return_inverse=True)
+    _, like = np.unique(support, return_inverse=True)
     mean = np.bincount(like, weights * values) / np.bincount(like, weights)
-    own = there / (there + OWN_ROWS)
+    own = support / (support + SHRINKAGE_ROWS)
     return own * values + (1 - own) * mean[like]
 
 
@@ -56,14 +56,14 @@ class Sample:
     """A group on one split. Only samples with equal `examples` can be compared.
 
     scores: macro-F1 of its runs [runs]. effects: the mean of their `row_effects` [rows]. strata: `row_strata` [rows].
-    least: `least_variance`. own: the variance over examples of one run's deviation from that mean.
+    min_variance: `min_variance`. own: the variance over examples of one run's deviation from that mean.
     """
 
     examples: str
     scores: np.ndarray
     effects: np.ndarray
     strata: np.ndarray
-    least: float
+    min_variance: float
     own: float
 
     @classmethod
@@ -73,16 +73,16 @@ class Sample:
         strata, effects = row_strata(first.labels, first.classes), np.stack([row_effects(run) for run in runs])
         mean, scores = effects.mean(axis=0), np.array([run.macro_f1 for run in runs])
         own = sum(variance(one - mean, strata)[0] for one in effects) / max(len(runs) - 1, 1)
-        return cls(first.examples, scores, mean, strata, least_variance(first.labels, first.classes), own)
+        return cls(first.examples, scores, mean, strata, min_variance(first.labels, first.classes), own)
 
 
 def row_strata(labels: np.ndarray, classes: int) -> np.ndarray:
     """The stratum (class) of each row, [rows]. Classes of one row form one stratum; a single such class takes in the
     next smallest."""
-    there = np.bincount(labels, minlength=classes)
-    single = there == 1
+    support = np.bincount(labels, minlength=classes)
+    single = support == 1
     if single.sum() == 1:
-        single[np.argsort(np.where(there > 0, there, len(labels) + 1), kind="stable")[:2]] = True
+        single[np.argsort(np.where(support > 0, support, len(labels) + 1), kind="stable")[:2]] = True
     return np.where(single[labels], classes, labels)
 
 
@@ -98,11 +98,10 @@ def variance(effects: np.ndarray, strata: np.ndarray) -> tuple[float, float]:
     return float(total), min(whole, 2 * total**2 / scatter) if scatter > 0 else whole
 
 
-def least_variance(labels: np.ndarray, classes: int) -> float:
-    """The variance if `FEWEST` rows were predicted differently. Without it, groups that agree have an interval of width
-    0."""
-    there = np.bincount(labels, minlength=classes)
-    return FEWEST * float((1 / there[there > 0]).sum()) / (len(labels) * classes**2)
+def min_variance(labels: np.ndarray, classes: int) -> float:
+    """The variance if `MIN_CHANGED_ROWS` rows were predicted differently, so that no interval has width 0."""
+    support = np.bincount(labels, minlength=classes)
+    return MIN_CHANGED_ROWS * float((1 / support[support > 0]).sum()) / (len(labels) * classes**2)
 
 
 def half_width(mine: Sample, theirs: Sample, *, level: float) -> float:
@@ -113,12 +112,12 @@ def half_width(mine: Sample, theirs: Sample, *, level: float) -> float:
     """
     tail = (1 + level) / 2
     examples, freedom = variance(mine.effects - theirs.effects, mine.strata)
-    if examples < mine.least:
-        examples, freedom = mine.least, 0.0
-    squared = stdtrit(max(freedom, 2 * FEWEST), tail) ** 2 * examples
+    if examples < mine.min_variance:
+        examples, freedom = mine.min_variance, 0.0
+    squared = stdtrit(max(freedom, 2 * MIN_CHANGED_ROWS), tail) ** 2 * examples
     parts = [(one.scores.var(ddof=1) / len(one.scores), one) for one in (mine, theirs) if len(one.scores) > 1]
     seeds = sum(part for part, _ in parts)
-    beyond = seeds - EXPLAINED * sum(one.own / len(one.scores) for _, one in parts)
+    beyond = seeds - SUBTRACTED_SHARE * sum(one.own / len(one.scores) for _, one in parts)
     if beyond > 0:
         welch = seeds**2 / sum(part**2 / (len(one.scores) - 1) for part, one in parts)
         squared += stdtrit(welch, tail) ** 2 * beyond
@@ -136,7 +135,7 @@ class Interval:
     over: str = ""  # what is random: 'examples and seeds', or 'examples (one seed)'
     reason: str = ""
 
-    def tells(self, relation: str, threshold: float) -> str:
+    def compare(self, relation: str, threshold: float) -> str:
         """Does `value <= (or >=) threshold` hold in all of the interval (HOLDS), in none (BROKEN), in a part (OPEN)?"""
         if self.low is None or self.high is None:
             return ""
@@ -173,7 +172,7 @@ class Differences:
         half = 100 * half_width(mine, theirs, level=self.settings.level)
         value = round(100 * float(mine.scores.mean() - theirs.scores.mean()), DIGITS) + 0.0
         low, high = (round(min(max(end, -100.0), 100.0), DIGITS) + 0.0 for end in (value - half, value + half))
-        return Interval(value, low, high, len(mine.effects), _over(group, other))
+        return Interval(value, low, high, len(mine.effects), _random_parts(group, other))
 
     def _sample(self, group: Group, split: str) -> Sample | Unusable:
         """The sample of a group, from the predictions of its runs, or why there is none."""
@@ -214,7 +213,7 @@ def _predictions_of(group: Group) -> list[dict[str, Predictions]]:
     return found
 
 
-def _over(group: Group, other: Group) -> str:
+def _random_parts(group: Group, other: Group) -> str:
     """What is random, as text. A baseline has no seed; from one seed of a group the variance of seeds is unknown."""
     seeded = [one for one in (group, other) if one.record.mode != "baseline"]
     single = [one.label for one in seeded if len(one.runs) < 2]

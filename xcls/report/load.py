@@ -18,7 +18,7 @@ from xcls.runs.record import Record, read_record, sha256
 from xcls.runs.run_status import is_held, run_folders
 
 KILLED = "killed"
-USUAL = ("multirun", "pretrain", "finetune")  # the default folders; a fresh clone has none of them yet
+DEFAULT_FOLDERS = ("multirun", "pretrain", "finetune")  # the default folders; a fresh clone has none of them yet
 RECORD, BENCH = "record.json", "bench.json"
 PREFIX = "wandb:"
 NAME = r"((?!\.)[^/\\#?%:]+)"  # a part of a W&B path that is also a valid folder name
@@ -72,10 +72,10 @@ def collect(paths: Sequence[str | Path], root: Path) -> Found:
     """
     found, folders = Found(), set[Path]()
     for given in map(str, paths):
-        start = fetch(given, root) if given.startswith(PREFIX) else _start(given, root)
+        start = fetch(given, root) if given.startswith(PREFIX) else _folder_of(given, root)
         folders.update(map(_real, run_folders(start, files=(RECORD, BENCH)) if start else ()))
     for folder in sorted(folders):
-        _take(folder, root, found)
+        _read_folder(folder, root, found)
     _fetch_baselines(found, root, folders)
     found.runs.sort(key=lambda run: (run.record.mode, run.record.run, run.record.hash, run.place))
     found.unreadable.sort()
@@ -112,26 +112,26 @@ def fetch(given: str, root: Path) -> Path:
 
 
 def shown(folder: Path, root: Path) -> str:
-    """`folder` as the report shows it: relative to `root` where it lies inside."""
+    """`folder` as the report shows it: relative to `root` if it is inside."""
     try:
         return Path(os.path.realpath(folder)).relative_to(os.path.realpath(root)).as_posix() or "."
     except ValueError:
         return str(folder)
 
 
-def _start(given: str | Path, root: Path) -> Path | None:
+def _folder_of(given: str | Path, root: Path) -> Path | None:
     """The folder that the user's path names; None for a default folder that does not exist yet."""
     start = root / at(given)
     if start.name in (RECORD, BENCH) and start.is_file():
         start = start.parent
     if start.is_dir():
         return start
-    if str(given).rstrip("/") in USUAL:
+    if str(given).rstrip("/") in DEFAULT_FOLDERS:
         return None
     raise UserError(f"runs: {given}: no such folder (looked at {start.absolute()}).")
 
 
-def _take(folder: Path, root: Path, found: Found) -> None:
+def _read_folder(folder: Path, root: Path, found: Found) -> None:
     """Reads the run or measurement in `folder` into `found`; a file with a fault goes to `found.unreadable`."""
     place = shown(folder, root)
     for name in (name for name in (RECORD, BENCH) if os.path.lexists(folder / name)):
@@ -200,7 +200,7 @@ def _fetch_baselines(found: Found, root: Path, taken: set[Path]) -> None:
     aside = Found()  # separate: faults of these folders are not part of this report
     for folder in sorted(path.parent for path in (root / "multirun").glob(f"*/*/tfidf_logreg-*/{RECORD}")):
         if wanted and _real(folder) not in taken:
-            _take(folder, root, aside)
+            _read_folder(folder, root, aside)
     for run in aside.runs:
         if run.record.mode == "baseline" and run.record.status == "completed" and rows_of(run.record) in wanted:
             found.runs.append(run)

@@ -22,7 +22,7 @@ class Measure:
     low_is_better: bool = False
 
     def of(self, record: Record) -> float | None:
-        """The value in `record`, or None where it is missing or not a finite number."""
+        """The value in `record`, or None if it is missing or not a finite number."""
         field, _, entry = self.place.partition(".")
         node = getattr(record, field)
         node = node.get(entry) if entry else node
@@ -108,7 +108,7 @@ def class_count(record: Record) -> int:
     return len(named) if isinstance(named, dict) else 0
 
 
-def survived(record: Record) -> list[str]:
+def recovered_faults(record: Record) -> list[str]:
     """The faults that a completed run recovered from: skipped non-finite steps, restarts, smaller batches."""
     faults = record.faults if record.status == "completed" and isinstance(record.faults, list) else []
     known = [fault for fault in faults if isinstance(fault, dict)]

@@ -26,13 +26,11 @@ from xcls.report.summary import SIGNS, headline, matrix
 from xcls.report.table import Table
 from xcls.report.tables import comparison, unfinished
 
-CLASSES = {
-    PASS: PASS,
-    FAIL: FAIL,
-    **dict.fromkeys((MISSING, UNDECIDED, "cannot tell"), MISSING),
-}  # words shown with a sign
+CLASSES = {PASS: PASS, FAIL: FAIL, **dict.fromkeys((MISSING, UNDECIDED, "cannot tell"), MISSING)}  # words with a sign
 # Control characters, which hide text or reverse its direction, become visible.
-UNSEEN = dict.fromkeys({*range(32), 127, 0x202A, 0x202B, 0x202D, 0x202E} - {9, 10, 13}, "\N{REPLACEMENT CHARACTER}")
+CONTROL_CHARACTERS = dict.fromkeys(
+    {*range(32), 127, 0x202A, 0x202B, 0x202D, 0x202E} - {9, 10, 13}, "\N{REPLACEMENT CHARACTER}"
+)
 PER_RUN = ("seed", "exp", "sweep", "pretrain")  # these differ between the runs of one group
 FACTS = ("data.", "params.", "versions.")  # parts of the record that are not settings
 HERE = Path(__file__).parent
@@ -84,7 +82,7 @@ def page(
 
 def visible(value: Any) -> Any:
     """Text with control characters made visible; markup and other values unchanged."""
-    return value.translate(UNSEEN) if type(value) is str else value
+    return value.translate(CONTROL_CHARACTERS) if type(value) is str else value
 
 
 def _dataset(results: DatasetResults, study: Study, tables: Sequence[Table], plots: Sequence[Plot]) -> dict[str, Any]:

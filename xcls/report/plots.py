@@ -256,7 +256,7 @@ def bench_plot(one: Crossover, looks: Looks) -> Plot | None:
         if (value := number(row.get(measure)))
     ]
     title = f"A training step in {one.dtype}, position {one.position}"
-    words = f"{title}, mechanisms in turns (mode=bench, {one.bench.place})."
+    words = f"{title}, interleaved (mode=bench, {one.bench.place})."
     return _over_length(rows, slug(f"step-{one.bench.folder.name}"), title, words, looks)
 
 

@@ -36,14 +36,16 @@ class Predictions:
     def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Per class, [classes] each: rows with this label, rows predicted as it, and correct predictions."""
         hits = self.labels[self.labels == self.said]
-        there, named, right = (np.bincount(rows, minlength=self.classes) for rows in (self.labels, self.said, hits))
-        return there, named, right
+        support, predicted, right = (
+            np.bincount(rows, minlength=self.classes) for rows in (self.labels, self.said, hits)
+        )
+        return support, predicted, right
 
     @property
     def macro_f1(self) -> float:
         """F1 averaged over all classes; a class with no rows and no predictions counts as 0."""
-        there, named, hits = self.counts()
-        return float((2.0 * hits / np.maximum(there + named, 1)).mean())
+        support, predicted, hits = self.counts()
+        return float((2.0 * hits / np.maximum(support + predicted, 1)).mean())
 
     @property
     def accuracy(self) -> float:

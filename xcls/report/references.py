@@ -7,16 +7,10 @@ from xcls.report.intervals import DIGITS
 from xcls.report.measures import CONDITIONS
 
 SPLITS = {"validation": "macro_f1", "test": "test_macro_f1"}
-LONGER = {
-    "kind": "kind of device",
-    "threads": "thread count",
-    "compile": "compile setting",
-}  # names that are clearer in a sentence
-OF_BASELINE = ("name", "threads", "cores")
-WAYS = {
-    "whole",
-    "blocks",
-}  # code paths of explicit softmax: all weights at once, or in blocks that are recomputed for gradients
+LONG_NAMES = {"kind": "kind of device", "threads": "thread count", "compile": "compile setting"}  # for sentences
+BASELINE_CONDITIONS = ("name", "threads", "cores")
+# Code paths of explicit softmax: all weights at once, or in blocks that are recomputed for gradients.
+SOFTMAX_PATHS = {"whole", "blocks"}
 
 
 def ratio(group: Group, other: Group, name: str) -> float | None:
@@ -67,7 +61,7 @@ def twin_among(named: list[Group], group: Group, name: str) -> tuple[Group | Non
         return None, f"{len(same)} {name} groups are alike in everything but attention"
     if twins:
         differ = sorted({k for other in twins for k in group.device if other.device.get(k) != group.device.get(k)})
-        words = {key: LONGER.get(key, CONDITIONS.get(key, key)) for key in differ}
+        words = {key: LONG_NAMES.get(key, CONDITIONS.get(key, key)) for key in differ}
         others = [f"another {word}" + ("" if key in word else f" ({key})") for key, word in words.items()]
         return None, f"the {name} runs alike have {' and '.join(others)}"
     if not named:
@@ -88,26 +82,26 @@ def unlike_groups(group: Group, other: Group) -> list[str]:
     """
     baseline = "baseline" in (group.record.mode, other.record.mode)
     found = []
-    for name in OF_BASELINE if baseline else CONDITIONS:
+    for name in BASELINE_CONDITIONS if baseline else CONDITIONS:
         mine, theirs = group.conditions[name], other.conditions[name]
         if mine != theirs and mine and theirs:
             found.append(f"{CONDITIONS[name]} {' and '.join(sorted(mine))} against {' and '.join(sorted(theirs))}")
     for one, two in ((group, other), (other, group)):
-        if "blocks" in softmax_ways(one) and not softmax_ways(two):
+        if "blocks" in softmax_paths(one) and not softmax_paths(two):
             why = "its weights do not fit: a smaller hardware.micro_tokens may change that"
             found.append(f"softmax of {one.label} in blocks, {why}")
     path = unlike_paths(group, other)
     return [*found, path] if path else found
 
 
-def paths(group: Group) -> set[str]:
+def attention_paths(group: Group) -> set[str]:
     """The code paths that computed attention in the completed runs of a group; older records do not have them."""
     return {str(path) for run in group.runs if (path := run.record.device.get("attention_path"))}
 
 
-def softmax_ways(group: Group) -> set[str]:
-    """The code paths of explicit softmax in `paths`: whole, in blocks, or both (batches of different lengths)."""
-    return {way for path in paths(group) for way in path.split(",")} & WAYS
+def softmax_paths(group: Group) -> set[str]:
+    """The code paths of explicit softmax in a group: whole, in blocks, or both (for batches of other lengths)."""
+    return {way for path in attention_paths(group) for way in path.split(",")} & SOFTMAX_PATHS
 
 
 def unlike_paths(group: Group, other: Group) -> str:
@@ -117,9 +111,10 @@ def unlike_paths(group: Group, other: Group) -> str:
     Code paths of different mechanisms may differ: they are what is compared.
     """
     for one in (group, other):
-        if len(paths(one)) > 1:
-            return f"the runs of {one.label} computed attention in different ways: {' and '.join(sorted(paths(one)))}"
-    mine, theirs = softmax_ways(group), softmax_ways(other)
+        found = sorted(attention_paths(one))
+        if len(found) > 1:
+            return f"the runs of {one.label} computed attention in different ways: {' and '.join(found)}"
+    mine, theirs = softmax_paths(group), softmax_paths(other)
     if mine and theirs and mine != theirs:
         both = [f"{' and '.join(sorted(ways))} in {one.label}" for one, ways in ((group, mine), (other, theirs))]
         return f"softmax was computed in different ways: {', '.join(both)}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from xcls.config.schema import UserError
-from xcls.report.load import USUAL, collect
+from xcls.report.load import DEFAULT_FOLDERS, collect
 from xcls.report.measures import number
 from xcls.runs.record import Record
 from xcls.runs.reproduce import TOLERANCE
@@ -102,7 +102,9 @@ def _alike(entry: dict[str, Any], record: Record) -> bool:
 def main(words: Sequence[str]) -> int:
     """Exit code. 0: the same; 2: other data, or the runs exist here already; 3: other numbers."""
     expected, root = json.load(sys.stdin), Path.cwd()
-    made = {run.record.hash: run.record for run in collect(USUAL, root).runs if run.record.status == "completed"}
+    made = {
+        run.record.hash: run.record for run in collect(DEFAULT_FOLDERS, root).runs if run.record.status == "completed"
+    }
     if words[0] == "after":
         lines, good = compare(expected, made, float(os.environ.get("TOLERANCE", TOLERANCE)))
         print("\n".join(f"reproduce.sh: {line}" for line in lines))

@@ -126,7 +126,7 @@ def claims_from(flat: dict[str, Any]) -> Claims:
     return claims
 
 
-def inside(settings: Settings, root: Path) -> Settings:
+def with_relative_paths(settings: Settings, root: Path) -> Settings:
     """The settings with all paths inside the project relative to `root`, so that they hold in another clone."""
     runs = {path if path.startswith("wandb:") else shown(root / at(path), root) for path in settings.runs}
     return replace(settings, runs=sorted(runs), out=shown(root / at(settings.out), root))

@@ -8,27 +8,27 @@ from xcls.report.claims import Study, Verdict
 from xcls.report.groups import CHOICES, ENCODER, DatasetResults, Group
 from xcls.report.intervals import Interval
 from xcls.report.load import Found, final_status
-from xcls.report.measures import MEASURES, class_count, cut_shares, is_cost, survived
+from xcls.report.measures import MEASURES, class_count, cut_shares, is_cost, recovered_faults
 from xcls.report.references import SPLITS, difference_pp, ratio
 from xcls.report.table import NONE, Row, Table, amount, signed
 from xcls.runs.record import Record, is_guess
 
-FIRST = """
+RUN_COLUMNS = """
     run mode status cause dataset attention position size seq_len seed batch_size dtype device params macro_f1
     accuracy weighted_f1 auroc test_macro_f1 time_per_epoch time_per_step tokens_per_s max_gpu_mem_MiB
     max_rss_MiB PASS_WNF PASS_WNF_TEST
 """.split()
-ALSO = """
+MORE_RUN_COLUMNS = """
     group hash folder exp study commit step shared_device faults tokens_cut_share documents_cut_share predicted_classes
     learned_nothing
 """.split()
-SETTINGS = ("compile", "micro_batch", "micro_tokens", "gradient_checkpointing", "threads")  # of a group's device
-OF_GROUP = """
+DEVICE_SETTINGS = ("compile", "micro_batch", "micro_tokens", "gradient_checkpointing", "threads")  # of a group's device
+GROUP_COLUMNS = """
     group label mode dataset data attention position size tokenizer seq_len batch_size dtype device compile micro_batch
     micro_tokens gradient_checkpointing threads n seeds not_completed rank PASS_WNF PASS_WNF_TEST vs_baseline_pp
     vs_baseline_test_pp
 """.split()
-OF_CLAIM = """
+CLAIM_COLUMNS = """
     group label dataset attention seq_len n reference reference_group n_reference baseline_group n_baseline
     split PASS_WNF claim claim_state measured value relation threshold margin state reason interval_low
     interval_high interval_says bench bench_agrees examples drawn no_interval measured_differently
@@ -44,13 +44,13 @@ def main_tables(study: Study) -> list[Table]:
         for group in results.groups
     }
     runs = result_rows(study, states)
-    fixed = [*FIRST, *ALSO, *(name for name in MEASURES if name not in FIRST)]
+    fixed = [*RUN_COLUMNS, *MORE_RUN_COLUMNS, *(name for name in MEASURES if name not in RUN_COLUMNS)]
     columns = [*fixed, *sorted({name for row in runs for name in row} - set(fixed))]
-    of_group = [*OF_GROUP, *(f"{name}_{part}" for name in MEASURES for part in parts_of(name))]
+    of_group = [*GROUP_COLUMNS, *(f"{name}_{part}" for name in MEASURES for part in parts_of(name))]
     return [
         Table("results", "Runs", runs, columns),
         Table("groups", "Groups", group_rows(study, states), of_group),
-        Table("wnf", "Claims", claim_rows(study), OF_CLAIM),
+        Table("wnf", "Claims", claim_rows(study), CLAIM_COLUMNS),
     ]
 
 
@@ -84,7 +84,7 @@ def result_rows(study: Study, states: dict[str, dict[str, str]]) -> list[Row]:
         row |= {"status": status, "cause": cause or None, "group": group, "folder": run.place, **cut_shares(record)}
         row |= {"PASS_WNF": verdict.get("validation"), "PASS_WNF_TEST": verdict.get("test")}
         row |= {"shared_device": record.device.get("shared"), "predicted_classes": scores.get("predicted_classes")}
-        row |= {"faults": "; ".join(survived(record)) or None}
+        row |= {"faults": "; ".join(recovered_faults(record)) or None}
         row |= {"learned_nothing": is_guess(row["macro_f1"], classes) if classes else None}
         row |= {f"{part}.code": str(digest)[:12] for part, digest in record.code.items()}
         row |= {name: int(row[name]) for name in ("params", "params_trainable") if row[name] is not None}
@@ -104,7 +104,7 @@ def group_rows(study: Study, states: dict[str, dict[str, str]]) -> list[Row]:
     rows = []
     for group in sorted(study.groups, key=lambda group: (place.get(group.id, len(place)), group.label, group.id)):
         state, baseline = states.get(group.id, {}), None if group.record.mode == "baseline" else group.results.baseline
-        row = {**_traits(group.record), **{name: group.device.get(name) for name in SETTINGS}}
+        row = {**_traits(group.record), **{name: group.device.get(name) for name in DEVICE_SETTINGS}}
         row |= {"group": group.id, "label": group.label, "data": group.key["data"], "rank": group.rank}
         row |= {"n": len(group.runs), "seeds": " ".join(map(str, group.seeds)), "not_completed": len(group.others)}
         row |= {"PASS_WNF": state.get("validation"), "PASS_WNF_TEST": state.get("test")}

@@ -16,7 +16,7 @@ from xcls.report.groups import MACRO_F1, DatasetResults, group_runs, results_by_
 from xcls.report.load import Found, collect, shown
 from xcls.report.page import page
 from xcls.report.plots import MOST_DATASETS, Plot, draw
-from xcls.report.settings import Settings, check, cli_overrides, inside, key_of
+from xcls.report.settings import Settings, check, cli_overrides, key_of, with_relative_paths
 from xcls.report.summary import headline
 from xcls.report.tables import comparison, main_tables, unfinished
 from xcls.runs.paths import quoted
@@ -61,7 +61,7 @@ def write_report(settings: Settings, *, typed: Sequence[str] = (), root: Path) -
 def make_study(settings: Settings, *, typed: Sequence[str] = (), root: Path) -> Study:
     """Reads the records in `settings.runs`. Raises UserError for impossible settings, or if there is no record."""
     own_claims = [key.partition(".")[2] for key in map(key_of, typed) if key.split(".")[0] == "claims"]
-    claims, settings = check(settings), inside(settings, root)
+    claims, settings = check(settings), with_relative_paths(settings, root)
     found = collect(settings.runs, root)
     if not found.runs:
         unread = "".join(f"\n  {place}: {reason}" for place, reason in found.unreadable)
