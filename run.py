@@ -1,6 +1,6 @@
 """Composes one run (or, with -m, a sweep) from the groups in conf/ and starts what `mode` says. See README.md.
 
-Nothing heavy is imported here: `--help`, tab completion and a refused configuration answer at once.
+This file imports nothing heavy, so that `--help`, tab completion and a refused configuration answer at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xcls.runs.terminal import end_early, exit_code
 if __name__ == "__main__":
     sys.excepthook = end_early
     retain_memory()
-os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and `describe` words them
+os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and `describe` writes the message
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,12 +31,12 @@ from xcls.config.errors import describe
 
 
 def run(cfg: DictConfig) -> int:
-    """Runs what Hydra has composed. 0: done, 1: the run failed, 2: bad input, 130 or 143: stopped from outside."""
+    """Runs the configuration that Hydra has composed. 0: done, 1: the run failed, 2: bad input, 130 or 143: stopped."""
     composed = compose_config(cfg)
-    from xcls.build import run_mode, run_spec  # torch and the rest, only now
+    from xcls.build import run_mode, run_spec  # imports torch
 
     if composed.config.mode == "bench":
-        from xcls.bench.run import bench as run_mode  # the measuring code, which no other mode needs
+        from xcls.bench.run import bench as run_mode  # replaces run_mode: no other mode needs the measuring code
     return run_mode(run_spec(composed))
 
 
@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def enter(words: list[str]) -> int:
-    """Runs what was typed and gives the exit code."""
+    """Runs the command line. Returns the exit code."""
     sys.argv[1:] = prepare(words, ROOT / "conf", OverridesParser.create().parse_override)
     main()
     return 0

@@ -1,4 +1,4 @@
-"""The only place where configuration becomes objects: from a checked `Config` to sources, models and runs."""
+"""The only module that makes objects from a checked `Config`: sources, models and runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def make_source(config: Config) -> Source:
     given = {"path": data.path, "text": data.text, "label": data.label}
     if data.labels != Labels():
         if "labels" not in (parameters(data.source["_target_"]) or ()):
-            raise UserError(f"dataset.labels: the classes of dataset={data.name} are fixed. It is for dataset=files.")
+            raise UserError(
+                f"dataset.labels: the classes of dataset={data.name} are fixed. This setting is only for dataset=files."
+            )
         given["labels"] = asdict(data.labels)
     try:
         return instantiate(data.source, **given, _convert_="all", _recursive_=False)
@@ -43,7 +45,7 @@ def make_source(config: Config) -> Source:
 
 
 def make_reading(config: Config) -> Reading:
-    """How the run's data were read, over it what was typed for new documents: `text`, `reading`. Raises UserError."""
+    """How to read documents: as the run's own data, changed by the overrides `text` and `reading`. Raises UserError."""
     own = make_source(config).reading()
     if config.reading:
         trained = config.dataset.source if config.dataset.source["_target_"] == FILES else {"_target_": FILES}
@@ -55,12 +57,12 @@ def make_reading(config: Config) -> Reading:
 
 
 def _make_node(node: dict[str, Any], **shape: Any) -> Any:
-    """The mechanism or position encoding of a config node. Its `name` is for people and reports, no argument."""
+    """The mechanism or position encoding of a config node. Its `name` is for reports, and no argument."""
     return instantiate({key: value for key, value in node.items() if key != "name"}, **shape, _recursive_=False)
 
 
 def make_encoder(config: Config, *, vocab_size: int) -> Encoder:
-    """The encoder of this architecture, new. The mechanisms' random features follow from the seed and the layer."""
+    """A new encoder of this architecture. The random features of its mechanisms depend on seed and layer."""
     size, seq_len = config.size, config.seq_len
     heads = {"num_heads": size.num_heads, "head_dim": size.width // size.num_heads}
     shape = {"embed_dim": size.width, "num_layers": size.num_layers, "seq_len": seq_len}
@@ -79,23 +81,23 @@ def make_encoder(config: Config, *, vocab_size: int) -> Encoder:
 
 
 def make_language_model(config: Config, *, vocab_size: int) -> MaskedLanguageModel:
-    """Encoder and MLM head, new."""
+    """A new encoder with MLM head."""
     head = MLMHead(embed_dim=config.size.width, vocab_size=vocab_size)
     return MaskedLanguageModel(encoder=make_encoder(config, vocab_size=vocab_size), head=head)
 
 
 def make_classifier(config: Config, *, vocab_size: int, classes: list[str]) -> TextClassifier:
-    """Encoder and classification head, new."""
+    """A new encoder with classification head."""
     shape = {"embed_dim": config.size.width, "num_classes": len(classes)}
     head = Classifier(pooling=config.head.pooling, dropout=config.head.dropout, **shape)
     return TextClassifier(encoder=make_encoder(config, vocab_size=vocab_size), head=head)
 
 
 def check_architecture(config: Config) -> None:
-    """Refuses hyperparameters that the mechanism or the position encoding cannot have, and a mechanism or encoding that
-    breaks its contract (attention/check.py). Raises UserError.
+    """Refuses invalid hyperparameters of mechanism or position encoding, and either of them if it breaks its contract
+    (attention/check.py). Raises UserError.
 
-    One layer's worth of either is made, which costs little whatever the depth; the position's tables take no memory.
+    It builds only one layer, so the depth does not matter; the tables of the position encoding take no memory.
     """
     heads = {"num_heads": config.size.num_heads, "head_dim": config.size.width // config.size.num_heads}
     group = "attention"
@@ -111,9 +113,9 @@ def check_architecture(config: Config) -> None:
 
 @lru_cache(maxsize=64)
 def _check_contracts(nodes: str, *, num_heads: int, head_dim: int) -> None:
-    """Tries the mechanism behind the position encoding, `nodes` as JSON, once in a process. Raises UserError.
+    """Tests the contracts of mechanism and position encoding (`nodes` as JSON), once per process. Raises UserError.
 
-    With two heads it takes a quarter of a second at most; with all of them where two are not to be had.
+    It uses two heads to be fast, or all heads if the mechanism cannot be built with two.
     """
     attention, position = json.loads(nodes)
 
@@ -134,14 +136,14 @@ def _check_contracts(nodes: str, *, num_heads: int, head_dim: int) -> None:
 
 
 def run_spec(run: RunConfig, *, find: Callable[[], Cards] = here) -> RunSpec:
-    """The run of a composed configuration. `find`: the GPUs that it may be computed on."""
-    from xcls import build
+    """The run of a composed configuration. `find`: returns the GPUs that the run may use."""
+    from xcls import build  # this module: RunSpec gets it as a value, since stages must not import it
 
     return RunSpec(run.config, run.choices, run.parent, run.overrides, run.root, build=build, find=find)
 
 
 def run_mode(spec: RunSpec) -> int:
-    """Does what `config.mode` says, all but mode=bench, and gives the exit code.
+    """Runs any mode but bench. Returns the exit code.
 
     Raises UserError for bad input, before anything is written.
     """
@@ -165,8 +167,8 @@ def run_mode(spec: RunSpec) -> int:
 
 
 def job_specs(cfg: DictConfig) -> list[JobSpec]:
-    """For a launcher: the run that Hydra has composed as `cfg`, last, after those that it needs first.
+    """For a launcher: the runs that are needed first, then the run that Hydra has composed as `cfg`.
 
-    Raises UserError for all that the run would refuse, so that a sweep with one such run is refused before any begins.
+    Raises UserError for everything that the run would refuse, so that a sweep stops before any of its runs begins.
     """
     return with_needs(run_spec(compose_config(cfg), find=of_jobs))

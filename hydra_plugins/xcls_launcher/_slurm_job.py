@@ -38,18 +38,18 @@ class SlurmJob:
         back_into_queue = signal.getsignal(WARNING)  # submitit's handler, which ends this process
         for folder in self.needs:
             if not is_completed(Path(folder)):
-                self._note("interrupted", f"its pretraining {folder} did not complete")
+                self._write_end("interrupted", f"its pretraining {folder} did not complete")
                 return 1
         environment = {**os.environ, **self.variables}
         code, came = run_child(self.command, environment, cwd=self.directory, log=self.log)
         if code:
-            self._note("interrupted" if code > 128 else "failed", cause_of(code, Path(self.log)))
+            self._write_end("interrupted" if code > 128 else "failed", cause_of(code, Path(self.log)))
         if code in STOPPED and (WARNING in came or signal.SIGTERM in came and is_kept()):
             try:
                 assert callable(back_into_queue)
                 back_into_queue(WARNING, None)
             except Exception as error:  # too often, or Slurm refuses
-                self._note("interrupted", f"not put back into the queue: {error}", again=True)
+                self._write_end("interrupted", f"not put back into the queue: {error}", again=True)
                 raise
         exit_file(Path(self.log)).write_text(str(code))
         return code
@@ -60,7 +60,7 @@ class SlurmJob:
 
         return DelayedSubmission(self)
 
-    def _note(self, status: str, cause: str, *, again: bool = False) -> None:
+    def _write_end(self, status: str, cause: str, *, again: bool = False) -> None:
         if self.record is not None:
             write_end(Path(self.folder), self.record, status, cause, again=again)
 

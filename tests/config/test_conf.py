@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from tests.conftest import ROOT
 from tests.pairwise import spread
 from xcls.build import make_classifier
-from xcls.config.compose import UNTYPED
+from xcls.config.compose import TARGET_NODES
 from xcls.config.limits import check
 from xcls.config.schema import Config
 from xcls.config.targets import check_node, parameters
@@ -38,7 +38,7 @@ def test_the_schema_has_the_defaults_of_conf() -> None:
 def test_every_option_composes_and_is_possible(group: str, option: str) -> None:
     config = composed(f"{group}={option}")
     assert check(config) is None
-    for node, (home, given) in UNTYPED.items():
+    for node, (home, given) in TARGET_NODES.items():
         value = config.dataset.source if node == "dataset.source" else getattr(config, node)
         assert check_node(node, value, given, home=home) is None
     written = yaml.safe_load((ROOT / "conf" / group / f"{option}.yaml").read_text())
@@ -52,7 +52,7 @@ def test_every_option_composes_and_is_possible(group: str, option: str) -> None:
 def test_a_yaml_names_every_hyperparameter(group: str) -> None:
     for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
         node = yaml.safe_load(path.read_text())
-        assert node.keys() - {"_target_", "name"} == parameters(node["_target_"]).keys() - UNTYPED[group][1], path
+        assert node.keys() - {"_target_", "name"} == parameters(node["_target_"]).keys() - TARGET_NODES[group][1], path
 
 
 @pytest.mark.parametrize(

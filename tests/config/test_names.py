@@ -57,8 +57,8 @@ def change(**values: Any) -> Callable[[str], str]:
 CONFIG = "resolved_config.yaml"
 DAMAGES: list[tuple[str, Callable[[str], str], str]] = [
     (CONFIG, cut, CONFIG),
-    (CONFIG, lambda text: text[: text.index("size.name")], "names no size"),
-    (CONFIG, lambda text: "", "names no attention"),
+    (CONFIG, lambda text: text[: text.index("size.name")], "no 'size' section"),
+    (CONFIG, lambda text: "", "no 'attention' section"),
     (CONFIG, lambda text: "- 1", CONFIG),
     (CONFIG, lambda text: text.replace("xcls.attention.softmax.Sdpa", "os.system"), "attention._target_=os.system"),
     (CONFIG, lambda text: text.replace("choices.attention: sdpa", "choices.attention: ../../x"), "attention=../../x"),

@@ -104,10 +104,12 @@ def test_class_batches_carry_labels_of_their_rows() -> None:
 def test_workers_and_resuming_change_nothing(workers: int) -> None:
     texts = [f"document number {row} " * (row % 7 + 1) for row in range(60)]
     encoded = encode_cached(texts, ByteTokenizer(), seq_len=64)
-    maker = MaskedBatches(encoded, Masking(), seed=3, vocab_size=261)
+    collator = MaskedBatches(encoded, Masking(), seed=3, vocab_size=261)
     plan = batches(encoded.lengths, batch_size=8, seed=3, epoch=1)
-    whole = [maker.build(rows, 1) for rows in plan]
-    resumed = list(DataLoader(Pass(maker=maker, plan=plan, epoch=1, start=3), batch_size=None, num_workers=workers))
+    whole = [collator.build(rows, 1) for rows in plan]
+    resumed = list(
+        DataLoader(Pass(collator=collator, plan=plan, epoch=1, start=3), batch_size=None, num_workers=workers)
+    )
     assert len(resumed) == len(whole) - 3
     for expected, found in zip(whole[3:], resumed):
         torch.testing.assert_close(found, expected)
@@ -116,8 +118,8 @@ def test_workers_and_resuming_change_nothing(workers: int) -> None:
 
 def test_batches_travel_to_workers_as_a_path_and_not_as_arrays() -> None:
     encoded = encode_cached(["some text " * 200] * 50, ByteTokenizer(), seq_len=2048)
-    maker = MaskedBatches(encoded, Masking(), seed=0, vocab_size=261)
-    packed = pickle.dumps(maker)
+    collator = MaskedBatches(encoded, Masking(), seed=0, vocab_size=261)
+    packed = pickle.dumps(collator)
     assert len(packed) < 2000 < encoded.ids.nbytes
-    torch.testing.assert_close(pickle.loads(packed).build(np.arange(3), 0), maker.build(np.arange(3), 0))
+    torch.testing.assert_close(pickle.loads(packed).build(np.arange(3), 0), collator.build(np.arange(3), 0))
     assert pickle.loads(pickle.dumps(encode(["abc"], ByteTokenizer(), seq_len=9)))[0].tolist() == [2, 102, 103, 104, 3]

@@ -342,10 +342,10 @@ def batch_of(batch: int, length: int, mlm: bool, padded: bool) -> dict[str, Tens
     lengths[0] -= 1 if padded and batch == 1 else 0
     encoded = Encoded(draws.integers(5, VOCABULARY, lengths.sum()).astype(np.int32), np.cumsum([0, *lengths]))
     if mlm:
-        maker: Any = MaskedBatches(encoded=encoded, masking=Masking(), seed=0, vocab_size=VOCABULARY, static=length)
+        collator: Any = MaskedBatches(encoded=encoded, masking=Masking(), seed=0, vocab_size=VOCABULARY, static=length)
     else:
-        maker = ClassBatches(encoded=encoded, labels=np.zeros(batch, np.int64), static=length)
-    made = micro_batches(maker.build(np.arange(batch), 0), None, multiple=length)[0]
+        collator = ClassBatches(encoded=encoded, labels=np.zeros(batch, np.int64), static=length)
+    made = micro_batches(collator.build(np.arange(batch), 0), None, multiple=length)[0]
     if not padded:
         made["attention_mask"] = None
     return made

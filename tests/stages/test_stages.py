@@ -122,8 +122,8 @@ def test_the_final_evaluation_and_its_files(tmp_path: Path) -> None:
     assert set(read_record(tmp_path).files) == {"metrics.csv", "predictions.parquet"}
 
 
-def masks_of(maker: MaskedBatches) -> int:
-    return int((maker.build(np.arange(len(maker.encoded)), 0)["labels"] != IGNORED).sum())
+def masks_of(collator: MaskedBatches) -> int:
+    return int((collator.build(np.arange(len(collator.encoded)), 0)["labels"] != IGNORED).sum())
 
 
 @pytest.mark.parametrize("fresh", [True, False])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xcls.train.metrics import auroc, guess_told, scores, softmax
+from xcls.train.metrics import auroc, guess_message, scores, softmax
 
 
 def test_scores_by_hand() -> None:
@@ -50,9 +50,9 @@ def test_one_class_for_all_rows_is_told() -> None:
     labels = np.repeat([0, 1, 2], [5, 3, 2])
     found = scores(labels, np.tile([0.6, 0.3, 0.1], (10, 1)))
     assert found["predicted_classes"] == 1 and found["macro_f1"] == pytest.approx(2 * 0.5 / 1.5 / 3)
-    assert "1 of 3" in guess_told(found, 3)
+    assert "1 of 3" in guess_message(found, 3)
     learned = scores(labels, np.eye(3)[labels])
-    assert learned["predicted_classes"] == 3 and guess_told(learned, 3) == ""
+    assert learned["predicted_classes"] == 3 and guess_message(learned, 3) == ""
 
 
 def test_no_rows_give_none() -> None:

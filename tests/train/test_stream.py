@@ -17,8 +17,8 @@ from xcls.train.stream import MULTIPLE, Stream, ahead, batches_from, on_device, 
 
 def make_stream(rows: int = 21, multiple: int = MULTIPLE) -> Stream:
     encoded, labels = make_encoded(rows, seed=0)
-    maker = ClassBatches(encoded=encoded, labels=labels, multiple=multiple)
-    return Stream(maker=maker, batch_size=4, seed=3, group_by_length=True)
+    collator = ClassBatches(encoded=encoded, labels=labels, multiple=multiple)
+    return Stream(collator=collator, batch_size=4, seed=3, group_by_length=True)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

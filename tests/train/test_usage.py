@@ -74,10 +74,10 @@ def test_without_a_counter_there_is_none(driver: Driver | None, monkeypatch: pyt
 
 def test_latency_is_that_of_one_document_at_a_time_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = make_classifier("sdpa"), make_data().test
-    maker, seen, plain = ClassBatches(encoded=rows.encoded, labels=rows.labels), [], model.forward
+    collator, seen, plain = ClassBatches(encoded=rows.encoded, labels=rows.labels), [], model.forward
     monkeypatch.setattr(model, "forward", lambda ids, mask: seen.append(tuple(ids.shape)) or plain(ids, mask))
     clock = iter(range(1000))
     monkeypatch.setattr(scoring, "time", SimpleNamespace(perf_counter=lambda: 0.5 * next(clock)))
-    found = latency(model, maker, amp=make_amp(), most=10, seconds=1e9)
+    found = latency(model, collator, amp=make_amp(), most=10, seconds=1e9)
     assert found == {"latency_ms": 500.0, "latency_p95_ms": 500.0}
     assert len(seen) == 11 and {shape[0] for shape in seen} == {1} and seen[0][1] == max(rows.encoded.lengths)

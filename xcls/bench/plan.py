@@ -13,7 +13,7 @@ import yaml
 from xcls.bench.cases import OURS, Case
 from xcls.bench.rivals import rivals
 from xcls.bench.trained import checkpoint_of
-from xcls.config.compose import UNTYPED
+from xcls.config.compose import TARGET_NODES
 from xcls.config.schema import MAX_SEQ_LEN, Bench, Config, Training, UserError, check_name, nearest
 from xcls.config.targets import check_node
 from xcls.train.amp import DTYPES
@@ -125,7 +125,7 @@ def choose(group: str, entries: Sequence[str], nodes: Nodes) -> dict[str, dict[s
                 raise UserError(f'{key}: {entry}: write changes as name=value, separated by commas: "{name}:x=1".')
             node[setting.strip()] = yaml.safe_load(value)
         try:
-            check_node(group, node, UNTYPED[group][1])
+            check_node(group, node, TARGET_NODES[group][1])
         except UserError as error:
             raise UserError(f"{key}: {entry}: {error}") from error
         found[entry] = node

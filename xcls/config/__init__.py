@@ -1,1 +1,1 @@
-"""What a run is told: the schema, the files and the command line, composed into one typed object."""
+"""The configuration of a run: schema, files and command line, composed into one typed object."""

@@ -1,4 +1,4 @@
-"""The words of run.py's command line before Hydra reads them: what it would misread is quoted or refused."""
+"""Checks run.py's command line before Hydra reads it: words that Hydra would misread are quoted or refused."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from xcls.runs.paths import quoted
 
 SWEEP = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-OF_FILES = ("attention.", "position.", "dataset.source.")  # typed by a class, which a file may name
+OF_FILES = (
+    "attention.",
+    "position.",
+    "dataset.source.",
+)  # their keys are the arguments of a class, which a file may choose
 
 
 def prepare(words: Sequence[str], conf: Path, parse: Callable[[str], Any]) -> list[str]:
     """The words for Hydra. conf: the folder of the config groups. parse: Hydra's parser of one override.
 
-    Raises UserError for what is no setting, for several studies at once and for a launcher that is not in conf/.
+    Raises UserError for a word that is no setting, for several studies at once and for an unknown launcher.
     """
     for before, word in zip(["", *words], words):
         if word.startswith(("-", "~")) or before in VALUED:
             continue
         if "=" not in word or word.startswith((",", "=")) or word.endswith(","):
             raise UserError(
-                f"{word}: a setting is key=value, and a list is written without blanks (seed=0,1). "
-                "A text with blanks is quoted: 'study=my text'."
+                f"{word}: write a setting as key=value, and a list without blanks (seed=0,1). "
+                "Quote a text with blanks: 'study=my text'."
             )
         key, _, value = word.partition("=")
         if key == "experiment" and "," in value:
-            raise UserError(f"{word}: one study at a time. Run the second one by a second command.")
+            raise UserError(f"{word}: only one study at a time. Use a second command for the second study.")
         if key == "hydra/launcher":
             launchers = sorted(path.stem for path in (conf / "hydra" / "launcher").glob("*.yaml"))
             if value not in launchers:
-                raise UserError(f"{word}: no such option.{nearest(value, launchers)} There is: {', '.join(launchers)}.")
+                raise UserError(f"{word}: no such option.{nearest(value, launchers)} Known: {', '.join(launchers)}.")
     texts = text_keys(Config())
     typed = _admitted([_quoted(word, parse, texts) for word in words])
     return sorted(typed, key=lambda word: word not in SWEEP)  # argparse wants them first
@@ -63,7 +67,7 @@ def _quoted(word: str, parse: Callable[[str], Any], texts: set[str]) -> str:
     def one(part: str) -> str:
         try:
             found = parse(f"{key}={part}").value()
-        except Exception:  # its error is about the grammar; quoted, any text is right
+        except Exception:  # Hydra's grammar refuses it; in quotes any text is valid
             return quoted(part)
         is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
         return quoted(part) if is_number and key in texts and str(found) != part else part
@@ -72,9 +76,9 @@ def _quoted(word: str, parse: Callable[[str], Any], texts: set[str]) -> str:
 
 
 def _admitted(words: list[str]) -> list[str]:
-    """A `++` before the keys of classes that a file or a run may name: Hydra knows only those of the class it composes.
+    """Puts `++` before keys whose class a file or a run may choose: Hydra knows only the keys of the class in conf/.
 
-    What the class takes is checked once the file is merged.
+    The keys are checked against the class later, when the file is merged.
     """
     by_file = ("mode=eval", "mode=predict", "mode=pretrain", "template=", "pretrain=")
     if not any(word.startswith(by_file) for word in words):

@@ -1,4 +1,4 @@
-"""The fields of the schema: what values they take, and their defaults, each of which stands once, in conf/.
+"""The fields of the schema: their valid values, and their defaults, which are read from conf/.
 
 Standard library only, and PyYAML once a configuration is made.
 """
@@ -11,7 +11,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Callable
 
-GROUPS = ("size", "dataset", "tokenizer", "bench", "hardware", "wandb")  # of conf/, each a dataclass of the schema
+GROUPS = (
+    "size",
+    "dataset",
+    "tokenizer",
+    "bench",
+    "hardware",
+    "wandb",
+)  # groups of conf/ with a dataclass in the schema
 
 
 def one_of(*choices: str) -> Any:
@@ -30,7 +37,7 @@ def free() -> Any:
 
 
 def from_conf(node: str | None = None) -> Callable[[type], type]:
-    """Gives the fields of a dataclass the defaults that stand in conf/ below `node`, or at the top."""
+    """Gives the fields of a dataclass the defaults of conf/ below `node`, or at the top level."""
 
     def decorate(cls: type) -> type:
         for name, item in vars(cls).items():
@@ -43,12 +50,12 @@ def from_conf(node: str | None = None) -> Callable[[type], type]:
 
 def _default(node: str | None, name: str) -> Any:
     values = shipped() if node is None else shipped()[node]
-    return copy.copy(values[name])  # each has a list of its own
+    return copy.copy(values[name])  # so that objects do not share a list
 
 
 @lru_cache(maxsize=1)
 def shipped() -> dict[str, Any]:
-    """conf/config.yaml and the files of its groups that are composed where nothing is typed."""
+    """conf/config.yaml with the default files of its groups."""
     import yaml  # `make status` runs without packages
 
     def read(name: str) -> dict[str, Any]:

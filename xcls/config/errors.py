@@ -1,6 +1,6 @@
-"""What a user reads when a configuration is refused: one message with the key, what is wrong and the nearest valid key.
+"""The messages for a refused configuration: the key, what is wrong and the nearest valid key.
 
-Hydra's and OmegaConf's errors are known by the package of their class: this module imports neither.
+Hydra's and OmegaConf's errors are recognised by the package of their class: this module imports neither.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from xcls.config.schema import Config, UserError, flatten, nearest
 
 
 def describe(error: Exception, words: Sequence[str], conf: Path) -> str | None:
-    """The message for an error in what was typed or in a file; None for a fault of the program.
+    """The message for an error on the command line or in a file; None for a fault of the program.
 
-    words: what was typed. conf: the folder of the config groups.
+    words: the command line. conf: the folder of the config groups.
     """
     packages = {type(error).__module__.split(".")[0], _where_raised(error)}
     if isinstance(error, UserError):
@@ -29,7 +29,7 @@ def describe(error: Exception, words: Sequence[str], conf: Path) -> str | None:
     if isinstance(error, OSError):
         return (
             f"{error.filename or 'a file'}: {error.strerror or error}. Check the path and its permissions. "
-            "XCLS_RUNS=<folder> in the environment puts all runs elsewhere."
+            "To store all runs in another folder, set XCLS_RUNS=<folder>."
         )
     return None
 
@@ -43,7 +43,7 @@ def _where_raised(error: Exception) -> str:
 
 
 def known_keys(conf: Path) -> list[str]:
-    """Every key and group that can be typed, those of the untyped nodes read from the files of their groups."""
+    """Every key and group of the command line; those of attention, position and data sources from conf/."""
     groups = ["attention", "position", "dataset", "hydra/launcher"]
     keys = [path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra"] + ["hydra/launcher"]
     keys += list(flatten(asdict(Config())))
@@ -54,7 +54,7 @@ def known_keys(conf: Path) -> list[str]:
 
 
 def word_hydra(text: str, cause: str, words: Sequence[str], conf: Path) -> str:
-    """Hydra's error `text` (and the one it came from) in one message."""
+    """Hydra's error `text` (and its `cause`) as one message."""
     option = re.search(r"Could not find '(hydra/[^/']+|[^/']+)/([^\n]*)'", text)
     missing = re.search(r"Could not override '([^']+)'", text)
     several = re.search(r"Ambiguous value for argument '(.+)'", text)
@@ -62,21 +62,19 @@ def word_hydra(text: str, cause: str, words: Sequence[str], conf: Path) -> str:
         group, name = option.groups()
         known = sorted(path.stem for path in (conf / group).glob("*.yaml"))
         own = f" A file of your own: dataset=files dataset.path={name}" if group == "dataset" else ""
-        meant = "" if group == "mode" else nearest(name, known)  # of 'train', 'pretrain' is nearest, and seldom meant
-        return f"{group}={name}: no such option.{meant} There is: {', '.join(known)}.{own}"
+        meant = "" if group == "mode" else nearest(name, known)  # 'train' is near 'pretrain', which is seldom meant
+        return f"{group}={name}: no such option.{meant} Known: {', '.join(known)}.{own}"
     if missing:
         return _word_missing(missing[1], words, conf)
     if several:
         key, _, value = several[1].partition("=")
-        return (
-            f"{key}={value}: several values are a sweep: add -m. One value with commas is quoted: '{key}=\"{value}\"'."
-        )
+        return f"{key}={value}: several values make a sweep: add -m. Quote one value with commas: '{key}=\"{value}\"'."
     lines = [line.strip() for line in text.splitlines() if line.strip() and "hydra.cc" not in line]
     return " ".join(dict.fromkeys([*lines[:3], *cause.splitlines()[:1]]))
 
 
 def _word_missing(key: str, words: Sequence[str], conf: Path) -> str:
-    """The message for a key that does not exist, or not in the chosen file of its group."""
+    """The message for an unknown key, or one that is not in the chosen file of its group."""
     group, _, leaf = key.partition(".")
     if group == "per":
         return f"{key}: write it with a plus: +{key}=…"
@@ -101,13 +99,13 @@ def word_omegaconf(error: Exception, origins: dict[str, str]) -> str:
 
 
 def with_origins(error: UserError, origins: dict[str, str]) -> UserError:
-    """The error with the place that set it behind each line's key."""
+    """The error, with the origin of the key added to each line."""
     keys = [re.split(r"[=: ]", line, maxsplit=1)[0] for line in str(error).split("\n")]
     return UserError("\n".join(line + origin_of(key, origins) for key, line in zip(keys, str(error).split("\n"))))
 
 
 def origin_of(key: str, origins: dict[str, str]) -> str:
-    """`' (from …)'` for the place that set `key`, where it is not the defaults in conf/."""
+    """`' (from …)'` with the place that set `key`; '' for a default of conf/."""
     for known, place in origins.items():
         if key == known or known.startswith(key + ".") or key.startswith(known + "."):
             return f" (from {place})"

@@ -1,4 +1,4 @@
-"""The YAML files of a run: flat keys, one a line, that a person can edit and a later run reads again."""
+"""The YAML files of a run: flat keys, one per line, which a person can edit and a later run reads."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from xcls.config.schema import Config, UserError, flatten
 from xcls.runs.record import Record, plain, write_atomic
 from xcls.runs.redact import without_secrets
 
-MOST_BYTES, DEEPEST = 1_000_000, 20  # of a YAML file that is read
+MOST_BYTES, DEEPEST = 1_000_000, 20  # limits for a YAML file: size, nesting
 
 
 UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 def check_texts(flat: dict[str, Any]) -> None:
-    """Refuses texts that a run's files cannot hold (control characters, invalid UTF-8), and `${`. Raises UserError."""
+    """Refuses texts that a run's files cannot contain (control characters, invalid UTF-8, `${`). Raises UserError."""
     for key, value in flat.items():
         for text in (key, *(value if isinstance(value, list) else [value])):
             if UNWRITABLE.search(str(text)):
@@ -28,12 +28,12 @@ def check_texts(flat: dict[str, Any]) -> None:
                 raise UserError(f"{shown}: control characters or invalid UTF-8. Write it without them.")
             if "${" in str(text):
                 raise UserError(
-                    f"{key}={text}: '${{' is for conf/ and the command line; a run file holds plain values."
+                    f"{key}={text}: '${{' is only for conf/ and the command line; a run file needs plain values."
                 )
 
 
 def resolved_values(config: Config, choices: dict[str, str], precision: Any, record: Record) -> dict[str, Any]:
-    """What `resolved_config.yaml` holds: choices, the configuration, and under `resolved.` what followed from it."""
+    """The content of `resolved_config.yaml`: choices, the configuration, and under `resolved.` what follows from it."""
     values: dict[str, Any] = {f"choices.{group}": choice for group, choice in choices.items()}
     values.update(flatten(asdict(config)))
     found = {
@@ -69,18 +69,18 @@ def write_values(path: Path, values: dict[str, Any], title: str) -> None:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML as a run file needs it: no key twice, no aliases (a few lines of them make gigabytes), no tags."""
+    """Safe YAML for run files: no key twice, no tags, no aliases (a few lines of them can expand to gigabytes)."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuses an alias, and what is nested deeper than any run file."""
+        """Refuses an alias, and nesting deeper than DEEPEST."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or self.depth == DEEPEST:
             raise yaml.MarkedYAMLError(
-                problem="aliases and deep nesting have no place here", problem_mark=event.start_mark
+                problem="aliases and deep nesting are not allowed", problem_mark=event.start_mark
             )
         self.depth += 1
         node = super().compose_node(parent, index)
@@ -88,13 +88,13 @@ class PlainLoader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
-        """A mapping whose keys are texts, each once."""
+        """A mapping with unique text keys."""
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:str":
                 raise yaml.MarkedYAMLError(problem="a key must be a text", problem_mark=key.start_mark)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"'{key.value}' stands here twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is here twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -110,31 +110,39 @@ PlainLoader.yaml_implicit_resolvers = {
 
 
 class PlainDumper(yaml.SafeDumper):
-    """Writes what PlainLoader reads as the same."""
+    """Writes values so that PlainLoader reads the same values."""
 
 
-for kind in (PlainLoader, PlainDumper):  # 1e-3, which YAML 1.1 takes for a text and Hydra for a number
+for kind in (PlainLoader, PlainDumper):  # 1e-3 is a text in YAML 1.1 but a number in Hydra
     kind.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as flat keys. Raises UserError where it cannot be read as a mapping."""
+    """A YAML file as flat keys. Raises UserError if it cannot be read as a mapping."""
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: a file is needed, not a folder or a device.")
         if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path}: {path.stat().st_size:,} bytes are no run file; one has a few thousand.")
+            raise UserError(
+                f"{path}: {path.stat().st_size:,} bytes are too many for a run file, which has a few thousand."
+            )
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
-    except (OSError, ValueError, LookupError, AttributeError, yaml.YAMLError) as error:  # what its constructors raise
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        yaml.YAMLError,
+    ) as error:  # errors of PyYAML's constructors too
         raise UserError(f"{path}: cannot be read as YAML: {error}") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"{path}: 'key: value' lines are needed, not {type(content).__name__}.")
     flat = flatten(content)
     if len(flat) != _leaves(content):
-        raise UserError(f"{path}: a key stands there twice, once with dots (size.width) and once nested (size, width).")
+        raise UserError(f"{path}: a key is there twice, once with dots (size.width) and once nested (size, width).")
     return flat
 
 

@@ -1,4 +1,4 @@
-"""What values a configuration may have, whatever the data and the disk hold. Standard library only."""
+"""The valid values of a configuration, checked without data or files. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xcls.config.schema import Config, UserError, check_name, nearest
 
 
 def limits(node: Any, prefix: str = "") -> list[str]:
-    """Every value of `node` (a dataclass of this module) that its field's choices or limits refuse, as messages."""
+    """One message for every value of `node` (a dataclass of the schema) outside the choices or limits of its field."""
     wrong = []
     for item in fields(node):
         key, value = prefix + item.name, getattr(node, item.name)
@@ -20,24 +20,24 @@ def limits(node: Any, prefix: str = "") -> list[str]:
             wrong.append(f"{key}={value}: one of {', '.join(choices)} is needed.{nearest(str(value), choices)}")
         elif "low" in item.metadata and value is not None:
             low, high = item.metadata["low"], item.metadata["high"]
-            if not ((low is None or value >= low) and (high is None or value <= high)):  # also refuses nan
+            if not ((low is None or value >= low) and (high is None or value <= high)):  # a NaN fails both comparisons
                 span = f"at least {low}" if high is None else f"from {low} to {high}"
                 wrong.append(f"{key}={value}: a value {span} is needed.")
     return wrong
 
 
 def check(config: Config) -> None:
-    """Refuses what is impossible whatever the data and the disk hold. Raises UserError with one line per fault."""
+    """Refuses impossible values. Raises UserError with one line per fault."""
     wrong = limits(config)
     size = config.size
     if size.num_heads and size.width % size.num_heads:
         fitting = [h for h in range(1, min(size.width, 64) + 1) if size.width % h == 0]
         wrong.append(
-            f"size.num_heads={size.num_heads}: the heads must divide the width {size.width}; "
+            f"size.num_heads={size.num_heads}: it must divide the width {size.width}; "
             f"possible: {', '.join(map(str, fitting))}."
         )
     if config.masking.mask_share + config.masking.random_share > 1.0 + 1e-9:
-        wrong.append("masking.mask_share + masking.random_share: at most 1 together (the rest stays unchanged).")
+        wrong.append("masking.mask_share + masking.random_share: the sum must be at most 1 (the rest stays unchanged).")
     for stage in ("pretraining", "finetuning"):
         training = getattr(config, stage)
         if training.max_steps is None and training.epochs is not None and training.epochs <= 0:
@@ -45,9 +45,11 @@ def check(config: Config) -> None:
     if config.pretraining.select_by != "val_loss":
         wrong.append(f"pretraining.select_by={config.pretraining.select_by}: pretraining selects by val_loss alone.")
     if config.mode != "predict" and (config.text is not None or config.reading):
-        wrong.append("text: this is about the new documents of mode=predict. To train on a column, set dataset.text.")
+        wrong.append(
+            "text: this is only for the new documents of mode=predict. To train on a column, set dataset.text."
+        )
     if wrong:
         raise UserError("\n".join(wrong))
-    for key in ("sweep",) if config.mode in ("eval", "predict") else ("exp", "sweep"):  # they become folders
+    for key in ("sweep",) if config.mode in ("eval", "predict") else ("exp", "sweep"):  # they become folder names
         if getattr(config, key) is not None:
             check_name(key, getattr(config, key))

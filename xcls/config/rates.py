@@ -1,16 +1,16 @@
-"""The rules of training that conf/config.yaml states: how many steps, and which learning rates where none is set."""
+"""The rules of conf/config.yaml for training: the number of steps, and the learning rates that are null."""
 
 from __future__ import annotations
 
 from xcls.config.schema import Config, Training
 
 LR_TIMES_WIDTH = 0.128  # Yang et al. 2022 (arXiv 2203.03466): the best rate falls as 1 / width
-EMBEDDING_LR_FACTOR = 10.0  # of a classifier from scratch: most words occur in few of its few steps
-MOST_EVALUATIONS = 10  # of a training whose epochs were raised: its epochs are short
+EMBEDDING_LR_FACTOR = 10.0  # for a classifier from scratch: most words occur in only a few of its steps
+MOST_EVALUATIONS = 10  # if min_steps has raised the number of epochs: the epochs are short then
 
 
 def settle_rates(config: Config) -> None:
-    """Puts numbers in place of the rates that are null."""
+    """Replaces learning rates and factors that are null by numbers."""
     for stage in ("pretraining", "finetuning"):
         training = getattr(config, stage)
         if training.lr is None:
@@ -21,7 +21,7 @@ def settle_rates(config: Config) -> None:
 
 
 def total_steps(training: Training, steps_per_epoch: int) -> int:
-    """The steps of a training: `max_steps`, else `epochs`, else the greater of `min_epochs` and `min_steps`."""
+    """The number of steps: `max_steps`, else `epochs`, else the larger of `min_epochs` and `min_steps`."""
     if training.max_steps is not None:
         return training.max_steps
     epochs = training.min_epochs if training.epochs is None else training.epochs
@@ -30,8 +30,8 @@ def total_steps(training: Training, steps_per_epoch: int) -> int:
 
 
 def steps_between(training: Training, steps_per_epoch: int) -> int:
-    """The steps that `eval_every_epochs` and `checkpoint_every_epochs` take for an epoch: those of one, or more where
-    `min_steps` has raised the epochs, so that there are no more than MOST_EVALUATIONS of them."""
+    """The steps that count as one epoch for `eval_every_epochs` and `checkpoint_every_epochs`: those of one epoch, or
+    more if `min_steps` has raised the number of epochs, so that there are at most about MOST_EVALUATIONS."""
     total = total_steps(training, steps_per_epoch)
     raised = (
         training.max_steps is None and training.epochs is None and total > round(training.min_epochs * steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Names in the files of finished runs that have changed since, so that those runs can still be used."""
+"""Old names in the files of finished runs, and their new names, so that those runs can still be used."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MODULES = {  # modules of xcls.attention; their classes kept their names
     "sdpa_fused": "softmax",
 }
 NAMES = {"performer_favor": "performer", "reformer_lsh": "reformer"}  # of attention.name
-GONE = ("attention.block_size", "attention.block_above")  # they chose between two ways of computing the same
-ALWAYS = {"attention.norm_in_stabiliser": True}  # gone too: this value is how it is always done now
+GONE = ("attention.block_size", "attention.block_above")  # they chose between two ways to compute the same result
+ALWAYS = {"attention.norm_in_stabiliser": True}  # removed too: the code now always does what this value meant
 
 
 def current(values: dict[str, Any]) -> dict[str, Any]:
     """The flat `values` of a run's file under today's names.
 
-    A setting that is gone and would change the result stays, so that the check of the settings refuses it.
+    A removed setting that would change the result is kept, so that the check of the settings refuses it.
     """
     name = values.get("attention.name")
     if isinstance(name, str) and name in NAMES:

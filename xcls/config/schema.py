@@ -1,7 +1,7 @@
-"""What a configuration is: one typed dataclass per node, their limits, and the error a user sees.
+"""The schema of a configuration: one dataclass per node, with limits; and the error for the user.
 
 Standard library only, so that `run.py` can refuse a bad configuration before anything heavy is imported. The nodes
-`attention`, `position` and `dataset.source` are typed by the signature of their `_target_` instead (targets.py).
+`attention`, `position` and `dataset.source` are checked against the signature of their `_target_` (targets.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class UserError(Exception):
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """`' Did you mean 'x'?'` for the closest of `known` but `word` itself, or an empty string when none is close."""
+    """`' Did you mean 'x'?'` for the closest of `known` other than `word`, or an empty string if none is close."""
     return "".join(
         f" Did you mean '{close}'?"
         for close in difflib.get_close_matches(word, [w for w in known if w != word], n=1, cutoff=0.5)
@@ -58,7 +58,7 @@ class Labels:
 @dataclass
 @from_conf("dataset")
 class Dataset:
-    """Where the text comes from and how its splits are cut. `source` is typed by its `_target_`."""
+    """The text and its splits. The keys of `source` are the arguments of its `_target_`."""
 
     name: str = free()
     source: Any = None
@@ -163,9 +163,9 @@ class Baseline:
 class Bench:
     """mode=bench: which mechanisms are measured, at which lengths and dtypes, and how often.
 
-    `attentions` are files of conf/attention, with changes (`"reformer:num_hashes=4"`); `references` are those that the
-    others are compared with. `seconds`: of one length and dtype. Of what=training alone: `stages`,
-    `steps_per_segment`; of what=growth: `axes`, `widths`, `depths`.
+    `attentions`: files of conf/attention, with changes (`"reformer:num_hashes=4"`); `references`: the ones that the
+    others are compared with. `seconds`: for each length and dtype. Only for what=training: `stages`,
+    `steps_per_segment`; only for what=growth: `axes`, `widths`, `depths`.
     """
 
     name: str = free()
@@ -201,7 +201,7 @@ class Bench:
 @dataclass
 @from_conf("hardware")
 class Hardware:
-    """How the machine is used. May change speed, not meaning (dtype alone is part of a run's identity)."""
+    """How the machine is used. It changes the speed, not the model; only dtype is part of a run's hash."""
 
     name: str = free()
     device: str = one_of("auto", "cpu", "cuda")
@@ -218,7 +218,7 @@ class Hardware:
 @dataclass
 @from_conf("wandb")
 class Wandb:
-    """Weights & Biases. Offline by default: `wandb sync <folder>` sends it later."""
+    """Weights & Biases. Offline by default: `wandb sync <folder>` uploads the run later."""
 
     mode: str = one_of("offline", "online", "disabled")
     project: str = free()
@@ -268,14 +268,14 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
 def check_name(key: str, value: str) -> None:
-    """Refuses a name that is not one plain folder name (no path, no leading dot, no blanks)."""
+    """Refuses a name that is no plain folder name (no path, no leading dot, no blanks). Raises UserError."""
     if not NAME.fullmatch(value) or value.endswith("."):
         allowed = "letters, digits, '.', '_', '+', '-', at most 100, the first a letter or digit, no path"
         raise UserError(f"{key}={value}: a plain name is needed ({allowed}). It becomes the name of a folder.")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Flat:
-    """`{'a': {'b': 1}}` to `{'a.b': 1}`; lists stay values, an empty dict leaves nothing."""
+    """`{'a': {'b': 1}}` to `{'a.b': 1}`; lists stay values, an empty dict disappears."""
     flat: Flat = {}
     for key, value in tree.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
@@ -283,7 +283,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Flat:
 
 
 def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`; keys that are nested already are taken as they are."""
+    """The inverse of `flatten`; keys that are already nested stay so."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         node = tree

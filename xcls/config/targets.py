@@ -1,7 +1,7 @@
-"""The type of an untyped node (attention, position, dataset.source) is the signature of its `_target_`.
+"""Checks the nodes attention, position and dataset.source against the signature of their `_target_`.
 
-Signatures are read with `ast`, without importing the target, so that a misspelt key is refused in milliseconds and
-`run.py` needs no torch for it.
+Signatures are read with `ast`, without importing the target, so that `run.py` refuses a misspelt key in milliseconds,
+without torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from xcls.config.schema import UserError, nearest
 from xcls.runs.code_hash import module_file
 
-FILES = "xcls.data.files.Files"  # the source whose options say how a table is written
+FILES = "xcls.data.files.Files"  # the source whose options describe the format of a table
 PLAIN: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
 
 
@@ -39,9 +39,9 @@ def _where_imported(tree: ast.Module, name: str) -> tuple[str, str] | None:
 
 
 def parameters(target: str) -> dict[str, Parameter] | None:
-    """The keywords that `target` (`package.module.Class`) takes; None when there is no such thing. Raises UserError.
+    """The keywords that `target` (`package.module.Class`) takes; None if it does not exist. Raises UserError.
 
-    With `**shape` or without a constructor of its own, a class takes those of its base too.
+    With `**shape` or without its own constructor, a class also takes those of its base.
     """
     module, _, name = target.rpartition(".")
     path = module_file(module) if module else None
@@ -50,7 +50,7 @@ def parameters(target: str) -> dict[str, Parameter] | None:
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
     except SyntaxError as error:
-        raise UserError(f"{path}: line {error.lineno}: this is no Python: {error.msg}.") from error
+        raise UserError(f"{path}: line {error.lineno}: not valid Python: {error.msg}.") from error
     node = _definition(tree, name)
     if node is None:
         origin = _where_imported(tree, name)
@@ -78,7 +78,7 @@ def parameters(target: str) -> dict[str, Parameter] | None:
 
 
 def _given_to_base(init: ast.FunctionDef) -> set[str]:
-    """The keywords that a constructor itself passes to that of its base, so that nobody else can."""
+    """The keywords that a constructor passes to the constructor of its base: a configuration cannot set them."""
     calls = [
         n
         for n in ast.walk(init)
@@ -88,7 +88,7 @@ def _given_to_base(init: ast.FunctionDef) -> set[str]:
 
 
 def fits(value: Any, annotation: ast.expr | None) -> bool:
-    """Whether `value` is of the annotated type; an annotation that is not plain accepts every plain value."""
+    """Whether `value` has the annotated type; an annotation outside PLAIN accepts every value."""
     if annotation is None:
         return True
     if isinstance(annotation, ast.Constant) and annotation.value is None:
@@ -113,11 +113,11 @@ def fits(value: Any, annotation: ast.expr | None) -> bool:
 
 
 def check_node(key: str, node: Any, given: tuple[str, ...] = ("name",), *, home: str = "") -> None:
-    """Refuses a node whose keys are not the keywords of its `_target_`, or whose values are not of their types.
+    """Refuses a node whose keys are not the keywords of its `_target_`, or whose values have the wrong type.
 
-    `given`: names in `node` that are not for the constructor, or that the builder itself passes. `home`: the package
-    that the target must be in, since a configuration file from a stranger must not name just any function to call.
-    Raises UserError naming the key, what is wrong and the nearest valid one.
+    `given`: names that are not for the constructor, or that xcls.build passes itself. `home`: the package that the
+    target must be in, since a configuration file from an unknown source must not call arbitrary functions.
+    Raises UserError with the key, what is wrong and the nearest valid key.
     """
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise UserError(

@@ -168,8 +168,8 @@ def _tensors(ids: np.ndarray, real: np.ndarray, labels: np.ndarray, index: np.nd
 class Pass(Dataset):
     """One pass over the data, from batch number `start`, for `DataLoader(Pass(…), batch_size=None, num_workers=…)`."""
 
-    def __init__(self, *, maker: Batches, plan: list[np.ndarray], epoch: int, start: int = 0) -> None:
-        self.maker, self.plan, self.epoch, self.start = maker, plan, epoch, start
+    def __init__(self, *, collator: Batches, plan: list[np.ndarray], epoch: int, start: int = 0) -> None:
+        self.collator, self.plan, self.epoch, self.start = collator, plan, epoch, start
 
     def __len__(self) -> int:
         return max(len(self.plan) - self.start, 0)
@@ -178,4 +178,4 @@ class Pass(Dataset):
         """The batch `step` batches after `start`."""
         if not 0 <= step < len(self):
             raise IndexError(step)
-        return self.maker.build(self.plan[self.start + step], self.epoch)
+        return self.collator.build(self.plan[self.start + step], self.epoch)

@@ -1,1 +1,1 @@
-"""One short story per mode. A stage gets built objects and dataclasses, never a configuration tree."""
+"""One module per mode. A stage gets objects and dataclasses, never a configuration tree."""

@@ -1,8 +1,8 @@
-"""mode=baseline: TF-IDF + logistic regression on the same rows as the runs, scikit-learn's defaults and a tuned one.
+"""mode=baseline: TF-IDF + logistic regression on the rows of the runs, with scikit-learn's defaults and tuned.
 
 The claims are measured against the defaults: `TfidfVectorizer()` and `LogisticRegression(C=1)`. The tuned one (n-grams,
-sublinear counts, C) is chosen on validation and reported beside it. Texts without words as `TfidfVectorizer()` finds
-them (two letters or digits and more, between blanks and punctuation) are counted by characters: see `analyzer_of`.
+sublinear counts, C) is chosen on validation and reported too. `TfidfVectorizer()` needs words: two or more letters or
+digits between blanks or punctuation. For texts without such words it counts characters: see `analyzer_of`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from xcls.train.provenance import describe_device, versions
 from xcls.train.run_logger import RunLogger
 from xcls.train.scoring import latency_costs
 
-NGRAMS = {"word": ((1, 1), (1, 2)), "char": ((1, 2), (1, 3))}  # the first is that of the defaults
+NGRAMS = {"word": ((1, 1), (1, 2)), "char": ((1, 2), (1, 3))}  # the first one is the default
 TUNED_C = (1.0, 10.0)
 WORD = re.compile(TfidfVectorizer().token_pattern)
 LETTER = re.compile(r"[^\W\d_]")
 UNSPACED = re.compile(  # letters of scripts without blanks between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han
     r"(?=[^\W\d_])[\u0e01-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
 )
-SAMPLED, READ = 1000, 2000  # texts that are looked at, and characters of each
+SAMPLED, READ = 1000, 2000  # number of texts that are checked, and characters of each
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """One fitted pipeline: what it is, the pipeline and the seconds it took."""
+    """One fitted pipeline, its settings, and the seconds that the fit took."""
 
     settings: dict[str, Any]
     pipeline: Pipeline
@@ -48,9 +48,9 @@ class Fitted:
 
 
 def analyzer_of(texts: list[str]) -> tuple[str, str]:
-    """("word", "") or ("char", why) for the texts of train, of which some are looked at.
+    """("word", "") or ("char", why) for the training texts; checks a sample of them.
 
-    Characters where over half of the texts have no word, or more letters of scripts without blanks than others.
+    "char" if more than half of the texts have no word, or consist mostly of scripts without blanks between words.
     """
     some = [text[:READ].lower() for text in texts[:: max(1, len(texts) // SAMPLED)]]
     without = [not WORD.search(text) or 2 * len(UNSPACED.findall(text)) > len(LETTER.findall(text)) for text in some]
@@ -59,7 +59,7 @@ def analyzer_of(texts: list[str]) -> tuple[str, str]:
 
 
 def fit_default(texts: list[str], labels: np.ndarray, *, plan: Baseline, analyzer: str = "word") -> Fitted:
-    """Fits scikit-learn's defaults (only max_iter is raised, so that the fit converges), or the same on characters."""
+    """Fits scikit-learn's defaults on words or characters; only max_iter is raised, so that the fit converges."""
     began = time.perf_counter()
     ngrams = NGRAMS[analyzer][0]
     vectorizer = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams)
@@ -78,10 +78,10 @@ def fit_tuned(
     bar: tqdm,
     analyzer: str = "word",
 ) -> Fitted:
-    """Fits every setting of the small grid on train and keeps the one with the best validation `score`.
+    """Fits every setting of the small grid on train and returns the one with the best validation `score`.
 
-    `score` maps validation probabilities [rows, C] to a number; the first of equals is kept. `bar` moves with each fit.
-    Terms of a single text are left out, unless there are no others.
+    `score` maps validation probabilities [rows, C] to a number; of equal scores the first wins. `bar` counts the fits.
+    Terms that occur in one text only are ignored, unless there are no others.
     """
     began = time.perf_counter()
     found: list[tuple[float, dict[str, Any], Pipeline]] = []
@@ -103,7 +103,7 @@ def fit_tuned(
 
 
 def document_latency(model: Pipeline, texts: list[str], *, most: int = 100) -> dict[str, float | None]:
-    """Time from text to probabilities of one document at a time, ms: median and 95th percentile, warm."""
+    """Time from text to probabilities, one document at a time, ms: median and 95th percentile, after a warm-up."""
     times = []
     for text in texts[:1] + texts[:: max(1, len(texts) // most)][:most]:
         began = time.perf_counter()
@@ -113,10 +113,10 @@ def document_latency(model: Pipeline, texts: list[str], *, most: int = 100) -> d
 
 
 def baseline(*, prepared: Prepared, plan: Baseline, logger: RunLogger, resume: bool = False) -> None:
-    """Fits and evaluates the baselines, once on test. Call it within `with logger:`. It has no checkpoints: on
-    `resume` it fits them again, after the history of what was interrupted.
+    """Fits and evaluates the baselines, once on test. Call it within `with logger:`.
 
-    The record's metrics: `validation` and `test` of the defaults, `tuned.validation` and `tuned.test` of the tuned one.
+    There are no checkpoints: on `resume` it fits them again and keeps the earlier events. The
+    record's metrics: `validation` and `test` for the defaults, `tuned.validation` and `tuned.test` for the tuned one.
     """
     record = logger.record
     record.versions = versions()
@@ -129,7 +129,7 @@ def baseline(*, prepared: Prepared, plan: Baseline, logger: RunLogger, resume: b
         analyzer, why = analyzer_of(texts["train"])
     record.data["baseline_analyzer"] = analyzer
     if analyzer == "char":
-        logger.warn(f"{why}: the baseline counts characters and pairs of them, not words.")
+        logger.warn(f"{why}: the baseline counts characters and pairs of characters, not words.")
     fits = 1 + plan.tuned * len(NGRAMS[analyzer]) * len(TUNED_C)
     quiet = os.environ.get("XCLS_PROGRESS") == "0"
     with tqdm(total=fits, desc="baseline", unit="fit", leave=False, disable=quiet) as bar:
@@ -153,19 +153,19 @@ def baseline(*, prepared: Prepared, plan: Baseline, logger: RunLogger, resume: b
 
 
 def _evaluate(prefix: str, model: Fitted, prepared: Prepared, texts: dict[str, list[str]], logger: RunLogger) -> None:
-    """Puts the scores of one baseline on validation and test into the record, under `prefix`.
+    """Writes the scores of one baseline on validation and test into the record, with `prefix` before the split.
 
-    Of the defaults it writes predictions and speed too.
+    For the default baseline it also writes predictions and speed.
     """
     record, found = logger.record, {}
     for split in ("validation", "test"):
         rows, began = getattr(prepared, split), time.perf_counter()
         found[split] = Predicted(rows["id"], rows.labels, model.pipeline.predict_proba(texts[split]))
         rate = len(rows) / (time.perf_counter() - began)
-    told = note_scores(logger, found, prefix)
-    if told:
+    reason = note_scores(logger, found, prefix)
+    if reason:
         name = "tuned baseline" if prefix else "baseline"
-        logger.warn(f"The {name} learned nothing: {told}. More training rows may help.")
+        logger.warn(f"The {name} learned nothing: {reason}. More training rows may help.")
     if not prefix:
         write_predictions(logger, found, prepared.classes)
         record.costs.update(inference_examples_per_s=rate, inference_ms_per_example=1000 / rate)

@@ -1,4 +1,4 @@
-"""mode=eval: a finished run's checkpoint once more, on validation or test; the numbers go into the run's own record."""
+"""mode=eval: evaluates a checkpoint of a finished run again, on validation or test; adds the scores to its record."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from xcls.train.tracking import Tracker
 
 
 def evaluate(spec: RunSpec) -> int:
-    """Scores the named checkpoint of the run in `spec.parent` on `split`, and gives the exit code.
+    """Scores the named checkpoint of the run in `spec.parent` on `split`. Returns the exit code.
 
-    `eval.<split>` is added to the run's record and W&B run; its status stays what it was. With the run's own dtype and
-    `eval_batch_size` the numbers equal those of its final evaluation. Raises UserError where data, classes or code are
-    not those of the run.
+    Adds `eval.<split>` to the run's record and W&B run; the status stays the same. With the run's own dtype and
+    `eval_batch_size` the scores equal those of its final evaluation. Raises UserError if data or code differ from those
+    of the run.
     """
     folder, config = spec.parent, spec.config
     assert folder is not None
@@ -32,30 +32,30 @@ def evaluate(spec: RunSpec) -> int:
     rows, truncate = getattr(spec.data(), config.split), config.dataset.truncate
     texts = encode_cached(rows["text"], tokenizer, seq_len=config.seq_len, truncate=truncate, what=config.split)
     found = scores(rows.labels, probabilities_of(spec, checkpoint, texts, vocab_size=tokenizer.vocab_size))
-    _note(folder, found, split=config.split, step=checkpoint["progress"]["step"], wandb=config.wandb)
-    told = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
-    print(f"{folder.name}, {config.checkpoint} checkpoint, {config.split}: {told}")
+    _write_scores(folder, found, split=config.split, step=checkpoint["progress"]["step"], wandb=config.wandb)
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
+    print(f"{folder.name}, {config.checkpoint} checkpoint, {config.split}: {shown}")
     return 0
 
 
 def _check_same(spec: RunSpec, record: Record, folder: Path) -> None:
-    """Refuses data or code that are not those of the run. Raises UserError."""
+    """Refuses data or code that differ from those of the run. Raises UserError."""
     if record.data.get("fingerprint") != spec.fingerprint:
         own = str(record.data.get("fingerprint"))[:12]
         raise UserError(
-            f"The data are not those of {folder}: fingerprint {spec.fingerprint[:12]}, its own {own}. "
-            "Set dataset.path to the data it was trained on."
+            f"The data differ from those of {folder}: fingerprint {spec.fingerprint[:12]}, not {own}. "
+            "Set dataset.path to the data of its training."
         )
     changed = changed_code(record, spec.code)
     if changed:
         raise UserError(
-            f"{folder} was trained with other code of {changed} than there is now; its record must not mix the two. "
+            f"The code of {changed} has changed since {folder} was trained, and one record must not mix two versions. "
             f"Check out its commit ({record.commit}), or train again."
         )
 
 
-def _note(folder: Path, found: Scores, *, split: str, step: int, wandb: Wandb) -> None:
-    """Writes the scores of the checkpoint of `step` into the run's record, its events and its W&B run."""
+def _write_scores(folder: Path, found: Scores, *, split: str, step: int, wandb: Wandb) -> None:
+    """Writes the scores of the checkpoint of step `step` into the run's record, events and W&B run."""
     record, events = read_record(folder), Events(folder)
     record.metrics[f"eval.{split}"] = found
     events.add("evaluation", {"split": split, "checkpoint_step": step, **found})

@@ -15,7 +15,7 @@ from xcls.stages.predictions import Predicted, note_scores, write_predictions
 from xcls.stages.texts import ClassificationData, Labelled
 from xcls.train.checkpoint import fit, load_for_use, write_bytes
 from xcls.train.loop import Loop
-from xcls.train.metrics import Scores, guess_told, scores, softmax
+from xcls.train.metrics import Scores, guess_message, scores, softmax
 from xcls.train.run_logger import RunLogger
 from xcls.train.scoring import classify, latency
 from xcls.train.session import Session
@@ -29,32 +29,32 @@ def classification_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def start_from(model: TextClassifier, parent: dict[str, Any], classes: list[str], logger: RunLogger) -> None:
-    """Loads the encoder of a parent's checkpoint, and its head where it is a classifier of the same shape.
+    """Loads the encoder of the parent's checkpoint, and its head if that is a classifier of the same shape.
 
-    A head that stays new is one warning: from MLM there is none, else both shapes are named.
+    If the head is not loaded, warns once: an MLM checkpoint has no classification head; otherwise the shapes differ.
     """
     weights, name = parent["model"], parent["run"]
     fit(lambda: model.encoder.load_state_dict(_part(weights, "encoder.")), f"The checkpoint of {name}")
     if parent["stage"] == "pretrain":
-        logger.warn(f"The classification head is new: {name} was pretrained by MLM and has none.")
+        logger.warn(f"The classification head is new: {name} was pretrained with MLM and has none.")
         return
     head = _part(weights, "head.")
     theirs, ours = tuple(head["linear.weight"].shape), tuple(model.head.linear.weight.shape)
     if theirs != ours:
-        logger.warn(f"The classification head is new: that of {name} has the shape {theirs}, this one {ours}.")
+        logger.warn(f"The classification head is new: the one of {name} has shape {theirs}, this model needs {ours}.")
         return
     fit(lambda: model.head.load_state_dict(head), f"The checkpoint of {name}")
     if parent["classes"] != classes:
-        logger.warn(f"The head of {name} is kept, but its classes were {parent['classes']}, now {classes}.")
+        logger.warn(f"The head of {name} is loaded, but its classes were {parent['classes']}; now they are {classes}.")
 
 
 def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights whose names begin with `prefix`, without it."""
+    """The weights whose names begin with `prefix`; the prefix is removed."""
     return {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def batches(rows: Labelled, multiple: int) -> ClassBatches:
-    """What makes padded batches of `rows`, whose widths are rounded up to a `multiple`."""
+    """The collator for `rows`, with batch widths rounded up to a multiple of `multiple`."""
     return ClassBatches(encoded=rows.encoded, labels=rows.labels, multiple=multiple)
 
 
@@ -63,56 +63,56 @@ def finetune(
 ) -> Record:
     """Trains `model`, then evaluates its best checkpoint once on test. Call it within `with logger:`.
 
-    `parent` is the checkpoint to start from (`load_for_use`), None for a start from scratch; the model must have its
-    architecture and the session its tokenizer. Raises Interrupted, BadNumbers, OutOfMemory, UserError.
+    `parent`: the checkpoint to start from (`load_for_use`), None for training from scratch. The model must have its
+    architecture, and the session its tokenizer. Raises Interrupted, BadNumbers, OutOfMemory, UserError.
     """
     training, logger, record = session.training, session.logger, session.logger.record
-    payload = session.begin(model, tokens=data.report, warnings=data.warnings)
-    if payload is None and parent is not None:
+    checkpoint = session.begin(model, tokens=data.report, warnings=data.warnings)
+    if checkpoint is None and parent is not None:
         start_from(model, parent, data.classes, logger)
     multiple = session.width_multiple(model.encoder.seq_len)
     held_out, size = batches(data.validation, multiple), training.eval_batch_size
-    guesses: list[bool] = []  # evaluations that are no better: one may be early, two in a row are worth a warning
+    guesses: list[bool] = []  # whether each evaluation was no better than guessing; two in a row give a warning
 
     def evaluate(poll: Callable[[], None]) -> Scores:
         result = classify(model, held_out, batch_size=size, amp=session.amp, poll=poll)
         found = scores(data.validation.labels, softmax(result.logits))
-        told = guess_told(found, len(data.classes)) if record.step > training.warmup * record.steps else ""
-        guesses.append(bool(told))
+        reason = guess_message(found, len(data.classes)) if record.step > training.warmup * record.steps else ""
+        guesses.append(bool(reason))
         if guesses[-2:] == [True, True] and guesses[-3:] != [True, True, True]:
-            logger.warn(f"The model has learned nothing by step {record.step}: {told}. {MORE_TRAINING}")
+            logger.warn(f"The model has learned nothing by step {record.step}: {reason}. {MORE_TRAINING}")
         return {"val_loss": found.pop("loss"), **found}
 
-    maker = batches(data.train, multiple)
+    collator = batches(data.train, multiple)
     Loop(
         session,
         model,
         loss=classification_loss,
-        maker=maker,
+        collator=collator,
         evaluate=evaluate,
         ids=data.train.ids,
         classes=data.classes,
-    ).run(payload)
-    _final(model, data, session, multiple)
+    ).run(checkpoint)
+    _evaluate_best(model, data, session, multiple)
     return record
 
 
-def _final(model: TextClassifier, data: ClassificationData, session: Session, multiple: int) -> None:
-    """The best checkpoint on validation and, once, on test: scores, predictions, head, speed of inference."""
+def _evaluate_best(model: TextClassifier, data: ClassificationData, session: Session, multiple: int) -> None:
+    """Evaluates the best checkpoint on validation and, once, on test: scores, predictions, head, inference speed."""
     logger, record, amp = session.logger, session.logger.record, session.amp
     best = load_for_use(logger.folder, "best")
     model.load_state_dict(best["model"])
     found = {}
     for name in ("validation", "test"):
         rows = data.split(name)
-        maker = batches(rows, multiple)
-        result = classify(model, maker, batch_size=session.training.eval_batch_size, amp=amp)
+        collator = batches(rows, multiple)
+        result = classify(model, collator, batch_size=session.training.eval_batch_size, amp=amp)
         found[name] = Predicted(rows.ids, rows.labels, softmax(result.logits))
-    told = note_scores(logger, found)
-    if told:
-        logger.warn(f"This run learned nothing: on validation {told}. {MORE_TRAINING}")
+    reason = note_scores(logger, found)
+    if reason:
+        logger.warn(f"This run learned nothing: on validation {reason}. {MORE_TRAINING}")
     record.costs.update(result.costs(), tokenize_ms_per_example=data.tokenize_ms)
-    record.costs.update(latency(model, maker, amp=amp))
+    record.costs.update(latency(model, collator, amp=amp))
     write_predictions(logger, found, data.classes)
     head = {name: tensor.cpu().contiguous() for name, tensor in model.head.state_dict().items()}
     write_bytes(logger.folder / "head.safetensors", save(head))

@@ -10,15 +10,15 @@ from xcls.stages.spec import RunSpec
 
 
 def init(spec: RunSpec) -> int:
-    """Writes the file and gives the exit code. Raises UserError where there is one, or where the data are not there."""
+    """Writes the file and returns the exit code. Raises UserError if the file exists or the data do not."""
     exp = spec.config.exp
     if not exp:
-        raise UserError("exp: mode=init needs the name of the folder to make: exp=<name>.")
+        raise UserError("exp: mode=init needs a name for the new folder: exp=<name>.")
     path = spec.runs / "pretrain" / exp / "config.yaml"
     check_case_collision(path.parent)
     if path.exists():
-        raise UserError(f"{path} is there already. Edit it, remove it, or choose another exp=….")
-    spec.source.fingerprint()  # a path that is not there shows now
+        raise UserError(f"{path} exists already. Edit it, remove it, or choose another exp=….")
+    spec.source.fingerprint()  # so that a wrong path is reported now
     path.parent.mkdir(parents=True, exist_ok=True)
     then = f"python run.py mode=pretrain exp={exp}"
     write_values(path, file_values("pretrain", flatten(spec.tree), spec.choices), f"Edit, then: {then}")

@@ -1,6 +1,6 @@
-"""What a run needs first: the baseline of its data in a sweep, and the pretraining that `pretrain=auto` stands for.
+"""The runs that another run needs first: in a sweep the baseline of its data; with `pretrain=auto` its pretraining.
 
-A launcher makes jobs of it; a single run starts processes, one after another.
+A launcher turns them into jobs; a single run starts them as processes, one after another.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from xcls.runs.spec import PLANNED, JobSpec, file_values
 from xcls.runs.subprocesses import run_child
 from xcls.stages.spec import RunSpec
 
-HASHED = ("pretrain", "finetune", "baseline")  # the modes that make a run; the others read one, or measure
+HASHED = ("pretrain", "finetune", "baseline")  # the modes that create a run; the others read one, or measure
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
-classes_of: dict[str, list[str]] = {}  # the classes of the data that this process has checked
+classes_of: dict[str, list[str]] = {}  # fingerprint of data that this process has checked -> classes
 
 
 def job_spec(spec: RunSpec, *, resume: bool) -> JobSpec:
-    """The run of `spec` as a job of a sweep, without what it needs first. Raises UserError."""
+    """The run of `spec` as a job of a sweep, without the jobs that it needs first. Raises UserError."""
     action, found = spec.decide(resume=resume, sweep=True)
     precision = None if spec.config.mode == "baseline" else spec.precision
     return JobSpec(
@@ -44,9 +44,9 @@ def job_spec(spec: RunSpec, *, resume: bool) -> JobSpec:
 
 
 def with_needs(spec: RunSpec) -> list[JobSpec]:
-    """The run of `spec` in its sweep, last, after the jobs that it needs first.
+    """The jobs that the run of `spec` needs first, then that run itself.
 
-    Raises UserError for all that the run would refuse. Equal data are read once for all runs of this process.
+    Raises UserError for everything that the run would refuse. Equal data are read once for all runs of this process.
     """
     config = spec.config
     if config.mode not in HASHED:
@@ -68,7 +68,7 @@ def with_needs(spec: RunSpec) -> list[JobSpec]:
 def needed_first(spec: RunSpec) -> list[JobSpec]:
     """The jobs that must be done before the run of `spec` begins, in order. Raises UserError.
 
-    They are the baseline of its data, in a sweep, and its pretraining run, which may be completed in any folder.
+    These are: in a sweep the baseline of its data; with `pretrain=auto` its pretraining, completed or not.
     """
     config, jobs = spec.config, []
     if config.mode == "finetune" and config.sweep is not None:
@@ -94,12 +94,12 @@ def _job_with_file(spec: RunSpec, words: list[str]) -> JobSpec:
     job = job_spec(spec, resume=True)
     job.overrides = [f"mode={spec.config.mode}", *words]
     values = file_values(spec.config.mode, flatten(spec.tree), spec.choices)
-    job.file = yaml_text(values, "What this run was composed of, as another run needs it.")
+    job.file = yaml_text(values, "The settings of this run, which another run needs.")
     return job
 
 
 def completed_pretraining(wanted: RunSpec) -> Path | None:
-    """The folder of a completed pretraining run with the hash of `wanted`, alone or in a sweep; None without one."""
+    """The folder of a completed pretraining run with the hash of `wanted`, in a sweep or not; None if there is none."""
     for path in [*wanted.runs.glob("pretrain/*/record.json"), *wanted.runs.glob("multirun/*/*/pretrain-*/record.json")]:
         try:
             record = read_record(path.parent)
@@ -111,10 +111,10 @@ def completed_pretraining(wanted: RunSpec) -> Path | None:
 
 
 def make_first(spec: RunSpec) -> None:
-    """Runs what the run of `spec` needs first, unless a launcher has done so. Sets `spec.parent` for `pretrain=auto`.
+    """Runs the jobs that `spec` needs first, unless a launcher has done so. Sets `spec.parent` for `pretrain=auto`.
 
-    A baseline that fails is a warning: only the report needs it. Raises UserError where a pretraining did not complete,
-    KeyboardInterrupt where this process was asked to end meanwhile (the other run has saved then).
+    A failed baseline gives a warning: only the report needs it. Raises UserError if a pretraining did not complete,
+    KeyboardInterrupt if a signal stopped this process meanwhile (the other run has saved then).
     """
     for job in needed_first(spec):
         if not job.completed and not os.environ.get(PLANNED):
@@ -128,9 +128,9 @@ def make_first(spec: RunSpec) -> None:
 
 
 def _run_job(job: JobSpec, root: Path) -> int:
-    """Makes the run of `job` in a process of its own, so that its memory is not ours, and gives its exit code.
+    """Runs `job` in a separate process, so that its memory is freed afterwards. Returns its exit code.
 
-    Of several processes that want it, one makes it.
+    A lock ensures that only one of several processes runs it.
     """
     assert job.folder is not None and job.overrides is not None and job.file is not None
     kept = {path.name for path in job.folder.iterdir()} if job.folder.is_dir() else set()
@@ -142,7 +142,9 @@ def _run_job(job: JobSpec, root: Path) -> int:
         command = [sys.executable, str(root / "run.py"), *job.overrides]
         code, asked = run_child(command, {**os.environ, PLANNED: job.hash or ""})
         if asked or code == INTERRUPTED:
-            raise KeyboardInterrupt(f"{job.folder}, which this run needs, was interrupted; the same command goes on.")
+            raise KeyboardInterrupt(
+                f"{job.folder}, which this run needs, was interrupted; the same command continues it."
+            )
         if code == REFUSED:
             rollback(job.folder, kept)
     return code

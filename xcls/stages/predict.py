@@ -1,4 +1,4 @@
-"""mode=predict: classes and probabilities for a file of documents, in its order."""
+"""mode=predict: classes and probabilities for the documents of a file, in the order of the file."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from xcls.train.checkpoint import load_for_use, write_bytes
 
 
 def predict(spec: RunSpec) -> int:
-    """Writes `output`: row (its place in `input`), id (where the rows have names), prediction, p_<class>.
+    """Writes `output` with the columns row (place in `input`), id (if the rows have ids), prediction, p_<class>.
 
-    Gives the exit code. A document without any text gets neither class nor probabilities, and a warning counts them.
+    Returns the exit code. Documents without text get no class and no probabilities; a warning gives their number.
     Tokenizer and classes come from the checkpoint of the run in `spec.parent`. Raises UserError for bad input.
     """
     folder, config = spec.parent, spec.config
     assert folder is not None
     if not config.input:
-        raise UserError("input: name the file with the documents: input=reviews.txt (one a line), .csv, .jsonl, or -.")
+        raise UserError(
+            "input: name the file with the documents: input=reviews.txt (one per line), .csv, .jsonl, or -."
+        )
     source = at(config.input)
     default = Path("-") if is_stream(source) else source.with_name(source.stem + ".predictions.csv")
     output = at(config.output) if config.output else default
@@ -67,19 +69,19 @@ def _check_output(source: Path, output: Path) -> None:
     if output.suffix.lower() not in WRITERS:
         raise UserError(f"output={output}: name a file that ends in {', '.join(WRITERS)}, or - for standard output.")
     if not output.absolute().parent.is_dir():
-        raise UserError(f"output={output}: the folder {output.absolute().parent} is not there. Make it first.")
+        raise UserError(f"output={output}: the folder {output.absolute().parent} does not exist. Make it first.")
     if output.is_dir() or (output.exists() and source.exists() and output.samefile(source)):
         raise UserError(f"output={output}: this is a folder or the input itself. Choose another name.")
 
 
 def _doubts(spec: RunSpec, folder: Path) -> list[str]:
-    """What speaks against the predictions of the run in `folder`."""
+    """Reasons to doubt the predictions of the run in `folder`, as warnings."""
     record, found = read_or_refuse(folder), []
     if record.status != "completed":
         found.append(f"{folder} is {record.status} at step {record.step}: its training is not complete.")
     changed = changed_code(record, spec.code)
     if changed:
-        found.append(f"{folder} was trained with other code of {changed} than there is now.")
+        found.append(f"The code of {changed} has changed since {folder} was trained.")
     return found
 
 
@@ -101,9 +103,9 @@ def _encoded(
 
 
 def _write(output: Path, table: pd.DataFrame) -> None:
-    """Writes the table in the format that the suffix of `output` names, whole or not at all; to a stream as CSV."""
+    """Writes the table in the format of the suffix of `output`, completely or not at all; to a stream as CSV."""
     if str(output) in ("-", "/dev/stdout"):
-        sys.stdout.flush()  # what is in its own buffer comes first
+        sys.stdout.flush()  # text that is still in its buffer comes first
         if hasattr(sys.stdout, "buffer"):
             sys.stdout.buffer.write(_csv(table))
         else:  # a notebook
@@ -116,20 +118,20 @@ def _write(output: Path, table: pd.DataFrame) -> None:
 
 
 def _csv(table: pd.DataFrame) -> bytes:
-    """CSV; a text that a spreadsheet would run has an apostrophe before it."""
+    """CSV; a text that a spreadsheet would run as a formula gets an apostrophe in front."""
     safe = table.map(lambda value: no_formula(value) if isinstance(value, str) else value).rename(columns=no_formula)
     return safe.to_csv(index=False, lineterminator="\n").encode("utf-8", "replace")
 
 
 def _jsonl(table: pd.DataFrame) -> bytes:
-    """An object a line."""
+    """One JSON object per line."""
     return table.to_json(orient="records", lines=True, force_ascii=False, double_precision=15).encode(
         "utf-8", "replace"
     )
 
 
 def _parquet(table: pd.DataFrame) -> bytes:
-    """Parquet; ids of several types are texts."""
+    """Parquet; ids of mixed types become texts."""
     if "id" in table and table["id"].dropna().map(type).nunique() > 1:
         table = table.assign(id=table["id"].map(str, na_action="ignore"))
     buffer = io.BytesIO()

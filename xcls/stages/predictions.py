@@ -1,4 +1,4 @@
-"""What a run says about every example of validation and test: scores in the record, and predictions.parquet."""
+"""The predictions of a run for validation and test: scores in the record, and predictions.parquet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xcls.data.encode import Encoded
 from xcls.stages.spec import RunSpec
 from xcls.train.amp import Amp
 from xcls.train.checkpoint import write_bytes
-from xcls.train.metrics import guess_told, scores, softmax
+from xcls.train.metrics import guess_message, scores, softmax
 from xcls.train.run_logger import RunLogger
 from xcls.train.scoring import classify
 from xcls.train.stream import width_multiple
@@ -33,24 +33,24 @@ def probability_columns(probabilities: np.ndarray, classes: list[str]) -> dict[s
 
 
 def probabilities_of(spec: RunSpec, checkpoint: dict[str, Any], texts: Encoded, *, vocab_size: int) -> np.ndarray:
-    """Probabilities [R, C] of the R texts by the classifier in a checkpoint, as the run's final evaluation has them."""
+    """Probabilities [R, C] of the R texts by the classifier in a checkpoint, as in the run's final evaluation."""
     config = spec.config
     amp = Amp(precision=spec.precision, hardware=config.hardware)
     model = spec.build.make_classifier(config, vocab_size=vocab_size, classes=checkpoint["classes"]).to(amp.device)
     model.load_state_dict(checkpoint["model"])
     multiple = width_multiple(config.seq_len, compiled=config.hardware.compile)
-    maker = ClassBatches(encoded=texts, labels=np.zeros(len(texts), np.int64), multiple=multiple)
-    return softmax(classify(model, maker, batch_size=config.finetuning.eval_batch_size, amp=amp).logits)
+    collator = ClassBatches(encoded=texts, labels=np.zeros(len(texts), np.int64), multiple=multiple)
+    return softmax(classify(model, collator, batch_size=config.finetuning.eval_batch_size, amp=amp).logits)
 
 
 def note_scores(logger: RunLogger, found: dict[str, Predicted], prefix: str = "") -> str:
-    """Puts the scores of each split into the record, under `prefix`.
+    """Writes the scores of each split into the record, with `prefix` before the split.
 
-    Gives what is to be said where those of validation are no better than a guess, else ''.
+    Returns a message if the validation scores are no better than a guess, else ''.
     """
     for split, part in found.items():
         logger.record.metrics[prefix + split] = scores(part.labels, part.probabilities)
-    return guess_told(logger.record.metrics[f"{prefix}validation"], found["validation"].probabilities.shape[1])
+    return guess_message(logger.record.metrics[f"{prefix}validation"], found["validation"].probabilities.shape[1])
 
 
 def write_predictions(logger: RunLogger, found: dict[str, Predicted], classes: list[str]) -> None:

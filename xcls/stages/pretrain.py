@@ -20,7 +20,7 @@ from xcls.train.session import Session
 from xcls.train.stream import Batch
 
 VALIDATION_SEED = 0  # the validation masks of every run are the same, whatever its seed
-MOST_SEEDS = 100  # that are tried for them
+MOST_SEEDS = 100  # seeds that are tried for the validation masks
 
 
 def mlm_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -28,19 +28,19 @@ def mlm_loss(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch["input_ids"], batch["attention_mask"], batch["rows"], batch["targets"])
 
 
-def with_chosen_tokens(maker: MaskedBatches, *, batch_size: int) -> MaskedBatches:
-    """Validation batches whose masks choose a token at least: of few short documents the first masks may choose none.
+def with_chosen_tokens(collator: MaskedBatches, *, batch_size: int) -> MaskedBatches:
+    """A collator whose masks choose at least one validation token: with few short documents they may choose none.
 
-    The seed is the first from the maker's own on that does. Raises UserError where no token can be chosen.
+    Takes the first seed from the collator's own on that chooses one. Raises UserError if no seed does.
     """
-    plan = evaluation_batches(maker.encoded.lengths, batch_size=batch_size)
-    for seed in range(maker.seed, maker.seed + MOST_SEEDS):
-        found = replace(maker, seed=seed)
+    plan = evaluation_batches(collator.encoded.lengths, batch_size=batch_size)
+    for seed in range(collator.seed, collator.seed + MOST_SEEDS):
+        found = replace(collator, seed=seed)
         if any(bool((found.build(rows, 0)["labels"] != IGNORED).any()) for rows in plan):
             return found
     raise UserError(
-        f"masking.probability={maker.masking.probability}: no token of the {len(maker.encoded)} validation documents "
-        "is chosen. Raise dataset.validation, or choose another tokenizer where all of the text is [UNK]."
+        f"masking.probability={collator.masking.probability}: no token of the {len(collator.encoded)} validation "
+        "documents is chosen. Raise dataset.validation, or choose another tokenizer if all of the text becomes [UNK]."
     )
 
 
@@ -62,7 +62,7 @@ def pretrain(*, model: MaskedLanguageModel, data: LanguageData, masking: Masking
     def evaluate(poll: Callable[[], None]) -> Scores:
         return {"val_loss": masked_loss(model, held_out, batch_size=size, amp=session.amp, poll=poll)}
 
-    maker = MaskedBatches(encoded=data.train, seed=session.seed, **common)
-    payload = session.begin(model, tokens=data.report, warnings=data.warnings)
-    Loop(session, model, loss=mlm_loss, maker=maker, evaluate=evaluate).run(payload)
+    collator = MaskedBatches(encoded=data.train, seed=session.seed, **common)
+    checkpoint = session.begin(model, tokens=data.report, warnings=data.warnings)
+    Loop(session, model, loss=mlm_loss, collator=collator, evaluate=evaluate).run(checkpoint)
     return session.logger.record

@@ -1,4 +1,4 @@
-"""Everything a run is before it begins: its configuration, and what follows from it without loading data."""
+"""A run before it begins: its configuration, and what follows from it (hash, name, folder, device, data)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from xcls.train.precision import Precision, check_cards, resolve
 class RunSpec:
     """One run before it begins. `parent`: the run that fine-tuning starts from, or that eval and predict read.
 
-    `find`: the GPUs that it may be computed on.
+    `find`: returns the GPUs that the run may use.
     """
 
     config: Config
@@ -34,7 +34,7 @@ class RunSpec:
     parent: Path | None
     command: list[str]
     root: Path
-    build: Any  # the module xcls.build, which makes objects of the configuration: stages do not import it
+    build: Any  # the module xcls.build, which makes objects from the configuration; stages must not import it
     find: Callable[[], Cards] = here
 
     @cached_property
@@ -44,7 +44,7 @@ class RunSpec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the data are: equal for equal rows."""
+        """The fingerprint of the data: equal for equal rows."""
         return data_fingerprint(self.source, self.config.dataset.extra)
 
     @cached_property
@@ -54,7 +54,7 @@ class RunSpec:
 
     @cached_property
     def code(self) -> dict[str, str]:
-        """The hashes of the code of attention and position. Raises UserError where it cannot be read."""
+        """The hashes of the code of attention and position. Raises UserError if a file cannot be read."""
         try:
             return code_of(self.tree)
         except (SyntaxError, OSError) as error:
@@ -62,7 +62,7 @@ class RunSpec:
 
     @cached_property
     def parent_hash(self) -> str | None:
-        """The hash of the pretraining run, made or still to be made; None from scratch."""
+        """The hash of the pretraining run, completed or planned; None for training from scratch."""
         if self.config.mode != "finetune" or self.config.pretrain is None:
             return None
         if self.config.pretrain == "auto":
@@ -101,12 +101,12 @@ class RunSpec:
 
     @property
     def folder(self) -> Path:
-        """Where the run lives."""
+        """The run's folder."""
         return run_folder(self.tree, self.choices, self.digest, sweep=self.config.sweep, root=self.runs)
 
     @property
     def shown(self) -> str:
-        """The run's folder as a user types it."""
+        """The run's folder relative to `runs`, for messages."""
         return Path(os.path.relpath(self.folder, self.runs)).as_posix()
 
     def variant(self, *, mode: str, seed: int) -> RunSpec:
@@ -128,7 +128,7 @@ class RunSpec:
         return decide(self.folder, self.digest, code=self.code, **how)
 
     def check_device(self) -> None:
-        """Refuses a device that cannot do what it is to do; says what `auto` has chosen. Raises UserError."""
+        """Refuses a device that cannot compute this run; prints what `auto` has chosen. Raises UserError."""
         precision = self.precision
         if precision.device == "cuda":
             emulate = self.config.mode in ("eval", "predict")  # the dtype is that of the run's training
@@ -139,7 +139,7 @@ class RunSpec:
             print(("WARNING: " if precision.warn else "") + precision.why, file=sys.stderr)
 
     def check_head(self, classes: list[str]) -> None:
-        """Refuses a head.num_classes that is not the number of `classes`, those of the data. Raises UserError."""
+        """Refuses a head.num_classes that differs from the number of `classes` of the data. Raises UserError."""
         wanted = self.config.head.num_classes
         if wanted is not None and wanted != len(classes):
             raise UserError(
@@ -148,13 +148,13 @@ class RunSpec:
             )
 
     def data(self) -> Prepared:
-        """The splits, read and checked. Raises UserError for data that cannot be trained on."""
+        """The splits, read and checked. Raises UserError for data that cannot be used for training."""
         return prepare(self.source, self.config.dataset)
 
     def record(self, prepared: Prepared | None) -> Record:
-        """The record of this run before its first step; without `prepared`, of one that never read its data.
+        """The record of this run before its first step; `prepared=None` if its data were not read.
 
-        A launcher that puts several jobs on one device says so in the environment of each: XCLS_SHARED=1.
+        A launcher that runs several jobs on one device sets XCLS_SHARED=1 in the environment of each.
         """
         data: dict[str, Any] = {"name": self.config.dataset.name, "fingerprint": self.fingerprint}
         if prepared is not None:
@@ -170,7 +170,7 @@ class RunSpec:
             exp=self.config.sweep or self.config.exp,
             study=self.config.study,
             choices=self.choices,
-            config=plain(flatten(self.tree)),  # without secrets, here and wherever it goes from here
+            config=plain(flatten(self.tree)),  # without secrets
             code=self.code,
             data=data,
             device={"shared": os.environ.get("XCLS_SHARED") == "1"},

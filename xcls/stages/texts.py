@@ -1,4 +1,4 @@
-"""Prepared text as the stages train on it: token ids with labels and stable ids."""
+"""Prepared text in the form for training: token ids with labels and stable ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xcls.data.tokenizer import TextTokenizer
 
 @dataclass
 class Labelled:
-    """One split: token ids of D documents, labels int64 [D], stable ids (which may be read as they are asked for)."""
+    """One split: token ids of D documents, labels int64 [D], stable ids (a sequence that may read them on access)."""
 
     encoded: Encoded
     labels: np.ndarray
@@ -26,7 +26,7 @@ class Labelled:
 class ClassificationData:
     """The splits of a classification; `warnings` and `report` (documents, tokens, shares) are for the record.
 
-    `tokenize_ms`: milliseconds to tokenise a document, many at once.
+    `tokenize_ms`: milliseconds to tokenise one document, measured over many at once.
     """
 
     train: Labelled
@@ -55,7 +55,7 @@ class LanguageData:
 def classification_data(
     prepared: Prepared, tokenizer: TextTokenizer, *, seq_len: int, truncate: str
 ) -> ClassificationData:
-    """Encodes the three splits. Raises UserError where a document is too long and `truncate` is `refuse`."""
+    """Encodes the three splits. Raises UserError if a document is too long and `truncate` is `refuse`."""
     splits: dict[str, Any] = {}
     noted: dict[str, Any] = {"warnings": [], "report": {}}
     for name in ("train", "validation", "test"):
@@ -69,7 +69,7 @@ def classification_data(
 
 
 def _tokenize_ms(texts: Sequence[str], tokenizer: TextTokenizer, *, seq_len: int, most: int = 200) -> float:
-    """Milliseconds to tokenise a document: the second of two passes over some of `texts`, spread over all of them."""
+    """Milliseconds to tokenise one document: the second of two passes over at most `most` of `texts`, evenly spaced."""
     some = [texts[row] for row in range(0, len(texts), max(1, len(texts) // most))][:most]
     for _ in range(2):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""mode=pretrain, finetune, baseline: from a `RunSpec` to an exit code, and what a run leaves in its folder."""
+"""mode=pretrain, finetune, baseline: from a `RunSpec` to an exit code, and the files in a run's folder."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from xcls.train.run_logger import RunLogger, one_line
 from xcls.train.session import Session
 from xcls.train.signals import Interrupted
 
-GO_ON = "the same command with resume=true goes on"
+GO_ON = "the same command with resume=true continues it"
 
 
 def train(spec: RunSpec) -> int:
-    """Decides whether the run begins, checks it and its data, makes what it needs first, runs it. Gives the exit code.
+    """Checks the run and its data, runs what it needs first, then runs it. Returns the exit code.
 
     Raises UserError for bad input, before anything is written.
     """
     config = spec.config
     if os.environ.get(PLANNED) not in (None, "", spec.digest):
         raise UserError(
-            "This is not the run that its sweep planned: the code of attention or position, or the data, has changed "
-            "since the sweep began. Type the sweep again: it plans the run again."
+            "This run differs from the one that its sweep planned: the code of attention or position, or the data, "
+            "has changed since the sweep began. Start the sweep again; it plans its runs again."
         )
     how = {"resume": config.resume, "sweep": config.sweep is not None}
     state, record = spec.decide(**how)
@@ -56,19 +56,19 @@ def train(spec: RunSpec) -> int:
         spec.build.check_architecture(config)
     targets = [getattr(config, part)["_target_"] for part in spec.code]
     files = [file for target in targets for file in code_files(target).values()]
-    sources = find_sources(files)  # now: they may change while the data are read
+    sources = find_sources(files)  # before the data are read, since the files may change meanwhile
     prepared = spec.data()
     if config.mode == "finetune":
         spec.check_head(prepared.classes)
     make_first(spec)
     kept = {path.name for path in spec.folder.iterdir()} if spec.folder.is_dir() else set()
     with _lock(spec):
-        state, record = spec.decide(**how)  # another process may have been here meanwhile
+        state, record = spec.decide(**how)  # another process may have run it meanwhile
         if state == DONE:
             return OK
         try:
             return run_stage(spec, prepared, record, sources)
-        except UserError:  # refused before it began to train: as if it had not been typed
+        except UserError:  # refused before training: removes everything that it has written
             if not any(spec.folder.glob("ckpt_*.pt")):
                 rollback(spec.folder, kept)
             raise
@@ -80,23 +80,23 @@ def train(spec: RunSpec) -> int:
 
 
 def _lock(spec: RunSpec) -> AcquireReturnProxy:
-    """Holds the run's folder against a second process; a dead owner holds nothing. Raises UserError.
+    """Locks the run's folder against a second process; the lock ends with the process. Raises UserError.
 
-    A planned pretraining or baseline, which several sweeps may need, waits for the process that makes it.
+    Several sweeps may need the same pretraining or baseline: then this waits for the process that runs it.
     """
     shared = bool(os.environ.get(PLANNED)) and spec.config.mode != "finetune"
     spec.folder.mkdir(parents=True, exist_ok=True)
-    try:  # for 1 s: `make status` looks at the lock for an instant
+    try:  # waits 1 s, since `make status` holds the lock for an instant
         return FileLock(str(spec.folder / ".lock")).acquire(timeout=-1 if shared else 1)
     except Timeout as error:
-        text = f"{spec.folder} is being run by another process. Wait for it, or choose another exp=…."
+        text = f"{spec.folder}: another process is running this. Wait for it, or choose another exp=…."
         raise UserError(text) from error
 
 
 def run_stage(spec: RunSpec, prepared: Prepared, before: Record | None, sources: Sources) -> int:
     """Runs the stage in its folder and gives the exit code. Raises UserError.
 
-    `before`: the record of an interrupted run. It goes on from its last checkpoint, or from the beginning without one.
+    `before`: the record of an interrupted run. It continues from its last checkpoint, or starts again without one.
     """
     folder, record = spec.folder, spec.record(prepared)
     if before is not None:
@@ -120,7 +120,7 @@ def run_stage(spec: RunSpec, prepared: Prepared, before: Record | None, sources:
     try:
         write_atomic(folder / "reproduce.sh", script_for(record, _origins(spec), patches=read_patch(folder, record)))
         (folder / "reproduce.sh").chmod(0o755)
-    except OSError as error:  # a full disk; how the run ended is printed already
+    except OSError as error:  # a full disk; the final status is printed already
         print(f"WARNING: {folder / 'reproduce.sh'}: {error.strerror}", file=sys.stderr)
     if code == OK:
         print(_summary(spec, record))
@@ -128,12 +128,12 @@ def run_stage(spec: RunSpec, prepared: Prepared, before: Record | None, sources:
 
 
 def _stage(spec: RunSpec, prepared: Prepared, logger: RunLogger, *, resume: bool) -> None:
-    """What the mode does, from its tokenizer to its results."""
+    """Runs the mode, from the tokenizer to the results."""
     config, folder = spec.config, spec.folder
     parent = _parent(spec, logger)
     if config.mode == "pretrain" and not (folder / "config.yaml").exists():
         values = file_values("pretrain", flatten(spec.tree), spec.choices)
-        write_values(folder / "config.yaml", values, "What this run was composed of.")
+        write_values(folder / "config.yaml", values, "The settings that this run was started with.")
     values = resolved_values(config, spec.choices, spec.precision, logger.record)
     write_values(folder / "resolved_config.yaml", values, "This run, flat and fully resolved.")
     for message in prepared.report["warnings"]:
@@ -157,7 +157,7 @@ def _stage(spec: RunSpec, prepared: Prepared, logger: RunLogger, *, resume: bool
 
 
 def _parent(spec: RunSpec, logger: RunLogger) -> dict[str, Any] | None:
-    """The checkpoint that fine-tuning starts from, noted in the record; None from scratch."""
+    """The checkpoint that fine-tuning starts from, also written into the record; None for training from scratch."""
     if spec.config.mode != "finetune" or spec.parent is None:
         return None
     checkpoint = load_for_use(spec.parent, spec.config.checkpoint)
@@ -171,12 +171,12 @@ def _parent(spec: RunSpec, logger: RunLogger) -> dict[str, Any] | None:
     }
     changed = changed_code(read_or_refuse(spec.parent), spec.code)
     if changed:
-        logger.warn(f"{folder} was trained with other code of {changed}; this run goes on with the code there is now.")
+        logger.warn(f"The code of {changed} has changed since {folder} was trained; this run uses today's code.")
     return checkpoint
 
 
 def _origins(spec: RunSpec) -> list[Record]:
-    """The records of the runs this one started from, the first of the chain first."""
+    """The records of the runs that this one started from, the oldest first."""
     found: list[Record] = []
     folder = spec.parent
     while folder is not None and len(found) < 8:

@@ -11,15 +11,15 @@ from xcls.config.schema import Hardware, UserError
 from xcls.model.encoder import Encoder
 from xcls.train.precision import Precision
 
-GRAPHS = 1024  # of one function, before torch.compile gives up
+GRAPHS = 1024  # compiled graphs of one function before torch.compile gives up
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Amp:
-    """Where and how tensors are computed. Weights and the optimizer stay in fp32; matrix products run in the dtype."""
+    """Device and dtype of the computation. Weights and optimizer state stay in fp32; matrix products use the dtype."""
 
     def __init__(self, *, precision: Precision, hardware: Hardware) -> None:
-        """Sets the number of threads that `hardware` names. The device is there: `check_cards`."""
+        """Sets the number of threads that `hardware` names. `check_cards` has already checked the device."""
         if hardware.threads is not None:
             torch.set_num_threads(hardware.threads)
         set_products()
@@ -35,8 +35,10 @@ class Amp:
 
 
 def set_products() -> None:
-    """How CUDA computes matrix products, in this process: without TF32 (10 bits of mantissa), as fp32 is the reference
-    and what bf16 and fp16 runs still compute in fp32 are hashes and feature maps; sums within 16-bit products in fp32.
+    """Sets how this process computes matrix products on CUDA: fp32 without TF32, and 16-bit products with fp32 sums.
+
+    TF32 has 10 bits of mantissa. That is too few for the fp32 reference, and for hashes and feature maps, which bf16
+    and fp16 runs compute in fp32 too.
     """
     products = torch.backends.cuda.matmul
     products.allow_tf32 = False
@@ -65,10 +67,10 @@ def to_device(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor
 
 
 class Arriving:
-    """A few numbers on their way from the device: reading them waits for what made them, not for what came after."""
+    """A few numbers being copied from the device. `read` waits for the work that made them, not for later work."""
 
     def __init__(self, values: torch.Tensor) -> None:
-        """values [K], copied at once."""
+        """values [K]; the copy starts now."""
         self._values = values.to("cpu", non_blocking=True)
         self._arrived = torch.cuda.Event() if values.is_cuda else None
         if self._arrived is not None:
@@ -82,10 +84,10 @@ class Arriving:
 
 
 def compile_blocks(model: torch.nn.Module) -> None:
-    """Compiles each block of `model.encoder` in place (parameters keep their names), anew for every shape of batch.
+    """Compiles each block of `model.encoder` in place (parameters keep their names), once for every batch shape.
 
-    Shapes are fixed for all mechanisms: left open they suit explicit softmax, while those that sort or cut up sequences
-    are compiled anew for every length all the same, until the compiler gives up. `width_multiple` keeps them few.
+    Dynamic shapes work for explicit softmax only: mechanisms that sort or split sequences are compiled again for every
+    length, until the compiler gives up. So all mechanisms use fixed shapes; `width_multiple` keeps their number small.
     """
     allow_graphs()
     for block in cast(Encoder, model.encoder).blocks:
@@ -93,7 +95,7 @@ def compile_blocks(model: torch.nn.Module) -> None:
 
 
 def allow_graphs() -> None:
-    """Lets one function have as many compiled graphs as it needs: by default torch gives up after 8, with no error."""
+    """Lets one function have GRAPHS compiled graphs: by default torch stops compiling after 8, without an error."""
     import torch._dynamo as dynamo
 
     for limit in ("recompile_limit", "cache_size_limit"):  # the new name and the old one

@@ -1,7 +1,7 @@
-"""The GPUs that torch can use, and why it can use none: asked of torch itself, which is imported only when asked.
+"""The GPUs that torch can use, or the reason why it can use none. torch is imported only when it is asked.
 
-A launcher asks in a process of its own (`of_jobs`): one that has asked torch may hold memory of a GPU, which is for the
-jobs.
+A launcher asks in a separate process (`of_jobs`), because a process that has asked torch may hold memory on a GPU.
+That memory is for the jobs.
 """
 
 from __future__ import annotations
@@ -41,53 +41,53 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """What torch finds. `code`: the architectures that it has code for; `why`: why there is no card, and what to do."""
+    """The GPUs that torch finds. `code`: the architectures it has code for; `why`: why there is none, and a remedy."""
 
     torch: str
     cards: tuple[Card, ...] = ()
     code: tuple[str, ...] = ()
     why: str = ""
-    warn: bool = False  # a GPU is here all the same, and nobody has hidden it
+    warn: bool = False  # the machine has a GPU that torch cannot use, and the user has not hidden it
 
 
 @lru_cache(maxsize=1)
 def here() -> Cards:
-    """The card that this process trains on: the first that CUDA_VISIBLE_DEVICES leaves."""
+    """The card that this process trains on: the first that CUDA_VISIBLE_DEVICES allows."""
     found = look()
     return replace(found, cards=found.cards[:1])
 
 
 def look() -> Cards:
-    """All cards that CUDA_VISIBLE_DEVICES leaves."""
+    """All cards that CUDA_VISIBLE_DEVICES allows."""
     import torch
 
     version = str(torch.__version__)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch has to say about a missing GPU is in `_torch_says`
+        warnings.simplefilter("ignore")  # `_torch_says` reports why the GPU is missing
         usable = torch.cuda.is_available()
     if not usable:
         why, warn = _why_none(version, torch.version.cuda)
         return Cards(version, why=why, warn=warn)
     places = range(torch.cuda.device_count())
     found = [Card(torch.cuda.get_device_name(place), torch.cuda.get_device_capability(place)) for place in places]
-    code = torch.cuda.get_arch_list() if torch.version.cuda else []  # of ROCm, the names are others
+    code = torch.cuda.get_arch_list() if torch.version.cuda else []  # ROCm uses other names
     return Cards(version, tuple(found), tuple(code))
 
 
 @lru_cache(maxsize=1)
 def of_jobs() -> Cards:
-    """Every card that a job of ours may get, found by a process of its own, so that this one keeps off the GPUs.
+    """Every card that a job of the sweep may get. A separate process finds them, so that this one uses no GPU memory.
 
-    Raises UserError where torch cannot be asked.
+    Raises UserError if that process fails.
     """
     import torch
 
     if not torch.backends.cuda.is_built():
-        return look()  # such a torch touches no GPU
+        return look()  # torch without CUDA uses no GPU
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             return pool.submit(look).result()
-    except Exception as error:  # whatever ends that process
+    except Exception as error:  # any failure of that process
         raise UserError(
             f"hardware=auto: torch could not be asked which GPUs are here: {type(error).__name__}: {error}. "
             "Name it: hardware=cpu, a100, …."
@@ -95,11 +95,11 @@ def of_jobs() -> Cards:
 
 
 def runs_on(capability: tuple[int, int], code: tuple[str, ...]) -> bool:
-    """Whether a card of this capability runs one of a torch's architectures `code` (`sm_80`, `sm_90a`, `compute_120`).
+    """Whether a card of this capability runs one of the architectures `code` (`sm_80`, `sm_90a`, `compute_120`).
 
-    Code of a card (sm) runs on later cards of the same major version, with an `a` only on its own; PTX (compute) is
-    translated for every later card. Source: CUDA C++ Programming Guide, Binary and PTX Compatibility. True
-    without any `code`: nothing is known then.
+    Machine code (sm) runs on the same or a later card of the same major version, with suffix `a` on that card only.
+    PTX (compute) is translated for every later card. Source: CUDA C++ Programming Guide, Binary and PTX Compatibility.
+    True if `code` is empty, since nothing is known then.
     """
     for kind, digits, special in (
         found.groups() for name in code if (found := re.fullmatch(r"(sm|compute)_(\d+)([a-z]?)", name))
@@ -122,14 +122,14 @@ def remedy(capability: tuple[int, int] | None) -> str:
 
 
 def signs() -> str:
-    """By what an NVIDIA GPU shows itself without torch, as text; '' where nothing does."""
+    """Signs of an NVIDIA GPU that do not need torch, as text; '' if there are none."""
     if seen := driver_cards():
         return f"its driver names {', '.join(str(card) for card in seen)}"
     return "/proc/driver/nvidia is there" if Path("/proc/driver/nvidia").exists() else ""
 
 
 def _why_none(version: str, cuda: str | None) -> tuple[str, bool]:
-    """Why torch finds no card and what to do about it, and whether that is worth a warning."""
+    """Why torch finds no card and what to do about it, and whether to warn."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in NONE_VISIBLE:
         return f"CUDA_VISIBLE_DEVICES={hidden.strip()!r} hides every GPU", False
@@ -148,7 +148,7 @@ def _why_none(version: str, cuda: str | None) -> tuple[str, bool]:
 
 
 def _torch_says() -> str:
-    """The first sentence of torch's own reason."""
+    """The first sentence of the error that torch gives."""
     import torch
 
     try:
@@ -160,7 +160,7 @@ def _torch_says() -> str:
 
 @lru_cache(maxsize=1)
 def driver_cards() -> tuple[Card, ...]:
-    """The GPUs that the NVIDIA driver names (NVML): a hint, without torch and whatever is hidden from this process."""
+    """The GPUs that the NVIDIA driver names (NVML), without torch, also those hidden from this process."""
     try:
         import pynvml
 

@@ -20,35 +20,35 @@ from xcls.model.encoder import Encoder
 from xcls.model.multihead import MultiHeadAttention
 
 MIB = 2**20
-MANY = 25  # steps of one shape whose median is taken
-SLOW = 1.25  # times the usual seconds of its shape: beyond what steps scatter by themselves
-ROUNDS, SAMPLE = 50, 5000  # of the fit; steps that it looks at
+MANY = 25  # steps of one shape: from here on their median is their usual time
+SLOW = 1.25  # a step above SLOW x the usual time of its shape was disturbed; undisturbed steps vary less
+ROUNDS, SAMPLE = 50, 5000  # iterations of the fit; steps it uses at most
 
 
 class StepClock:
     """Seconds and tokens of the training steps alone: no evaluation, no checkpoint, no compilation, no downtime.
 
-    A step that takes more than SLOW times as long as its shape usually does (`usual_seconds`) was disturbed, by a stall
-    or by another program, and counts with the usual time. `excluded_steps` and `excluded_s` tell how many and how much.
-    The first step of a process (lazy initialisation) and every step in which a graph was compiled go to `set_aside`.
-    A resumed run goes on from all its steps.
+    A step that takes more than SLOW times the usual time of its shape (`usual_seconds`) was disturbed, by a stall or by
+    another program, and counts with the usual time; `excluded_steps` and `excluded_s` are their number and the seconds
+    removed. The first step of a process (lazy initialisation) and every step that compiled a graph count in `set_aside`
+    only. A resumed run keeps the times of its earlier steps.
     """
 
     def __init__(self) -> None:
-        self.seconds = self.set_aside = 0.0  # of the steps that count, as measured; of the others
+        self.seconds = self.set_aside = 0.0  # seconds of the steps that count, as measured; of the others
         self.tokens = self.padded_tokens = 0
-        self._taken = array("d")  # of each step: computed positions, 1 where it drew new features, seconds
+        self._taken = array("d")  # for each step: computed positions, 1 if it drew new random features, seconds
         self._began = 0.0
         self._graphs = -1  # no step yet in this process
 
     @property
     def steps(self) -> int:
-        """How many steps count."""
+        """Number of steps that count."""
         return len(self._taken) // 3
 
     @property
     def speed(self) -> float | None:
-        """Real tokens per second as measured, disturbed or not; None before any step."""
+        """Real tokens per second as measured, disturbed steps included; None before the first step."""
         return self.tokens / self.seconds if self.seconds > 0 else None
 
     def start(self) -> None:
@@ -56,9 +56,9 @@ class StepClock:
         self._began = time.perf_counter()
 
     def stop(self, *, tokens: int, padded_tokens: int, redrew: bool = False) -> None:
-        """The step ends; it had so many real tokens, and so many with padding. The device must be done with it.
+        """Ends the step. tokens: real tokens; padded_tokens: with padding. The device must have finished the step.
 
-        `redrew`: it also drew new random features, and is compared only with steps that did.
+        `redrew`: the step drew new random features, and is compared only with steps that did so too.
         """
         elapsed = time.perf_counter() - self._began
         graphs = compiled_graphs()
@@ -74,7 +74,7 @@ class StepClock:
     def costs(self, steps_per_epoch: int) -> dict[str, float | None]:
         """time_per_step, time_per_epoch (seconds), tokens_per_s (real), padded_tokens_per_s; None before any step.
 
-        And what is in none of these: set_aside_s, excluded_s (seconds), excluded_steps.
+        Also what these do not include: set_aside_s, excluded_s (seconds), excluded_steps.
         """
         taken = np.array(self._taken).reshape(-1, 3)
         usual = usual_seconds(taken)
@@ -95,13 +95,13 @@ class StepClock:
         }
 
     def state(self) -> dict[str, Any]:
-        """All of it, for a checkpoint: 24 bytes a step."""
+        """The whole state, for a checkpoint: 24 bytes per step."""
         taken = torch.from_numpy(np.array(self._taken).reshape(-1, 3))
         return {"taken": taken, "tokens": self.tokens, "padded_tokens": self.padded_tokens, "set_aside": self.set_aside}
 
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> StepClock:
-        """From a checkpoint."""
+        """The clock that a checkpoint has saved."""
         clock = cls()
         clock.tokens, clock.padded_tokens, clock.set_aside = saved["tokens"], saved["padded_tokens"], saved["set_aside"]
         clock._taken = array("d", saved["taken"].flatten().tolist())
@@ -110,9 +110,10 @@ class StepClock:
 
 
 def usual_seconds(taken: np.ndarray) -> np.ndarray:
-    """What each step usually takes, seconds [S], from `taken` [S, 3]: computed positions, drew new features, seconds.
+    """The usual time of each step, seconds [S], from `taken` [S, 3]: computed positions, drew new features, seconds.
 
-    The median over the steps of its shape where there are MANY. Else what a curve over all shapes says.
+    It is the median over the steps of the same shape if there are at least MANY, else the value of a curve that is
+    fitted over all shapes.
     """
     size, redrew, seconds = taken.T
     scaled = size / size.mean() if len(size) else size
@@ -126,34 +127,33 @@ def usual_seconds(taken: np.ndarray) -> np.ndarray:
 
 
 def _least_absolute(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Weights [T] of `terms` [S, T], none negative, with the least sum of absolute differences to `values` [S].
+    """Non-negative weights [T] of `terms` [S, T] with the smallest sum of absolute differences to `values` [S].
 
-    A few far-off values do not move it. Found by least squares that are weighted anew each round.
+    Robust against a few outliers. Method: iteratively reweighted least squares.
     """
     least = 1e-6 * float(values.mean()) if len(values) else 1.0
     fit, weights = np.zeros(terms.shape[1]), np.ones_like(values)
     for _ in range(ROUNDS):
         root = np.asarray(
             np.linalg.qr(np.column_stack([terms, values]) * weights[:, None], mode="r")
-        )  # few rows, the same squares
+        )  # T + 1 rows instead of S, with the same sum of squares
         fit = nnls(root[:, :-1], root[:, -1])[0]
         weights = np.abs(values - terms @ fit).clip(least) ** -0.5
     return fit
 
 
 def compiled_graphs() -> int:
-    """How many graphs torch.compile has made in this process; 0 where it was not used."""
+    """Number of graphs that torch.compile has made in this process; 0 if it was not used."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
 
 
 class MemoryGauge:
-    """Peak memory of training, in MiB. What evaluations and checkpoints take in between is left out.
+    """Peak memory of training, in MiB, without the memory of evaluations and checkpoints.
 
-    `max_rss_MiB` is the highest resident memory of the process during training, `rss_growth_MiB` how far that is above
+    `max_rss_MiB` is the highest resident memory of the process during training; `rss_growth_MiB` is the difference to
     the memory in use just before the process's first step. A resumed run keeps the higher of its peaks. `ru_maxrss`
-    never falls, so on Linux the kernel's high-water mark is reset instead; elsewhere the growth of `ru_maxrss` is what
-    there is.
+    never falls, so on Linux the kernel's high-water mark is reset instead; other systems use `ru_maxrss`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -163,13 +163,13 @@ class MemoryGauge:
         self.resume()
 
     def resume(self) -> None:
-        """Training goes on: earlier peaks are forgotten."""
+        """Training continues: forgets the peaks so far."""
         _forget_highest()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def pause(self) -> None:
-        """Training stops for an evaluation or a checkpoint: its peak so far is kept."""
+        """Training stops for an evaluation or a checkpoint: keeps its peak so far."""
         highest = _highest()
         now: dict[str, float] = {"max_rss_MiB": highest, "rss_growth_MiB": highest - self.before}
         if self.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Faults that end a run: numbers that are not finite, and memory that ran out. Both with what to know about them."""
+"""Faults that end a run: NaN or infinite numbers, and lack of memory. Each error says what to change."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class OutOfMemory(Exception):
 
 
 def first_bad_layer(model: nn.Module, attempt: Callable[[], Any]) -> str:
-    """Where numbers that are not finite appear first when `attempt`, a forward and perhaps a backward pass, runs again:
-    the output of a module, the gradient of a parameter, else the loss."""
+    """The first place with a non-finite number when `attempt` (a forward, perhaps a backward pass) runs again: the
+    output of a module, the gradient of a parameter, else the loss."""
     found: list[str] = []
 
     def note(what: str, values: Any) -> None:
@@ -39,7 +39,7 @@ def first_bad_layer(model: nn.Module, attempt: Callable[[], Any]) -> str:
             what = f"the output of {name}"
             handles.append(module.register_forward_hook(lambda module, given, out, what=what: note(what, out)))
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:  # a backward pass reaches the parameters from the loss downwards
+        if parameter.requires_grad:  # a backward pass visits the parameters from the loss to the input
             what = f"the gradient of {name}"
             handles.append(parameter.register_hook(lambda gradient, what=what: note(what, gradient)))
     try:
@@ -63,7 +63,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Gives back what an attempt that ran out of memory has left in pieces."""
+    """Frees the memory that a failed attempt has left behind."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -71,7 +71,7 @@ def free_memory() -> None:
 
 @contextmanager
 def memory_errors(describe: Callable[[], str]) -> Iterator[None]:
-    """Turns running out of memory into OutOfMemory with `describe()`: the sizes and the remedy."""
+    """Turns torch's out-of-memory errors into OutOfMemory with `describe()`: the sizes and the remedy."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

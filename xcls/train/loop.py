@@ -34,12 +34,14 @@ class Loop:
     """Trains `model` by `training` and leaves checkpoints, metrics and costs behind.
 
     loss(model, micro-batch on the device) -> sum of the losses of its terms (labels other than -100).
-    maker: what makes batches of the training texts; ids: stable names of these, for messages.
+    collator: makes the batches of the training texts; ids: stable names of these texts, for messages.
     evaluate(poll) -> scores with `val_loss`; it calls poll() between batches, which raises Interrupted.
-    classes: their names, for checkpoints; None in pretraining.
+    classes: names of the classes, for checkpoints; None in pretraining.
 
-    Where the updates are deferred the host reads how a step went when the next is on its way, and all of them before it
-    evaluates, saves or ends. Results are the same.
+    On a GPU the loop reads the result of step t after it has launched step t+1, so that the CPU does not wait:
+        launch step t+1 -> read the result of step t -> was t good? go on
+                                                     -> was t bad? undo t+1, report t, launch t+1 again
+    Before it evaluates, saves or ends, it reads all pending results. On a CPU nothing is pending. Results are the same.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Loop:
         model: nn.Module,
         *,
         loss: Callable[[nn.Module, Batch], Tensor],
-        maker: Batches,
+        collator: Batches,
         evaluate: Callable[[Callable[[], None]], Scores],
         ids: Sequence[str] | None = None,
         classes: list[str] | None = None,
@@ -58,43 +60,43 @@ class Loop:
         self.logger, self.extras = session.logger, session.metadata(classes)
         self.checkpoints = Checkpoints(folder=self.logger.folder, keep=self.training.keep)
         size, grouped = self.training.batch_size, self.training.group_by_length
-        self.stream = Stream(maker=maker, batch_size=size, seed=session.seed, group_by_length=grouped, ids=ids)
+        self.stream = Stream(collator=collator, batch_size=size, seed=session.seed, group_by_length=grouped, ids=ids)
         self.updater = Updater(session, model, loss=loss, stream=self.stream)
         self.optimizer = self.updater.optimizer
-        self.lag = 1 if self.updater.deferred else 0  # steps that may be unread while the next is begun
-        self.unread: list[Update] = []
+        self.max_pending = 1 if self.updater.deferred else 0  # launched steps whose results may be read later
+        self.pending: list[Update] = []
         self.steps_per_epoch = self.stream.steps_per_epoch
         self.total = total_steps(self.training, self.steps_per_epoch)
         self.due_epoch = steps_between(self.training, self.steps_per_epoch)
         self.progress = Progress()
         self.clock = StepClock()
         self.memory = MemoryGauge(self.amp.device)
-        self.saved: tuple[int, int] | None = None  # what of the progress the last checkpoint knew
+        self.saved: tuple[int, int] | None = None  # (step, evaluated_at) of the last checkpoint
         self.saved_time = time.monotonic()
-        self.known_faults = 0  # of the record, when the clock was last read
+        self.known_faults = 0  # number of faults in the record when the clock was last started
 
-    def run(self, payload: dict[str, Any] | None) -> Progress:
-        """Trains to the end, from the beginning or from the checkpoint `payload`.
+    def run(self, checkpoint: dict[str, Any] | None) -> Progress:
+        """Trains to the end, from the beginning or from the checkpoint `checkpoint`.
 
         Raises Interrupted (saved), BadNumbers, OutOfMemory; whatever it raises, the last checkpoint stays whole.
         """
         record = self.logger.record
         record.steps = self.total
-        if payload is None:
-            self.logger.save()  # whoever watches wants the total before the first evaluation, which may be hours away
+        if checkpoint is None:
+            self.logger.save()  # `make status` shows the total before the first evaluation, which may be hours away
         else:
-            self._restore(payload)  # and saves
+            self._restore(checkpoint)  # also saves the record
         display = StepDisplay(self.logger, total=self.total, initial=self.progress.step)
         with StopSignals() as stop, closing(display):
             self.model.train()
             with closing(self._batches()) as batches:  # ends its workers, whatever ends the training
-                if self.progress.step > 0:  # the last step was done, but perhaps not evaluated
+                if self.progress.step > 0:  # the run may have stopped between the last step and its evaluation
                     self._after_step(stop, display)
                 while not self.finished():
-                    if self._redraws():
-                        self._read_steps(display, leave=0)  # a bad step is looked into with the features that it had
+                    if self._redraws():  # a bad step must be diagnosed with the random features that it used
+                        self._read_steps(display, leave=0)
                     self._begin_step(batches)
-                    self._read_steps(display, leave=self.lag)
+                    self._read_steps(display, leave=self.max_pending)
                     self._after_step(stop, display)
             stop.check()
         return self.progress
@@ -110,8 +112,8 @@ class Loop:
         return batches_from(self.stream, step=self.progress.step, total=self.total, workers=workers, device=device)
 
     def _begin_step(self, batches: Iterator[Batch]) -> None:
-        """Begins the next step, with its batch on the clock."""
-        if not self.unread:
+        """Begins the next step; the clock includes the time to get its batch."""
+        if not self.pending:
             self.clock.start()
             self.known_faults = len(self.logger.record.faults)
         self._begin(next(batches))
@@ -122,32 +124,32 @@ class Loop:
         if redraws:
             cast(Encoder, self.model.encoder).redraw(derived_generator(self.stream.seed, step))
         lr = rate(step, self.total, self.training)
-        self.unread.append(self.updater.apply(batch, self.progress, lr, redraws))
+        self.pending.append(self.updater.apply(batch, self.progress, lr, redraws))
         self.progress.step += 1
         self.logger.record.step = self.progress.step
 
     def _read_steps(self, display: StepDisplay, *, leave: int) -> None:
-        """Reads how the steps under way went, all but the last `leave`: they count, with their time, on bar and events.
+        """Reads the results of the pending steps except the newest `leave`, and adds them to timing, bar and events.
 
-        Where bad numbers are allowed a bad step counts too and leaves the weights as they are; those begun after it
-        have changed nothing, and begin again. Raises BadNumbers where they are not allowed.
+        A non-finite step is counted, but does not change the weights; steps launched after it are launched again.
+        Raises BadNumbers after more such steps than `max_bad_steps`.
         """
-        while len(self.unread) > leave:
-            step = self.unread.pop(0)
+        while len(self.pending) > leave:
+            step = self.pending.pop(0)
             loss = norm = math.nan
             if self.updater.is_bad(step):
-                self._leave_out(step)
+                self._skip_bad_step(step)
             else:
                 loss, norm = self.updater.finish(step, self.progress)
                 self._stop_clock(step)
             display.show(step.number + 1, loss=loss, norm=norm, lr=step.lr, speed=self.clock.speed)
 
-    def _leave_out(self, bad: Update) -> None:
-        """Notes a bad step, or raises its BadNumbers, and begins those after it again."""
-        after, self.unread = self.unread, []
+    def _skip_bad_step(self, bad: Update) -> None:
+        """Records a bad step, or raises its BadNumbers, and launches the steps after it again."""
+        after, self.pending = self.pending, []
         for step in reversed(after):
             self.updater.undo(step)
-        self.updater.go_on()
+        self.updater.reopen()
         self.progress.step = self.logger.record.step = bad.number
         error = self.updater.fault(bad, self.progress)
         if sum(fault["kind"] == "bad_step" for fault in self.logger.record.faults) >= self.training.max_bad_steps:
@@ -158,9 +160,9 @@ class Loop:
             self._begin(step.batch)
 
     def _stop_clock(self, step: Update) -> None:
-        """Gives a step its time: since the one before was read, or since it began where there was none."""
+        """Ends the time of a step: measured from the previous read, or from its own start if there was none."""
         faults = len(self.logger.record.faults)
-        if faults == self.known_faults:  # else its time says nothing about the others
+        if faults == self.known_faults:  # else the fault has changed its time
             batch = step.batch
             size = self.updater.micro_batch(batch, self.progress)
             tokens, padded = real_and_padded(batch, size, trimming(batch, self.hardware))
@@ -169,37 +171,40 @@ class Loop:
         self.known_faults = faults
 
     def _redraws(self) -> bool:
-        """Whether the step to come begins with new random features."""
+        """Whether the next step begins with new random features."""
         step, every = self.progress.step, self.training.redraw_every_steps
         return bool(every and step and step % every == 0)
 
     def _after_step(self, stop: StopSignals, display: StepDisplay) -> None:
-        """Evaluates and saves where it is time, and leaves where a signal has come. May be run twice for one step."""
+        """Evaluates and saves if due, and raises Interrupted after a signal.
+
+        May run twice for one step: `run` calls it again after a resume. `evaluated_at` and `saved` prevent repetition.
+        """
         step, training = self.progress.step, self.training
         evaluates = self._due(training.eval_every_steps, training.eval_every_epochs) or step == self.total
         scheduled = self._due(training.checkpoint_every_steps, training.checkpoint_every_epochs)
-        if self.unread and not (evaluates or scheduled or self._late() or stop.requested):
+        if self.pending and not (evaluates or scheduled or self._checkpoint_overdue() or stop.requested):
             return
         self._read_steps(display, leave=0)
         improved = False
         try:
             if evaluates:
                 improved = self.progress.evaluated_at != step and self._evaluate(stop)
-            if scheduled or improved or self.finished() or self._late():
+            if scheduled or improved or self.finished() or self._checkpoint_overdue():
                 self._save(best=improved)
-                improved = False  # and saved as such
+                improved = False  # the best checkpoint is saved now
             stop.check()
         except Interrupted:
             self._save(best=improved)
             raise
 
-    def _late(self) -> bool:
-        """Is the last checkpoint older than the clock allows?"""
+    def _checkpoint_overdue(self) -> bool:
+        """Has `checkpoint_every_minutes` passed since the last checkpoint?"""
         minutes = self.training.checkpoint_every_minutes
         return minutes is not None and time.monotonic() - self.saved_time >= 60 * minutes
 
     def _due(self, steps: int | None, epochs: float | None) -> bool:
-        """Has the step just done completed so many steps or epochs?"""
+        """Is the current step a multiple of `steps`, or the first at or after a multiple of `epochs`?"""
         step = self.progress.step
         if steps is not None and step % steps == 0:
             return True
@@ -209,7 +214,7 @@ class Loop:
         return math.floor(step / interval + 1e-9) > math.floor((step - 1) / interval + 1e-9)
 
     def _evaluate(self, stop: StopSignals) -> bool:
-        """Evaluates on validation and writes it down. Is it the best so far?"""
+        """Evaluates on validation and writes the scores. Returns whether they are the best so far."""
         self.memory.pause()
         self.model.eval()
         scores = self.evaluate(stop.check)
@@ -233,41 +238,44 @@ class Loop:
         return improved
 
     def _write_row(self, scores: Scores) -> None:
-        """A row of metrics.csv, and the record."""
+        """Writes a row of metrics.csv, and the record."""
         progress = self.progress
-        costs = self._note()
+        costs = self._update_record()
         train_loss = progress.loss_sum / progress.loss_terms if progress.loss_terms else None
         position = {"step": progress.step, "epoch": self.logger.record.epoch, "train_loss": train_loss}
         lr = rate(max(0, progress.step - 1), self.total, self.training)
         self.logger.add_row({**position, "lr": lr, **scores, **costs})
 
-    def _note(self) -> dict[str, float | None]:
-        """Puts into the record where the run stands, and gives the costs so far."""
+    def _update_record(self) -> dict[str, float | None]:
+        """Updates the record with progress, scores and costs. Returns the costs so far."""
         progress, record = self.progress, self.logger.record
         costs = {**self.clock.costs(self.steps_per_epoch), **self.memory.peaks}
         record.costs.update(costs)
         record.step, record.best_step = progress.step, progress.best_step
         record.epoch = round(progress.step / self.steps_per_epoch, 4)
         record.metrics["validation"] = dict(progress.validation or {})
-        if progress.micro_batch is not None:  # costs are compared by it
+        if progress.micro_batch is not None:  # the report compares costs only at equal micro-batches
             record.device["micro_batch"] = progress.micro_batch
         self.updater.show_paths(record.device)
         return costs
 
     def _save(self, *, best: bool) -> None:
-        """Writes the checkpoint of this step, unless it is there already as it would be now."""
+        """Writes the checkpoint of this step, unless the same content is saved already."""
         progress = self.progress
         state = (progress.step, progress.evaluated_at)
         if self.saved == state and not best:
             return
         self.memory.pause()
-        path = self.checkpoints.save(progress.step, self._payload(), best=best)
+        path = self.checkpoints.save(progress.step, self._checkpoint(), best=best)
         self.logger.event("checkpoint", {"step": progress.step, "file": path.name, "best": best})
         self.memory.resume()
         self.saved, self.saved_time = state, time.monotonic()
 
-    def _payload(self) -> dict[str, Any]:
-        """Everything a resumed run needs, as tensors and plain types."""
+    def _checkpoint(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as tensors and plain types.
+
+        `scheduler` and `data` are for other readers: xcls computes both from the step.
+        """
         step = self.progress.step
         epoch, within = divmod(step, self.steps_per_epoch)
         scaler = self.amp.scaler
@@ -287,20 +295,20 @@ class Loop:
             "wandb_id": self.logger.record.wandb_id,
         }
 
-    def _restore(self, payload: dict[str, Any]) -> None:
-        """Puts everything back as `_payload` found it. Raises UserError for a checkpoint that does not fit."""
-        what = f"The checkpoint of step {payload['progress']['step']}"
-        fit(lambda: self.model.load_state_dict(payload["model"]), what)
-        fit(lambda: self.optimizer.load_state_dict(payload["optimizer"]), what)
-        if self.amp.scaler is not None and payload["scaler"] is not None:
-            self.amp.scaler.load_state_dict(payload["scaler"])
-        self.progress = progress = Progress(**payload["progress"])
-        self.logger.record.faults = [dict(fault) for fault in payload["faults"]]
-        self.clock = StepClock.restored(payload["clock"])
-        self.memory.peaks.update(payload["peaks"])
-        restore_random_states(payload["random"], self.amp.device)
-        self.updater.go_on()
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the state that `_checkpoint` saved. Raises UserError if the checkpoint does not fit this model."""
+        what = f"The checkpoint of step {checkpoint['progress']['step']}"
+        fit(lambda: self.model.load_state_dict(checkpoint["model"]), what)
+        fit(lambda: self.optimizer.load_state_dict(checkpoint["optimizer"]), what)
+        if self.amp.scaler is not None and checkpoint["scaler"] is not None:
+            self.amp.scaler.load_state_dict(checkpoint["scaler"])
+        self.progress = progress = Progress(**checkpoint["progress"])
+        self.logger.record.faults = [dict(fault) for fault in checkpoint["faults"]]
+        self.clock = StepClock.restored(checkpoint["clock"])
+        self.memory.peaks.update(checkpoint["peaks"])
+        restore_random_states(checkpoint["random"], self.amp.device)
+        self.updater.reopen()
         self.saved = (progress.step, progress.evaluated_at)
         self.checkpoints.name(progress.step, best=progress.best_step == progress.step)
-        self._note()
+        self._update_record()
         self.logger.save()

@@ -27,20 +27,20 @@ def auroc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     return float(roc_auc_score(targets, probabilities, average="macro"))
 
 
-def guess_told(found: Scores, classes: int) -> str:
-    """`it names 1 of 8 classes, macro-F1 0.077, and a guess gives 0.125` where scores are no better, else ''."""
+def guess_message(found: Scores, classes: int) -> str:
+    """`it predicts 1 of 8 classes, macro-F1 0.077, and a guess gives 0.125` if no better than a guess, else ''."""
     if not is_guess(found["macro_f1"], classes):
         return ""
     named, score = found["predicted_classes"], found["macro_f1"]
-    return f"it names {named} of {classes} classes, macro-F1 {score:.3f}, and a guess gives {1 / classes:.3f}"
+    return f"it predicts {named} of {classes} classes, macro-F1 {score:.3f}, and a guess gives {1 / classes:.3f}"
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> Scores:
-    """accuracy, macro_f1, weighted_f1, auroc (shares), loss (nats) and predicted_classes (how many are named at all) of
-    labels [rows] and probabilities [rows, C].
+    """Scores of labels [rows] and probabilities [rows, C].
 
-    F1 is averaged over all C classes of the data, so that a class the model never names counts as 0. Where a
-    probability is not finite nothing can be scored, and every value is None.
+    accuracy, macro_f1, weighted_f1, auroc (shares), loss (nats), predicted_classes (number of classes ever predicted).
+    F1 is averaged over all C classes of the data: a class that is never predicted counts as 0. If a probability is not
+    finite, every value is None.
     """
     names = ("accuracy", "macro_f1", "weighted_f1", "auroc", "loss", "predicted_classes")
     if not len(labels) or not np.isfinite(probabilities).all():

@@ -23,13 +23,13 @@ class Lion(torch.optim.Optimizer):
         self, params: Iterable[Any], *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-        self._step_supports_amp_scaling = True  # PyTorch's name for: it heeds `found_inf`
+        self._step_supports_amp_scaling = True  # PyTorch's name for: it reads `found_inf`
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One update of every parameter that has a gradient. `closure` is not supported.
 
-        Where the tensor `self.found_inf` is set and is 1, nothing changes, and the host does not wait to know.
+        If the tensor `self.found_inf` is set and is 1, nothing changes. The CPU does not wait for its value.
         """
         if closure is not None:
             raise ValueError("Lion.step takes no closure")
@@ -54,8 +54,8 @@ class Lion(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module, training: Training) -> list[dict[str, Any]]:
-    """Two groups: weight matrices decay; norms, biases, embeddings and position encodings do not. A third for the token
-    embedding where it has a rate of its own: `lr_factor` times that of the others.
+    """Parameter groups: weight matrices with weight decay; norms, biases, embeddings and position encodings without.
+    The token embedding is a third group if it has its own learning rate: `lr_factor` times that of the others.
 
     An embedding row gets a gradient only when its token occurs, but would decay at every step: rare words would vanish.
     """
@@ -78,10 +78,10 @@ def parameter_groups(model: nn.Module, training: Training) -> list[dict[str, Any
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """The optimizer of `training` over `model`. Raises UserError when this torch does not have it.
+    """The optimizer of `training` for the parameters of `model`. Raises UserError if this torch does not have it.
 
-    adamw: AdamW (Loshchilov & Hutter 2019), fused where this torch can on the parameters' device. adafactor: Adafactor
-    (Shazeer & Stern 2018), PyTorch's own; its decay rates are its own too. lion: `Lion`.
+    adamw: AdamW (Loshchilov & Hutter 2019), fused if this torch supports it on the parameters' device. adafactor:
+    PyTorch's Adafactor (Shazeer & Stern 2018) with its default decay rates. lion: `Lion`.
     """
     groups, betas = parameter_groups(model, training), (training.beta1, training.beta2)
     assert training.lr is not None
@@ -96,7 +96,9 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimize
     return torch.optim.Adafactor(groups, lr=training.lr)
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {  # from the share of the steps after warm-up, 0..1
+SCHEDULES: dict[
+    str, Callable[[float], float]
+] = {  # factor of the learning rate; share: of the steps after warm-up, 0..1
     "linear": lambda share: 1.0 - share,
     "cosine": lambda share: 0.5 * (1.0 + math.cos(math.pi * share)),  # Loshchilov & Hutter 2017
     "constant": lambda share: 1.0,
@@ -104,7 +106,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # from the share of the step
 
 
 def rate(step: int, total: int, training: Training) -> float:
-    """The learning rate of the update number `step` (0-based) of `total`: linear warm-up, then the schedule."""
+    """The learning rate of update `step` (from 0) of `total`: linear warm-up, then the schedule."""
     assert training.lr is not None
     warmup = round(training.warmup * total)
     if step < warmup:

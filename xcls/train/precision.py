@@ -1,4 +1,4 @@
-"""Which device and which dtype: `auto` is settled by torch, anything that is named without it."""
+"""Device and dtype of a run. Only `auto` needs torch; named values are taken as they are."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from xcls.config.schema import Hardware, UserError
 from xcls.train.cards import Cards, here, remedy, runs_on
 
 CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
-PLANNED = "XCLS_PRECISION"  # `cuda fp16`: what the launcher of a sweep has planned this job with
+PLANNED = "XCLS_PRECISION"  # e.g. `cuda fp16`: device and dtype that the launcher of a sweep has chosen for this job
 
 
 @dataclass(frozen=True)
 class Precision:
     """The resolved device ('cpu', 'cuda') and dtype of the matrix products ('fp32', 'bf16', 'fp16').
 
-    `why`: what was chosen and why, in a line for people; '' where the configuration names both. `warn`: it is worth a
-    warning.
+    `why`: one line for the user about the choice; '' if the configuration names both. `warn`: print it as a warning.
     """
 
     device: str
@@ -30,12 +29,11 @@ class Precision:
 
 
 def resolve(hardware: Hardware, find: Callable[[], Cards] = here) -> Precision:
-    """Settles `auto`. Nothing is asked that the configuration names, so a login node may resolve for a GPU node.
+    """Resolves `auto`. If the configuration names both values, no GPU is needed: a login node can resolve them.
 
-    Device: cuda where torch can use a GPU, else cpu. Dtype: on cuda bf16 from Ampere on, else fp16; on cpu bf16 where
-    the processor has instructions for it, else fp32. `find`: the cards that may be computed on; of several, the dtype
-    is one that each has. A job of a sweep takes what its launcher has planned. Raises UserError for cuda with an
-    automatic dtype and no GPU.
+    Device: cuda if torch can use a GPU, else cpu. Dtype: on cuda bf16 from Ampere on, else fp16; on cpu bf16 if the
+    processor has instructions for it, else fp32. `find`: returns the usable cards; of several, the dtype suits all.
+    A job of a sweep takes the choice of its launcher. Raises UserError for cuda with dtype `auto` and no GPU.
     """
     device, dtype = hardware.device, hardware.dtype
     if "auto" not in (device, dtype):
@@ -60,10 +58,10 @@ def resolve(hardware: Hardware, find: Callable[[], Cards] = here) -> Precision:
 
 
 def check_cards(precision: Precision, cards: Cards, *, emulate: bool = False) -> str:
-    """Refuses a GPU that cannot do what it is to do: there is none, this torch has no code for it, or it has no bf16.
+    """Refuses a missing GPU, one without code in this torch, and one without bf16 for a bf16 run. Raises UserError.
 
-    With `emulate` a card without bf16 is a warning, which is returned: a finished run is read with the arithmetic of
-    its training. Raises UserError.
+    With `emulate` a card without bf16 gives only a warning, which is returned: a finished run is evaluated with the
+    dtype of its training.
     """
     if precision.device != "cuda":
         return ""
@@ -78,12 +76,10 @@ def check_cards(precision: Precision, cards: Cards, *, emulate: bool = False) ->
     without = next((card for card in cards.cards if not card.bf16), None)
     if precision.dtype != "bf16" or without is None:
         return ""
-    told = f"hardware.dtype=bf16: {without} has no bf16 in the silicon and emulates it, slower than fp32"
+    message = f"hardware.dtype=bf16: {without} has no bf16 hardware and emulates it, slower than fp32"
     if emulate:
-        return (
-            f"{told}. The run was trained in it; hardware.dtype=fp16 is quick here, with numbers that differ a little."
-        )
-    raise UserError(f"{told}. Set hardware.dtype=fp16 (or hardware=t4, v100, auto), or fp32.")
+        return f"{message}. The run was trained in bf16; hardware.dtype=fp16 is fast here, with slightly other numbers."
+    raise UserError(f"{message}. Set hardware.dtype=fp16 (or hardware=t4, v100, auto), or fp32.")
 
 
 def _of_cpu() -> str:
@@ -92,7 +88,7 @@ def _of_cpu() -> str:
 
 
 def cpu_flags() -> set[str]:
-    """The flags of the first processor in /proc/cpuinfo; empty where there is no such file."""
+    """The flags of the first processor in /proc/cpuinfo; empty if there is no such file."""
     try:
         found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:

@@ -1,4 +1,4 @@
-"""The progress of a run: the numbers that every checkpoint carries, and what is shown of them while it trains."""
+"""The progress of a run: the numbers that every checkpoint contains, and their display during training."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tqdm import tqdm
 from xcls.train.metrics import Scores
 from xcls.train.run_logger import RunLogger
 
-QUIET = 20.0  # seconds after which a step gets an event though it is no hundredth of all: steps may be slow
+QUIET = 20.0  # seconds after which the next step gets an event in any case: steps may be slow
 
 
 @dataclass
 class Progress:
-    """What changes from step to step beside weights, optimizer and random states."""
+    """What changes from step to step, besides weights, optimizer and random states."""
 
-    step: int = 0  # updates done, or left out for bad numbers
+    step: int = 0  # updates done, or skipped because of non-finite numbers
     loss_sum: float = 0.0  # since the last evaluation
     loss_terms: int = 0
     evaluated_at: int = 0
@@ -28,17 +28,17 @@ class Progress:
     best_step: int | None = None
     since_best: int = 0  # evaluations
     validation: Scores | None = None  # the scores of the best step
-    micro_batch: int | None = None  # rows at once, where lack of memory has halved them
+    micro_batch: int | None = None  # rows at once, if lack of memory has halved them
 
 
 def progress_bar(*, total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
-    """A bar on stderr, seldom drawn where nobody watches; none with XCLS_PROGRESS=0."""
+    """A bar on stderr, drawn every 30 s if stderr is no terminal; hidden with XCLS_PROGRESS=0."""
     hidden, interval = os.environ.get("XCLS_PROGRESS") == "0", 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(total=total, initial=initial, desc=desc, unit=unit, disable=hidden, mininterval=interval, leave=False)
 
 
 class StepDisplay:
-    """The bar of the steps, and an event for each hundredth of them."""
+    """The progress bar of the steps, and one event per 1 % of the steps."""
 
     def __init__(self, logger: RunLogger, *, total: int, initial: int) -> None:
         self.logger, self.total = logger, total
@@ -46,11 +46,11 @@ class StepDisplay:
         self.event_time = time.monotonic()
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self.bar.close()
 
     def show(self, done: int, *, loss: float, norm: float, lr: float, speed: float | None) -> None:
-        """`done` steps are done: the last one's mean loss, gradient norm and learning rate; speed in tokens/s."""
+        """Shows step `done` with its mean loss, gradient norm and learning rate; speed in tokens/s."""
         pace = "" if speed is None else f", {speed:,.0f} tokens/s"
         self.bar.set_postfix_str(f"loss {loss:.3f}{pace}", refresh=False)
         self.bar.update()

@@ -1,6 +1,6 @@
-"""What a run was made with: versions, device, the commit of the project, and in `code.patch` what a clone of it lacks.
+"""What a run was made with: versions, device, commit, and in `code.patch` the code that is not in that commit.
 
-Best effort: without git, outside a repository or without a package nothing is known, and that is no error.
+Best effort: without git, outside a repository or without a package the values are empty, without an error.
 """
 
 from __future__ import annotations
@@ -22,17 +22,15 @@ from xcls.train.run_logger import RunLogger
 PACKAGES = ("numpy", "tokenizers", "datasets", "scikit-learn", "pandas", "xcls")
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("conf", "xcls", "hydra_plugins", ":(glob)*.py", "Makefile", "pyproject.toml", ":(glob)*.lock")
-LOCKS = {"GIT_OPTIONAL_LOCKS": "0"}  # a look takes no lock
+LOCKS = {"GIT_OPTIONAL_LOCKS": "0"}  # git commands that only read take no lock
 MOST_BYTES = 1_000_000  # of a patch
-STYLE = (
-    "--no-color --no-ext-diff --no-textconv --no-renames --src-prefix=a/ --dst-prefix=b/"  # whatever the user has set
-)
+STYLE = "--no-color --no-ext-diff --no-textconv --no-renames --src-prefix=a/ --dst-prefix=b/"  # overrides git settings
 DIFF = ("-c", "core.quotepath=false", "diff", "--binary", "--full-index", *STYLE.split())
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The code that is there: its commit, the patch that leads from it to what is there, and what is in neither."""
+    """The code of the working tree: its commit, the patch from the commit to it, and files in neither of them."""
 
     commit: str | None = None
     patch: str = ""
@@ -40,12 +38,12 @@ class Sources:
 
     @property
     def name(self) -> str | None:
-        """The commit, with `-dirty` where a clone of it has other code; None outside a repository."""
+        """The commit, with `-dirty` if the code differs from it; None outside a repository."""
         return self.commit and self.commit + ("-dirty" if self.patch or self.lacking else "")
 
 
 def note_sources(logger: RunLogger, sources: Sources) -> None:
-    """Writes into the record which commit runs here, and beside it `code.patch` where that is not all of the code."""
+    """Writes the commit into the record, and `code.patch` next to it if the code differs from the commit."""
     logger.record.commit = sources.name
     path = logger.folder / PATCH
     path.unlink(missing_ok=True)
@@ -56,12 +54,12 @@ def note_sources(logger: RunLogger, sources: Sources) -> None:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with `-dirty` where a clone of it has other code; None outside a repository."""
+    """The commit of the source tree, with `-dirty` if the code differs from it; None outside a repository."""
     return find_sources(()).name
 
 
 def find_sources(used: Iterable[Path], root: Path = ROOT) -> Sources:
-    """The state of the source tree at `root`; `used`: files that the run consists of, wherever they lie."""
+    """The state of the source tree at `root`. `used`: files of the run's own code, inside or outside of `root`."""
     if not (root / ".git").exists():
         return Sources()
     inside, lacking = [], {}
@@ -90,14 +88,14 @@ def find_sources(used: Iterable[Path], root: Path = ROOT) -> Sources:
         if size > MOST_BYTES:
             lacking[name] = f"the patch would be larger than {MOST_BYTES:,} bytes"
         elif without_secrets(text) != text:
-            lacking[name] = "it holds an API key, a token or a password of the environment"
+            lacking[name] = "it contains an API key, a token or a password of the environment"
         else:
             texts.append(text)
     return Sources(commit, "".join(sorted(texts)), lacking)
 
 
 def _new_files(root: Path, inside: Iterable[str]) -> list[str]:
-    """The files that git does not know: sources that it does not ignore, and those of `inside`, ignored or not."""
+    """The files that git does not track: sources that it does not ignore, and those of `inside`, ignored or not."""
     asked = ("ls-files", "-z", "--others", "--exclude-standard", "--", *SOURCES)
     found = set(_git(root, *asked).decode(errors="replace").split("\0"))
     names = [f":(literal){name}" for name in inside]
@@ -107,7 +105,7 @@ def _new_files(root: Path, inside: Iterable[str]) -> list[str]:
 
 
 def _split(patch: bytes) -> list[bytes]:
-    """A patch as one for each file: no other line of it begins with these words."""
+    """Splits a patch by file: only a file header begins with `diff --git `."""
     return [part for part in re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE) if part]
 
 
@@ -125,7 +123,7 @@ def _git(root: Path, *words: str, good: tuple[int, ...] = (0,)) -> bytes:
 
 
 def versions(*more: str) -> dict[str, str | None]:
-    """Versions of Python, torch, CUDA, packages that shape a result and `more` of them; None where one is missing."""
+    """Versions of Python, torch, CUDA, the packages that influence results, and `more`; None if one is missing."""
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a plain string: checkpoints load with weights_only
@@ -140,7 +138,7 @@ def versions(*more: str) -> dict[str, str | None]:
 
 
 def cpu_name() -> str:
-    """The processor's name as /proc/cpuinfo has it, else the platform's."""
+    """The processor's name from /proc/cpuinfo, else from the platform."""
     try:
         found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:

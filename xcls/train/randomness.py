@@ -10,7 +10,7 @@ import torch
 
 from xcls.attention.base import mix
 
-FIRST_LAYERS = 1_000_000  # below stand the layers, which draw their first features from mix(seed, layer)
+FIRST_LAYERS = 1_000_000  # smaller numbers are layers: they draw their first random features from mix(seed, layer)
 
 
 def seed_everything(seed: int) -> None:
@@ -21,13 +21,12 @@ def seed_everything(seed: int) -> None:
 
 
 def derived_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator that depends on (seed, step) alone: what it draws is the same after a resume."""
+    """A CPU generator that depends on (seed, step) only, so that a resumed run draws the same numbers."""
     return torch.Generator().manual_seed(mix(seed, FIRST_LAYERS + step))
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """The states of Python's, numpy's and torch's generators, those of GPUs where `device` is one: a run on the CPU
-    leaves GPUs alone."""
+    """The states of Python's, numpy's and torch's generators; those of the GPUs only if `device` is a GPU."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -38,7 +37,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """Puts back what `random_states` took. States of GPUs are left out where `device` is none, or they are not here."""
+    """Restores the states of `random_states`; those of GPUs only if `device` is a GPU, and only for GPUs that exist."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = states["numpy"]

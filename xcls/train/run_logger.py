@@ -1,4 +1,4 @@
-"""The run's folder while it runs: record, metrics, events, logs, tracking, and how it ended."""
+"""Writes the folder of a run during the run: record, metrics, events, logs, tracking, final status."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ SCORES = ("accuracy", "macro_f1", "weighted_f1", "auroc")
 COSTS = ("time_per_step", "time_per_epoch", "tokens_per_s", "padded_tokens_per_s", "max_gpu_mem_MiB", "max_rss_MiB")
 COLUMNS = ("step", "epoch", "train_loss", "val_loss", *SCORES, "lr", *COSTS)  # of metrics.csv
 CHECKED = ("metrics.csv", "predictions.parquet", PATCH)
-ROOM, ROOM_BYTES = ".room", 2**18  # given up at the end, so that the record finds a place on a full disk
+ROOM, ROOM_BYTES = ".room", 2**18  # deleted at the end, so that the record fits even on a full disk
 PLACE = {"devices": "CUDA_VISIBLE_DEVICES", "slurm_job": "SLURM_JOB_ID", "slurm_restarts": "SLURM_RESTART_COUNT"}
 Row = dict[str, Any]
 
 
 class RunLogger:
-    """Writes down one run. As a context manager it also settles how the run ended: completed, failed or interrupted.
-    Entering it raises UserError where its folder cannot be written, on a full disk say.
+    """Records one run. As a context manager it also sets the final status: completed, failed or interrupted.
+    Entering it raises UserError if its folder cannot be written, for example on a full disk.
 
-    `record` comes with what is known before anything runs (run, mode, hash, choices, config, command, …) and is
-    filled in. Every change of it is on disk before the method returns.
+    `record` comes with what is known before the start (run, mode, hash, choices, config, command, …); the logger fills
+    in the rest. Every change of it is on disk before the method returns.
     """
 
     def __init__(self, *, folder: Path, record: Record, wandb: Wandb) -> None:
@@ -46,10 +46,10 @@ class RunLogger:
         self.events = Events(self.folder)
         self.tracker = Tracker(settings=wandb, folder=self.folder, warn=self.warn)
         self.usage = ResourceUsage(record.costs)
-        self.signals = StopSignals(at_once=True)  # the training loop puts its own in place, which finish the step
+        self.signals = StopSignals(at_once=True)  # the training loop installs its own, which finish the step first
 
     def __enter__(self) -> RunLogger:
-        self.signals.at_once = False  # one that comes now is obeyed when the folder is in order
+        self.signals.at_once = False  # a signal that comes now takes effect when the folder is complete
         self.signals.__enter__()
         try:
             self._open()
@@ -59,8 +59,8 @@ class RunLogger:
             if isinstance(error, OSError):
                 place = error.filename or self.folder
                 raise UserError(
-                    f"{place}: {error.strerror or error}, as the run began. {remedy(error, place=self.folder)}; "
-                    "the same command then begins it."
+                    f"{place}: {error.strerror or error}, at the start of the run. {remedy(error, place=self.folder)}; "
+                    "then type the same command again."
                 ) from error
             raise
         try:
@@ -72,11 +72,11 @@ class RunLogger:
         return self
 
     def _open(self) -> None:
-        """Everything that must be in the folder before anything runs. Raises OSError where it cannot be written."""
+        """Writes what must be in the folder before the run starts. Raises OSError if that fails."""
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        for leftover in self.folder.glob(".*.tmp"):  # from a process that was killed while it wrote
             leftover.unlink(missing_ok=True)
-        (self.folder / ROOM).write_bytes(os.urandom(ROOM_BYTES))  # zeros might take no room
+        (self.folder / ROOM).write_bytes(os.urandom(ROOM_BYTES))  # a file system may store zeros without using space
         self.record.status, self.record.cause, self.record.ended = "running", None, None
         self.record.started = self.record.started or time.time()
         self.save()
@@ -85,7 +85,7 @@ class RunLogger:
         self.event("start", {"run": self.record.run, "hash": self.record.hash, **process})
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.signals.at_once = False  # what a signal now asks for is under way
+        self.signals.at_once = False  # the run ends already, which is what a signal asks for
         (self.folder / ROOM).unlink(missing_ok=True)
         status = "completed"
         if error is not None:
@@ -105,7 +105,7 @@ class RunLogger:
         self.signals.__exit__(kind, error, trace)
 
     def save(self) -> None:
-        """Writes record.json, with what was spent so far and the checksums of the files it names."""
+        """Writes record.json, with the costs so far and the checksums of the files it names."""
         self.record.costs.update(self.usage.costs())
         present = [name for name in CHECKED if (self.folder / name).is_file()]
         self.record.files = {name: sha256(self.folder / name) for name in present}
@@ -119,7 +119,7 @@ class RunLogger:
         self.tracker.log(name, details)
 
     def warn(self, message: str) -> None:
-        """A warning: to stderr, the log, the events and the record, the same text once."""
+        """Writes a warning to stderr, log, events and record; the same text only once."""
         if message not in self.record.warnings:
             self.record.warnings.append(message)
             self.events.add("warning", {"message": message})
@@ -127,7 +127,7 @@ class RunLogger:
             print(f"WARNING: {without_secrets(message)}", file=sys.stderr)
 
     def fault(self, kind: str, step: int, cause: str, details: dict[str, Any]) -> None:
-        """A fault that the run survives (bad_step, halved): in the record, the events with all details, a warning."""
+        """Records a fault that the run survives (bad_step, halved): in the record, the events and as a warning."""
         fault = {"kind": kind, "step": step, "cause": cause}
         self.record.faults.append(fault)
         self.event("fault", {**details, **fault})
@@ -135,7 +135,7 @@ class RunLogger:
         self.save()
 
     def begin(self, checkpoint: dict[str, Any] | None = None, *, resume: bool = False) -> None:
-        """Starts tracking and metrics.csv: with the rows and the W&B id of `checkpoint`, at step 0 without one."""
+        """Starts tracking and metrics.csv, with the rows and the W&B id of `checkpoint`; without one, at step 0."""
         rows = checkpoint["rows"] if checkpoint else []
         self._set_rows(rows)
         record = self.record
@@ -148,8 +148,7 @@ class RunLogger:
         self.tracker.start(self.record)
 
     def _set_rows(self, rows: list[Row]) -> None:
-        """These rows and no others count: newer ones leave metrics.csv; in events.jsonl they stay and are marked, by
-        a `withdrawn` event each, for that file only grows."""
+        """Keeps only these rows in metrics.csv. Other evaluations get a `withdrawn` event in events.jsonl."""
         known = {row["step"] for row in rows}
         for step in self.events.evaluated_steps():
             if step not in known:
@@ -158,14 +157,14 @@ class RunLogger:
         self._write_rows()
 
     def add_row(self, row: Row) -> None:
-        """One evaluation: an event, a row of metrics.csv, and the record; a kill leaves no row without its event."""
+        """Writes one evaluation: first its event, then its row of metrics.csv and the record."""
         self.rows.append(plain({name: row.get(name) for name in COLUMNS}))
         self.event("eval", self.rows[-1])
         self._write_rows()
         self.save()
 
     def _write_rows(self) -> None:
-        """metrics.csv, whole: floats with all their digits, an empty cell where there is no number."""
+        """Writes all of metrics.csv: floats with all their digits, an empty cell for None."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -174,18 +173,18 @@ class RunLogger:
         write_atomic(self.folder / "metrics.csv", text.getvalue())
 
     def _log(self, level: str, text: str) -> None:
-        """A line of logs/run.log; none on a full disk, which is told by what has to be on it."""
+        """Writes a line of logs/run.log. Ignores a full disk: writing the record or the events reports that."""
         with contextlib.suppress(OSError), open(self.folder / "logs" / "run.log", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {level} {without_secrets(text)}\n")
 
     def _write_trace(self, error: BaseException) -> None:
-        """The whole traceback, for those who mend it."""
+        """Writes the whole traceback."""
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         with open(self.folder / "logs" / "traceback.txt", "a", encoding="utf-8") as file:
             file.write(without_secrets("".join(lines)) + "\n")
 
     def _quietly(self, action: Any) -> None:
-        """Runs `action`; a full disk must not hide the error that is being written down."""
+        """Runs `action`; a full disk must not hide the error that ended the run."""
         try:
             action()
         except OSError as error:
@@ -193,7 +192,7 @@ class RunLogger:
 
 
 def one_line(error: BaseException) -> str:
-    """`Type: message` on one line, without secrets; the type is left out where it says nothing to a user."""
+    """`Type: message` on one line, without secrets; for Interrupted the message alone."""
     message = without_secrets(" ".join(str(error).split()))
     name = type(error).__name__
     if isinstance(error, Interrupted) and message:

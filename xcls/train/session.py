@@ -1,4 +1,4 @@
-"""What a training of either stage trains with, and what it does before its loop: device, record, resume."""
+"""What a training stage needs, and its steps before the loop: device, record, resume."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from xcls.train.randomness import seed_everything
 from xcls.train.run_logger import RunLogger
 from xcls.train.stream import width_multiple
 
-SETTINGS = ("compile", "micro_batch", "micro_tokens", "gradient_checkpointing")  # of the hardware, for the record
-RESULTS = ("predictions.parquet", "head.safetensors")  # of a training's end: made again, and not to be found before
+SETTINGS = (
+    "compile",
+    "micro_batch",
+    "micro_tokens",
+    "gradient_checkpointing",
+)  # settings of the hardware that the record lists
+RESULTS = ("predictions.parquet", "head.safetensors")  # written at the end of a training; removed when it starts again
 
 
 @dataclass
 class Session:
-    """One training: what it trains with, and where it writes. `resume`: it goes on from its last checkpoint.
+    """One training: settings, tokenizer, device, logger. `resume`: continue from the last checkpoint.
 
     Use it within `with logger:`.
     """
@@ -46,16 +51,16 @@ class Session:
         return width_multiple(seq_len, compiled=self.hardware.compile)
 
     def begin(self, model: nn.Module, *, tokens: dict[str, Any], warnings: list[str]) -> dict[str, Any] | None:
-        """Puts the model on its device, and what is known before the first step into the record: of its `tokens` too.
+        """Moves the model to its device and fills in the record, `tokens` (the report of the token counts) included.
 
-        Gives the checkpoint to go on from, None at step 0. Raises UserError where that is of another configuration.
+        Returns the checkpoint to continue from, None for step 0. Raises UserError if it has another configuration.
         """
         seed_everything(self.seed)
         model.to(self.amp.device)
         if self.hardware.compile:
             compile_blocks(model)
         record = self.logger.record
-        # `shared` is from the launcher, `attention_path` from the record of an interrupted run.
+        # `shared` comes from the launcher, `attention_path` from the record of an interrupted run.
         known: dict[str, Any] = {
             name: record.device[name] for name in ("shared", "attention_path") if name in record.device
         }
@@ -71,28 +76,28 @@ class Session:
         return self._checkpoint()
 
     def _checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint to go on from, and the logger begun: with its rows on resume, else empty.
+        """The checkpoint to continue from. Starts the logger: on resume with the rows of the checkpoint, else empty.
 
-        Without a checkpoint a resumed run starts again at step 0. It keeps its W&B id and its history, where the
+        Without a checkpoint a resumed run starts again at step 0. It keeps its W&B id and its history, in which the
         earlier evaluations are marked as withdrawn; earlier results are removed.
         """
         logger = self.logger
         checkpoints = Checkpoints(folder=logger.folder, keep=self.training.keep)
-        payload = checkpoints.newest(logger.warn) if self.resume else None
-        if payload is not None and payload["hash"] != logger.record.hash:
+        checkpoint = checkpoints.newest(logger.warn) if self.resume else None
+        if checkpoint is not None and checkpoint["hash"] != logger.record.hash:
             raise UserError(
-                f"{logger.folder}: the checkpoint is of another configuration (hash {payload['hash'][:6]}, this one "
+                f"{logger.folder}: the checkpoint is of another configuration (hash {checkpoint['hash'][:6]}, this one "
                 f"{logger.record.hash[:6]}). Choose another exp=…, or move the checkpoints away."
             )
-        if self.resume and payload is None:
-            logger.warn("There is no checkpoint to go on from; it starts again at step 0.")
+        if self.resume and checkpoint is None:
+            logger.warn("There is no checkpoint to continue from; the run starts again at step 0.")
             for name in RESULTS:
                 (logger.folder / name).unlink(missing_ok=True)
-        logger.begin(payload, resume=self.resume)
-        return payload
+        logger.begin(checkpoint, resume=self.resume)
+        return checkpoint
 
     def metadata(self, classes: list[str] | None) -> dict[str, Any]:
-        """What every checkpoint carries beside the training state, so that it can be used without its folder."""
+        """What every checkpoint contains besides the training state, so that it can be used without its folder."""
         record = self.logger.record
         return {
             "stage": record.mode,

@@ -1,4 +1,4 @@
-"""Being stopped from outside: the step under way is finished and saved first."""
+"""Stop signals: a run finishes its current step and saves before it ends."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # Ctrl-C, a time limit, Slu
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop; `resume=true` goes on from its last checkpoint.
+    """A signal asked the run to stop; `resume=true` continues from its last checkpoint.
 
-    Like KeyboardInterrupt no Exception: it may come anywhere, and nobody who handles errors may swallow it.
+    No subclass of Exception, like KeyboardInterrupt, so that no `except Exception` catches it.
     """
 
 
 class StopSignals:
-    """While entered, notes the signals instead of dying of them; a second Ctrl-C stops at once.
+    """While entered, records stop signals instead of ending the process; a second Ctrl-C ends it at once.
 
     With `at_once` a signal raises Interrupted where it arrives: for the parts of a run that have nothing to save.
     """
@@ -49,6 +49,6 @@ class StopSignals:
             self.check()
 
     def check(self) -> None:
-        """Raises Interrupted where a signal has come."""
+        """Raises Interrupted if a signal has come."""
         if self.requested is not None:
             raise Interrupted(f"stopped by {self.requested}")

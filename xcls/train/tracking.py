@@ -1,4 +1,4 @@
-"""Weights & Biases: a thread of this process sends what the run logs. Nothing that happens there holds or ends the run.
+"""Weights & Biases: a thread sends what the run logs. An error or delay of W&B neither blocks nor ends the run.
 
 The run's own folder is the source of truth. W&B gets the numbers of every `step`, `eval`, `test` and `evaluation`
 event, the files that `report.py` reads (record.json, metrics.csv, …), and the artifacts that `wandb.artifacts` names.
@@ -16,10 +16,10 @@ from typing import Any, Callable
 from xcls.config.schema import Wandb
 from xcls.runs.record import PATCH, Record
 
-START_SECONDS = 10  # for W&B to begin before the first step, whose time is measured
-INIT_SECONDS = 30  # for a server to answer
-FINISH_SECONDS = {"none": 60, "best": 600, "all": 600}  # to send what is left, by wandb.artifacts
-GRACE_SECONDS = 10  # beyond W&B's own time limits
+START_SECONDS = 10  # wait for the start of W&B, so that it does not disturb the timing of the first steps
+INIT_SECONDS = 30  # wait for the server's answer
+FINISH_SECONDS = {"none": 60, "best": 600, "all": 600}  # wait for the rest to be sent, by wandb.artifacts
+GRACE_SECONDS = 10  # added to W&B's own time limits
 EXIT_CODES = {"completed": 0, "running": 0, "failed": 1, "interrupted": 130}
 TAGS = ("mode", "dataset", "attention", "position", "size")
 FILES = ("record.json", "metrics.csv", "predictions.parquet", PATCH)  # for `report.py runs=[wandb:…]`
@@ -27,11 +27,11 @@ FILES = ("record.json", "metrics.csv", "predictions.parquet", PATCH)  # for `rep
 BEST_FILES = ("ckpt_best.pt", "ckpt.sha256")
 MORE_FILES = ("ckpt_last.pt", "head.safetensors", "resolved_config.yaml")
 ARTIFACTS = {"none": (), "best": BEST_FILES, "all": BEST_FILES + MORE_FILES}
-ABOUT = ("time", "step", "split", "checkpoint_step")  # of an event: no metric
+ABOUT = ("time", "step", "split", "checkpoint_step")  # keys of an event that are no metrics
 
 
 def metrics_of(event: str, details: dict[str, Any]) -> dict[str, Any] | None:
-    """The row of W&B's history that an event makes: `step` and its numbers; None for an event without numbers."""
+    """The row of W&B's history for an event: `step` and its numbers; None for an event without numbers."""
     prefix = {"step": "", "eval": "", "test": "test/", "evaluation": f"eval.{details.get('split')}/"}.get(event)
     if prefix is None:
         return None
@@ -42,7 +42,7 @@ def metrics_of(event: str, details: dict[str, Any]) -> dict[str, Any] | None:
 
 
 class Tracker:
-    """The W&B run of one run folder. Whatever goes wrong with it is one warning.
+    """The W&B run of one run folder. All its errors together give one warning.
 
     `warn` is called in the thread that calls the methods, never in W&B's.
     """
@@ -73,7 +73,7 @@ class Tracker:
             self._check()
 
     def finish(self) -> None:
-        """The run has ended, and its files are written: waits, not without limit, until W&B has taken the rest."""
+        """Call it after the run has written its files: waits, up to a limit, until W&B has taken the rest."""
         if self._thread is None:
             return
         self._queue.put(None)
@@ -90,12 +90,12 @@ class Tracker:
             self._warned = True
             reason = f"{type(self._error).__name__}: {' '.join(str(self._error).split())[:300].rstrip('.')}"
             self.warn(
-                f"W&B: {reason}. The run goes on, and its folder has all results. "
+                f"W&B: {reason}. The run continues, and its folder has all results. "
                 f"To send what W&B has kept: wandb sync {quote(str(self.folder / 'wandb'))}"
             )
 
     def _work(self) -> None:
-        """The thread: begins the W&B run, online or else offline, sends what is queued, and ends it."""
+        """The thread: starts the W&B run (offline if online fails), sends what is queued, and ends it."""
         try:
             run = self._begin()
             self._ready.set()
@@ -108,10 +108,10 @@ class Tracker:
             self._ready.set()
 
     def _begin(self) -> Any:
-        """W&B's run; offline where it cannot be had online, which is an error that the run goes on with."""
+        """W&B's run; offline if online fails. That error becomes a warning, and the run continues."""
         import wandb
 
-        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # what goes wrong is our own warning
+        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # `_check` warns instead
         wandb.setup(settings=wandb.Settings(silent=True))
         if self.settings.mode == "online":
             try:
@@ -141,8 +141,8 @@ class Tracker:
             config={**record.config, "hash": record.hash},
             settings=wandb.Settings(**{key: value for key, value in wanted.items() if key in known}),
         )
-        run.define_metric("*", step_metric="step")  # a resumed run may log steps again that W&B has already
-        self._upload(run)  # record.json, also of a run that is killed
+        run.define_metric("*", step_metric="step")  # a resumed run may log steps again that W&B already has
+        self._upload(run)  # at once, so that W&B has record.json even of a run that is killed
         return run
 
     def _upload(self, run: Any) -> None:

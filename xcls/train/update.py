@@ -1,4 +1,4 @@
-"""One update of the weights with the effective batch, in micro-batches; and what there is to say where it fails."""
+"""One update of the weights with the effective batch, in micro-batches; and the messages when it fails."""
 
 from __future__ import annotations
 
@@ -20,30 +20,29 @@ from xcls.train.session import Session
 from xcls.train.stream import Batch, Stream, on_device, rows_at_once
 
 SHOWN = 8  # rows named in a message; all of them are in the event
-SMALLEST_SCALE = 1.0  # a loss scale below it: the gradient overflows whatever the scale
+SMALLEST_SCALE = 1.0  # below this loss scale, an overflow means a bad step and not a scale that is too large
 
 
 @dataclass
 class Update:
-    """One update that was begun; the device may still be at it, and the loop has not read yet how it went."""
+    """One launched update. The device may still compute it; the loop has not read its result yet."""
 
     number: int  # of its step, from 0
     batch: Batch
     lr: float
-    redrew: bool  # it began with new random features
+    redrew: bool  # it drew new random features
     terms: int
-    numbers: Arriving  # the sum of the losses, the gradient's norm, 1 if the update is bad, else 0
-    random: dict[str, Any] | None  # the random states before it, where it may have to be undone
+    numbers: Arriving  # sum of the losses, norm of the gradient, 1 if the update is bad, else 0
+    random: dict[str, Any] | None  # the random states before it, if it may have to be undone
     scaling: list[Tensor]  # the loss scale and its counter before it
 
 
 class Updater:
     """Gradients, clipping, the optimizer's step, with the learning rate that the loop gives.
 
-    Whether an update is bad (its loss or gradient is not finite) is decided before it reaches the weights. At once on a
-    CPU. `deferred`, the default on a GPU, leaves the decision to the device, so that the host need not wait at each
-    step: a bad update leaves weights, moments and counters as they are, and so do all after it until `undo`. The host
-    learns of it by `is_bad`, as late as it likes.
+    A bad update (its loss or gradient is not finite) never changes the weights. On a CPU this is checked at once. With
+    `deferred`, the default on a GPU, the device checks it, so that the CPU does not wait at each step: a bad update and
+    all later ones leave weights, moments and counters unchanged until `reopen`. The CPU asks `is_bad` later.
     """
 
     def __init__(
@@ -55,29 +54,29 @@ class Updater:
         stream: Stream,
         deferred: bool | None = None,
     ) -> None:
-        """`deferred=None`: on a GPU, where the optimizer heeds `found_inf` (Adafactor reads numbers back anyway)."""
+        """`deferred=None`: on a GPU if the optimizer reads `found_inf` (Adafactor waits for the device in any case)."""
         self.model, self.loss, self.stream, self.amp, self.logger = model, loss, stream, session.amp, session.logger
         self.hardware, self.clip_norm = session.hardware, session.training.clip_norm or math.inf
         self.optimizer = make_optimizer(model, session.training)
         able = getattr(self.optimizer, "_step_supports_amp_scaling", False)
         self.deferred = able and (self.amp.device.type == "cuda" if deferred is None else deferred)
-        self._closed = torch.zeros((), device=self.amp.device)  # 1 from a bad update on: no other passes
+        self._closed = torch.zeros((), device=self.amp.device)  # 1 after a bad update: later ones are blocked
         self.attentions = [module.attention for module in model.modules() if isinstance(module, MultiHeadAttention)]
-        self.paths: set[str] = set()  # by which ways attention was computed so far: `whole`, `blocks`, …
+        self.paths: set[str] = set()  # how attention was computed so far: `whole`, `blocks`, …
 
     def micro_batch(self, batch: Batch, progress: Progress) -> int | None:
-        """Rows of `batch` that go through at once; None for the whole effective batch."""
+        """Rows of `batch` that are computed at once; None for the whole effective batch."""
         hardware = self.hardware
         return rows_at_once(batch, hardware.micro_batch, progress.micro_batch, tokens=hardware.micro_tokens)
 
     def show_paths(self, device: dict[str, Any]) -> None:
-        """Adds to the record's `device` how attention was computed: costs of different ways are not compared."""
+        """Adds how attention was computed to the record's `device`: the report compares costs only at equal paths."""
         paths = self.paths.union(filter(None, str(device.get("attention_path") or "").split(",")))
         if paths:
             device["attention_path"] = ",".join(sorted(paths))
 
     def apply(self, batch: Batch, progress: Progress, lr: float, redrew: bool) -> Update:
-        """Begins the update of `progress.step`; if it is bad it leaves the weights as they are. Raises OutOfMemory."""
+        """Launches the update of `progress.step`. A bad one does not change the weights. Raises OutOfMemory."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         random = random_states(self.amp.device) if self.deferred else None
@@ -88,7 +87,7 @@ class Updater:
         return Update(progress.step, batch, lr, redrew, terms, numbers, random, scaling)
 
     def _step(self, loss_sum: Tensor) -> Arriving:
-        """Clipping, and the optimizer's step unless the update is bad. Returns the numbers of an `Update`."""
+        """Clips the gradient and steps the optimizer unless the update is bad. Returns the numbers of an `Update`."""
         optimizer: Any = self.optimizer
         scaler = self.amp.scaler
         if scaler is not None:
@@ -110,36 +109,36 @@ class Updater:
         return numbers
 
     def _scaling(self) -> list[Tensor]:
-        """The loss scale and its counter of steps, on the device; nothing before the first step, or without scaling."""
+        """The loss scale and its step counter, on the device; empty before the first step and without loss scaling."""
         scaler = self.amp.scaler
         if scaler is None or scaler._scale is None or scaler._growth_tracker is None:
             return []
         return [scaler._scale, scaler._growth_tracker]
 
     def is_bad(self, update: Update) -> bool:
-        """Was it bad? Waits until the device is done with it."""
+        """Whether the update was bad. Waits until the device has finished it."""
         return bool(update.numbers.read()[2])
 
     def finish(self, update: Update, progress: Progress) -> tuple[float, float]:
-        """Counts a good update. Returns the mean loss over its terms, and the gradient's norm."""
+        """Counts a good update. Returns its mean loss per term, and the norm of the gradient."""
         loss, norm, _ = update.numbers.read()
         progress.loss_sum += loss
         progress.loss_terms += update.terms
         return loss / max(1, update.terms), norm
 
     def undo(self, update: Update) -> None:
-        """As if `update` had never begun: it came after a bad one, and changed no weight."""
+        """Restores random states and loss scale from before `update`, which was blocked after a bad one."""
         assert update.random is not None
         restore_random_states(update.random, self.amp.device)
         for tensor, before in zip(self._scaling(), update.scaling):
             tensor.copy_(before)
 
-    def go_on(self) -> None:
-        """After a bad update that has been dealt with, or other weights: updates reach the weights again."""
+    def reopen(self) -> None:
+        """Lets updates change the weights again, after a bad update was handled or a checkpoint was loaded."""
         self._closed.zero_()
 
     def _gradients_that_fit(self, batch: Batch, progress: Progress) -> tuple[Tensor, int]:
-        """`_gradients`; with on_oom=halve in ever smaller micro-batches, until they fit into the memory."""
+        """`_gradients`; with on_oom=halve it halves the micro-batch until it fits into memory."""
         while True:
             states = random_states(self.amp.device) if self.hardware.on_oom == "halve" else None
             try:
@@ -151,16 +150,16 @@ class Updater:
                     raise
                 progress.micro_batch = (rows + 1) // 2
                 self.logger.record.device["micro_batch"] = progress.micro_batch
-                cause = f"{error} It goes on with micro-batch {progress.micro_batch}"
+                cause = f"{error} The run continues with micro-batch {progress.micro_batch}"
                 self.logger.fault("halved", progress.step, cause, {"micro_batch": progress.micro_batch})
-            self.optimizer.zero_grad(set_to_none=True)  # the attempt is undone: it leaves no gradient and no draws
+            self.optimizer.zero_grad(set_to_none=True)  # undo the attempt: its gradients and its random draws
             restore_random_states(states, self.amp.device)
-            free_memory()  # only here, after `except`: the error has kept the attempt's tensors alive
+            free_memory()  # only after `except`: the error keeps the tensors of the attempt alive
 
     def _gradients(self, batch: Batch, size: int | None) -> tuple[Tensor, int]:
         """Gradients of the effective batch, `size` rows at once. Returns the sum of its losses and the number of terms.
 
-        Each term weighs 1 / (terms of the whole effective batch), so that the split into micro-batches has no meaning.
+        Each term has weight 1 / (terms of the whole effective batch): the split into micro-batches changes nothing.
         """
         scaler = self.amp.scaler
         terms = count_terms(batch["labels"])
@@ -176,14 +175,14 @@ class Updater:
         return total, terms
 
     def fault(self, update: Update, progress: Progress) -> BadNumbers:
-        """The exception for the bad update of step `progress.step`: its rows' ids, and the layer found by running it
-        again. Raises OutOfMemory."""
+        """The exception for the bad update of step `progress.step`, with the ids of its rows and the first bad layer,
+        which is found by running the step again. Raises OutOfMemory."""
         batch = update.batch
         loss, norm, _ = update.numbers.read()
         size = self.micro_batch(batch, progress)
 
         def attempt() -> None:
-            """The step's forward pass (and its backward pass, where the loss was finite) once more."""
+            """Repeats the forward pass, and the backward pass if the loss was finite."""
             if math.isfinite(loss):
                 self._gradients(batch, size)
                 return
@@ -200,7 +199,7 @@ class Updater:
         return BadNumbers(f"not finite at step {step}: {numbers}; rows of the batch: {named}", details)
 
     def _sizes(self, batch: Batch, progress: Progress) -> str:
-        """The sizes behind an exhausted memory, and the way out."""
+        """The sizes of a step that ran out of memory, and the remedy."""
         rows, longest = batch["input_ids"].shape
         micro = min(self.micro_batch(batch, progress) or rows, rows)
         ways = [f"hardware.micro_batch={(micro + 1) // 2} (same results)"] if micro > 1 else []

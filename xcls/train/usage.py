@@ -1,4 +1,4 @@
-"""What a run has used over all its processes: seconds, and the energy that an NVIDIA GPU counts."""
+"""Resource usage of a run over all its processes: seconds, and the energy counted by an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ WATT_HOUR = 3.6e6  # millijoules
 
 
 class ResourceUsage:
-    """Goes on from the `costs` of the run's earlier processes; the time between two processes does not count.
+    """Adds to the `costs` of the run's earlier processes; the time between two processes does not count.
 
-    A process that is killed loses what came after the record was last written.
+    A killed process loses the usage since the record was last written.
     """
 
     def __init__(self, earlier: dict[str, float | None]) -> None:
@@ -24,28 +24,28 @@ class ResourceUsage:
         self._first = self._last = 0  # readings of the counter, mJ
 
     def watch(self, device: torch.device) -> None:
-        """Reads the device's energy counter from now on, where it has one (NVIDIA from Volta on).
+        """Reads the device's energy counter from now on, if it has one (NVIDIA from Volta on).
 
-        It counts what all jobs on the device draw.
+        The counter includes the energy of all jobs on the device.
         """
         self._counter = energy_counter(device)
         if self._counter is not None:
             self._first = self._last = self._counter()
 
     def costs(self) -> dict[str, float | None]:
-        """wall_seconds, and energy_wh (None where nothing counts it)."""
+        """wall_seconds, and energy_wh (None without a counter)."""
         energy = self.energy
         if self._counter is not None:
-            with contextlib.suppress(Exception):  # a driver that does not answer any more: its last reading stands
+            with contextlib.suppress(Exception):  # if the driver no longer answers, the last reading is kept
                 self._last = self._counter()
             energy = (energy or 0.0) + (self._last - self._first) / WATT_HOUR
         return {"wall_seconds": self.seconds + time.monotonic() - self._began, "energy_wh": energy}
 
 
 def energy_counter(device: torch.device) -> Callable[[], int] | None:
-    """Reads the millijoules that the GPU `device` has drawn since its driver was loaded; None where it cannot be read.
+    """A function that reads the energy used by the GPU `device` since its driver was loaded, in mJ.
 
-    That is so without an NVIDIA GPU, on one that is old or divided (MIG), and with torch before 2.4 (no UUIDs).
+    None without an NVIDIA GPU, on an old or divided one (MIG), and with torch before 2.4 (no UUIDs).
     """
     if device.type != "cuda":
         return None
