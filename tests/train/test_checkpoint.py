@@ -78,9 +78,9 @@ def test_a_stranger_s_checkpoint_runs_no_code(form: Any, tmp_path: Path) -> None
     mark = tmp_path / "owned"
     (tmp_path / "x.pt").write_bytes(form(mark))
     (tmp_path / SUMS).write_text(sha256(tmp_path / "x.pt"))  # a stranger can sum as well
-    with pytest.raises(DamagedCheckpoint, match="something else than tensors"):
+    with pytest.raises(DamagedCheckpoint, match="something other than tensors"):
         read_checkpoint(tmp_path / "x.pt")
-    with pytest.raises(UserError, match="something else than tensors"):
+    with pytest.raises(UserError, match="something other than tensors"):
         load_for_use(tmp_path, "x.pt")
     assert not mark.exists()
 
@@ -170,7 +170,7 @@ def test_checkpoints_are_found_by_name(tmp_path: Path) -> None:
     Checkpoints(folder=tmp_path, keep=1).save(5, {"at": 5}, best=True)
     for name in ("best", "last", "ckpt_step00000005.pt", str(tmp_path / "ckpt_best.pt")):
         assert load_for_use(tmp_path, name)["at"] == 5
-    with pytest.raises(UserError, match="checkpoint=bset.*There: ckpt_best.pt, ckpt_last.pt, ckpt_step00000005.pt"):
+    with pytest.raises(UserError, match="checkpoint=bset.*It has: ckpt_best.pt, ckpt_last.pt, ckpt_step00000005.pt"):
         find_checkpoint(tmp_path, "bset")
     (tmp_path / "ckpt_best.pt").write_bytes(b"x" * 500)
     with pytest.raises(UserError, match="damaged"):
