@@ -81,8 +81,8 @@ READ = {
     "NaN in parquet": ({"a.parquet": NAN}, "", "1 rows have no text", 40),
     "NUL in JSON": ({"a.jsonl": NUL}, "", "a.jsonl: NUL characters in 40 rows (the first is line 1)", 40),
     "a word of ten megabytes": ({"a.csv": GOOD + b"x" * 10_000_000 + b",good\n"}, "", "no test part there", 41),
-    "rows in train and test": (SHARED, "", "3 rows of train stand in test too (the first is train.csv:2)", 44),
-    "rows in train and test, dropped": (SHARED, "dataset.leak=drop", "3 rows of train stand in test too", 41),
+    "rows in train and test": (SHARED, "", "3 rows of train are also in test (the first is train.csv:2)", 44),
+    "rows in train and test, dropped": (SHARED, "dataset.leak=drop", "3 rows of train are also in test", 41),
 }
 
 

@@ -70,7 +70,7 @@ def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
         ("a.csv.gz", gzip.compress(ROWS * 1000, mtime=0)[:-20], "a.csv.gz: the gzip file is damaged or cut off"),
         ("a.csv.gz", ROWS, "a.csv.gz: the gzip file is damaged"),
         ("a.parquet", b"PAR1 and no more", "a.parquet: the file is damaged or cut off"),
-        ("a.xlsx", b"PK", "a.xlsx: a file of this kind is not known"),
+        ("a.xlsx", b"PK", "a.xlsx: this kind of file is not known"),
         ("a.csv", b"text,text,label\na,b,c\n", "a.csv: 2 columns are called 'text'"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": ["b"]}\n', "a.jsonl, line 2: the column 'text' holds list"),
         ("a.parquet", BYTES, "a.parquet, row 1: the column 'text' holds bytes"),

@@ -85,7 +85,7 @@ def test_missing_rows_are_counted_and_skipped_or_refused() -> None:
 @pytest.mark.parametrize("leak", ["warn", "drop"])
 def test_a_leak_is_counted_warned_about_and_dropped_if_wanted(leak: str) -> None:
     made = prepare(Rows(rows(30) + [("test  3", 1), ("TEST 4", 0)], rows(9, "test")), Dataset(leak=leak))
-    assert made.report["train_leak"] == 2 and said(made, "2 rows of train stand in test too (the first is train-30)")
+    assert made.report["train_leak"] == 2 and said(made, "2 rows of train are also in test (the first is train-30)")
     left = {text.casefold() for part in (made.train, made.validation) for text in part["text"]}
     assert ("test 4" in left) is (leak == "warn")
 

@@ -95,8 +95,7 @@ class Attention(nn.Module):
 
     `ties_qk`: the mechanism has one projection for queries and keys; the caller then passes k = q.
     `wants_unrotated`: the caller passes q and k before the rotary embedding, and the rotation as `masks.rotate`.
-    `reads_qk`: false where the mechanism does not use q and k; the caller then passes v and has no projections for
-        them.
+    `reads_qk`: false where the mechanism does not use q and k; the caller then passes v, without projections.
     `path`: which implementation the last call used, where there are several ("whole", "blocks", "fused").
     """
 

@@ -1,1 +1,1 @@
-"""Data: sources of text, tokenizers, and batches that are functions of (seed, epoch, example) alone."""
+"""Data: sources of text, tokenizers, and batches that depend only on (seed, epoch, example)."""

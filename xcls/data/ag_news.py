@@ -19,7 +19,7 @@ OFFICIAL = Format(header=HEADER)
 
 
 class AgNews(HubSource):
-    """AG News. `text` and `label` name the columns of the hub's files; the official csv files have none to name."""
+    """AG News. `text` and `label` name the columns of the hub's files; the official csv files have no column names."""
 
     name, classes = "ag_news", CLASSES
 
@@ -48,7 +48,7 @@ class AgNews(HubSource):
         found = [file for file in official if file.is_file()][:1] or parquet_files(folder, [split])[split]
         if not found:
             raise UserError(
-                f"{folder}: no {split}.csv there. AG News is needed as train.csv and test.csv (no header: "
+                f"{folder}: no {split}.csv there. Give AG News as train.csv and test.csv (no header: "
                 "class 1-4, title, description) or as the hub's parquet files."
             )
         return found
@@ -62,7 +62,7 @@ class AgNews(HubSource):
         labels: list[int | None] = []
         for number, place in zip(numbers, raw.places[first:]):
             if number and number not in ("1", "2", "3", "4"):
-                raise UserError(f"{files[0]}, {place}: the class {number!r} is none of 1, 2, 3, 4.")
+                raise UserError(f"{files[0]}, {place}: the class {number!r} is not one of 1, 2, 3, 4.")
             labels.append(int(number) - 1 if number else None)
         parts = Table({name: raw.columns[name][first:] for name in TEXTS}, raw.places[first:])
         texts = text_column(parts, TEXTS)

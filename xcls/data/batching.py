@@ -1,6 +1,6 @@
-"""Batches as functions of (seed, epoch): which examples go together, and the tensors made of them.
+"""Batches as functions of (seed, epoch): the examples of each batch, and its tensors.
 
-Nothing here has a state, so a resumed run or another number of workers makes the same batches.
+Nothing here has a state; so a resumed run, or one with another number of workers, makes the same batches.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from xcls.data.draws import permutation
 from xcls.data.encode import Encoded
 from xcls.data.masking import IGNORED, mask_tokens
 
-ROWS = 64  # logits are made for a multiple of so many rows: ever new sizes cost kernels and fragment memory
+ROWS = 64  # the number of MLM rows is rounded up to a multiple: new sizes cost compiled kernels and fragment memory
 POOL = 50  # batches whose examples are sorted by length together
-_ORDER, _GROUPS = 1, 2  # what a permutation is drawn for
+_ORDER, _GROUPS = 1, 2  # so that the two permutations of an epoch differ
 
 
 def batches(
     lengths: np.ndarray, *, batch_size: int, seed: int, epoch: int, group_by_length: bool = True
 ) -> list[np.ndarray]:
-    """The batches of a pass, each int64 [<= batch_size] of positions; every position occurs once.
+    """The batches of an epoch, each int64 [<= batch_size] of positions; every position occurs once.
 
-    Grouped by length: shuffled pools of 50 batches are sorted by length and cut up, and the batches shuffled, so that
-    padding is little and the order still random. One batch may be smaller; it stands where the shuffle puts it.
+    Grouped by length: shuffled pools of 50 batches are sorted by length and cut into batches, which are shuffled again;
+    so there is little padding, and the order is still random. One batch may be smaller, at any place.
     """
     order = permutation(len(lengths), [seed, epoch, _ORDER])
     if not group_by_length:
@@ -40,7 +40,7 @@ def batches(
 
 
 def evaluation_batches(lengths: np.ndarray, *, batch_size: int) -> list[np.ndarray]:
-    """Every position once, the longest first (so that what does not fit shows at once)."""
+    """Every position once, the longest first, so that a lack of memory shows at once."""
     return _cut(np.argsort(-np.asarray(lengths), kind="stable"), batch_size)
 
 
@@ -66,10 +66,10 @@ def micro_batches(
     batch: dict[str, torch.Tensor], size: int | None, *, multiple: int = 1
 ) -> list[dict[str, torch.Tensor | None]]:
     """Splits a batch into parts of at most `size` rows (None: one part), each trimmed to its own longest row
-    (rounded up to a `multiple`). Tensors that are no [B, N] keep their width.
+    (rounded up to a `multiple`). Tensors that are not [B, N] stay as they are.
 
-    What a model would else have to ask its device for is settled here: `attention_mask` is None where nothing is
-    padded, and the `labels` [B, N] of MLM become `rows` and `targets` (`chosen_rows`).
+    `attention_mask` becomes None where nothing is padded, and the `labels` [B, N] of MLM become `rows` and `targets`
+    (`chosen_rows`). This is done on the CPU, so that the model does not have to wait for its device.
     """
     count, width = batch["input_ids"].shape
     parts: list[dict[str, torch.Tensor | None]] = []
@@ -89,13 +89,13 @@ def micro_batches(
 
 
 def chosen_rows(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows int64 [K], targets int64 [K]) of labels [B, N]: which of the B * N tokens were chosen, and their ids.
+    """(rows int64 [K], targets int64 [K]) of labels [B, N]: the numbers and ids of the chosen among B * N tokens.
 
-    K is rounded up to a multiple of ROWS, at least one, by tokens that do not count: row 0, target IGNORED.
+    K is rounded up to a multiple of ROWS, at least ROWS, by entries that do not count: row 0, target IGNORED.
     """
     flat = labels.flatten()
     rows = (flat != IGNORED).nonzero().squeeze(1)
-    filler = -len(rows) % ROWS if len(rows) else ROWS  # never none: compiled graphs treat that apart
+    filler = -len(rows) % ROWS if len(rows) else ROWS  # never 0 rows: torch.compile would compile that case separately
     targets = torch.nn.functional.pad(flat[rows], (0, filler), value=IGNORED)
     return torch.nn.functional.pad(rows, (0, filler)), targets
 
@@ -106,7 +106,7 @@ def count_terms(labels: torch.Tensor) -> int:
 
 
 class Batches(Protocol):
-    """Something that makes the batch of some examples of `encoded` in some epoch."""
+    """Makes batches of the examples of `encoded`."""
 
     encoded: Encoded
 
@@ -124,7 +124,7 @@ class ClassBatches:
     static: int | None = None
 
     def build(self, indices: np.ndarray, epoch: int = 0) -> dict[str, torch.Tensor]:
-        """The batch of these rows; the epoch plays no part."""
+        """The batch of these rows; the epoch does not matter."""
         ids, real = pad([self.encoded[row] for row in indices], length=self.static, multiple=self.multiple)
         return _tensors(ids, real, np.asarray(self.labels, np.int64)[indices], indices)
 
@@ -166,7 +166,7 @@ def _tensors(ids: np.ndarray, real: np.ndarray, labels: np.ndarray, index: np.nd
 
 
 class Pass(Dataset):
-    """One pass over the data, from batch number `start`, for `DataLoader(Pass(…), batch_size=None, num_workers=…)`."""
+    """One epoch, from batch number `start` on, for `DataLoader(Pass(…), batch_size=None, num_workers=…)`."""
 
     def __init__(self, *, collator: Batches, plan: list[np.ndarray], epoch: int, start: int = 0) -> None:
         self.collator, self.plan, self.epoch, self.start = collator, plan, epoch, start

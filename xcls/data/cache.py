@@ -1,6 +1,6 @@
-"""The cache folder, and builds that several jobs share: whoever comes first builds, the others wait and read.
+"""The cache folder, and builds that several jobs share: the first job builds, the others wait and read.
 
-Everything here can be deleted at any time; it is made again when it is needed.
+The cache can be deleted at any time; what is needed is built again.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from xcls.runs.disk import is_full
 
 
 def cache_folder() -> Path:
-    """`$XCLS_CACHE`, else `~/.cache/xcls`. Raises UserError where there is no home."""
+    """`$XCLS_CACHE`, else `~/.cache/xcls`. Raises UserError if the user has no home folder."""
     try:
         return Path(os.environ.get("XCLS_CACHE") or "~/.cache/xcls").expanduser()
     except RuntimeError as error:
         raise UserError(
-            "HOME is not set, and this user has no home folder: set XCLS_CACHE to a folder for what may be made again."
+            "HOME is not set, and this user has no home folder. Set XCLS_CACHE to a folder for cached files."
         ) from error
 
 
@@ -37,8 +37,8 @@ def digest(parts: Any) -> str:
 def build_once(path: Path, build: Callable[[Path], None], *, what: str) -> Path:
     """Makes `path` (a file or a folder) by `build(temporary path)` unless it is there, under a lock between processes.
 
-    The result appears by one rename, so nobody sees half of it, and the lock of a process that died is free. Raises
-    UserError when the folder cannot be written, or what it is built from cannot be read.
+    The result appears by one rename, so that no process reads an incomplete one; the lock ends with its process. Raises
+    UserError when the folder cannot be written, or the input cannot be read.
     """
     if path.exists():
         return path
@@ -48,7 +48,7 @@ def build_once(path: Path, build: Callable[[Path], None], *, what: str) -> Path:
         try:
             lock.acquire(timeout=0.2)
         except Timeout:
-            print(f"xcls: waiting for another process that makes {what}", file=sys.stderr, flush=True)
+            print(f"xcls: waiting for another process that is building {what}", file=sys.stderr, flush=True)
             lock.acquire()
         try:
             if not path.exists():
@@ -59,18 +59,18 @@ def build_once(path: Path, build: Callable[[Path], None], *, what: str) -> Path:
         remedy = "Make room on that disk" if is_full(error) else "Check that it can be read and written"
         place = error.filename or path.parent
         raise UserError(
-            f"{place}: {error.strerror or error}, while {what} was made. {remedy}, or set XCLS_CACHE to another folder."
+            f"{place}: {error.strerror or error}, while building {what}. {remedy}, or set XCLS_CACHE to another folder."
         ) from error
     return path
 
 
 def _build(path: Path, build: Callable[[Path], None]) -> None:
-    """Builds beside `path` and renames, with the lock held: what a killed process left there is removed first."""
+    """Builds beside `path` and renames, with the lock held; first removes the remains of a killed process."""
     temporary = path.with_name(f"{path.name}.part")
     _remove(temporary)
     try:
         build(temporary)
-        for file in [temporary, *temporary.rglob("*")]:  # on the disk before it has its name, or a power cut halves it
+        for file in [temporary, *temporary.rglob("*")]:  # before the rename, or a power cut may leave half
             if file.is_file():
                 with open(file, "rb") as stream:
                     os.fsync(stream.fileno())

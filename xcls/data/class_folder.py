@@ -1,6 +1,4 @@
-"""A folder per class with a text file per document, the layout of many public archives; and what no folder is meant to
-hold.
-"""
+"""A folder per class with a text file per document, the layout of many public archives; and the files to skip there."""
 
 from __future__ import annotations
 
@@ -22,18 +20,18 @@ JUNK = (
     "lost+found",
     "icon\r",
 )
-ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # beside the data of `datasets`
+ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # written by `datasets`
 
 
 def is_junk(path: Path, root: Path) -> bool:
-    """Whether a part of the path below `root` is hidden, or made by an operating system, an archive or a program."""
+    """Whether the path below `root` is hidden, or was made by an operating system, an archiver or a program."""
     names = [part.lower() for part in path.relative_to(root).parts]
     cached = path.suffix == ".arrow" and path.name.startswith("cache-")
     return cached or names[-1] in ABOUT or any(name.startswith((".", "~$")) or name in JUNK for name in names)
 
 
 def by_name(root: Path, paths: Iterable[Path]) -> list[Path]:
-    """What is no junk of `paths` below `root`, in an order that does not depend on how a disk writes accents."""
+    """Those of `paths` below `root` that are not junk, in an order that does not depend on how disks store accents."""
     return sorted(
         (path for path in paths if not is_junk(path, root)), key=lambda path: name_below(root, path).split("/")
     )
@@ -45,13 +43,14 @@ def name_below(root: Path, path: Path) -> str:
 
 
 def class_names(folder: Path) -> list[str]:
-    """The sub-folders, sorted; hidden ones left out."""
+    """The names of the sub-folders, sorted, without hidden ones."""
     return [entry.name for entry in by_name(folder, folder.iterdir()) if entry.is_dir()]
 
 
 def class_files(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
-    """(class, file) of every .txt file below `folder/<class>/`, or of those without a suffix, sorted. UserError for an
-    empty class.
+    """(class, file) of every .txt file below `folder/<class>/`, sorted; if there is none, files without a suffix.
+
+    Raises UserError for an empty class.
     """
     found = []
     for name in names:
@@ -68,8 +67,10 @@ def class_files(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
 
 
 def class_pieces(folder: Path, names: Sequence[str], encoding: str = "utf-8") -> Iterator[Table]:
-    """The documents in `folder/<name>/**/*.txt`, some at a time, as tables with the columns `text` and `label` (the
-    class name). UserError for an empty class."""
+    """The documents in `folder/<name>/**/*.txt`, some at a time, as tables with the columns `text` and `label`.
+
+    The label is the class name. Raises UserError for an empty class.
+    """
     files = class_files(folder, names)
     rows = ((name_below(folder, file), [_whole_text(file, encoding), name]) for name, file in files)
     return in_pieces(rows, ["text", "label"])

@@ -1,7 +1,7 @@
-"""Random numbers as a function of where they are used: no state, no order, no worker.
+"""Random numbers without a state: each is a function of a key and a counter, whatever the order and the worker.
 
 SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): the i-th number of the stream
-with a given key is a hash of `key + i * GOLDEN`, so any number can be had by itself. All arithmetic is modulo 2**64.
+with a given key is a hash of `key + i * GOLDEN`, so each can be computed by itself. All arithmetic is modulo 2**64.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def scramble(x: np.ndarray) -> np.ndarray:
 
 
 def key(parts: Sequence[int | np.ndarray]) -> np.ndarray:
-    """Joins integers or integer arrays (broadcast against each other) to stream keys, uint64 [..]; order matters."""
+    """Hashes integers or integer arrays (broadcast together) to stream keys, uint64 [..]; their order matters."""
     joined = np.zeros(1, np.uint64)
     for part in parts:
         joined = scramble((joined ^ np.atleast_1d(np.asarray(part)).astype(np.uint64)) + GOLDEN)
@@ -35,7 +35,7 @@ def draw(keys: np.ndarray, counter: np.ndarray) -> np.ndarray:
 
 
 def uniform(numbers: np.ndarray) -> np.ndarray:
-    """uint64 [..] to float64 [..] in [0, 1), by the upper 53 bits."""
+    """uint64 [..] -> float64 [..] in [0, 1), from the upper 53 bits."""
     return (numbers >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -1,4 +1,4 @@
-"""Texts to token ids, once: flat arrays that are memory-mapped from the cache."""
+"""Texts to token ids, computed once: flat arrays that are memory-mapped from the cache."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from xcls.config.schema import UserError
 from xcls.data.cache import build_once, cache_folder, digest
 from xcls.data.tokenizer import CLS, SEP, UNK, TextTokenizer
 
-UNK_WARNING = 0.01  # a larger share of unknown tokens is warned about
-CUT_WARNING = 0.2  # so is a larger share of tokens beyond seq_len,
-CUT_DOCUMENTS_WARNING = 0.5  # and of documents that are longer
+# A larger share of these causes a warning:
+UNK_WARNING = 0.01  # unknown tokens
+CUT_WARNING = 0.2  # tokens that truncation leaves out
+CUT_DOCUMENTS_WARNING = 0.5  # truncated documents
 BATCH = 1000  # texts that are tokenised at once, at most
-CHARACTERS = 2_000_000  # of them together: a library's tokens take a hundred bytes each while they are made
+CHARACTERS = 2_000_000  # their characters, at most: the library needs about a hundred bytes per token
 VERSION = 3
 
 
@@ -26,7 +27,7 @@ VERSION = 3
 class Encoded:
     """Token ids of D documents, special tokens included: `ids` uint16 or int32 [T], `offsets` int64 [D + 1].
 
-    `cut` documents were longer than seq_len; `tokens` were there before the cut; `unk` is the share of [UNK] in them.
+    `cut`: documents longer than seq_len; `tokens`: all tokens before truncation; `unk`: the share of [UNK] in them.
     """
 
     ids: np.ndarray
@@ -50,12 +51,12 @@ class Encoded:
 
     @property
     def cut_share(self) -> float:
-        """The share of the documents' tokens that was left out."""
+        """The share of all tokens that truncation left out."""
         kept = int(self.offsets[-1]) - min(2 * len(self), int(self.offsets[-1]))
         return 1.0 - kept / self.tokens if self.tokens else 0.0
 
     def report(self) -> dict[str, Any]:
-        """What a record keeps: documents, tokens, and the shares cut off and unknown."""
+        """Counts for the record: documents, tokens, and the shares that were cut off and unknown."""
         return {
             "documents": len(self),
             "tokens": int(self.offsets[-1]),
@@ -66,23 +67,25 @@ class Encoded:
         }
 
     def warnings(self, name: str, *, seq_len: int, finished: bool = False) -> list[str]:
-        """Sentences about what was cut off and about [UNK], for the log and the record. `finished`: by a run that was
-        trained before, whose seq_len and vocabulary cannot be changed."""
+        """Warnings about truncation and [UNK], for the log and the record.
+
+        `finished`: for a run whose training has ended, so that seq_len and vocabulary cannot be changed.
+        """
         found = []
         if self.cut_share > CUT_WARNING or self.cut > CUT_DOCUMENTS_WARNING * len(self):
             raised = "Train with a larger seq_len" if finished else "Raise seq_len"
             found.append(
                 f"{name}: {self.cut} of {len(self)} documents are longer than seq_len={seq_len}, and "
-                f"{self.cut_share:.0%} of "
-                f"all tokens are left out. {raised}, or choose what is kept: dataset.truncate=head, tail or head_tail."
+                f"{self.cut_share:.0%} of all tokens are left out. {raised}, or choose which part is kept: "
+                "dataset.truncate=head, tail or head_tail."
             )
         if self.unk > UNK_WARNING:
             remedy = (
                 "Train on text like this."
                 if finished
                 else "Raise tokenizer.vocab_size, train one on this text (tokenizer.path=null) "
-                "where it was loaded, add words (tokenizer.extend=1000), or take tokenizer=bytes: nothing is unknown "
-                "to it."
+                "where it was loaded, add words (tokenizer.extend=1000), or use tokenizer=bytes, which has no unknown "
+                "tokens."
             )
             found.append(
                 f"{name}: {self.unk:.1%} of the tokens are [UNK], so the vocabulary does not fit this text. {remedy}"
@@ -90,7 +93,7 @@ class Encoded:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles the folder and not the arrays, so that workers map the same memory."""
+        """Pickles the folder instead of the arrays, so that workers map the same memory."""
         if self.folder is not None:
             return read_encoded, (self.folder,)
         return Encoded, (self.ids, self.offsets, self.cut, self.tokens, self.unk)
@@ -108,10 +111,10 @@ def encode(
 ) -> Encoded:
     """Tokenises documents as [CLS] … [SEP] of at most `seq_len` tokens.
 
-    `truncate` of a longer one keeps its `head`, its `tail`, or `head_tail`: a quarter from the start and the rest from
-    the end (Sun et al. 2019, 128 + 382); `refuse` raises UserError. A seq_len of 1 leaves [CLS] alone. `places`: what
-    the message calls the documents, where they are read by a run that was trained before. `keep` takes the flat ids,
-    batch by batch, where they shall not lie in memory; the result then has none, and progress is shown.
+    `truncate` keeps of a longer document its `head`, its `tail`, or `head_tail`: a quarter from the start and the rest
+    from the end (Sun et al. 2019, 128 + 382); `refuse` raises UserError. With seq_len = 1 only [CLS] is left. `places`:
+    names of the documents for the message, given when a trained run reads them. `keep` receives the flat ids batch by
+    batch, so that they are not held in memory; then the result has no ids, and progress is shown.
     """
     from tqdm import tqdm
 
@@ -141,12 +144,12 @@ def encode(
 
 
 def smallest_dtype(vocab_size: int) -> type[np.integer]:
-    """The integer type that token ids are kept in: two bytes do for all but very large vocabularies."""
+    """The integer type of stored token ids: two bytes suffice for all but very large vocabularies."""
     return np.uint16 if vocab_size <= 2**16 else np.int32
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Runs of texts: at most `BATCH`, and few enough characters that their tokens take little memory."""
+    """Batches of at most `BATCH` texts and about `CHARACTERS` characters."""
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -160,8 +163,10 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _framed(ids: np.ndarray, offsets: np.ndarray, *, room: int, head: int, ends: int) -> np.ndarray:
-    """Flat ids: of each document up to `room` tokens, `head` of them from its start and the rest from its end where it
-    is longer, behind [CLS] and, if there is room for both `ends`, before [SEP]."""
+    """Flat ids of documents as [CLS] … [SEP], with up to `room` tokens each; `ends` = 1: without [SEP].
+
+    A longer document keeps `head` tokens from its start and the rest from its end.
+    """
     flat = np.empty(int(np.minimum(np.diff(offsets), room).sum()) + ends * (len(offsets) - 1), ids.dtype)
     place = 0
     for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist()):
@@ -188,7 +193,7 @@ def encode_cached(
 
     def build(folder: Path) -> None:
         folder.mkdir()
-        with open(folder / "ids", "wb") as file:  # as it is made: a large corpus never lies in memory as ids
+        with open(folder / "ids", "wb") as file:  # batch by batch: the ids of a large corpus need not fit into memory
             how: dict[str, Any] = {"seq_len": seq_len, "truncate": truncate, "what": what}
             made = encode(texts, tokenizer, **how, keep=lambda ids: file.write(ids.tobytes()))
         np.save(folder / "offsets.npy", made.offsets)

@@ -23,15 +23,15 @@ from xcls.data.rows import Rows, RowWriter, read_rows
 from xcls.data.source import Splits, as_columns, files_digest, where, writable
 from xcls.data.stratify import as_keys, carve, first_alike, text_key
 
-VERSION = 2  # of the rows in the cache folder; goes up when they are read otherwise
+VERSION = 2  # of the rows in the cache folder; raise it when files are read in another way
 NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
     "unlabelled": ("unlabelled", "unlabeled", "unsupervised"),
 }
-SMALL = 8_000_000  # bytes of files that are read into memory as a whole
-SHARD = re.compile(r"\d+-of-\d+")  # of a file of several
+SMALL = 8_000_000  # bytes; data sets up to this size are read into memory and not cached
+SHARD = re.compile(r"\d+-of-\d+")  # in the name of one of several shards
 ROW_ID = "<row id>"  # a key that no column of a file has
 
 
@@ -39,8 +39,8 @@ class Files:
     """Rows with the columns `text` (one, or several joined by a space) and `label` (numbers or names).
 
     `path` is one file, a folder with train[/validation]/test/unlabelled files (`train.csv`, `train-0.parquet`, …), or a
-    folder per class with a .txt file per document, by itself or below `train/` and `test/`. Without a test part one is
-    carved out: `test_share` of each class, drawn from `test_seed`. `id` names a column with stable row names.
+    folder per class with a .txt file per document, by itself or below `train/` and `test/`. Without a test part,
+    `test_share` of each class, drawn from `test_seed`, becomes test. `id` names a column with stable row names.
     `separator` and `escape` may be words (tab, semicolon, backslash); `header`: see `Format`; `labels`: see
     `xcls.config.schema.Labels`.
     """
@@ -89,24 +89,24 @@ class Files:
         return root
 
     def reading(self) -> Reading:
-        """As the options say."""
+        """How files are read, from the options."""
         return Reading(self.text, self.form, self.id)
 
     def fingerprint(self) -> str:
-        """Of the files' names below `path`, their contents and the options."""
+        """A hash of the files' names below `path`, their contents and the options."""
         form = self.form
         options: list[Any] = [self.text, self.label, self.id, form.separator, form.quotes, form.encoding]
         options += [self.test_share, self.test_seed]
         later, usual = asdict(form) | asdict(self.labels), asdict(Format()) | asdict(Labels())
-        # Options that came later count where they are set: the digest of other data stays what it was.
+        # Newer options count only where they are set, so that other data sets keep their digest.
         options += [[key, later[key]] for key in ("header", "escape", *vars(self.labels)) if later[key] != usual[key]]
         return files_digest(self._files(), options, root=self.root)
 
     def load(self) -> Splits:
-        """Reads all parts, names the classes by those of train, and carves a test part if there is none.
+        """Reads all parts, takes the classes from train, and sets a test part aside if there is none.
 
-        Rows of larger files are kept in the cache folder, in a form that is read piece by piece, until the files
-        change.
+        Rows of larger files are kept in the cache folder until the files change, and are read from there piece by
+        piece.
         """
         before = self._stamps()
         if sum(size for size, _ in before.values()) <= SMALL:
@@ -118,7 +118,9 @@ class Files:
                 folder.mkdir()
                 _, found = self._read(folder)
                 if self._stamps() != before:
-                    raise UserError(f"{self.root}: changed while it was read. Start again when nobody writes there.")
+                    raise UserError(
+                        f"{self.root}: changed while it was read. Start again when no program writes there."
+                    )
                 (folder / "about.json").write_text(json.dumps(found), "utf-8")
 
             folder = build_once(cache_folder() / "rows" / name, build, what=f"the rows of {self.root}")
@@ -140,7 +142,7 @@ class Files:
         )
 
     def _carve(self, rows: Rows) -> np.ndarray:
-        """bool [R]: the rows that become test. Raises UserError where no class has two texts, so that none can."""
+        """The rows that become test, bool [R]. Raises UserError where no class has two different texts."""
         keys, labels = rows.keys(), rows.labels
         alike = first_alike(keys)
         chosen = carve(labels, self.test_share, seed=self.test_seed, alike=alike)
@@ -166,7 +168,7 @@ class Files:
         return files
 
     def _read(self, folder: Path | None) -> tuple[dict[str, Rows], dict[str, Any]]:
-        """The rows of each split, in memory or below `folder`; their classes, and what was odd about the files."""
+        """The rows of each split, in memory or below `folder`; their classes, and notes about problems in the files."""
         names, made, parts = ClassNames(self.labels), {}, self._parts(self.root)
         notes: list[str] = []
         for split, entries in parts.items():
@@ -194,7 +196,7 @@ class Files:
         return made, {"splits": list(made), "classes": names.classes, "notes": notes}
 
     def _parts(self, root: Path) -> dict[str, list[Path]]:
-        """The files, or the folder with class folders, of each split that is there. Raises UserError."""
+        """The files, or the folder with class folders, of each split that exists. Raises UserError."""
         if root.is_file():
             return {"train": [root]}
         entries = by_name(root, root.iterdir())
@@ -214,12 +216,12 @@ class Files:
             return {"train": tables}
         if len(folders) >= 2 and not tables:
             return {"train": [root]}
-        if len(folders) == 1 and not tables:  # what an archive or a repository has around its data
+        if len(folders) == 1 and not tables:  # an unpacked archive or a repository has such an outer folder
             return self._parts(folders[0])
         listing = ", ".join(entry.name for entry in entries[:12]) or "nothing"
         raise UserError(
-            f"{root}: found {listing}. One table ({', '.join(TABLES)}), a train and a test part, or a "
-            "folder per class with .txt files is needed."
+            f"{root}: found {listing}. Give one table ({', '.join(TABLES)}), a train and a test part, or a "
+            "folder per class with .txt files."
         )
 
     def _pieces(self, split: str, entries: list[Path], notes: list[str]) -> Iterator[Table]:
@@ -261,5 +263,5 @@ def _tables(entries: list[Path]) -> list[Path]:
 
 
 def hash_of(name: str) -> bytes:
-    """16 bytes that tell row names apart."""
+    """A hash of 16 bytes, different for different row names."""
     return hashlib.blake2b(name.encode(), digest_size=16).digest()

@@ -1,6 +1,6 @@
-"""How each kind of table is read: csv, tsv, jsonl, json, parquet, the text ones also as .gz, a piece at a time.
+"""Readers of tables, piece by piece: csv, tsv, jsonl, json (these also as .gz), parquet and Arrow.
 
-Whatever is wrong with a file ends in a UserError that names the file, the row and the remedy.
+Every problem in a file raises a UserError that names the file, the row and the remedy.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ PIECE = 1000  # rows of a piece, at most
 CHARACTERS = 4_000_000  # of a piece, about
 
 
-# Words for a sign.
+# Words that stand for a character.
 SIGNS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "backslash": "\\"}
-RETURN = "\ue00d"  # for private use; stands for a carriage return within a line
+RETURN = "\ue00d"  # a private-use character, in place of a carriage return within a line
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line
 
 
@@ -33,9 +33,9 @@ SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first l
 class Format:
     """How a table of text is written.
 
-    `separator=None` takes a comma, or a tab in .tsv, or what a first line `sep=;` names. `escape` takes the meaning
-    from the sign behind it. `header`: whether the first line names the columns, or their names; without it they are 1,
-    2, ….
+    `separator=None`: a comma, or a tab in .tsv, or the one that a first line `sep=;` names. `escape`: the next
+    character is taken literally. `header`: true if the first line names the columns, or a list of names; with false
+    they are called 1, 2, ….
     """
 
     separator: str | None = None
@@ -49,15 +49,13 @@ def sign(key: str, value: str | None) -> str | None:
     """One character from the setting `key`, which may be written as a word (tab, semicolon, …). Raises UserError."""
     value = SIGNS.get(value or "", value)
     if value is not None and (len(value) != 1 or value in '"\r\n'):
-        raise UserError(
-            f"{key}={value!r}: one character is needed, no quote and no line break, or one of {', '.join(SIGNS)}."
-        )
+        raise UserError(f"{key}={value!r}: give one character (no quote, no line break), or one of {', '.join(SIGNS)}.")
     return value
 
 
 @dataclass
 class Table:
-    """Columns of equal length, the place of each row in its file (`line 7`), and what was odd about the file."""
+    """Columns of equal length, the place of each row in its file (`line 7`), and notes about problems in the file."""
 
     columns: dict[str, list[Any]]
     places: list[str]
@@ -65,7 +63,7 @@ class Table:
 
 
 def kind_of(file: Path) -> str:
-    """The suffix that tells the format, in lower case, `.gz` taken off."""
+    """The suffix that tells the format, in lower case, without `.gz`."""
     name = file.name.lower().removesuffix(".gz")
     return Path(name).suffix
 
@@ -98,12 +96,12 @@ def joined(pieces: Iterable[Table]) -> Table:
 
 
 def clean_name(name: str) -> str:
-    """The name of a column without blanks around it, its accents in one form (NFC)."""
+    """The name of a column without spaces around it, with accents in one form (NFC)."""
     return unicodedata.normalize("NFC", name.strip())
 
 
 class NoColumn(UserError):
-    """A column that is not in the file: `found` says so, `existing` are those it has, `hint` what else to try."""
+    """A column is missing: `found` says so, `existing` are the columns of the file, `hint` says what to try."""
 
     def __init__(self, file: Path, wanted: str, existing: Sequence[str], hint: str = "") -> None:
         there = ", ".join(repr(name) for name in existing[:20]) + (" …" if len(existing) > 20 else "")
@@ -115,7 +113,7 @@ class NoColumn(UserError):
 def _places(
     file: Path, existing: Sequence[str], wanted: Sequence[str], optional: Sequence[str], hint: Callable[[], str]
 ) -> dict[str, int]:
-    """Which of the `existing` columns each of `wanted` is, and each of `optional` that is there. Raises UserError."""
+    """The positions among `existing` of the columns `wanted`, and of those `optional` that exist. Raises UserError."""
     found = {}
     for name in dict.fromkeys([*wanted, *optional]):
         same = [place for place, other in enumerate(existing) if other == name]
@@ -130,14 +128,12 @@ def _places(
 
 
 def _hide_returns(line: str) -> str:
-    """The line with another sign for each carriage return that does not end it: outside of quotes the library `csv`
-    takes none.
-    """
+    """Replaces carriage returns within a line by RETURN: the module `csv` refuses them outside of quotes."""
     return re.sub(r"\r(?!\n?\Z)", RETURN, line) if "\r" in line[:-2] else line
 
 
 class _BadRow(Exception):
-    """A row that is no row of this format: its line, and the reason."""
+    """A row that does not fit the format: its line, and the reason."""
 
 
 def _separated(file: Path, form: Format, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
@@ -165,14 +161,14 @@ def _separated(file: Path, form: Format, notes: list[str]) -> Iterator[tuple[int
 
 
 def _rows(file: Path, form: Format, notes: list[str]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The names of the columns, and the rows, all of them with a field for each column. Raises _BadRow, UserError."""
+    """The names of the columns, and the rows, each with one field per column. Raises _BadRow, UserError."""
     rows = _separated(file, form, notes)
     if form.header is True:
         header = next(rows, (0, []))[1]
     else:
         first = next(rows, (0, []))
         header = list(form.header or map(str, range(1, len(first[1]) + 1)))
-        rows = rows if first[1] in ([], header) else chain([first], rows)  # a line with these names is no row
+        rows = rows if first[1] in ([], header) else chain([first], rows)  # skips a line that repeats the names
     return header, _whole(rows, len(header))
 
 
@@ -180,12 +176,12 @@ def _whole(rows: Iterator[tuple[int, list[str]]], count: int) -> Iterator[tuple[
     for line, row in rows:
         if len(row) == count:
             yield line, row
-        elif len(row) > 1 or row[0].strip():  # a line of blanks is none
+        elif len(row) > 1 or row[0].strip():  # a line of spaces is not a row
             raise _BadRow(line, f"{len(row)} fields where there are {count} columns")
 
 
 def _remedy(file: Path, form: Format, wanted: Sequence[str]) -> str:
-    """The settings, near `form`, with which the whole file can be read, as advice; empty where there are none."""
+    """Advice: settings similar to `form` with which the whole file can be read; "" if there are none."""
     for separator in (form.separator, ";", "\t", "|", ","):
         for quotes, escape in ((True, None), (True, "\\"), (False, None)):
             other = replace(form, separator=separator, quotes=quotes, escape=escape)
@@ -201,7 +197,7 @@ def _remedy(file: Path, form: Format, wanted: Sequence[str]) -> str:
                     for key, value in changed.items()
                     if getattr(other, key) != getattr(form, key)
                 ]
-                return f"set {' '.join(named)}: the whole file can be read so."
+                return f"set {' '.join(named)}: then the whole file can be read."
     return ""
 
 
@@ -235,13 +231,13 @@ def _read_separated(
         yield from in_pieces(cells, list(places))
     except _BadRow as error:
         line, reason = error.args
-        mend = (
+        fix = (
             "Put fields that contain the separator into quotes"
             if "fields where" in reason
-            else "Mend the quotes there (one within a field is doubled)"
+            else "Correct the quotes there (a quote within a field is doubled)"
         )
         remedy = _remedy(file, form, wanted)
-        raise UserError(f"{file}, line {line}: {reason}. {mend}{f', or {remedy}' if remedy else '.'}") from error
+        raise UserError(f"{file}, line {line}: {reason}. {fix}{f', or {remedy}' if remedy else '.'}") from error
 
 
 def _read_json(file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]) -> Iterator[Table]:
@@ -259,7 +255,7 @@ def _read_json(file: Path, form: Format, wanted: list[str], optional: list[str],
     with open_text(file, form.encoding, newline="\n") as stream:
         yield from in_pieces(cells(json_rows(file, raw_lines(file, stream, notes))), names)
     if existing:
-        _places(file, list(existing), wanted, optional, str)  # any row may have a column that the others lack
+        _places(file, list(existing), wanted, optional, str)  # checked at the end: any row may add a column
 
 
 def _read_arrow(file: Path, form: Format, wanted: list[str], optional: list[str], notes: list[str]) -> Iterator[Table]:
@@ -278,9 +274,7 @@ def _read_arrow(file: Path, form: Format, wanted: list[str], optional: list[str]
                     row += size
                     yield Table({name: columns[theirs] for name, theirs in names.items()}, places)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file}: a column holds bytes that are not UTF-8 text ({error}). Write texts there."
-        ) from error
+        raise UserError(f"{file}: a column holds bytes that are not UTF-8 text ({error}). Save it as text.") from error
     except (pa.ArrowException, OSError) as error:
         cause = str(error).splitlines()[0]
         raise UserError(f"{file}: the file is damaged or cut off ({cause}). Copy it again.") from error
@@ -288,7 +282,7 @@ def _read_arrow(file: Path, form: Format, wanted: list[str], optional: list[str]
 
 @contextmanager
 def _arrow_batches(file: Path) -> Iterator[tuple[list[str], Callable[[list[str]], Iterator[Any]]]]:
-    """The names of the columns, and a function that gives the batches of some of them."""
+    """The names of the columns, and a function that returns the batches of some columns."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 

@@ -18,7 +18,7 @@ from xcls.data.source import Splits, as_columns, files_digest, where
 class HubSource:
     """A data set of the hub, or a copy of its parquet files (or of the official files) in a folder.
 
-    A subclass names `name`, `classes` and `reading`, and says how a folder is read: `folder_tables` and `folder_files`.
+    A subclass sets `name`, `classes` and `reading`, and reads a folder by `folder_tables` and `folder_files`.
     """
 
     name: str
@@ -45,13 +45,13 @@ class HubSource:
         return Reading(self.text)
 
     def fingerprint(self) -> str:
-        """Of the files' contents, or of the hub id and revision; and of the options."""
+        """A hash of the files' contents, or of the hub id and revision, and of the options."""
         if self.folder is None:
             return files_digest([], [f"hub:{self.hub_id}@{self.revision or 'main'}", *self.options])
         return files_digest(self.folder_files(self.folder), self.options, root=self.folder)
 
     def load(self) -> Splits:
-        """Reads all splits; `unsupervised` is text for MLM alone. Raises UserError."""
+        """Reads all splits; `unsupervised` is only text for MLM. Raises UserError."""
         if self.folder is None:
             tables = load_hub(self.hub_id, self.revision, self.columns, self.splits, name=self.name)
         else:
@@ -77,10 +77,10 @@ class HubSource:
 def load_hub(
     hub_id: str, revision: str | None, columns: Sequence[str], splits: Sequence[str], *, name: str
 ) -> dict[str, Table]:
-    """The named splits of a hub data set, from its local cache where it is there, else by download.
+    """The named splits of a hub data set, from the hub's local cache, else by download.
 
-    Without a network the hub's client tries for half a minute; HF_HUB_OFFLINE=1 saves that. Raises UserError with the
-    ways to get the data.
+    Without a network the hub's client tries for half a minute; HF_HUB_OFFLINE=1 avoids that. Raises UserError, which
+    says how to get the data.
     """
     from datasets import DatasetDict, load_dataset
 
@@ -88,9 +88,9 @@ def load_hub(
         found = load_dataset(hub_id, revision=revision)
     except (ConnectionError, FileNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"dataset={name}: {hub_id} is neither in the local cache nor to be had from the hub "
+            f"dataset={name}: {hub_id} is not in the local cache, and the hub cannot be reached "
             f"({type(error).__name__}: {str(error).splitlines()[0][:160]}). Give a local copy with "
-            f"dataset.path=<folder> or in $XCLS_DATA/{name}/, or run once where there is a network."
+            f"dataset.path=<folder> or in $XCLS_DATA/{name}/, or run once with a network."
         ) from error
     if not isinstance(found, DatasetDict):
         raise UserError(f"dataset={name}: {hub_id} has no splits; {', '.join(splits)} are needed.")
@@ -112,8 +112,9 @@ def load_hub(
 
 
 def parquet_files(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
-    """The parquet files of each split (`train.parquet`, `train-00000-of-00002.parquet`, …) in `folder` or up to two
-    below.
+    """The parquet files of each split in `folder` or up to two folders below.
+
+    Names: `train.parquet`, `train-00000-of-00002.parquet`, ….
     """
     files = by_name(folder, (file for depth in ("", "*/", "*/*/") for file in folder.glob(depth + "*.parquet")))
     return {split: [file for file in files if file.stem.split("-")[0] == split] for split in splits}
@@ -128,7 +129,7 @@ def read_shards(files: Sequence[Path], columns: Sequence[str]) -> Table:
 
 
 def coded_labels(values: Sequence[object], count: int, *, where: str, places: Sequence[str]) -> list[int | None]:
-    """Labels that are class numbers 0 … count-1 already; None and -1 stand for missing. Raises UserError for others."""
+    """Checks labels that are class numbers 0 … count-1; None and -1 mean missing. Raises UserError for others."""
     found: list[int | None] = []
     for value, place in zip(values, places):
         if value is None or value == -1:
@@ -137,7 +138,7 @@ def coded_labels(values: Sequence[object], count: int, *, where: str, places: Se
             found.append(value)
         else:
             raise UserError(
-                f"{where}, {place}: the label {value!r} is no number from 0 to {count - 1}. For labels of your "
-                "own use dataset=files."
+                f"{where}, {place}: the label {value!r} is not a number from 0 to {count - 1}. For your own "
+                "labels use dataset=files."
             )
     return found

@@ -46,11 +46,11 @@ class Imdb(HubSource):
         self.options += [use_unlabelled, strip_breaks]
 
     def reading(self) -> Reading:
-        """Reviews as tables, with `<br />` as the options say."""
+        """Tables of reviews; `strip_breaks` sets how `<br />` is read."""
         return Reading(self.text, clean=without_breaks, cleaning="breaks") if self.strip_breaks else Reading(self.text)
 
     def folder_files(self, folder: Path) -> list[Path]:
-        """The parquet files, else the .txt files of the official archive."""
+        """The parquet files, or else the .txt files of the official archive."""
         files = [file for shards in parquet_files(folder, self.splits).values() for file in shards]
         return files or by_name(folder, folder.rglob("*.txt"))
 
@@ -63,7 +63,7 @@ class Imdb(HubSource):
         if (folder / "train" / "pos").is_dir() and (folder / "test" / "pos").is_dir():
             return {split: self._archive(folder, split) for split in self.splits}
         raise UserError(
-            f"{folder}: no {', '.join(missing)} there. IMDb is needed as the hub's parquet files (without "
+            f"{folder}: no {', '.join(missing)} there. Give IMDb as the hub's parquet files (without "
             "unsupervised.parquet: dataset.source.use_unlabelled=false), or as the official archive, unpacked."
         )
 

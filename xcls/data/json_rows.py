@@ -1,4 +1,4 @@
-"""Rows of a JSON file: an object a line, a list of objects, or one object that holds such a list."""
+"""Rows of a JSON file: one object per line, a list of objects, or one object that holds such a list."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any, Iterator
 from xcls.config.schema import UserError
 
 Row = tuple[str, dict[str, Any]]  # its place, and its values by column
-RECORDS = (
-    'For each row an object like {"text": "…", "label": "…"} is needed (pandas: to_json(orient="records", lines=True)).'
-)
+RECORDS = 'Each row must be an object like {"text": "…", "label": "…"} (pandas: to_json(orient="records", lines=True)).'
 
 
 def json_rows(file: Path, lines: Iterator[str]) -> Iterator[Row]:
-    """The rows of a file with an object a line (as they are read), of a list of objects, or of {"data": [objects]}.
+    """The rows of a file with one object per line (read line by line), a list of objects, or {"data": [objects]}.
+
     Raises UserError.
     """
     found = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
@@ -49,7 +48,7 @@ def _by_line(file: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
 
 
 def _parsed(file: Path, start: int, text: str) -> Any:
-    """The value that `text`, from line `start` on, stands for. Raises UserError."""
+    """The JSON value of `text`, which begins at line `start`. Raises UserError."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

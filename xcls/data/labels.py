@@ -1,4 +1,4 @@
-"""From labels in files to classes: what each names, their order, and which names a reader would take for one."""
+"""From labels in files to classes: their names, their order, and names that differ only in capitals or spaces."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, Iterable, Sequence
 from xcls.config.schema import Labels, UserError
 from xcls.data.source import is_missing, writable
 
-WHOLE_NUMBER = re.compile(r"-?\d{1,300}")  # what int() reads; superscripts and circled digits are none
+WHOLE_NUMBER = re.compile(r"-?\d{1,300}")  # without superscripts and circled digits, which int() refuses
 LIKE_MISSING = ("na", "n/a", "#n/a", "<na>", "null", "none", "nil", "nat", "?", "-", r"\n")
 MOST_CLASSES = 1000
 MOST_NAMED = 8  # pairs of names in one warning
 
 
 def name_of_class(value: Any) -> str | None:
-    """The class that a label in a file names: 1, 1.0 and "1" are one class; None where the label is missing.
+    """The class of a label in a file: 1, 1.0 and "1" are one class; None where the label is missing.
 
-    Accents are in one form (NFC), whatever form the file has them in.
+    Accents are put into one form (NFC).
     """
     if is_missing(value):
         return None
@@ -32,7 +32,7 @@ def name_of_class(value: Any) -> str | None:
 
 
 def class_order(names: Iterable[str]) -> list[str]:
-    """Sorted: by value where all names are whole numbers (those of one value as text), else as text."""
+    """The names without repeats: sorted by value where all are whole numbers (equal values as text), else as text."""
     names = sorted(set(names))
     return sorted(names, key=int) if all(map(WHOLE_NUMBER.fullmatch, names)) else names
 
@@ -43,14 +43,14 @@ class ClassNames:
     def __init__(self, settings: Labels) -> None:
         self.settings = settings
         self.missing = {"null" if text is None else str(text).strip().casefold() for text in settings.missing}
-        self.numbers: dict[str, int] = {}  # of the names of train: as they come, after `settle` positions in `classes`
+        self.numbers: dict[str, int] = {}  # of names in train, by appearance; after `settle` positions in `classes`
         self.counts: Counter[str] = Counter()  # rows of train by name
-        self.left_out: Counter[str] = Counter()  # labels of all parts that are read as missing
+        self.left_out: Counter[str] = Counter()  # labels read as missing, in all parts
         self.classes: list[str] = []
-        self.certain: set[str] = set()  # names of folders: classes, whatever they read
+        self.certain: set[str] = set()  # names of class folders, which are never "missing"
 
     def name(self, value: Any, *, folder: bool = False) -> str | None:
-        """The name in a label, None where it is missing. What names a `folder` is never missing."""
+        """The name in a label, None where it is missing. The name of a `folder` is never missing."""
         name = name_of_class(value)
         if name is not None and not folder and name.casefold() in self.missing:
             self.left_out[name] += 1
@@ -58,7 +58,7 @@ class ClassNames:
         return name
 
     def add(self, labels: Sequence[Any], *, folder: bool = False) -> list[int | None]:
-        """Numbers of names for labels of train."""
+        """Labels of train -> numbers, in order of first appearance; None where missing."""
         found = [self.name(value, folder=folder) for value in labels]
         names = [name for name in found if name is not None]
         self.counts.update(names)
@@ -67,7 +67,7 @@ class ClassNames:
         return [None if name is None else self.numbers.setdefault(name, len(self.numbers)) for name in found]
 
     def settle(self) -> list[int]:
-        """Puts the classes in order, once train is read. The position in `classes` for each number that `add` gave."""
+        """Sorts the classes after train is read. Returns the position in `classes` of each number that `add` gave."""
         named = {name: name for name in self.numbers}
         if self.settings.casefold:
             for names in _groups(self.numbers):
@@ -81,10 +81,9 @@ class ClassNames:
     def ids(
         self, labels: Sequence[Any], *, where: str, row_names: Sequence[str], folder: bool = False
     ) -> list[int | None]:
-        """Labels of another part to positions in `classes`. Raises UserError, naming the row, for a class that train
-        lacks.
+        """Labels of another part -> positions in `classes`. Raises UserError, with the row, for a class not in train.
 
-        A -1 that train lacks is no label: so data sets are published whose labels are kept back.
+        A -1 that is not in train means no label: published data sets with hidden labels use it.
         """
         found: list[int | None] = []
         for value, row in zip(labels, row_names):
@@ -95,7 +94,7 @@ class ClassNames:
             elif name is not None and number is None:
                 number = next((its for other, its in self.numbers.items() if fold(other) == fold(name)), None)
                 if number is None or not self.settings.casefold:
-                    joins = " dataset.labels.casefold=true joins names that differ in capitals or blanks alone."
+                    joins = " dataset.labels.casefold=true joins names that differ only in capitals or spaces."
                     raise UserError(
                         f"{where}, {row}: the label {name!r} is in no row of the training data (classes there: "
                         f"{some(self.classes)}). Take these rows out, or give training rows of this class."
@@ -121,9 +120,7 @@ class ClassNames:
             )
 
     def notes(self, where: str) -> list[str]:
-        """What a user should know of the names: labels read as missing, classes that look missing, names that look
-        alike.
-        """
+        """Warnings about names: labels read as missing, classes that look missing, names that look alike."""
         found = []
         for name, count in sorted(self.left_out.items()):
             remedy = ""
@@ -143,7 +140,7 @@ class ClassNames:
         groups = _groups(self.counts)
         if groups:
             found.append(
-                f"{where}: class names that differ in capitals or blanks alone: {self._listed(groups)}; {joined}."
+                f"{where}: class names that differ only in capitals or spaces: {self._listed(groups)}; {joined}."
             )
         return found
 
@@ -153,13 +150,13 @@ class ClassNames:
 
 
 def fold(name: str) -> str:
-    """The name without capitals, blanks and invisible characters: equal for names that look the same but for these."""
+    """The name without capitals, spaces and invisible characters: equal for names that differ only in these."""
     plain = "".join(sign for sign in name if not sign.isspace() and unicodedata.category(sign) != "Cf")
     return unicodedata.normalize("NFC", plain.casefold())
 
 
 def _groups(names: Iterable[str]) -> list[list[str]]:
-    """The names that differ from others in capitals and blanks alone."""
+    """Groups of names that differ only in capitals or spaces."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         groups[fold(name)].append(name)
@@ -167,12 +164,12 @@ def _groups(names: Iterable[str]) -> list[list[str]]:
 
 
 def _typed(text: str | None) -> str:
-    """A label as it is typed in a list on the command line."""
+    """A label as the user enters it in a list on the command line."""
     if text is None:
         return "null"
     return text if re.fullmatch(r"[A-Za-z]+", text) and text.lower() != "null" else f'"{text}"'
 
 
 def some(names: Sequence[str], most: int = 12) -> str:
-    """The first of these names, and how many more there are, as text for a message."""
+    """The first names, and the number of others, as text for a message."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,8 +1,8 @@
-"""ListOps of Long Range Arena (Tay et al. 2020, after Nangia and Bowman 2018): what does a long nested expression give?
+"""ListOps of Long Range Arena (Tay et al. 2020, after Nangia and Bowman 2018): the value of a long nested expression.
 
-`[MAX 4 3 [MIN 2 3 ] 1 0 ]` is 4: operators over lists, ten classes, 500 to 2,000 tokens. Made here from a seed, 96,000
-+ 2,000 + 2,000 expressions as there, no two alike. Square brackets are tokens and stay: the arena's own reader loses
-them, and with them which numbers belong to which operator.
+`[MAX 4 3 [MIN 2 3 ] 1 0 ]` is 4: operators over lists, ten classes, 500 to 2,000 tokens. The expressions are drawn from
+a seed, 96,000 + 2,000 + 2,000 as in the arena, without repeats. Square brackets stay as tokens: the arena's own reader
+drops them, so that nothing says which numbers belong to which operator.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xcls.data.reading import Reading
 from xcls.data.rows import BATCH, RowWriter, read_rows
 from xcls.data.source import Splits
 
-VERSION = 2  # of the generator; goes up when the expressions of a seed change
+VERSION = 2  # of the generator; raise it when the expressions of a seed change
 CLASSES = [str(digit) for digit in range(10)]
 OPERATORS: dict[str, Callable[[list[int]], int]] = {
     "[MIN": min,
@@ -30,12 +30,12 @@ OPERATORS: dict[str, Callable[[list[int]], int]] = {
     "[SM": lambda values: sum(values) % 10,
 }
 NAMES = list(OPERATORS)
-BARREN = 100_000  # expressions drawn without a new one, after which there are too few of this shape
+BARREN = 100_000  # after so many draws without a new expression, stop: there are too few of this shape
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How large expressions may be: levels, arguments of an operator, tokens (more than, fewer than)."""
+    """Limits of expressions: levels, arguments of an operator, tokens (more than min_length, fewer than max_length)."""
 
     max_depth: int = 10
     max_args: int = 10
@@ -44,10 +44,10 @@ class Shape:
 
 
 def draw_expression(draw: Callable[[], float], shape: Shape, tokens: list[str], depth: int = 1) -> int:
-    """Appends the tokens of a random expression and gives its value. `draw`: uniform in [0, 1).
+    """Appends the tokens of a random expression and returns its value. `draw`: uniform in [0, 1).
 
-    A node is an operator with probability 1/4 above the deepest level, and has two to `max_args` arguments; else it is
-    a digit. What is already too long is not finished.
+    Above the deepest level, a node is an operator with probability 1/4, with two to `max_args` arguments; else it is a
+    digit. An expression that is already too long is left unfinished.
     """
     if depth == shape.max_depth or draw() >= 0.25:
         digit = int(draw() * 10)
@@ -66,8 +66,8 @@ def draw_expression(draw: Callable[[], float], shape: Shape, tokens: list[str], 
 
 class ListOps:
     """Expressions and their value: `*_size` of them from `seed`, more than `min_length` and fewer than
-    `max_length` tokens, up to `max_depth` levels and `max_args` arguments. Test and validation come first, so that they
-    are the same whatever `train_size` is."""
+    `max_length` tokens, up to `max_depth` levels and `max_args` arguments. Test and validation are drawn first, so that
+    they do not depend on `train_size`."""
 
     def __init__(
         self,
@@ -100,15 +100,15 @@ class ListOps:
                 raise UserError(f"dataset.source.{name}={value}: at least {least} is needed.")
 
     def reading(self) -> Reading:
-        """Tables with expressions as they are."""
+        """Tables of expressions, unchanged."""
         return Reading(["text"])
 
     def fingerprint(self) -> str:
-        """Of the seed, the sizes and the shape."""
+        """A hash of the seed, the sizes and the shape."""
         return digest([VERSION, self.seed, list(self.sizes.values()), list(vars(self.shape).values())])
 
     def load(self) -> Splits:
-        """Reads the cached expressions; the first time (two minutes for all of them) makes them."""
+        """Reads the expressions from the cache; the first time it generates them, in about two minutes."""
         folder = build_once(
             cache_folder() / "listops" / self.fingerprint()[:16], self._build, what="the data set listops"
         )
@@ -131,9 +131,7 @@ class ListOps:
                 writer.rows()
 
     def _new_expressions(self) -> Iterator[tuple[str, int]]:
-        """(text, value) of expressions that have not come before. Raises UserError where there are too few of this
-        shape.
-        """
+        """(text, value) of expressions without repeats. Raises UserError if too few of this shape exist."""
         seen: set[bytes] = set()
         barren, draw, shape = 0, random.Random(self.seed).random, self.shape
         while barren < BARREN:

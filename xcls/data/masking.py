@@ -1,8 +1,8 @@
-"""Masked language modelling: which tokens are chosen, and what stands in their place.
+"""Masked language modelling: the choice of tokens, and what replaces them.
 
 Devlin et al. 2019 (BERT, 3.1): of the chosen tokens 80 % become [MASK], 10 % a random token, 10 % stay. Liu et al. 2019
-(RoBERTa, 4.1): fresh choices at every pass. Each draw is a hash of (seed, pass, example, position), so the masks of an
-example depend neither on its batch mates nor on workers, batch size or padding.
+(RoBERTa, 4.1): new choices in every epoch. Each draw is a hash of (seed, epoch, example, position), so that the masks
+of an example do not depend on the rest of the batch, the workers, the batch size or padding.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def mask_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(input ids, labels), int64 [B, N], for token ids [B, N] of the examples `index` [B].
 
-    Special tokens (padding among them) are never chosen, and random tokens are never special ones. With
-    `masking.fresh=False` the epoch plays no part. With `masking.whole_word`, `continues` bool [V] (True for a token
-    that goes on with the word before it) makes words be chosen as wholes; what replaces a token is still its own draw.
+    Special tokens (including padding) are never chosen, and a random token is never a special one. With
+    `masking.fresh=False` the masks are the same in every epoch. With `masking.whole_word`, all tokens of a word are
+    chosen together (`continues` bool [V]: True for a token that continues a word); each is replaced by its own draw.
     """
     ids = np.asarray(ids, np.int64)
     keys = key([seed, epoch if masking.fresh else 0, np.asarray(index)])[:, None]  # [B, 1]
@@ -40,7 +40,7 @@ def mask_tokens(
     deciding = position
     if masking.whole_word:
         if continues is None:
-            raise ValueError("whole-word masking needs `continues`, the tokens that go on with a word")
+            raise ValueError("whole-word masking needs `continues`, the tokens that continue a word")
         deciding = word_starts(ids, ordinary, continues)
     chosen = ordinary & (uniform(draw(keys, 3 * deciding)) < masking.probability)
     kind = uniform(draw(keys, 3 * position + 1))
@@ -54,7 +54,7 @@ def mask_tokens(
 
 
 def word_starts(ids: np.ndarray, ordinary: np.ndarray, continues: np.ndarray) -> np.ndarray:
-    """For each token the position at which its word starts, int64 [B, N]; a word never goes on over a special token."""
+    """The position at which the word of each token starts, int64 [B, N]; a special token ends a word."""
     position = np.arange(ids.shape[1])[None]
     after_special = np.ones_like(ordinary)
     after_special[:, 1:] = ~ordinary[:, :-1]

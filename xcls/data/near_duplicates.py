@@ -1,4 +1,4 @@
-"""Near-duplicates by MinHash over shingles of words, each candidate pair checked by its true Jaccard similarity.
+"""Near-duplicates by MinHash over shingles of words; each candidate pair is checked by its exact Jaccard similarity.
 
 Broder 1997, "On the resemblance and containment of documents"; banding as in Leskovec, Rajaraman, Ullman, ch. 3.
 """
@@ -17,7 +17,7 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 
 def shingles(text: str, size: int) -> np.ndarray:
-    """The set of runs of `size` words (lower case, letters and digits alone), hashed: sorted uint64 [S]."""
+    """The hashes of all runs of `size` words (lower case, only letters and digits): sorted uint64 [S], no repeats."""
     words = np.array([zlib.crc32(word.encode()) for word in _WORD.findall(text.lower())], np.uint64)
     size = max(1, min(size, len(words)))
     count = max(len(words) - size + 1, 0)
@@ -36,10 +36,10 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
 def keep_first(
     texts: Iterable[str], *, similarity: float = 0.7, size: int = 3, bands: int = 16, rows: int = 4
 ) -> list[int]:
-    """Positions of the texts that are no near-duplicate of a kept one before them.
+    """Positions of the texts that are not near-duplicates of an earlier kept text.
 
-    Two texts are near-duplicates at a Jaccard similarity of `similarity` or more. With 16 bands of 4 rows a pair at 0.7
-    is seen with probability 0.988, one at 0.8 with 0.9998. Texts without any word are dropped.
+    Two texts are near-duplicates at a Jaccard similarity of `similarity` or more. With 16 bands of 4 rows, a pair at
+    0.7 is found with probability 0.988, one at 0.8 with 0.9998. Texts without words are dropped.
     """
     seeds = draw(key([0]), np.arange(bands * rows))[:, None]  # [M, 1]
     weights = draw(key([1]), np.arange(rows))

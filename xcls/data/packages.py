@@ -1,6 +1,6 @@
-"""Installed Python packages as text: where their files lie, which version they have, and their names taken out.
+"""Installed Python packages as text: their files, their versions, and the masking of their names.
 
-Nothing is imported. `python` stands for the standard library. Data sets made of packages, a class each, share this.
+Nothing is imported. `python` stands for the standard library. Shared by the data sets in which a class is a package.
 """
 
 from __future__ import annotations
@@ -27,28 +27,30 @@ SHARES = {"test": 0.15, "validation": 0.1}
 _TESTS = "__pycache__ test tests testing _testing idlelib lib2to3 turtledemo"
 _COPIES = "vendor _vendor _vendored _bundled externals extern array_api_compat array_api_extra ensurepip"
 NOT_READ = frozenset(f"site-packages dist-packages {_TESTS} {_COPIES}".split())
-_DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where it is not the package's own name
+_DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the two names differ
 _LIBRARIES = (
     r"torch|scipy|sklearn|scikit[-_ ]?learn|pandas|numpy|matplotlib|pyplot|wandb|weights\s*(?:&|and)\s*biases|w&b"
 )
 _ALIASES = "np pd plt mpl sp"
-_SHORT = 5  # a name of fewer letters is masked where it is a whole word alone: "pil" is in "compiled"
+_SHORT = 5  # a shorter name is masked only where it is a whole word: "pil" is in "compiled"
 
 
 def name_masker(packages: Sequence[str] = (), aliases: str = "") -> Callable[[str], str]:
-    """A function that writes LIB for each word that contains a library's name, and for the usual aliases (np, pd, plt,
-    mpl, sp). `packages` are more names (`python` is left alone), `aliases` more aliases between spaces."""
+    """A function that replaces each word with a library's name in it, and the usual aliases (np, pd, …), by LIB.
+
+    `packages`: further names (`python` is not masked); `aliases`: further aliases, separated by spaces.
+    """
     more = [re.escape(name) for name in packages if name != "python" and not re.fullmatch(_LIBRARIES, name)]
     long = [name for name in more if len(name) >= _SHORT]
     whole = [*f"{_ALIASES} {aliases}".split(), *(name for name in more if len(name) < _SHORT)]
-    # From the start of a word on: found from anywhere within, a long word would be read once for each of its letters.
+    # \b at the start: without it, a long word would be read again from each of its letters.
     names = re.compile(rf"\b\w*(?:{'|'.join([_LIBRARIES, *long])})\w*", re.IGNORECASE)
     shorts = re.compile(rf"\b(?:{'|'.join(whole)})\b")
     return lambda text: shorts.sub(MASK, names.sub(MASK, text))
 
 
 def package_folder(package: str) -> Path:
-    """Where the package's source lies, without importing it; `python` is the standard library. Raises UserError."""
+    """The folder of the package's source, without importing it; `python` is the standard library. Raises UserError."""
     if package == "python":
         return Path(sysconfig.get_paths()["stdlib"])
     try:
@@ -58,7 +60,7 @@ def package_folder(package: str) -> Path:
     if found is None or not found.submodule_search_locations:
         raise UserError(
             f"this data set reads the source of '{package}', which is not installed. Run 'make setup', "
-            "or name the packages to read in dataset.source.packages."
+            "or list the packages to read in dataset.source.packages."
         )
     return Path(next(iter(found.submodule_search_locations)))
 
@@ -70,25 +72,27 @@ def package_version(package: str) -> str:
     try:
         return metadata.version(_DISTRIBUTIONS.get(package, package))
     except metadata.PackageNotFoundError:
-        package_folder(package)  # says what to do where the package is missing altogether
+        package_folder(package)  # raises a helpful UserError if the package is missing
         return "unknown"
 
 
 def package_files(package: str) -> list[Path]:
-    """The package's own Python files, sorted; no tests, no copies of other packages."""
+    """The package's own Python files, sorted, without tests and copies of other packages."""
     root = package_folder(package)
     return [file for file in sorted(root.rglob("*.py")) if not NOT_READ.intersection(file.relative_to(root).parts)]
 
 
 def name_order(names: Sequence[str], package: str) -> list[str]:
-    """Module files in an order that is drawn from their names."""
+    """Module files in a pseudo-random order, by a hash of their names."""
     return sorted(names, key=lambda name: hashlib.sha256(f"{package}/{name}".encode()).digest())
 
 
 def assign_files(counts: dict[str, int], package: str) -> dict[str, str]:
-    """A split for each module file: files come in an order drawn from their names; each goes to test, else to
-    validation, while its documents fit into that split's share, else to train. So does a file that would be more than a
-    fifth of a split (and more than eight documents)."""
+    """The split of each module file, given its number of documents.
+
+    In `name_order`, each file goes to test or else to validation as long as its documents fit into the share of that
+    split, and else to train. A file with more than a fifth of a split (and more than eight documents) goes to train.
+    """
     total = sum(counts.values())
     room = {split: share * total for split, share in SHARES.items()}
     splits = {}
@@ -101,8 +105,11 @@ def assign_files(counts: dict[str, int], package: str) -> dict[str, str]:
 
 
 class PackageSource:
-    """A data set of installed packages, a class each. A subclass names `name`, `version` (goes up when the rows that it
-    makes change) and the `usual` packages, and gives the `documents` of each and its `reading`."""
+    """A data set in which each installed package is a class.
+
+    A subclass sets `name`, `version` (raise it when its rows change) and the `usual` packages, and defines `documents`
+    and `reading`.
+    """
 
     name: str
     version: int
@@ -118,7 +125,7 @@ class PackageSource:
             )
         self.packages = sorted(set(packages or self.usual))
         if len(self.packages) < 2:
-            raise UserError("dataset.source.packages: two packages or more are needed, a class each.")
+            raise UserError("dataset.source.packages: name two packages or more; each is a class.")
         self.options = options  # of the fingerprint
 
     def documents(self, package: str) -> Iterator[tuple[str, str, str]]:
@@ -131,14 +138,14 @@ class PackageSource:
         return digest([self.version, versions, *self.options])
 
     def load(self) -> Splits:
-        """Reads the cached rows; the first time (up to a minute) makes them."""
+        """Reads the rows from the cache; the first time it makes them, in up to a minute."""
         place = cache_folder() / self.name / self.fingerprint()[:16]
         folder = build_once(place, self._build, what=f"the data set {self.name}")
         train, validation, test = (read_rows(folder / split) for split in ("train", "validation", "test"))
         return Splits(train=train, validation=validation, test=test, classes=self.packages)
 
     def _build(self, folder: Path) -> None:
-        """Writes the rows of each split: near-duplicates are dropped, and the documents of a file stay together."""
+        """Writes the rows of each split, without near-duplicates, with all documents of a file in one split."""
         from tqdm import tqdm
 
         bar = tqdm(self.packages, desc=f"{self.name}: reading packages", unit="package")

@@ -1,8 +1,8 @@
 """The embedded data set: which library does this docstring come from?
 
 Real text that every installation has: docstrings of eight Python packages, read with `ast` (nothing is imported). The
-names of the libraries and their usual aliases are masked in the text, near-duplicates dropped, and whole module files
-go to one split, so that no split sees a neighbour of another's text.
+names of the libraries and their usual aliases are masked, and near-duplicates are dropped. All docstrings of a module
+file go to one split, so that no split has neighbours of the text of another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def docstrings(source: str) -> Iterator[tuple[int, str]]:
     open_nodes: list[ast.AST] = [ast.parse(source)]
     while open_nodes:
         node = open_nodes.pop()
-        # Statements alone are walked (and the handlers and cases between them): expressions are most of a tree.
+        # Only statements, handlers and cases are walked: most nodes of a tree are expressions.
         open_nodes += [
             child for child in ast.iter_child_nodes(node) if not isinstance(child, (ast.expr, ast.expr_context))
         ]
@@ -43,7 +43,7 @@ def docstrings(source: str) -> Iterator[tuple[int, str]]:
 
 
 def _added_docstring(call: ast.Call) -> str | None:
-    """The text that a call of `add_docstr` and its like gives a compiled function."""
+    """The docstring in a call of `add_docstr` or a similar function, which documents a compiled function."""
     if getattr(call.func, "attr", getattr(call.func, "id", "")) not in ADD_DOC:
         return None
     strings = [
@@ -62,12 +62,12 @@ def read_docstrings(file: Path) -> list[tuple[int, str]]:
             warnings.simplefilter("ignore")
             found = sorted(docstrings(file.read_text("utf-8")))
     except (SyntaxError, UnicodeDecodeError, RecursionError, ValueError):
-        return []  # templates and samples that are no Python of this version
+        return []  # templates and samples that this version of Python cannot parse
     return [(line, mask_names(text)) for line, text in found if len(text.split()) >= FEWEST_WORDS]
 
 
 class Pydocs(PackageSource):
-    """Docstrings of installed packages, a class each. `packages`: two or more, `python` being the standard library."""
+    """Docstrings of installed packages, one class each. `packages`: two or more; `python` is the standard library."""
 
     name, version, usual = "pydocs", 1, PACKAGES
 
@@ -77,7 +77,7 @@ class Pydocs(PackageSource):
         super().__init__(path, text, label, packages)
 
     def reading(self) -> Reading:
-        """Tables and lines, the names of the libraries masked."""
+        """Tables and lines, with the names of the libraries masked."""
         return Reading(["text"], clean=mask_names, cleaning="names")
 
     def documents(self, package: str) -> Iterator[tuple[str, str, str]]:

@@ -1,12 +1,12 @@
 """Long documents that every installation has: which library is this source file of?
 
-Whole Python files of eleven packages that the suite depends on anyway, nothing imported, 4,096 characters or more: half
-of them fill 16,384 bytes, so with `tokenizer=bytes` they are as long as `seq_len` says. The names of the libraries and
-their usual aliases are masked, and the path behind one in an import; comments before the first statement (licence,
-authors, settings of tools) are left out; near-duplicates are dropped, and a class has at most `per_class` files.
+Whole Python files of eleven packages that the suite depends on anyway, read without importing them, of 4,096 characters
+or more. Half of them have at least 16,384 bytes, so with `tokenizer=bytes` long sequences are filled. The names of the
+libraries and their usual aliases are masked, in imports with the path after them; comments before the first statement
+(licence, authors, settings of tools) are left out; near-duplicates are dropped; a class has at most `per_class` files.
 
-A file is in one split. Folders are not kept together: the files of some packages lie in one folder or two, whose class
-would then have nothing like its training text in validation and test.
+Files of one folder may go to different splits: some packages have only one or two folders, and their validation and
+test text would then be unlike their training text.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ _IMPORT = re.compile(rf"^([ \t>.]*(?:from|import)[ \t]+){MASK}[\w.]*", re.MULTIL
 
 
 def masked_source(text: str, mask: Callable[[str], str]) -> str:
-    """A file's text without its leading comments and without the libraries' names: `from LIB import x`."""
+    """The text of a file without leading comments, with the libraries' names masked: `from LIB import x`."""
     return _IMPORT.sub(rf"\g<1>{MASK}", mask(_LEADING.sub("", text)))
 
 
 class Pysource(PackageSource):
-    """Source files of installed packages, a class each. `packages`: two or more, `python` being the standard library.
+    """Source files of installed packages, one class each. `packages`: two or more; `python` is the standard library.
 
-    Files of fewer than `min_chars` characters are left out. Of more than `per_class` an even part is drawn by name.
+    Files of fewer than `min_chars` characters are left out. If a class has more than `per_class` files, that many are
+    drawn by a hash of their names.
     """
 
     name, version, usual = "pysource", 1, PACKAGES
@@ -54,16 +55,16 @@ class Pysource(PackageSource):
         self.min_chars, self.per_class = min_chars, per_class
 
     def reading(self) -> Reading:
-        """Tables and lines, and folders of .txt files with a source file each, masked as in training."""
+        """Tables, lines, and folders of .txt files with one source file each, masked as in training."""
         mask = name_masker(self.packages, ALIASES)
         return Reading(
             ["text"], clean=lambda text: masked_source(text, mask), cleaning=f"names {' '.join(self.packages)}"
         )
 
     def documents(self, package: str) -> Iterator[tuple[str, str, str]]:
-        """(module file, the same, masked text) of the files that are chosen."""
+        """(module file, module file, masked text) of the chosen files."""
         root, clean, read = package_folder(package), self.reading().clean, 0
-        # A file has as many bytes as characters, or more.
+        # A file has at least as many bytes as characters.
         large = [file for file in package_files(package) if file.stat().st_size >= self.min_chars]
         for name in name_order([file.relative_to(root).as_posix() for file in large], package):
             try:

@@ -1,7 +1,7 @@
-"""Tables and texts from files: csv, tsv, jsonl, json, parquet, txt, the text ones also as .gz.
+"""Tables and texts from files: csv, tsv, jsonl, json, txt (these also as .gz), parquet and Arrow.
 
-A file is read in pieces, so that a large one never lies in memory (a JSON list does: it has no lines). Whatever is
-wrong with a file ends in a UserError that names the file, the row and the remedy.
+A file is read in pieces, so that it need not fit into memory (except a JSON list, which has no lines). Every problem in
+a file raises a UserError that names the file, the row and the remedy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xcls.data.reading import Reading
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
-MAGIC = {".parquet": "PAR1", ".arrow": "ARROW1"}  # first bytes of these
+MAGIC = {".parquet": "PAR1", ".arrow": "ARROW1"}  # the first bytes of such files
 PLAIN = Format()
 MOST_ENTRIES = 200_000  # below a folder of text
 
@@ -30,15 +30,13 @@ def read_pieces(
 ) -> Iterator[Table]:
     """The named columns of one file, and those of `optional` that it has, a piece at a time.
 
-    Once all pieces are read, `notes` has what was odd about the file. Raises UserError.
+    After the last piece, `notes` holds warnings about the file. Raises UserError.
     """
     if kind_of(file) not in READERS:
         _refuse_content(file)
-        raise UserError(
-            f"{file}: a file of this kind is not known; one of {', '.join(TABLES)} (or .gz of one) is needed."
-        )
+        raise UserError(f"{file}: this kind of file is not known. Give one of {', '.join(TABLES)} (or .gz of one).")
     if file.stat().st_size == 0:
-        raise UserError(f"{file}: the file is empty. Give a file with rows, or take it away.")
+        raise UserError(f"{file}: the file is empty. Give a file with rows, or remove it.")
     _refuse_content(file, own=MAGIC.get(kind_of(file), ""))
     rows, nul, first_nul = 0, 0, ""
     for piece in READERS[kind_of(file)](file, form, list(columns), list(optional), notes):
@@ -47,7 +45,7 @@ def read_pieces(
         nul, first_nul = nul + len(found), first_nul or (found or [""])[0]
         yield piece
     if not rows:
-        raise UserError(f"{file}: no rows. Give a file with rows, or take it away.")
+        raise UserError(f"{file}: no rows. Give a file with rows, or remove it.")
     if nul:
         notes.append(f"{file}: NUL characters in {nul} rows (the first is {first_nul}), read as spaces.")
 
@@ -66,9 +64,7 @@ def read_table(file: Path, columns: Sequence[str], form: Format = PLAIN, *, opti
 
 
 def _check_values(file: Path, table: Table) -> list[str]:
-    """Refuses lists, objects and bytes in a column; NUL characters in a text become spaces. The places of the
-    latter.
-    """
+    """Refuses lists, objects and bytes; replaces NUL characters in texts by spaces, and returns the places of those."""
     found: list[str] = []
     for name, values in table.columns.items():
         for row, value in enumerate(values):
@@ -85,7 +81,7 @@ def _check_values(file: Path, table: Table) -> list[str]:
 
 
 def text_pieces(path: str | Path, reading: Reading) -> Iterator[list[str]]:
-    """Documents of a file or folder, some at a time: a txt file has one a line, a table one a row. Raises UserError."""
+    """Documents of a file or folder, in pieces: one per line of a .txt file or row of a table. Raises UserError."""
     for file in text_files(path):
         if kind_of(file) == ".txt":
             lines = enumerate(text_lines(file, reading.form.encoding), 1)
@@ -112,7 +108,7 @@ def text_files(path: str | Path) -> list[Path]:
         raise UserError(f"{root}: more than {MOST_ENTRIES:,} files and folders are below it. Name a smaller folder.")
     files = sorted(file for file in below if kind_of(file) in known and file.is_file() and not is_junk(file, root))
     if not files:
-        raise UserError(f"{root}: nothing to read there; files of the kinds {', '.join(known)} are needed.")
+        raise UserError(f"{root}: no file to read there. Give files of the kinds {', '.join(known)}.")
     return files
 
 
@@ -122,5 +118,5 @@ def text_column(table: Table, names: Sequence[str]) -> list[str | None]:
 
 
 def as_text_columns(names: Sequence[str], texts: Sequence[str | None]) -> dict[str, list[Any]]:
-    """Whole texts as the columns `names`: the first one holds them, the others nothing."""
+    """Whole texts as the columns `names`: the first one holds them, the others are None."""
     return {name: list(texts) if name == names[0] else [None] * len(texts) for name in names}

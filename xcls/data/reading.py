@@ -1,7 +1,6 @@
-"""How a run reads documents, kept with its configuration: what its files look like, and what is done to every text.
+"""How a run reads documents: the format of its files and the cleaning of every text. Part of its configuration.
 
-Training, evaluation and prediction read by the same `Reading`, so the same text has the same probabilities in all
-three.
+Training, evaluation and prediction use the same `Reading`; so the same text has the same probabilities in all three.
 """
 
 from __future__ import annotations
@@ -26,18 +25,20 @@ from xcls.data.readers import read_table, text_column
 from xcls.data.text_file import text_lines
 from xcls.runs.paths import is_stream
 
-ID_COLUMNS = ("id", "ID", "Id")  # names of rows, where the run's configuration names no such column
+ID_COLUMNS = ("id", "ID", "Id")  # columns of row names, if the run's configuration names none
 
 
 def as_it_is(text: str) -> str:
-    """The text itself."""
+    """The text, unchanged."""
     return text
 
 
 @dataclass(frozen=True)
 class Reading:
-    """`form`: of tables, and the encoding of .txt files. `text`: the columns with the text. `id`: the column with the
-    names of the rows. `clean`: what is done to every text, and `cleaning` names it."""
+    """`text`: the columns with the text. `form`: the format of tables, and the encoding of .txt files.
+
+    `id`: the column with the names of rows. `clean`: applied to every text; `cleaning`: its name.
+    """
 
     text: list[str]
     form: Format = Format()
@@ -47,14 +48,16 @@ class Reading:
 
     @property
     def identity(self) -> list[Any]:
-        """What decides which texts a file gives, as plain values."""
+        """All settings that change the texts read from a file, as plain values."""
         return [self.text, asdict(self.form), self.cleaning]
 
 
 @dataclass
 class Documents:
-    """`texts`: cleaned, '' where there is none; `places`: `line 7`; `ids`: of the file's own column, None where it has
-    none. `notes`: what was odd. `format`: as what a stream was read, in a sentence."""
+    """`texts`: cleaned, '' where there is none; `places`: such as `line 7`; `ids`: row names of the file, or None.
+
+    `notes`: warnings. `format`: a sentence that says how a stream was read.
+    """
 
     texts: list[str]
     places: list[str]
@@ -64,9 +67,10 @@ class Documents:
 
 
 def read_documents(source: str | Path, reading: Reading, *, table: bool = False) -> Documents:
-    """The documents of a .txt file (one a line), a table (one a row), a folder of .txt files (one each), or a stream:
-    `-` for standard input, a pipe. Nothing is left out or re-ordered. `table`: what names no format is a table. Raises
-    UserError.
+    """The documents of a .txt file (one per line), a table (one per row), a folder of .txt files, or a stream.
+
+    A stream is `-` (standard input) or a pipe. Nothing is left out or re-ordered. `table`: input of unknown format is
+    read as a table. Raises UserError.
     """
     if str(source) != "-" and not Path(source).exists():
         raise UserError(f"input={source}: no such file (looked at {Path(source).absolute()}).")
@@ -92,7 +96,7 @@ def _read(file: Path, reading: Reading) -> Documents:
         found = joined(class_pieces(file, [""], encoding))
         return Documents(found.columns["text"], found.places)
     if file.stat().st_size == 0:
-        raise UserError(f"input={file}: the file is empty. Give one document a line, or a table.")
+        raise UserError(f"input={file}: the file is empty. Give one document per line, or a table.")
     if kind_of(file) == ".txt":
         lines = list(text_lines(file, encoding))
         return Documents(lines, [f"line {number}" for number in range(1, len(lines) + 1)])
@@ -109,12 +113,12 @@ def _table(file: Path, reading: Reading) -> Table:
         return read_table(file, reading.text, reading.form, optional=names)
     except NoColumn as error:
         remedy = error.hint or "If the text is in another column: text=<its name>."
-        raise UserError(f"{error.found} It is where the run's training data had the text. {remedy}") from error
+        raise UserError(f"{error.found} The run was trained on the text of that column. {remedy}") from error
 
 
 @contextmanager
 def _copied(source: str | Path, reading: Reading, table: bool) -> Iterator[tuple[Path, str]]:
-    """A copy of a stream under a name that tells its format, and a sentence about that; it is gone afterwards."""
+    """A temporary copy of a stream, with the suffix of its format, and a sentence about the format."""
     with tempfile.TemporaryDirectory(prefix="xcls-") as folder:
         raw = Path(folder) / "documents"
         try:
@@ -134,12 +138,12 @@ def _copied(source: str | Path, reading: Reading, table: bool) -> Iterator[tuple
         yield (
             raw.rename(named),
             f"input={source}: read as {kind.removesuffix('.gz')}"
-            + (", a document a line." if kind.startswith(".txt") else "."),
+            + (", one document per line." if kind.startswith(".txt") else "."),
         )
 
 
 def _kind(file: Path, reading: Reading, table: bool) -> str:
-    """The suffix that fits the content: a table where its first line names the columns with the text."""
+    """The suffix that fits the content; .csv or .tsv where the first line names the columns with the text."""
     with open(file, "rb") as stream:
         start = stream.read(4)
     packed = start.startswith(b"\x1f\x8b")
@@ -151,7 +155,7 @@ def _kind(file: Path, reading: Reading, table: bool) -> str:
         ) as stream:
             line = next((line for line in stream if line.strip()), "").lstrip("\ufeff")
     except (LookupError, OSError, EOFError):
-        line = ""  # whoever reads it says so
+        line = ""  # the reader will report the error
     kind = ".csv" if table else ".txt"
     if re.match(r'\s*\{\s*("|$)', line):
         kind = ".jsonl"

@@ -1,7 +1,7 @@
 """Documents of a split: columns of an Arrow table, in memory or in a file that is read a batch at a time.
 
-However many rows a file holds, its texts and ids lie in memory a batch at a time. A row costs its label (8 bytes), its
-place where rows were picked (8), and while splits are made its key (16).
+Of a file, only one batch of texts and ids is in memory at a time. In addition a row needs 8 bytes for its label, 8 for
+its place if rows were selected, and 16 for its key while splits are made.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ArrowFile(Sequence[Any]):
 
 
 class Column(Sequence[Any]):
-    """One column of some rows: a sequence that is read as it is walked over."""
+    """One column of some rows: a sequence whose values are read when needed."""
 
     def __init__(self, rows: Rows, name: str) -> None:
         self.rows, self.name = rows, name
@@ -77,8 +77,8 @@ class Rows:
         keys: np.ndarray,
         picked: np.ndarray | None = None,
     ) -> None:
-        """batches: `text` and `id` of all rows, and where each batch `starts`; labels: int64 of all, MISSING where
-        there is none; keys: see `keys`, of all; picked: int64 [R], the places of these rows among them, None for
+        """batches: `text` and `id` of all rows; starts: the first row of each batch; labels: int64 of all rows, MISSING
+        where there is none; keys: see `keys`, of all rows; picked: int64 [R], which of all rows these are, None for
         all."""
         self.batches, self.starts, self._labels, self._keys, self.picked = batches, starts, labels, keys, picked
 
@@ -96,7 +96,7 @@ class Rows:
         return self._labels if self.picked is None else self._labels[self.picked]
 
     def keys(self) -> np.ndarray:
-        """What makes texts the same (`text_key`, that of "" where there is none): uint64 [R, 2]."""
+        """The `text_key` of each text (that of "" where there is none), equal for equal texts: uint64 [R, 2]."""
         return np.asarray(self._keys if self.picked is None else self._keys[self.picked])
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Rows:
@@ -107,7 +107,7 @@ class Rows:
         return Rows(self.batches, self.starts, self._labels, self._keys, picked)
 
     def values(self, name: str, places: np.ndarray) -> list[Any]:
-        """The values of a column in the rows at int64 [M] `places`, quickest where these ascend."""
+        """The values of a column in the rows int64 [M] `places`; fastest if these ascend."""
         places = places if self.picked is None else self.picked[places]
         if name == "label":
             return [None if label == MISSING else label for label in self._labels[places].tolist()]
@@ -147,9 +147,7 @@ class Texts(Sequence[str]):
 
 
 class RowWriter:
-    """Takes rows piece by piece, in memory, or into a new `folder` with a piece in memory at a time; `rows` gives
-    them.
-    """
+    """Collects rows piece by piece, in memory or in a new `folder`; `rows` returns them."""
 
     def __init__(self, folder: Path | None = None) -> None:
         import pyarrow as pa
@@ -163,7 +161,7 @@ class RowWriter:
             self.writer = pa.ipc.new_file(str(folder / "rows.arrow"), self.schema)
 
     def add(self, *, text: Sequence[str | None], label: Sequence[int | None], id: Sequence[str]) -> None:
-        """Adds rows, a batch. Texts must be such as UTF-8 can hold."""
+        """Adds a batch of rows. Texts must be encodable as UTF-8 (see `source.writable`)."""
         import pyarrow as pa
 
         arrays = [pa.array(values, field.type) for values, field in zip((text, id), self.schema)]
@@ -177,10 +175,10 @@ class RowWriter:
         self.keys.append(as_keys([text_key(value or "") for value in text]))
 
     def rows(self, ids: np.ndarray | None = None) -> Rows:
-        """All of them. ids: int64 [C], by which the labels are replaced."""
+        """All rows. ids: int64 [C]; if given, label i is replaced by ids[i]."""
         labels, keys, starts = np.concatenate(self.labels), np.concatenate(self.keys), np.cumsum(self.lengths)
         if ids is not None:
-            labels = np.append(ids, MISSING)[labels]  # MISSING is the last
+            labels = np.append(ids, MISSING)[labels]  # MISSING = -1 takes the last entry
         if self.folder is None:
             return Rows(self.batches, starts, labels, keys)
         self.writer.close()

@@ -1,7 +1,7 @@
-"""What a source of text is, and what all sources share: where the files lie, and what is in a row.
+"""The interface of a source of text, and what all sources share: the place of files, and the content of a row.
 
-A new data set is one module with a class like those beside this file, one YAML in `conf/dataset/`, and one test.
-Nothing heavy is imported before rows are made, so that a fingerprint costs milliseconds.
+A new data set is one module with a class like those beside this file, one YAML in `conf/dataset/`, and one test. Large
+libraries are imported only when rows are made, so that a fingerprint takes milliseconds.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Splits:
-    """What a source gives. Each split has the columns `text` (str or None), `label` (int or None) and `id` (str).
+    """The data of a source. Each split has the columns `text` (str or None), `label` (int or None) and `id` (str).
 
-    `validation` is None where it is to be carved out of train; `unlabelled` has text for MLM alone (labels None).
-    `notes` are warnings for the run's record.
+    `validation` is None if a part of train shall be used; `unlabelled` is text only for MLM (labels None). `notes` are
+    warnings for the run's record.
     """
 
     train: Rows
@@ -43,13 +43,13 @@ class Source(Protocol):
     """A source of text. Its constructor takes, by keyword, `path`, `text`, `label` and its own options."""
 
     def fingerprint(self) -> str:
-        """Names the content: equal strings mean equal rows. Quick, and without torch. Raises UserError."""
+        """A hash of the content: equal strings mean equal rows. Fast, and without torch. Raises UserError."""
 
     def load(self) -> Splits:
-        """Reads everything. Raises UserError for whatever the user can mend, with file, row and remedy."""
+        """Reads everything. Raises UserError, with file, row and remedy, for problems that the user can solve."""
 
     def reading(self) -> Reading:
-        """How files of this source are read, for new documents and extra text. Needs neither `path` nor any file."""
+        """How files of this source are read, also new documents and extra text. Needs neither `path` nor files."""
 
 
 def where(path: str | None, name: str) -> Path | None:
@@ -69,9 +69,9 @@ def where(path: str | None, name: str) -> Path | None:
 
 
 def files_digest(files: Sequence[Path], options: Sequence[Any] = (), *, root: Path | None = None) -> str:
-    """sha256 over the contents of `files`, in order, and over `options` that change what is made of them.
+    """sha256 of the contents of `files`, in order, and of `options` that change the rows.
 
-    Below a folder `root` the files' relative names count as well, since they tell splits and classes.
+    If `root` is a folder, the files' names relative to it count as well, because splits and classes depend on them.
     """
     contents = []
     for file in files:
@@ -86,7 +86,7 @@ def files_digest(files: Sequence[Path], options: Sequence[Any] = (), *, root: Pa
 
 
 def data_fingerprint(source: Source, extra: Sequence[str] = ()) -> str:
-    """The fingerprint of a run's data: the source's own, and the contents of the files under `extra`."""
+    """The fingerprint of a run's data: that of the source, and the contents of the files under `extra`."""
     from xcls.data.readers import text_files
 
     if not extra:
@@ -101,7 +101,7 @@ def as_columns(names: Any, key: str = "dataset.text") -> list[str]:
         str(column) if isinstance(column, int) and not isinstance(column, bool) else column for column in columns
     ]
     if not columns or not all(isinstance(column, str) and column for column in columns):
-        raise UserError(f"{key}={names!r}: the name of a column, or a list of names, is needed.")
+        raise UserError(f"{key}={names!r}: give the name of a column, or a list of names.")
     return columns
 
 
@@ -115,7 +115,7 @@ def is_missing(value: Any) -> bool:
 
 
 def writable(text: str) -> str:
-    """The text as UTF-8 can hold it: halves of surrogate pairs (JSON may bring some) become question marks."""
+    """The text, encodable as UTF-8: single halves of surrogate pairs (possible in JSON) become question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""From what a source gives to what a run uses: missing rows, leaks, validation, limits and the text for MLM."""
+"""From the splits of a source to those of a run: missing values, leaks, validation, limits and the text for MLM."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from xcls.data.rows import Rows, RowWriter, Texts, read_rows
 from xcls.data.source import Source, files_digest
 from xcls.data.stratify import as_keys, carve, first_alike, sample, stands_in, text_key
 
-FEWEST_HELD_OUT = 1000  # validation rows under a limit: a share has a standard error of 1.6 points at most
-EXTRA_VERSION = 2  # of extra text in the cache folder; goes up when it is read otherwise
+FEWEST_HELD_OUT = 1000  # validation rows under a limit: the standard error of a share is then at most 1.6 points
+EXTRA_VERSION = 2  # of extra text in the cache folder; raise it when extra text is read in another way
 
 
 @dataclass
 class Prepared:
     """The splits of a run, with the columns `text` (str), `label` (int) and `id` (str), no value missing.
 
-    `mlm_texts`: training text, unlabelled and extra text, none of it in validation or test; read as it is walked over.
-    `report`: counts, and `warnings`, a list of sentences for the log and the record.
+    `mlm_texts`: training, unlabelled and extra text, without texts of validation and test; read when needed. `report`:
+    counts, and `warnings`, a list of sentences for the log and the record.
     """
 
     train: Rows
@@ -40,7 +40,7 @@ class Prepared:
 def prepare(source: Source, settings: Dataset) -> Prepared:
     """Loads a source and prepares its splits by `settings`. Raises UserError for data that cannot be trained on.
 
-    Call it before a run's folder is made: all that can be wrong with the data shows here.
+    Call it before a run's folder is made, because all problems of the data show here.
     """
     splits = source.load()
     report: dict[str, Any] = {"warnings": list(splits.notes)}
@@ -78,7 +78,7 @@ def prepare(source: Source, settings: Dataset) -> Prepared:
 
 
 def _whole_rows(rows: Rows, name: str, missing: str, report: dict[str, Any]) -> Rows:
-    """The rows that have text and label; the others are counted, and refused if `missing` says so."""
+    """The rows with text and label; counts the others, or raises UserError with `missing=refuse`."""
     no_text, no_label = _blank(rows.keys()), rows.labels < 0
     bad = no_text | no_label
     report[f"{name}_no_text"], report[f"{name}_no_label"] = int(no_text.sum()), int(no_label.sum())
@@ -87,18 +87,18 @@ def _whole_rows(rows: Rows, name: str, missing: str, report: dict[str, Any]) -> 
     first = rows["id"][int(np.argmax(bad))]
     found = f"{name}: {no_text.sum()} rows have no text and {no_label.sum()} no label (the first is {first})"
     if missing == "refuse":
-        raise UserError(f"{found}. Mend them, or set dataset.missing=skip to leave them out.")
+        raise UserError(f"{found}. Correct them, or set dataset.missing=skip to leave them out.")
     report["warnings"].append(f"{found}; {bad.sum()} of {len(rows)} rows are left out.")
     return rows.select(~bad)
 
 
 def _blank(keys: np.ndarray) -> np.ndarray:
-    """Which of the keys uint64 [R, 2] are that of a text that is missing or nothing but white space, bool [R]."""
+    """Which of the keys uint64 [R, 2] belong to a text that is missing or only white space, bool [R]."""
     return (keys == as_keys([text_key("")])).all(axis=1)
 
 
 def _leaks(made: dict[str, Rows], leak: str, report: dict[str, Any]) -> None:
-    """Counts rows whose text stands in a later split too, and drops them from the earlier one if `leak` says so."""
+    """Counts rows whose text is also in a later split; with `leak=drop` removes them from the earlier one."""
     later = made["test"].keys()
     for name in ("validation", "train"):
         if name not in made:
@@ -110,17 +110,17 @@ def _leaks(made: dict[str, Rows], leak: str, report: dict[str, Any]) -> None:
             where = "test" if name == "validation" or "validation" not in made else "validation or test"
             done = "they are dropped." if leak == "drop" else "dataset.leak=drop leaves them out."
             report["warnings"].append(
-                f"{leaking.sum()} rows of {name} stand in {where} too (the first is {first}); {done}"
+                f"{leaking.sum()} rows of {name} are also in {where} (the first is {first}); {done}"
             )
             if leak == "drop":
                 if leaking.all():
-                    raise UserError(f"every row of {name} stands in {where} too; dataset.leak=drop leaves nothing.")
+                    raise UserError(f"every row of {name} is also in {where}; dataset.leak=drop leaves nothing.")
                 made[name] = made[name].select(~leaking)
         later = np.concatenate([later, made[name].keys()])
 
 
 def _repeats(train: Rows, alike: np.ndarray, report: dict[str, Any]) -> None:
-    """Counts rows of train that repeat an earlier text (`alike`), and those that do so under another label."""
+    """Counts rows of train that repeat an earlier text (`alike`), and those of them with another label."""
     ids, labels = train["id"], train.labels
     repeated = alike != np.arange(len(alike))
     contrary = repeated & (labels != labels[alike])
@@ -128,21 +128,23 @@ def _repeats(train: Rows, alike: np.ndarray, report: dict[str, Any]) -> None:
     if contrary.any():
         row = int(np.flatnonzero(contrary)[0])
         report["warnings"].append(
-            f"{contrary.sum()} rows of train repeat the text of another row under another label (the first is "
+            f"{contrary.sum()} rows of train repeat the text of another row with another label (the first is "
             f"{ids[row]}, a repetition of {ids[int(alike[row])]})."
         )
     if repeated.mean() > 0.01:
         row = int(np.flatnonzero(repeated)[0])
         report["warnings"].append(
             f"{repeated.sum()} of {len(alike)} rows of train repeat the text of an earlier row (the first is "
-            f"{ids[row]}, a repetition of {ids[int(alike[row])]}). They count as often as they stand there; take them "
-            "out if that is wrong."
+            f"{ids[row]}, a repetition of {ids[int(alike[row])]}). Each of them counts in training; remove them "
+            "if that is wrong."
         )
 
 
 def _limit(made: dict[str, Rows], settings: Dataset, report: dict[str, Any]) -> None:
-    """Cuts train to `limit` rows, and validation in proportion but not below FEWEST_HELD_OUT; both stratified. Test
-    stays whole: it is the test."""
+    """Cuts train to `limit` rows, and validation in proportion but not below FEWEST_HELD_OUT; both stratified.
+
+    Test stays whole.
+    """
     if settings.limit is None or settings.limit >= len(made["train"]):
         return
     held_out = round(settings.limit / len(made["train"]) * len(made["validation"]))
@@ -155,7 +157,7 @@ def _limit(made: dict[str, Rows], settings: Dataset, report: dict[str, Any]) -> 
 
 
 def _check_classes(made: dict[str, Rows], classes: list[str], name: str, report: dict[str, Any]) -> None:
-    """Counts rows per split and class; at least two classes must be left in train, and no class should be absent."""
+    """Counts rows per split and class. Raises UserError for fewer than two classes in train, warns of absent ones."""
     report["rows"] = {split: len(rows) for split, rows in made.items()}
     counts = {split: np.bincount(rows.labels, minlength=len(classes)).tolist() for split, rows in made.items()}
     report["classes"] = {split: dict(zip(classes, counts[split])) for split in made}
@@ -171,7 +173,7 @@ def _check_classes(made: dict[str, Rows], classes: list[str], name: str, report:
 
 
 def _mlm_texts(made: dict[str, Rows], more: list[Rows], share: float, report: dict[str, Any]) -> Texts:
-    """Text of train, then a `share` of that of `more`, from its start; nothing of validation or test."""
+    """The texts of train, then the first `share` of those of `more`, without texts of validation and test."""
     held_out = np.concatenate([made["validation"].keys(), made["test"].keys()])
     count = left = round(share * sum(map(len, more)))
     parts = [made["train"]]
@@ -185,7 +187,7 @@ def _mlm_texts(made: dict[str, Rows], more: list[Rows], share: float, report: di
 
 
 def _extra_rows(path: str, reading: Reading) -> Rows:
-    """The documents at `path`, kept in the cache folder in a form that is read piece by piece. Raises UserError."""
+    """The documents at `path`, from a cache that is read piece by piece. Raises UserError."""
     files = text_files(path)
     name = digest([EXTRA_VERSION, files_digest(files), [file.name for file in files], reading.identity])[:24]
 

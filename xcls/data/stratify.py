@@ -1,4 +1,4 @@
-"""Shares of rows that keep the proportions of the classes, drawn from a seed and the same on every machine."""
+"""Stratified samples of rows, drawn from a seed and the same on every machine."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from xcls.data.draws import permutation
 
 
 def text_key(text: str) -> bytes:
-    """What makes two texts the same: words and their order; neither white space nor case."""
+    """A hash that is equal for two texts with the same words in the same order, whatever the white space and case."""
     return hashlib.blake2b(" ".join(text.split()).casefold().encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def as_keys(keys: Sequence[bytes]) -> np.ndarray:
-    """Keys of 16 bytes at most as an array, uint64 [R, 2]: an eighth of the memory."""
+    """Keys of at most 16 bytes as an array, uint64 [R, 2], which needs an eighth of the memory."""
     return np.frombuffer(b"".join(key.ljust(16, b"\0") for key in keys), np.uint64).reshape(-1, 2)
 
 
 def first_alike(keys: np.ndarray) -> np.ndarray:
-    """For each row of uint64 [R, 2] (from as_keys) the first row with the same key, int64 [R]."""
+    """For each row of keys uint64 [R, 2] (from as_keys), the first row with the same key: int64 [R]."""
     if not len(keys):
         return np.empty(0, np.int64)
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of equal keys the first row comes first
@@ -42,9 +42,9 @@ def stands_in(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def allocate(sizes: np.ndarray, count: int) -> np.ndarray:
-    """`count` places over groups of these sizes, int64 [G], in proportion, the largest remainders first.
+    """Distributes `count` over groups in proportion to their sizes int64 [G], by largest remainders: int64 [G].
 
-    A group that is not empty gets at least one where `count` allows, and none gets more than it has.
+    Each non-empty group gets at least one, if `count` allows; none gets more than its size.
     """
     count = min(count, int(sizes.sum()))
     exact = sizes * (count / max(int(sizes.sum()), 1))
@@ -60,7 +60,7 @@ def allocate(sizes: np.ndarray, count: int) -> np.ndarray:
 
 
 def sample(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:
-    """Positions of `count` rows of int64 labels [R], stratified, in their old order: int64 [count]."""
+    """Positions of `count` rows of int64 labels [R], stratified, in ascending order: int64 [count]."""
     classes, sizes = np.unique(labels, return_counts=True)
     chosen = []
     for label, places in zip(classes, allocate(sizes, count)):
@@ -70,10 +70,10 @@ def sample(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:
 
 
 def carve(labels: np.ndarray, share: float, *, seed: int, alike: np.ndarray) -> np.ndarray:
-    """Which rows go into the smaller part, bool [R]: `share` of each class of labels int64 [R].
+    """Splits off `share` of each class of labels int64 [R]: bool [R], True in the smaller part.
 
-    `alike` [R] (from first_alike) keeps rows with the same text on the same side. A class of two texts or more has at
-    least one on either side; a lone text stays in the larger part.
+    `alike` [R] (from first_alike) keeps rows with the same text on the same side. A class with two or more texts has at
+    least one on each side; a single text stays in the larger part.
     """
     chosen = np.zeros(len(labels), bool)
     firsts = np.flatnonzero(alike == np.arange(len(labels)))

@@ -1,4 +1,4 @@
-"""A file as text: unpacked, decoded and in lines, and what a file really is where its name says something else."""
+"""A file as text: unpacked, decoded and split into lines; and tests for files whose content does not fit their name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Iterable, Iterator
 
 from xcls.config.schema import UserError
 
-HEAD = 4096  # bytes that are looked at
+HEAD = 4096  # bytes that are read to recognise the kind of a file
 EXPORT = "Save the sheet as CSV (UTF-8)."
 OTHER_KINDS = (  # first bytes, what such a file is, what to do
     (rb"version https://git-lfs", "a Git LFS pointer, not the data", "Run `git lfs pull` where it came from."),
@@ -27,7 +27,7 @@ OTHER_KINDS = (  # first bytes, what such a file is, what to do
     ),
     (rb"PAR1", "a parquet file", "Give it a name that ends in .parquet."),
     (rb"ARROW1", "an Arrow file", "Give it a name that ends in .arrow."),
-    (rb"%PDF-|SQLite format 3|\x89HDF|\x93NUMPY|\x89PNG|\xff\xd8\xff", "no text", "Write its texts as csv or jsonl."),
+    (rb"%PDF-|SQLite format 3|\x89HDF|\x93NUMPY|\x89PNG|\xff\xd8\xff", "not text", "Save its texts as csv or jsonl."),
 )
 PAGE = (rb"\s*<(!DOCTYPE|!doctype|html|HTML)", "a web page, not the data", "Download the file itself, not its page.")
 BOMS = (
@@ -45,9 +45,7 @@ def is_gzip(file: Path) -> bool:
 
 
 def refuse_other_kinds(file: Path, head: bytes, *, own: str = "") -> None:
-    """Raises UserError where the first bytes are those of another kind of file than a text (or than that of magic
-    `own`).
-    """
+    """Raises UserError if the first bytes belong to a file that is not text and does not start with `own`."""
     kinds = [*OTHER_KINDS, PAGE] if re.search(r"\.(csv|tsv|jsonl?)$", file.name.lower()) else OTHER_KINDS
     for start, what, remedy in kinds:
         if re.match(start, head, re.DOTALL) and not (own and head.startswith(own.encode())):
@@ -55,14 +53,12 @@ def refuse_other_kinds(file: Path, head: bytes, *, own: str = "") -> None:
 
 
 def is_utf8(encoding: str) -> bool:
-    """Whether this is a name of UTF-8."""
+    """Whether this names UTF-8."""
     return encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
 
 
 def _encoding_of(file: Path, head: bytes, encoding: str) -> str:
-    """The encoding to read with: a byte-order mark decides where UTF-8 is the setting. UserError for UTF-16 without
-    one.
-    """
+    """The encoding to read with; for UTF-8 a byte-order mark overrides it. UserError for UTF-16 without a mark."""
     for mark, name in BOMS:
         if head.startswith(mark) and (is_utf8(encoding) or encoding.lower().replace("_", "-").startswith(name)):
             return name
@@ -76,7 +72,7 @@ def _encoding_of(file: Path, head: bytes, encoding: str) -> str:
 
 @contextmanager
 def open_text(file: Path, encoding: str, *, newline: str = "") -> Iterator[IO[str]]:
-    """The file as text, unpacked if it is packed by gzip. Errors of decoding and unpacking come out as UserError.
+    """The file as text, unpacked if it is packed by gzip. Errors of decoding and unpacking raise UserError.
 
     `newline`: as in `open`.
     """
@@ -85,7 +81,7 @@ def open_text(file: Path, encoding: str, *, newline: str = "") -> Iterator[IO[st
         "".encode(encoding)
     except LookupError as error:
         raise UserError(
-            f"dataset.source.encoding={encoding}: no such encoding; utf-8, cp1252 or utf-16, for example."
+            f"dataset.source.encoding={encoding}: no such encoding. Give utf-8, cp1252 or utf-16, for example."
         ) from error
     try:
         with (gzip.open if is_gzip(file) else open)(file, "rb") as raw:
@@ -107,7 +103,7 @@ def open_text(file: Path, encoding: str, *, newline: str = "") -> Iterator[IO[st
 
 
 def _undecodable_line(file: Path, encoding: str) -> str:
-    """`, line 7` for the first line that cannot be decoded by itself, or nothing."""
+    """`, line 7` for the first line that cannot be decoded, else ""."""
     if encoding.startswith(("utf-16", "utf-32")):
         return ""
     with (gzip.open if is_gzip(file) else open)(file, "rb") as stream:
@@ -132,8 +128,10 @@ def raw_lines(file: Path, stream: Iterable[str], notes: list[str]) -> Iterator[s
 
 
 def _ended_lines(stream: Iterable[str]) -> Iterator[str]:
-    """The lines with their ends. A carriage return within a line ends none, unless the file has no other ends (as on
-    old Macs); the Ctrl-Z that DOS programs write behind the last line is left out."""
+    """The lines with their ends, without the Ctrl-Z that DOS programs write after the last line.
+
+    A carriage return ends a line only if the file has no line feeds (as on old Macs).
+    """
     ended, held = False, None
     for line in stream:
         if held is not None:

@@ -1,7 +1,7 @@
 """Tokenizers behind one small interface: WordPiece and words through the library `tokenizers`, and plain bytes.
 
-[PAD] [UNK] [CLS] [SEP] [MASK] are the ids 0 to 4 in all of them, and text never turns into one: a literal "[MASK]" in a
-document is split like any other word, or unknown.
+[PAD] [UNK] [CLS] [SEP] [MASK] are the ids 0 to 4 in all of them. Text never becomes one of these: a literal "[MASK]" in
+a document is split like any other word, or is unknown.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(5)
 _NO_SPACE = "\x1c\x1d\x1e\x1f"  # white space to Python, but not to the library
-PIECE = 50_000  # characters that are tokenised at once: a document of any length takes little memory
-VERSION = 3  # of the vocabularies in the cache folder; goes up when they are made otherwise
+PIECE = 50_000  # characters that are tokenised at once, so that a long document needs little memory
+VERSION = 3  # of the vocabularies in the cache folder; raise it when they are made in another way
 
 
 class TextTokenizer(ABC):
-    """Text to ids. `kind` and `vocab_size` describe it; `continues` bool [V] marks tokens that go on with a word."""
+    """Text to ids. `kind`: bytes, words or wordpiece; `continues` bool [V] marks tokens that continue a word."""
 
     kind: str
     vocab_size: int
@@ -39,24 +39,24 @@ class TextTokenizer(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32 [T], offsets int64 [D + 1]) of D texts, without special tokens but [UNK]."""
+        """(ids int32 [T], offsets int64 [D + 1]) of D texts, with no special token except [UNK]."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids, as far as it can be had back."""
+        """The text of these ids, as far as it can be recovered."""
 
     @abstractmethod
     def to_json(self) -> str:
-        """Everything, as a string for a checkpoint; `from_json` reads it."""
+        """The complete tokenizer as a string for a checkpoint; `from_json` reads it."""
 
     @property
     def digest(self) -> str:
-        """A hash of everything that decides the ids."""
+        """A hash of everything that determines the ids."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 class ByteTokenizer(TextTokenizer):
-    """UTF-8 bytes: byte b is the id 5 + b, so nothing is unknown. Bytes other than white space go on with a word."""
+    """UTF-8 bytes: byte b is the id 5 + b, so nothing is unknown. Bytes other than white space continue a word."""
 
     kind = "bytes"
 
@@ -73,11 +73,11 @@ class ByteTokenizer(TextTokenizer):
         return np.frombuffer(b"".join(data), np.uint8).astype(np.int32) + len(SPECIAL_TOKENS), offsets
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text; bytes that are no UTF-8 are shown as the replacement character."""
+        """The text; bytes that are not valid UTF-8 become the replacement character."""
         return bytes(i - len(SPECIAL_TOKENS) for i in ids if i >= len(SPECIAL_TOKENS)).decode("utf-8", "replace")
 
     def to_json(self) -> str:
-        """The kind, and the same vocabulary as the library `tokenizers` would read it."""
+        """The kind, and the same vocabulary in the format of the library `tokenizers`."""
         from xcls.data.vocabulary import bytes_state
 
         return json.dumps({"kind": self.kind, "tokenizer": bytes_state()})
@@ -103,9 +103,7 @@ class LibraryTokenizer(TextTokenizer):
         return from_json, (self.to_json(),)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32 [T], offsets int64 [D + 1]). Plain ASCII words are looked up here, ten times as fast as the
-        library.
-        """
+        """(ids int32 [T], offsets int64 [D + 1]). Plain ASCII words use a dictionary: ten times as fast."""
         if self._plain is not None and all(
             text.isascii() and not any(sign in text for sign in _NO_SPACE) for text in texts
         ):
@@ -118,11 +116,11 @@ class LibraryTokenizer(TextTokenizer):
             sizes.append(sum(map(len, found[start : start + len(part)])))
             start += len(part)
         ids = np.fromiter((i for part in found for i in part), np.int32, sum(sizes))
-        ids[ids < len(SPECIAL_TOKENS)] = UNK  # a word that reads like a special token is none
+        ids[ids < len(SPECIAL_TOKENS)] = UNK  # a word such as "[MASK]" is not a special token
         return ids, np.cumsum(sizes, dtype=np.int64)
 
     def _look_up(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """`encode` for words between white space, as the library would."""
+        """`encode` for words separated by white space, with the same result as the library."""
         assert self._plain is not None
         vocab, lowercase = self._plain
         words = [(text.lower() if lowercase else text).split() for text in texts]
@@ -141,7 +139,7 @@ class LibraryTokenizer(TextTokenizer):
 
 
 def _plain_words(state: dict[str, Any]) -> tuple[dict[str, int], bool] | None:
-    """(vocabulary, whether capitals go) of a word-level tokenizer that splits at white space and no more; else None."""
+    """(vocabulary, lower case or not) of a word-level tokenizer that splits only at white space; else None."""
     split, normal = state.get("pre_tokenizer") or {}, state.get("normalizer")
     if split.get("type") != "WhitespaceSplit" or (normal and normal.get("type") != "Lowercase"):
         return None
@@ -149,7 +147,7 @@ def _plain_words(state: dict[str, Any]) -> tuple[dict[str, int], bool] | None:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Cuts a long text at white space, where no token goes across; a text without any stays whole."""
+    """Cuts a long text at white space, where no token is cut; a text without white space stays whole."""
     text = writable(text)
     while len(text) > PIECE:
         cut = next((i for i in range(PIECE, len(text)) if text[i] in " \n\t"), len(text))
@@ -167,26 +165,26 @@ def from_json(text: str) -> TextTokenizer:
 
 
 def check_tokenizer(settings: Tokenizer) -> None:
-    """Refuses settings that no text could satisfy, before any work. Raises UserError."""
+    """Checks the settings before any work. Raises UserError for those that do not fit together."""
     if settings.kind == "bytes" and (settings.path is not None or settings.extend):
         raise UserError(
-            "tokenizer.kind=bytes: its vocabulary is the 256 bytes; tokenizer.path and tokenizer.extend do not apply."
+            "tokenizer.kind=bytes: its vocabulary is the 256 bytes, so tokenizer.path and tokenizer.extend have no use."
         )
     if settings.kind != "wordpiece" and settings.strip_accents:
         raise UserError(
-            f"tokenizer.strip_accents=true: tokenizer.kind={settings.kind} keeps all signs; it is for wordpiece."
+            f"tokenizer.strip_accents=true: tokenizer.kind={settings.kind} keeps all accents; it is for wordpiece."
         )
     if settings.path is not None and not at(settings.path).is_file():
-        raise UserError(f"tokenizer.path={settings.path}: no such file; a tokenizer.json or a vocab.txt is needed.")
+        raise UserError(f"tokenizer.path={settings.path}: no such file. Give a tokenizer.json or a vocab.txt.")
 
 
 def given_vocabulary(settings: Tokenizer) -> str | None:
-    """sha256 of the file at `tokenizer.path`, for whoever must tell vocabularies apart; None without one."""
+    """sha256 of the file at `tokenizer.path`, which tells vocabularies apart; None without a path."""
     return None if settings.path is None else hashlib.sha256(at(settings.path).read_bytes()).hexdigest()
 
 
 def make_tokenizer(settings: Tokenizer, texts: Sequence[str]) -> TextTokenizer:
-    """The tokenizer of `settings`: trained on `texts`, or loaded, and then extended by words of `texts` if asked.
+    """The tokenizer of `settings`: trained on `texts` or loaded, then extended by words of `texts` if set.
 
     Made once and kept in the cache folder under a hash of the settings, the vocabulary file and the texts; the same
     settings and texts give the same ids on every machine. Raises UserError.

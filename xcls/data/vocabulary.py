@@ -1,6 +1,6 @@
 """Vocabularies: trained on a corpus or loaded from a file, as the JSON of the library `tokenizers`.
 
-The special tokens are entries of the vocabulary alone, no "added tokens" of the library: it would find those in text.
+The special tokens are only entries of the vocabulary, not "added tokens" of the library, which it would find in text.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tqdm import tqdm
 from xcls.config.schema import UserError
 from xcls.data.tokenizer import SPECIAL_TOKENS
 
-# Of the vocabulary, for single characters, before words are merged; words with rarer ones become [UNK].
+# The share of the vocabulary for single characters; words with rarer characters become [UNK].
 CHARACTER_SHARE = 0.5
-# Thai, Lao, Tibetan, Burmese, Khmer, kana: whole sentences without a blank, and WordPiece reads no word of over 100
+# Thai, Lao, Tibetan, Burmese, Khmer, kana: sentences without spaces, but WordPiece reads only words of up to 100
 # characters.
 WITHOUT_BLANKS = "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]"
-LONGEST_RUN = 50  # characters of these that are one word
+LONGEST_RUN = 50  # characters of these scripts that are read as one word
 LONGEST_WORD = 100  # characters; WordPiece reads longer words as unknown
 MODELS = {"wordpiece": "WordPiece", "words": "WordLevel"}
 
@@ -35,10 +35,10 @@ def train_wordpiece(
 ) -> str:
     """A WordPiece vocabulary by the library's trainer (merging pairs by frequency), with BERT's normaliser and split.
 
-    Accents stay unless `strip_accents`: the marks that BERT deletes with the capitals tell words apart (Japanese,
-    Hindi, Thai, …). The trainer numbers "##x" characters in the order of a hash table that differs from run to run, and
-    breaks ties by these numbers. They are handed to it in a fixed order, as if they were special tokens, and so the
-    result is the same every time. Rare characters are taken out first for the same reason.
+    Accents stay unless `strip_accents`: BERT removes them with the capitals, but in Japanese, Hindi, Thai, … such marks
+    distinguish words. The trainer numbers "##x" characters in the order of a hash table, which differs from run to run,
+    and breaks ties by these numbers. Here it gets them in a fixed order, as special tokens; so the result is the same
+    every time. Rare characters are removed before, for the same reason.
     """
     blank = _library(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), lowercase, strip_accents)
     groups, sources = _characters(texts, blank)
@@ -63,13 +63,13 @@ def train_wordpiece(
     plain = (unicodedata.normalize("NFC", text).translate(rare) if rare else text for text in shown)
     blank.train_from_iterator(plain, trainer, length=len(texts))
     tokens = ordered(blank.get_vocab())
-    for group in groups[kept:]:  # of scripts that have no words to merge there is room left
+    for group in groups[kept:]:  # scripts without words to merge leave room for rarer characters
         tokens += group if len(tokens) + len(group) <= vocab_size else []
     return _with_tokens(blank, tokens)
 
 
 def train_words(texts: Sequence[str], *, vocab_size: int, lowercase: bool, min_frequency: int) -> str:
-    """The most frequent words, split at white space alone; ties in alphabetical order."""
+    """The most frequent words, split only at white space; ties in alphabetical order."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update((text.lower() if lowercase else text).split())
@@ -81,7 +81,7 @@ def train_words(texts: Sequence[str], *, vocab_size: int, lowercase: bool, min_f
 def wordpiece_state(tokens: Sequence[str], lowercase: bool, strip_accents: bool | None = None) -> str:
     """The JSON of a WordPiece tokenizer (Devlin et al. 2019: greedy, longest first); ids are positions in `tokens`.
 
-    `strip_accents=None` does as BERT: they go with the capitals.
+    `strip_accents=None`: as in BERT, accents are removed if `lowercase` is set.
     """
     return _with_tokens(_library(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), lowercase, strip_accents), tokens)
 
@@ -112,19 +112,20 @@ def bytes_state() -> str:
 
 
 def bytes_to_letters() -> list[str]:
-    """The visible character that the library's ByteLevel writes for each byte: itself where it is visible in Latin-1,
-    else the next free one from 256 on (Radford et al. 2019, GPT-2)."""
+    """The visible character that the library's ByteLevel uses for each byte (Radford et al. 2019, GPT-2).
+
+    The byte's own character where Latin-1 has a visible one, else the next free one from 256 on.
+    """
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = iter(range(256, 512))
     return [chr(byte if byte in visible else next(hidden)) for byte in range(256)]
 
 
 def load(path: Path, *, kind: str, lowercase: bool, strip_accents: bool | None = None) -> str:
-    """A vocabulary from `vocab.txt` (a token a line, as BERT's) or `tokenizer.json` of the library, as JSON.
+    """A vocabulary from `vocab.txt` (one token per line, as in BERT) or `tokenizer.json` of the library, as JSON.
 
-    The five special tokens move to the ids 0 to 4, the others keep their order. `lowercase` and `strip_accents` are for
-    a vocab.txt (None: accents go with the capitals, as in BERT); a tokenizer.json says it itself. Raises UserError for
-    other kinds.
+    The five special tokens move to the ids 0 to 4, the others keep their order. `lowercase` and `strip_accents` apply
+    to a vocab.txt (see `wordpiece_state`); a tokenizer.json has its own settings. Raises UserError for other kinds.
     """
     try:
         text = path.read_text("utf-8")
@@ -153,7 +154,7 @@ def _load_json(path: Path, text: str, kind: str) -> str:
         return Tokenizer.from_str(json.dumps(state)).to_str()
     except UserError:
         raise
-    except Exception as error:  # the library raises plain Exception for what it cannot read
+    except Exception as error:  # the library raises plain Exception for files it cannot read
         raise UserError(
             f"tokenizer.path={path}: not a tokenizer.json of the library 'tokenizers' ({error})."
         ) from error
@@ -167,9 +168,7 @@ def _specials_first(path: Path, tokens: Sequence[str]) -> list[str]:
 
 
 def _library(model: models.Model, lowercase: bool, strip_accents: bool | None) -> Tokenizer:
-    """A tokenizer with BERT's normaliser and BERT's split at space and punctuation. Accents that stay are in one form
-    (NFC).
-    """
+    """A tokenizer with BERT's normaliser and split at space and punctuation. Kept accents are in one form (NFC)."""
     library = Tokenizer(model)
     bert = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     library.normalizer = normalizers.Sequence([normalizers.NFC(), bert]) if strip_accents is False else bert
@@ -178,11 +177,10 @@ def _library(model: models.Model, lowercase: bool, strip_accents: bool | None) -
 
 
 def extend(state: str, texts: Sequence[str], *, kind: str, count: int, min_frequency: int) -> str:
-    """The tokenizer's JSON with up to `count` words of `texts` more, at the end of the vocabulary, so that old ids
-    stay.
+    """The tokenizer's JSON with up to `count` new words of `texts` at the end of the vocabulary; old ids stay.
 
-    Those words are added that save the most tokens: (pieces of the word now - 1) times how often it occurs. An unknown
-    word counts as its characters, and as two at least; words of a word-level tokenizer are one piece or unknown.
+    It adds the words that save the most tokens: (pieces of the word now - 1) x occurrences. An unknown word counts as
+    one piece per character, at least two; in a word-level tokenizer a word is one piece or unknown.
     """
     library = Tokenizer.from_str(state)
     counts = {word: times for word, times in count_words(library, texts).items() if times >= min_frequency}
@@ -202,13 +200,13 @@ def extend(state: str, texts: Sequence[str], *, kind: str, count: int, min_frequ
 
 
 def words_of(library: Tokenizer, text: str) -> list[str]:
-    """The words that the library splits `text` into before looking at a vocabulary."""
+    """The words into which the library splits `text` before it uses the vocabulary."""
     normal = library.normalizer.normalize_str(text) if library.normalizer else text
     return [word for word, _ in library.pre_tokenizer.pre_tokenize_str(normal)] if library.pre_tokenizer else [normal]
 
 
 def count_words(library: Tokenizer, texts: Sequence[str]) -> Counter[str]:
-    """How often each word occurs. Stretches between white space are counted first, and each kind of them split once."""
+    """How often each word occurs. Counts strings between white space first, then splits each distinct one once."""
     stretches: Counter[str] = Counter()
     for text in texts:
         stretches.update(text.split())
@@ -220,8 +218,10 @@ def count_words(library: Tokenizer, texts: Sequence[str]) -> Counter[str]:
 
 
 def _characters(texts: Sequence[str], library: Tokenizer) -> tuple[list[list[str]], dict[int, list[str]]]:
-    """(the tokens of each character, once normalised, the most frequent first: "x", and "##x" for one that goes on with
-    a word; for each code point of the texts in NFC the characters that it becomes)."""
+    """(tokens of each normalised character, most frequent first; the characters that each NFC code point becomes).
+
+    The tokens of a character are "x" and, if it can continue a word, "##x".
+    """
     raw = np.zeros(0x110000, np.int64)
     for start in range(0, len(texts), 2000):
         joined = unicodedata.normalize("NFC", "".join(texts[start : start + 2000]))

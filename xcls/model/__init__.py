@@ -1,4 +1,4 @@
 """The encoder around the attention: projections, blocks, embeddings and heads.
 
-Shapes: B batch, N tokens, E width, H heads, D head dimension, V vocabulary, C classes.
+Letters: B batch, N tokens, E model width, H heads, D head dimension, V vocabulary, C classes, K chosen tokens.
 """

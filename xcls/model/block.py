@@ -34,7 +34,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward with residuals, the norm before each (`pre`) or after each residual (`post`, BERT)."""
+    """Attention and feed-forward with residuals; a norm before each (`pre`) or after each residual (`post`: BERT)."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, masks: Masks | None = None, *, rows: Tensor | None = None) -> Tensor:
         """x [B, N, E] -> [B, N, E]; masks and rows are those of `MultiHeadAttention.forward`.
 
-        With `rows` [K] the result is [K, E]: behind the attention a token needs no other.
+        With `rows` [K] the result is [K, E]: after the attention, each token is computed by itself.
         """
         whole = x
         attended = self.attention(self.attention_norm(x) if self.pre_norm else x, masks, rows=rows)
@@ -74,6 +74,5 @@ class Block(nn.Module):
 
 
 def _sum(x: Tensor, y: Tensor) -> Tensor:
-    """x + y in the dtype of x, both [..., E]. On a CPU a sum of two dtypes takes three times as long as a cast and a
-    sum."""
+    """x + y in the dtype of x, both [..., E]. On a CPU, a sum of two dtypes is three times as slow as cast and sum."""
     return x + (y.to(x.dtype) if x.device.type == "cpu" else y)

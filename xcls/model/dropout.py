@@ -1,4 +1,4 @@
-"""Dropout that does not cost more than the layer it follows."""
+"""Dropout that is fast on a CPU too."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers by the bytes
 
 
 def draw(x: Tensor, shape: Sequence[int], threshold: int) -> Tensor:
-    """One where an element is kept, with probability 1 - threshold / 256, else zero: uint8 of `shape`.
+    """Draws which elements to keep, with probability 1 - threshold / 256: uint8 of `shape`, one = kept.
 
-    x is what is dropped. It is not read: the compiler makes one call of two that have the same arguments.
+    x, the tensor to drop from, is not read. Without it, the compiler would merge two calls that have equal arguments.
     """
     size = math.prod(shape)
     words = torch.empty((size + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     drawn = words.view(torch.uint8)[:size].view(shape)
-    return torch.ge(drawn, threshold, out=torch.empty_like(drawn))  # into bytes: what makes or reads bool is slow
+    return torch.ge(drawn, threshold, out=torch.empty_like(drawn))  # into bytes: operations on bool are slow
 
 
 class _Drop(torch.autograd.Function):
@@ -43,17 +43,17 @@ class _Drop(torch.autograd.Function):
 
 
 def keep(x: Tensor, kept: Tensor, scale: float) -> Tensor:
-    """x `scale` where `kept` is one, else zero: an `and` of the bits, a fifteenth of the time of `where`."""
-    bits = kept.neg().view(torch.int8).to(BITS[x.element_size()])  # -1: all of them
+    """x times `scale` where `kept` is one, else zero. The `and` of bits takes a fifteenth of the time of `where`."""
+    bits = kept.neg().view(torch.int8).to(BITS[x.element_size()])  # -1 has all bits set
     return (x.view(bits.dtype) & bits).view(x.dtype).mul_(scale)
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014), on CPU with one random byte per element instead of one random float.
+    """Dropout (Srivastava et al. 2014), on a CPU with one random byte per element instead of one random float.
 
-    PyTorch draws a Bernoulli number per element on CPU, which takes longer than the matrix products of a small model.
-    Eight elements share a 64-bit draw here, so the rate is rounded to a multiple of 1/256, and the scale is exact for
-    the rounded rate. Everywhere else it is PyTorch's own dropout. Draws from torch's global generator.
+    On a CPU, PyTorch draws a Bernoulli number per element, which takes longer than the matrix products of a small
+    model. Here eight elements share a 64-bit draw; so the rate is rounded to a multiple of 1/256, and the scale is
+    exact for the rounded rate. On other devices it is PyTorch's own dropout. Draws from torch's global generator.
     """
 
     def __init__(self, *, rate: float) -> None:
@@ -67,7 +67,8 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor, rows: Tensor | None = None, whole: Tensor | None = None) -> Tensor:
         """x [...] -> the same shape; in evaluation x itself.
 
-        rows [K]: x is [K, E], these rows of something like `whole` [..., E], and gets what they would get there.
+        rows [K]: x [K, E] holds these rows of a tensor with the shape of `whole` [..., E]; the draws are the same as if
+        dropout were applied to that whole tensor.
         """
         if not self.training or self.rate == 0.0:
             return x
@@ -87,7 +88,7 @@ class Dropout(nn.Module):
         return f"rate={self.rate}"
 
 
-# What the compiler makes of random numbers on a CPU costs a third of a training step; to it, `draw` is one operation.
+# Compiled random numbers on a CPU would take a third of a training step; so `draw` is one operation for the compiler.
 drawn_whole: Any = None
 if hasattr(torch.library, "custom_op"):  # torch >= 2.4
     schema = "(Tensor x, SymInt[] shape, int threshold) -> Tensor"

@@ -65,7 +65,7 @@ class Encoder(nn.Module):
         )
         self.final_norm = nn.LayerNorm(embed_dim) if norm == "pre" else nn.Identity()
         initialise(self)
-        self.position = position  # after initialise: a position encoding fills its own parameters
+        self.position = position  # after `initialise`, as it initialises its own parameters
 
     def forward(
         self,
@@ -77,8 +77,8 @@ class Encoder(nn.Module):
         """input_ids [B, N], attention_mask bool [B, N] (True = real token; None: nothing is padded) -> [B, N, E].
 
         `attn_mask` ([N, N] or [B, 1|H, N, N], True = may not be attended) goes to every layer. Rows of padding are
-        finite and reach no other row. With `rows` [K], of the B * N tokens, the result is [K, E]: theirs alone, for
-        which the last layer does less. Raises UserError when N is greater than `seq_len`.
+        finite and do not change other rows. With `rows` [K], numbers of B * N tokens, the result is [K, E]: only these
+        tokens, which saves work in the last layer. Raises UserError when N is greater than `seq_len`.
         """
         length = input_ids.shape[1]
         if length > self.seq_len:
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
             )
         padding = None if attention_mask is None else ~attention_mask
         x = self.position.embed(self.token_embedding(input_ids))
-        if padding is not None:  # whatever [PAD]'s embedding holds, NaN included, ends here
+        if padding is not None:  # removes NaN and Inf in the embedding of [PAD]
             x = x.masked_fill(padding.unsqueeze(-1), 0.0)
         x = self.dropout(self.embedding_norm(x))
         recomputes = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
@@ -111,8 +111,10 @@ class Encoder(nn.Module):
         return x
 
     def _weights(self, x: Tensor, recomputes: bool) -> AbstractContextManager[None]:
-        """All weights of the blocks in the dtype of autocast at once, on a GPU. Not where a block is compiled or
-        computed again: it casts them itself."""
+        """On a GPU, casts all weights of the blocks to the dtype of autocast at once.
+
+        Compiled or recomputed blocks cast their weights themselves.
+        """
         compiled = getattr(self.blocks[0], "_compiled_call_impl", None) is not None
         if x.device.type == "cpu" or recomputes or compiled:
             return nullcontext()
@@ -127,7 +129,7 @@ class Encoder(nn.Module):
 def _recomputed(block: Block, x: Tensor, masks: Masks, rows: Tensor | None) -> Tensor:
     """`block` under gradient checkpointing, x [B, N, E] -> [B, N, E].
 
-    The recomputation begins from what the context held before this layer: later layers have written to it since.
+    The recomputation starts from `masks.context` as it was before this layer; later layers have changed it since.
     """
     before = dict(masks.context)
 

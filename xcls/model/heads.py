@@ -1,4 +1,4 @@
-"""What stands on the encoder: the head of masked language modelling and the classifier."""
+"""The heads of the encoder: for masked language modelling (MLM), and the classifier."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ class MLMHead(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-    """Encoder and MLM head. Logits, and what the last layer does behind its attention, are computed only where a token
-    was chosen: at 15 %, a seventh of that work."""
+    """Encoder and MLM head.
+
+    The logits, and all of the last layer after its attention, are computed only for chosen tokens: at 15 %, a seventh
+    of that work.
+    """
 
     def __init__(self, *, encoder: Encoder, head: MLMHead) -> None:
         super().__init__()
@@ -37,10 +40,11 @@ class MaskedLanguageModel(nn.Module):
         self.head = head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, rows: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the losses (nats, fp32) at `rows` int64 [K], which of the B * N tokens were chosen.
+        """Sum of the losses (nats, fp32) of the chosen tokens.
 
-        input_ids [B, N]; attention_mask [B, N] (True = real token), None where nothing is padded; targets [K], the ids
-        of the chosen tokens (-100: does not count). The host makes rows and targets with the batch (`chosen_rows`).
+        input_ids [B, N]; attention_mask [B, N] (True = real token), None where nothing is padded; rows int64 [K], the
+        numbers of the chosen ones among the B * N tokens; targets [K], their ids (-100: does not count). The CPU makes
+        rows and targets with the batch (`chosen_rows`).
         """
         hidden = self.encoder(input_ids, attention_mask, rows=rows)  # [K, E]
         logits = self.head(hidden, self.encoder.token_embedding.weight)  # [K, V]
@@ -72,7 +76,7 @@ POOLINGS = {"cls": pool_cls, "mean": pool_mean, "max": pool_max}
 
 
 class Classifier(nn.Module):
-    """Pooling, dropout and one linear layer. No hidden layer: BERT's pooler is trained by a task that is not ours."""
+    """Pooling, dropout and one linear layer. No hidden layer: BERT trains its own by next-sentence prediction."""
 
     def __init__(self, *, embed_dim: int, num_classes: int, pooling: str, dropout: float) -> None:
         super().__init__()
@@ -89,7 +93,7 @@ class Classifier(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """Encoder and classifier. With pooling=cls the last layer does what comes behind its attention for [CLS] alone."""
+    """Encoder and classifier. With pooling=cls, the last layer computes only [CLS] after its attention."""
 
     def __init__(self, *, encoder: Encoder, head: Classifier) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Linear layers whose weights are cast to the dtype of autocast all at once.
+"""Linear layers whose weights are all cast to the dtype of autocast at once.
 
-Autocast launches a kernel for each weight, and one for its gradient: a sixth of all launches of a training step.
+Autocast launches one kernel per weight, and one per gradient: a sixth of all launches of a training step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 class Linear(nn.Linear):
-    """nn.Linear that computes with `cast`, its weight and bias in another dtype, where `cast_weights` has set it."""
+    """nn.Linear that uses `cast`, its weight and bias in another dtype, where `cast_weights` has set it."""
 
     cast: tuple[Tensor, Tensor] | None = None
 
@@ -31,7 +31,7 @@ class Linear(nn.Linear):
 
 
 class _Cast(torch.autograd.Function):
-    """Tensors in another dtype, by one launch for all; their gradients go back the same way."""
+    """Casts tensors to another dtype with one launch for all, and their gradients back with another."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -50,7 +50,7 @@ class _Cast(torch.autograd.Function):
 
 @contextmanager
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Lets every `Linear` within `module` compute in `dtype`; the gradients reach the weights as they are."""
+    """Lets every `Linear` within `module` compute in `dtype`; gradients have the dtype of the weights."""
     layers = [layer for layer in module.modules() if isinstance(layer, Linear) and layer.weight.dtype != dtype]
     cast = _Cast.apply(dtype, *[tensor for layer in layers for tensor in (layer.weight, layer.bias)]) if layers else ()
     for layer, weight, bias in zip(layers, cast[::2], cast[1::2]):

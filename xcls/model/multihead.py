@@ -1,4 +1,4 @@
-"""Multi-head attention: the projections and the head split around any mechanism of `xcls.attention`."""
+"""Multi-head attention: projections, split and merge of heads, around any mechanism of `xcls.attention`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from xcls.position.rope import Rotation
 class MultiHeadAttention(nn.Module):
     """Projects to heads, applies the mechanism, merges the heads, projects back (Vaswani et al. 2017, 3.2.2).
 
-    A mechanism that ties q and k gets no key projection, and one that reads neither gets none at all, so that parameter
-    counts are true. There is no dropout on attention probabilities: linear and hashed attention have no such matrix,
-    and one recipe must fit all of them.
+    A mechanism that ties q and k has no key projection, and one that reads neither has no projection of q and k; so no
+    unused parameters are counted. There is no dropout on attention probabilities: linear and hashed attention have no
+    such matrix, and all mechanisms are trained alike.
     """
 
     def __init__(self, *, embed_dim: int, num_heads: int, attention: Attention) -> None:
@@ -34,15 +34,15 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor, masks: Masks | None = None, *, rows: Tensor | None = None) -> Tensor:
-        """x [B, N, E] -> [B, N, E], or [K, E] for the K of the B * N tokens that `rows` [K] names.
+        """x [B, N, E] -> [B, N, E], or [K, E] for the tokens `rows` [K] of the B * N.
 
-        `masks.rotate` is applied here, unless the mechanism wants to do that itself. Raises ValueError naming the
-        mechanism where its output has another shape.
+        `masks.rotate` is applied here unless the mechanism does it itself. Raises ValueError if the output of the
+        mechanism has another shape than v.
         """
         masks = Masks() if masks is None else masks
-        turns = masks.rotate is not None and not self.attention.wants_unrotated
-        *qk, v = self._heads(x, masks.rotate if turns else None)
-        masks = masks.with_(rotate=None) if turns else masks
+        rotates = masks.rotate is not None and not self.attention.wants_unrotated
+        *qk, v = self._heads(x, masks.rotate if rotates else None)
+        masks = masks.with_(rotate=None) if rotates else masks
         q, k = qk if len(qk) == 2 else (*qk, *qk) if qk else (v, v)
         out = self.attention(q, k, v, masks)
         if out.shape != v.shape:
@@ -52,10 +52,10 @@ class MultiHeadAttention(nn.Module):
         return self.out_proj(out if rows is None else out.flatten(0, 1).index_select(0, rows))
 
     def _heads(self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None) -> list[Tensor]:
-        """q, k, v, as many of them as the mechanism reads, q and k rotated: x [B, N, E] -> [B, H, N, D] each.
+        """Those of q, k, v that the mechanism reads, q and k rotated: x [B, N, E] -> [B, H, N, D] each.
 
-        One product for all, so that x is read once, and its gradient is summed within the product; a product each where
-        someone watches one of the layers (a search for the first bad number does).
+        One matrix product computes all, so that x is read once and its gradient is summed within the product. Layers
+        with hooks (the search for the first non-finite number sets them) are computed one by one.
         """
         layers = [layer for layer in (self.q_proj, self.k_proj, self.v_proj) if layer is not None]
         if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):

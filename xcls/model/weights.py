@@ -1,4 +1,4 @@
-"""The first weights of a model."""
+"""The initial weights of a model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ STD = 0.02  # BERT (Devlin et al. 2019)
 def initialise(module: nn.Module) -> None:
     """Fills the linear layers, embeddings and norms of `module` as BERT does: normal with 0.02, biases 0, norms 1.
 
-    Each weight is a function of `torch.initial_seed()` and its name alone, not of what was drawn before it. So models
-    that differ in their attention, with a key projection or without one, begin with the same shared weights.
+    Each weight depends only on `torch.initial_seed()` and its name, not on earlier draws. So models with different
+    attention, with or without a key projection, start with the same weights in all layers that they share.
     """
     for name, child in module.named_modules():
         if isinstance(child, (nn.Linear, nn.Embedding)):

@@ -1,4 +1,4 @@
-"""What every position encoding has in common: three hooks, of which each encoding fills one.
+"""The base of every position encoding: three hooks, of which each encoding overrides one.
 
 Letters: B batch, H heads, N tokens, D head dimension, E model width, W window of the relative bias.
 """
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 
 class Position(nn.Module):
-    """One position encoding for a whole model. By itself it does nothing: subclasses override one hook."""
+    """One position encoding for a whole model. This class does nothing: subclasses override one hook."""
 
     def __init__(self, *, embed_dim: int, num_heads: int, head_dim: int, num_layers: int, seq_len: int) -> None:
-        """Keep the shape facts; subclasses add their hyperparameters, tables and weights."""
+        """Stores the shape; subclasses add their hyperparameters, tables and weights."""
         super().__init__()
         self.embed_dim = embed_dim
         self.num_heads = num_heads
@@ -28,7 +28,7 @@ class Position(nn.Module):
         return x
 
     def rotation(self, length: int, device: torch.device) -> Callable[[Tensor], Tensor] | None:
-        """What turns queries and keys [B, H, N, D] -> [B, H, N, D] for N = `length`; None by default."""
+        """The rotation of queries and keys, [B, H, N, D] -> [B, H, N, D], for N = `length`; None by default."""
         return None
 
     def bias(self, layer: int) -> Tensor | None:
@@ -36,6 +36,6 @@ class Position(nn.Module):
         return None
 
     def check_length(self, length: int) -> None:
-        """Raises ValueError if `length` is above `seq_len`: the tables end there."""
+        """Raises ValueError if `length` is above `seq_len`, the length of the tables."""
         if length > self.seq_len:
             raise ValueError(f"{length} tokens are more than seq_len={self.seq_len}: raise seq_len or cut the text")

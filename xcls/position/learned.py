@@ -12,7 +12,7 @@ from xcls.position.base import Position
 
 
 class Learned(Position):
-    """One trained vector per position, up to seq_len and no further."""
+    """One trained vector per position, for positions below seq_len."""
 
     def __init__(self, *, init_std: float = 0.02, **shape: int) -> None:
         """init_std: standard deviation of the initial table."""

@@ -1,4 +1,4 @@
-"""No position encoding: attention sees a bag of tokens. The control for all the others."""
+"""No position encoding: attention sees a bag of tokens. A control for the other encodings."""
 
 from __future__ import annotations
 

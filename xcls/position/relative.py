@@ -1,7 +1,8 @@
 """Relative positions as a bias on the logits, with distances clipped at a window.
 
-T5 (Raffel et al. 2020, section 2.1) adds a scalar per head and distance, distances in buckets; here each distance up
-to W has its own, and all beyond share one per side (clipping as in Shaw et al. 2018). Letters: H heads, L layers.
+T5 (Raffel et al. 2020, section 2.1) adds a scalar per head and bucket of distances. Here each distance up to W has its
+own scalar, and all larger ones share one per side (clipping as in Shaw et al. 2018). Letters: H heads, L layers, W
+window.
 """
 
 from __future__ import annotations

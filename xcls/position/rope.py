@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys are turned by angles that grow with the position (RoFormer, Su et al. 2021).
+"""Rotary positions: queries and keys are rotated by angles that grow with the position (RoFormer, Su et al. 2021).
 
 Letters: B batch, H heads, N tokens, D head dimension.
 """
@@ -25,40 +25,40 @@ def rotary_angles(length: int, head_dim: int, base: float) -> Tensor:
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel i with channel i + D // 2: x [B, H, N, D], cos and sin [N, D // 2] -> [B, H, N, D], dtype kept.
+    """Rotates channel i with channel i + D // 2: x [B, H, N, D], cos and sin [N, D // 2] -> [B, H, N, D], dtype kept.
 
-    x cos + swap(x) sin over whole rows, where swap exchanges their halves. Computed in fp32 at least. With an odd D the
-    last channel is not turned.
+    Computes x cos + swap(x) sin on whole rows, where swap exchanges their halves, in fp32 at least. With an odd D the
+    last channel is not rotated.
     """
     rest = (0, x.shape[-1] - 2 * cos.shape[-1])
     wide = F.pad(torch.cat((cos, cos), -1), rest, value=1.0), F.pad(torch.cat((-sin, sin), -1), rest)  # [N, D] each
-    return _turned(x, *wide) if is_compiling() else _Turn.apply(x, *wide)
+    return _rotated(x, *wide) if is_compiling() else _Rotate.apply(x, *wide)
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x, half, dtype = x.contiguous(), x.shape[-1] // 2, torch.promote_types(x.dtype, cos.dtype)
     swapped = torch.cat((x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]), dim=-1)
     return (x.to(dtype) * cos).addcmul_(swapped.to(dtype), sin).to(x.dtype)
 
 
-class _Turn(torch.autograd.Function):
-    """The gradient is turned back by the same angles; what autograd makes of the formula takes a tenth more memory."""
+class _Rotate(torch.autograd.Function):
+    """Rotates the gradient back by the same angles. Plain autograd of the formula takes a tenth more memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
+        return _rotated(x, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, -sin), None, None
+        return _rotated(grad, cos, -sin), None, None
 
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """The rotation of `rotate_pairs` for one length, by Triton where it runs. cos, sin: [N, D // 2], fp32."""
+    """`rotate_pairs` for one length, by a Triton kernel where that runs. cos, sin: [N, D // 2], fp32."""
 
     cos: Tensor
     sin: Tensor
@@ -70,7 +70,7 @@ class Rotation:
 
 
 class Rotary(Position):
-    """Rotary embedding of queries and keys; norms stay, and dot products depend on the distance j - i alone."""
+    """Rotary embedding of queries and keys: it keeps norms, and positions enter dot products only through j - i."""
 
     cos: Tensor
     sin: Tensor

@@ -1,9 +1,9 @@
-"""Queries, keys and values out of the merged projection, and the rotary embedding, in one pass over memory (Triton).
+"""Splits the merged projection into q, k and v and applies the rotary embedding in one pass over memory (Triton).
 
-The plain way reads and writes q and k once for every step of the formula, and once more to make them head-major. Here
-each number is read once and written once, forward and backward. Equal to `rotate_pairs` of xcls/position/rope.py.
+PyTorch's operations read and write q and k once for every step of the formula, and once more to make them head-major.
+This kernel reads and writes each number once, forward and backward. Tests compare it with `rotate_pairs` in rope.py.
 
-Letters: B batch, N tokens, P parts (of q, k and v, as many as there are), H heads, D head dimension.
+Letters: B batch, N tokens, P parts (those of q, k and v that exist), H heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from xcls.attention import kernels
 from xcls.attention.kernels import tl, triton
 
-TILE = 1024  # pairs of channels that one program turns at a time
+TILE = 1024  # pairs of channels that one program rotates at a time
 
 
 def available(x: Tensor) -> bool:
@@ -30,9 +30,9 @@ def available(x: Tensor) -> bool:
 def split_heads(x: Tensor, cos: Tensor | None, sin: Tensor | None, turned: int) -> tuple[Tensor, ...]:
     """x [B, N, P, H, D], P = 1..3 -> P tensors [B, H, N, D], contiguous, in the dtype of x.
 
-    The first `turned` of the P parts are turned as `rotate_pairs` does: channel i with i + D // 2, by the angles whose
-    cos and sin [N, D // 2] (fp32) are given; the others are copied. Computed in fp32. With an odd D the last channel is
-    not turned. With turned = 0 there is no need of cos and sin. Ask `available` first.
+    The first `turned` of the P parts are rotated as by `rotate_pairs`, with cos and sin [N, D // 2] (fp32); the others
+    are copied. Computed in fp32. With an odd D the last channel is not rotated. With turned = 0, cos and sin may be
+    None. Call `available` first.
     """
     return _SplitHeads.apply(x, cos, sin, turned)
 
@@ -59,13 +59,13 @@ class _SplitHeads(torch.autograd.Function):
 
 
 def shape_of_split(x: Tensor, cos: Tensor | None, sin: Tensor | None, turned: int) -> Tensor:
-    """What `xcls::split_heads` gives back, not filled: [P, B, H, N, D]."""
+    """The result of `xcls::split_heads` without values: [P, B, H, N, D]."""
     batch, length, parts, heads, width = x.shape
     return x.new_empty((parts, batch, heads, length, width))
 
 
 def shape_of_merged(grads: list[Tensor], cos: Tensor | None, sin: Tensor | None, turned: int) -> Tensor:
-    """What `xcls::merge_heads` gives back, not filled: [B, N, P, H, D]."""
+    """The result of `xcls::merge_heads` without values: [B, N, P, H, D]."""
     batch, heads, length, width = grads[0].shape
     return grads[0].new_empty((batch, length, len(grads), heads, width))
 
@@ -87,8 +87,7 @@ def run_merge(grads: list[Tensor], cos: Tensor | None, sin: Tensor | None, turne
 def launch(
     merged: Tensor, parts: list[Tensor], cos: Tensor | None, sin: Tensor | None, turned: int, backwards: bool
 ) -> None:
-    """Starts the kernel between merged [B, N, P, H, D], channels side by side, and its parts [B, H, N, D],
-    contiguous."""
+    """Starts the kernel: merged [B, N, P, H, D], adjacent channels, to parts [B, H, N, D], contiguous, or backwards."""
     batch, length, number, heads, width = merged.shape
     half = triton.next_power_of_2(max(1, width // 2))
     rows = max(1, min(triton.next_power_of_2(max(1, length)), TILE // half))

@@ -60,9 +60,7 @@ class _Favor(torch.autograd.Function):
         padding: Tensor | None,
         epsilon: float,
     ) -> Tensor:
-        """q, k, v -> [B, H, N, D]. For epsilon, the weights h [G, M + 1, N] end with a row of 1 / n at n real
-        tokens.
-        """
+        """q, k, v -> [B, H, N, D]. For epsilon, h [G, M + 1, N] ends with a row of weights 1 / n at n real tokens."""
         (batch, heads, length, width), features, full = q.shape, directions.shape[2], full_dtype(q)
         w = directions.to(full).expand(batch, heads, -1, -1).flatten(0, 1)  # [G, M, D], not copied where shared
         c = 0.0 if offset is None else offset.to(full).expand(batch, heads, -1, -1).flatten(0, 1).transpose(1, 2)
