@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -11,9 +14,10 @@ from omegaconf import OmegaConf
 from tests.conftest import ROOT
 from tests.pairwise import spread
 from xcls.build import make_classifier
+from xcls.config import defaults
 from xcls.config.compose import TARGET_NODES
 from xcls.config.limits import check
-from xcls.config.schema import Config
+from xcls.config.schema import Config, UserError
 from xcls.config.targets import check_node, parameters
 
 GROUPS = sorted(p.name for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name not in ("hydra", "experiment"))
@@ -32,6 +36,25 @@ def test_the_schema_has_the_defaults_of_conf() -> None:
     made = composed()
     made.attention = made.position = made.dataset.source = None  # typed by their classes
     assert made == Config()
+
+
+def test_a_default_that_is_missing_or_unreadable_is_named_with_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    monkeypatch.setattr(defaults, "CONF", conf)
+    monkeypatch.setattr(defaults, "shipped", defaults.shipped.__wrapped__)  # without its cache
+    main, tiny = conf / "config.yaml", conf / "size" / "tiny.yaml"
+    main.write_text(
+        main.read_text().replace("- bench: attention", "- bench: step").replace("- size: tiny", "- size: base")
+    )
+    assert Config().size.width == 128  # another option in `defaults` is no other default of a key
+    tiny.write_text("".join(line for line in tiny.open() if not line.startswith("dropout:")))
+    with pytest.raises(UserError, match="tiny.yaml: the key dropout"):
+        Config()
+    tiny.write_text("width: [")
+    with pytest.raises(yaml.YAMLError, match="tiny.yaml"):
+        Config()
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])

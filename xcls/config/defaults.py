@@ -11,14 +11,15 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Callable
 
-GROUPS = (
-    "size",
-    "dataset",
-    "tokenizer",
-    "bench",
-    "hardware",
-    "wandb",
-)  # groups of conf/ with a dataclass in the schema
+CONF = Path(__file__).resolve().parents[2] / "conf"
+GROUPS = {  # of conf/, each a dataclass of the schema -> the option that has all of its keys
+    "size": "tiny",
+    "dataset": "pydocs",
+    "tokenizer": "wordpiece",
+    "bench": "attention",
+    "hardware": "auto",
+    "wandb": "offline",
+}
 
 
 def one_of(*choices: str) -> Any:
@@ -50,19 +51,22 @@ def from_conf(node: str | None = None) -> Callable[[type], type]:
 
 def _default(node: str | None, name: str) -> Any:
     values = shipped() if node is None else shipped()[node]
+    if name not in values:
+        from xcls.config.schema import UserError
+
+        file, key = (f"{node}/{GROUPS[node]}", name) if node in GROUPS else ("config", f"{node}.{name}")
+        raise UserError(f"{CONF / file}.yaml: the key {key} is missing. Its default stands in this file: put it back.")
     return copy.copy(values[name])  # so that objects do not share a list
 
 
 @lru_cache(maxsize=1)
 def shipped() -> dict[str, Any]:
-    """conf/config.yaml with the default files of its groups."""
+    """conf/config.yaml, and of each group in `GROUPS` the file that has the defaults."""
     import yaml  # `make status` runs without packages
 
     def read(name: str) -> dict[str, Any]:
-        text = (Path(__file__).resolve().parents[2] / "conf" / f"{name}.yaml").read_text(encoding="utf-8")
-        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        with open(CONF / f"{name}.yaml", encoding="utf-8") as file:  # PyYAML's errors name an open file
+            return yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
-    tree = read("config")
-    options = {group: option for entry in tree["defaults"] if entry != "_self_" for group, option in entry.items()}
-    nodes = {group: read(f"{group}/{options[group]}") for group in GROUPS}
-    return {**tree, **nodes, "mode": options["mode"]}
+    nodes = {group: read(f"{group}/{option}") for group, option in GROUPS.items()}
+    return {**read("config"), **nodes, "mode": "finetune"}

@@ -80,8 +80,8 @@ def document_seconds(record: Record) -> float:
 
 def _watts(record: Record, price: Price) -> float:
     """Power in training, watts: measured by the GPU itself, else taken from the settings."""
-    energy, seconds = (MEASURES[name].of(record) for name in ("energy_wh", "wall_seconds"))
-    return energy * HOUR / seconds if energy is not None and seconds else _number(price.watts)
+    energy, seconds = MEASURES["energy_wh"].of(record), train_seconds(record)
+    return energy * HOUR / seconds if energy is not None and seconds > 0 else _number(price.watts)
 
 
 def break_even(mine: tuple[float, float], other: tuple[float, float]) -> tuple[float | None, str]:

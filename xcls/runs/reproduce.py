@@ -154,7 +154,7 @@ def _line(text: str) -> str:
 
 def _file(record: Record, path: str) -> str:
     """The lines that write the configuration of `record` to `path`, unless it is there."""
-    values = file_values(record.mode, record.config, record.choices)
+    values = {**file_values(record.mode, record.config, record.choices), "study": record.config.get("study")}
     threads, dtype = record.device.get("threads"), record.device.get("dtype")
     if record.mode != "baseline" and record.device.get("kind") == "cpu" and isinstance(threads, int):
         values["hardware.threads"] = threads

@@ -13,12 +13,12 @@ from xcls.runs.folder import FRESH
 from xcls.runs.record import Record
 
 GROUPS = ("attention", "position", "size", "dataset", "tokenizer", "hardware", "wandb")
-SHARED = ("seed", "study", "dataset", "wandb")
+SHARED = ("seed", "dataset", "wandb")
 ENCODER = (*SHARED, "seq_len", "attention", "position", "size", "tokenizer", "hardware")
 NODES = {  # of the configuration: what a run of this mode is made from
-    "baseline": (*SHARED, "baseline"),
-    "pretrain": (*ENCODER, "masking", "pretraining"),
-    "finetune": (*ENCODER, "head", "finetuning", "pretraining", "masking", "pretrain_seed", "baseline"),
+    "baseline": (*SHARED, "study", "baseline"),
+    "pretrain": (*ENCODER, "masking", "pretraining"),  # no study: the runs of another one may start from it
+    "finetune": (*ENCODER, "study", "head", "finetuning", "pretraining", "masking", "pretrain_seed", "baseline"),
 }
 
 # In the environment of a job: the hash of the run that was planned. Whoever sets it has made what the run needs first.

@@ -35,7 +35,7 @@ def predict(spec: RunSpec) -> int:
             "input: name the file with the documents: input=reviews.txt (one per line), .csv, .jsonl, or -."
         )
     source = at(config.input)
-    default = Path("-") if is_stream(source) else source.with_name(source.stem + ".predictions.csv")
+    default = Path("-") if is_stream(source) else source.parent / f"{source.stem}.predictions.csv"
     output = at(config.output) if config.output else default
     _check_output(source, output)
     for message in _doubts(spec, folder):
