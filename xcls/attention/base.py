@@ -131,9 +131,10 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> Tensor:
         """The mechanism: q, k, v [B, H, N, D] -> [B, H, N, D] in the dtype of v.
 
-        Pads hold finite numbers, and must not be attended to. The output of pads, and of rows with nothing to attend
-        to, may be anything finite with a finite gradient. No output or gradient of an example may depend on another
-        example, NaN and Inf included. Softmax, feature maps, hashes and normalisers are computed in fp32 at least.
+        Padding tokens hold finite numbers, and must not be attended to. Their output, and that of rows with nothing to
+        attend to, may be anything finite with a finite gradient. No output or gradient of an example may depend on
+        another example, NaN and Inf included. Softmax, feature maps, hashes and normalisers are computed in fp32 at
+        least.
         """
         raise NotImplementedError
 

@@ -99,9 +99,7 @@ class Sdpa(Attention):
         self.path = "whole" if whole else "blocks"
         if not whole:
             return in_blocks(q, k, v, masks)
-        weights = torch.softmax(
-            scores(q, k, additive_mask(masks, q)), dim=-1
-        )  # computed in fp32, also for 16-bit scores
+        weights = torch.softmax(scores(q, k, additive_mask(masks, q)), dim=-1)  # fp32 inside, also in 16 bits
         return torch.bmm(weights, v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
 

@@ -61,9 +61,7 @@ class Chunks:
     def _sizes(self) -> tuple[Tensor, Tensor]:
         """The real tokens of each example and its chunks, [B|1, 1] each, at least 1."""
         if self.count is None:
-            tokens = torch.full(
-                (1, 1), self.length, device=self.q_order.device
-            )  # made on the device, so that no copy waits
+            tokens = torch.full((1, 1), self.length, device=self.q_order.device)  # no copy that waits
         else:
             tokens = self.count.clamp(min=1)[:, None].long()
         return tokens, (tokens + self.size - 1) // self.size

@@ -29,11 +29,11 @@ def favor(
 ) -> Tensor:
     """Linear attention with the features exp(w.x + c - |x|^2 / (2 sqrt D)): q, k, v [B, H, N, D] -> [B, H, N, D].
 
-    directions: w [B|1, H|1, M, D]; offset: c [B|1, H|1, 1, M] or None; padding [B, N]: pads hold finite numbers, and
-    their output has no meaning; epsilon is added to the features of keys, the largest of which is 1. Gradients reach q,
-    k, v, w and c. They treat the stabiliser, the largest exponent of a key, as a constant: exact at epsilon = 0, where
-    it cancels, else up to terms of the size of epsilon. Features and normaliser are fp32 (fp64 for fp64 input); the
-    products with them are in the dtype of v. A CPU computes some examples at a time.
+    directions: w [B|1, H|1, M, D]; offset: c [B|1, H|1, 1, M] or None; padding [B, N]: such tokens hold finite numbers,
+    and their output has no meaning; epsilon is added to the features of keys, the largest of which is 1. Gradients
+    reach q, k, v, w and c. They treat the stabiliser, the largest exponent of a key, as a constant: exact at epsilon =
+    0, where it cancels, else up to terms of the size of epsilon. Features and normaliser are fp32 (fp64 for fp64
+    input); the products with them are in the dtype of v. A CPU computes some examples at a time.
     """
     examples = len(q)
     if q.device.type == "cpu":
