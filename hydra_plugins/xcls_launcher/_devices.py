@@ -1,7 +1,7 @@
-"""The devices of this machine, and who holds which: leases that the sweeps of all users on the machine see.
+"""The devices of this machine, and leases on them that the sweeps of all users respect.
 
-A lease is a `flock` on a file per device. The launcher takes it and the job's process inherits it, so it is free
-again when both have ended, whoever was killed.
+A lease is a `flock` on one file per device. The launcher takes it and the job's process inherits it, so it is free
+again when both have ended, even if one was killed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Sequence
 from xcls.config.schema import UserError
 
 CPU = "cpu"
-FOLDER = "/tmp/xcls-leases"  # one for the machine; TMPDIR may differ between users
+FOLDER = "/tmp/xcls-leases"  # the same for all users, unlike TMPDIR
 NONE = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide every GPU
 
 
 def visible_devices(configured: Sequence[str] | None) -> list[str]:
-    """The names for CUDA_VISIBLE_DEVICES: as configured, else the caller's own, else every GPU (or MIG instance).
+    """The names for CUDA_VISIBLE_DEVICES: as configured, else from the environment, else every GPU (or MIG instance).
 
-    Index, UUID and MIG names are handed on as they are; GPUs that are listed here go by UUID.
+    Given names (index, UUID, MIG) are not changed; GPUs found here are named by UUID.
     """
     callers = os.environ.get("CUDA_VISIBLE_DEVICES")
     if configured is None and callers is None:
@@ -37,7 +37,7 @@ def visible_devices(configured: Sequence[str] | None) -> list[str]:
 
 @lru_cache(maxsize=1)
 def listed() -> tuple[tuple[str, str], ...]:
-    """(index, UUID) of each GPU as `nvidia-smi -L` tells; a GPU that is cut into MIG instances is listed as these."""
+    """(index, UUID) of each GPU from `nvidia-smi -L`; for a GPU in MIG mode those of its instances."""
     try:
         text = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -76,22 +76,22 @@ def lease_name(device: str) -> str:
 
 @dataclass(frozen=True)
 class Lease:
-    """A place on a device for one job: the descriptors that hold it."""
+    """A place on a device for one job, with the file descriptors that hold its locks."""
 
     device: str
     descriptors: tuple[int, ...] = ()
 
     def release(self) -> None:
-        """Closes our descriptors. The lease is free unless a job has inherited them."""
+        """Closes the descriptors of this process. The lease is free unless a job has inherited them."""
         for descriptor in self.descriptors:
             os.close(descriptor)
 
 
 def take(device: str, places: int) -> Lease | None:
-    """A lease on one of `places` places of `device`, or None where all are taken.
+    """A lease on one of `places` places of `device`, or None if all are taken.
 
-    With one place the device is the job's alone: it waits for jobs that share the device, and they wait for it.
-    Raises UserError where the folder of the leases cannot be used.
+    With one place the job has the device alone: it waits for jobs that share the device, and they wait for it.
+    Raises UserError if the folder of the leases cannot be used.
     """
     name = re.sub(r"[^A-Za-z0-9._-]", "_", lease_name(device))
     whole = _lock(name, fcntl.LOCK_EX if places == 1 else fcntl.LOCK_SH)
@@ -106,12 +106,12 @@ def take(device: str, places: int) -> Lease | None:
 
 
 def _lock(name: str, kind: int) -> int | None:
-    """A descriptor that holds the lock of this name, or None where it is taken. Any user may lock a file of another."""
+    """A descriptor that holds the lock `name`, or None if it is taken. A user may lock the files of other users."""
     folder = Path(os.environ.get("XCLS_LEASES") or FOLDER)
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True)
-            folder.chmod(0o1777)  # like /tmp; mkdir's mode is cut by the umask
+            folder.chmod(0o1777)  # like /tmp; the umask reduces the mode of mkdir
         try:  # O_CREAT on a file of another user is refused in such a folder
             descriptor = os.open(folder / name, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
             os.fchmod(descriptor, 0o644)
@@ -125,6 +125,6 @@ def _lock(name: str, kind: int) -> int | None:
             return None
     except OSError as error:
         raise UserError(
-            f"{folder}: the locks on this machine's devices cannot be kept there ({error.strerror}). "
-            "Set XCLS_LEASES to a folder on a local disk that every user of the devices can write."
+            f"{folder}: the locks for this machine's devices cannot be stored there ({error.strerror}). "
+            "Set XCLS_LEASES to a folder on a local disk that every user of the devices can write to."
         ) from error

@@ -23,28 +23,28 @@ SHOWN = 400  # characters of a cause
 class Job:
     """One job: a run, or what a run needs first."""
 
-    overrides: list[str]  # what composes it
-    folder: str  # relative to Sweep.runs; empty where it makes no run folder
+    overrides: list[str]  # its command line
+    folder: str  # relative to Sweep.runs; empty if the mode has no run folder
     spec: JobSpec
-    needs: list[Job]  # the jobs that come first
+    needs: list[Job]  # the jobs that must be done first
     number: int = 0  # its place in the sweep
     threads: int | None = None  # hardware.threads as configured
     device: str | None = None
     state: str = WAITING
     cause: str | None = None
     exit_code: int | None = None
-    stopped: bool = False  # it FAILED because it was asked to end; the same command goes on with it
+    stopped: bool = False  # it FAILED because a signal stopped it; the same command continues it
     began: float = 0.0  # seconds since the epoch
 
     @property
     def entry(self) -> dict[str, Any]:
-        """What sweep.json says of it."""
+        """Its entry in sweep.json."""
         own = {name: getattr(self, name) for name in ("number", "overrides", "folder", "device", "state", "cause")}
         return {**own, "kind": self.spec.kind, "needs": [job.number for job in self.needs], "exit_code": self.exit_code}
 
     @property
     def label(self) -> str:
-        """The run's name without the data set, or what was typed."""
+        """The run's name without the data set, or its overrides."""
         return Path(self.folder).name or " ".join(word for word in self.overrides if not word.startswith("sweep="))
 
     @property
@@ -57,16 +57,16 @@ class Job:
         return [sys.executable, str(root / "run.py"), *self.overrides, "hydra.mode=RUN"]
 
     def variables(self, *, shared: bool) -> dict[str, str]:
-        """What the environment of its process says; `shared`: others compute on the same device."""
+        """Environment variables for its process; `shared`: other jobs use the same device."""
         return {"XCLS_PROGRESS": "0", "XCLS_SHARED": str(int(shared)), "XCLS_HASH": self.spec.hash or ""}
 
 
 def cause_of(code: int, log: Path) -> str:
-    """Why a job ended that could not say so itself: from its exit code (128 + signal) and its output in `log`."""
+    """Why a job ended that wrote no cause: from its exit code (128 + signal) and its output in `log`."""
     if code > 128:
         name = next((item.name for item in signal.Signals if item == code - 128), f"signal {code - 128}")
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}; the same command goes on from its last checkpoint"
+        return f"killed by {name}{hint}; the same command continues from its last checkpoint"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     text = "\n".join(line for line in lines if line.strip())
     said = text.rpartition("run.py: ")[2] if "run.py: " in text else text.rpartition("\n")[2]
@@ -74,9 +74,9 @@ def cause_of(code: int, log: Path) -> str:
 
 
 def write_end(folder: Path, template: Record, status: str, cause: str, *, again: bool = False) -> None:
-    """Writes an end into the record of a run that died before it could; without a record, `template` becomes it.
+    """Writes the final status of a run that died before it could; without a record, `template` becomes the record.
 
-    A record of another run, or one that has an end, is left alone. `again`: adds the cause to an interruption.
+    Does not change the record of another run, or one with a final status. `again`: adds the cause to an interruption.
     """
     try:
         record = read_record(folder)
@@ -92,7 +92,7 @@ def write_end(folder: Path, template: Record, status: str, cause: str, *, again:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Within it, the signals that ask for an end are only put into the list that it gives."""
+    """A context in which stop signals are only added to the list that it yields."""
     came: list[int] = []
     wanted = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # ignored under nohup
     before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in wanted}

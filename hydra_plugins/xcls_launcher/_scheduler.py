@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep on this machine: one process each, on a free device, and no process is left at the end."""
+"""Runs the jobs of a sweep on this machine: each in its own process on a free device; ends all processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hydra_plugins.xcls_launcher._progress import Progress
 from hydra_plugins.xcls_launcher._sweep import Sweep
 from xcls.runs.run_status import is_held
 
-TICK = 0.25  # seconds between two looks at the jobs, and at what other sweeps hold
+TICK = 0.25  # seconds between two checks of the jobs and of free devices
 START = Path(__file__).with_name("_start.py")
 
 
@@ -26,8 +26,8 @@ class LocalScheduler:
     def __init__(
         self, *, sweep: Sweep, devices: list[str], named: bool, jobs_per_gpu: int, jobs: int, grace_s: float
     ) -> None:
-        """named: the user named the devices, so every job except a baseline takes one; jobs: at a time on the CPU;
-        grace_s: seconds that a stopped job has to save."""
+        """named: the user named the devices, so every job except a baseline takes one; jobs: number of jobs at a time
+        on the CPU; grace_s: seconds that a stopped job has to save."""
         self.sweep, self.progress, self.grace_s = sweep, Progress(sweep), grace_s
         self.devices, self.named, self.jobs_per_gpu, self.jobs = devices, named, jobs_per_gpu, jobs
         self.running: dict[Job, subprocess.Popen[bytes]] = {}
@@ -38,7 +38,7 @@ class LocalScheduler:
         return bool(self.devices) and job.spec.kind != "baseline" and (self.named or job.spec.gpu)
 
     def run(self) -> int:
-        """Runs every waiting job; gives 0, or the number of the signal that ended it early."""
+        """Runs every waiting job. Returns 0, or the number of the signal that ended it early."""
         self.sweep.write()
         self.progress.begin()
         with noted_signals() as self.signals:
@@ -56,20 +56,20 @@ class LocalScheduler:
         return stopped
 
     def _wait(self) -> None:
-        """Waits a moment, then takes note of the jobs that have ended."""
+        """Waits for TICK seconds, then handles the jobs that have ended."""
         time.sleep(TICK)
         for job, process in list(self.running.items()):
             code = process.poll()
             if code is not None:
                 del self.running[job]
-                _kill(process)  # what the job has left behind, such as workers of its data loader
+                _kill(process)  # child processes of the job, such as workers of its data loader
                 self.sweep.end(job, code if code >= 0 else 128 - code)
                 self.progress.ended(job)
         self.progress.tick()
 
     def _stop(self) -> None:
-        """Asks every job to save and leave; kills those that have not after `grace_s`, or at a second signal."""
-        self.progress.line(f"stopping: {len(self.running)} jobs save and leave (once more: they are killed)")
+        """Asks every job to save and end; kills those that still run after `grace_s`, or at a second signal."""
+        self.progress.line(f"stopping: {len(self.running)} jobs save and end (press Ctrl-C again to kill them)")
         for process in self.running.values():
             process.send_signal(signal.SIGINT)
         deadline = time.monotonic() + self.grace_s
@@ -80,7 +80,7 @@ class LocalScheduler:
             self._wait()
 
     def _start_ready(self) -> None:
-        """Starts the jobs that are ready and that no other process runs, as long as there are places for them."""
+        """Starts the jobs that are ready and that no other process runs, while there are free places."""
         full: set[bool] = set()
         for job in self.sweep.ready():
             on_device = self._wants_device(job)
@@ -91,10 +91,10 @@ class LocalScheduler:
                 full.add(on_device)
                 continue
             self._start(job, lease, on_device)
-            lease.release()  # the job's process has it
+            lease.release()  # the job's process holds it now
 
     def _lease(self, on_device: bool) -> Lease | None:
-        """A free place: on the device with the fewest of our jobs, or on the CPU."""
+        """A free place: on the device with the fewest jobs of this sweep, or on the CPU."""
         ours = [job.device for job in self.running]
         if on_device:
             devices = sorted(self.devices, key=ours.count)
@@ -102,7 +102,9 @@ class LocalScheduler:
             return next((lease for lease in leases if lease is not None), None)
         if ours.count(CPU) >= self.jobs:
             return None
-        return Lease(CPU) if self.on_devices else take(CPU, self.jobs)  # there nobody measures the CPU
+        return (
+            Lease(CPU) if self.on_devices else take(CPU, self.jobs)
+        )  # with GPU jobs nobody measures the CPU, so no lock
 
     def _start(self, job: Job, lease: Lease, on_device: bool) -> None:
         """Starts the process of `job`, which inherits `lease`."""
@@ -115,11 +117,11 @@ class LocalScheduler:
         if at_once > 1:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         precision = job.spec.precision if job.spec.gpu else None
-        if precision is not None:  # `auto` would choose the dtype by this job's own card alone
+        if precision is not None:  # else `auto` would choose the dtype for this job's card only
             environment["XCLS_PRECISION"] = f"{precision.device} {precision.dtype}"
         if on_device:
             environment["CUDA_VISIBLE_DEVICES"] = lease.device
-            environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # an index means what nvidia-smi shows
+            environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the indices of nvidia-smi
         elif self.on_devices:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         self.sweep.prepare(job)
@@ -132,13 +134,13 @@ class LocalScheduler:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=lease.descriptors,
-                start_new_session=True,  # a Ctrl-C reaches the launcher alone
+                start_new_session=True,  # Ctrl-C then reaches only the launcher
             )
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and all that it has started, at once."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left of it
+    """Kills a process and all its child processes."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended already
         os.killpg(process.pid, signal.SIGKILL)
 
 

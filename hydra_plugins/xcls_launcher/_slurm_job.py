@@ -1,7 +1,7 @@
-"""What Slurm runs: one job of a sweep in a process of its own, by the very command that a user could type.
+"""The code that Slurm runs for one job of a sweep: it starts the job's command as a child process.
 
-This process outlives that one: it writes down what killed the run, and after a warning it waits until the run has saved
-before it puts the job back into the queue.
+If the child is killed, this process writes the cause into the record. After Slurm's warning it waits until the child
+has saved, then puts the job back into the queue.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hydra_plugins.xcls_launcher._job import cause_of, write_end
 from xcls.runs.record import Record, read_record
 from xcls.runs.subprocesses import run_child
 
-WARNING = signal.SIGUSR2  # what Slurm sends before the time is up or the place is taken, as submitit asks it to
+WARNING = signal.SIGUSR2  # Slurm sends it before a time limit or preemption; submitit asks for it
 STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, WARNING))  # exit codes of runs asked to stop
 
 
@@ -27,14 +27,14 @@ class SlurmJob:
 
     command: list[str]
     directory: str  # where the command runs
-    log: str  # the file for what it prints; its exit code goes beside it
-    variables: dict[str, str]  # of its environment
+    log: str  # the file for its output; the exit code is written next to it
+    variables: dict[str, str]  # added to its environment
     folder: str = ""  # the run's
-    record: Record | None = None  # what it says if the run dies before it writes one; None: no run
+    record: Record | None = None  # the record if the run dies before it writes one; None: no run
     needs: list[str] = field(default_factory=list)  # folders of the runs that must be completed
 
     def __call__(self) -> int:
-        """Runs the command; gives its exit code, 128 + signal if killed. After a warning it does not return."""
+        """Runs the command. Returns its exit code, 128 + signal if killed. After a warning it does not return."""
         back_into_queue = signal.getsignal(WARNING)  # submitit's handler, which ends this process
         for folder in self.needs:
             if not is_completed(Path(folder)):
@@ -48,7 +48,7 @@ class SlurmJob:
             try:
                 assert callable(back_into_queue)
                 back_into_queue(WARNING, None)
-            except Exception as error:  # too often, or Slurm refuses
+            except Exception as error:  # too many requeues, or Slurm refuses
                 self._write_end("interrupted", f"not put back into the queue: {error}", again=True)
                 raise
         exit_file(Path(self.log)).write_text(str(code))
@@ -74,12 +74,12 @@ def is_completed(folder: Path) -> bool:
 
 
 def exit_file(log: Path) -> Path:
-    """Where a job with this log leaves its exit code."""
+    """The file for the exit code of the job with this log."""
     return log.with_suffix(".exit")
 
 
 def is_kept() -> bool:
-    """Whether Slurm goes on with the job that this process is in, so that a SIGTERM was the warning of a preemption.
+    """Whether Slurm still counts this job as running, so that a SIGTERM was the warning of a preemption.
 
     A job that is cancelled or moved is CANCELLED or PENDING before it gets its SIGTERM.
     """
@@ -88,7 +88,7 @@ def is_kept() -> bool:
 
 
 def ask(*command: str) -> str | None:
-    """The output of one of Slurm's commands; None where it failed or took too long, or has nothing to do."""
+    """The output of a Slurm command; None if it failed or took too long."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):

@@ -1,7 +1,7 @@
-"""Submits the jobs of a sweep to Slurm through submitit, and follows them until they have left its queue.
+"""Submits the jobs of a sweep to Slurm through submitit, and follows them until they have left the queue.
 
-Only `squeue` is asked whether a job is there. How a run ended is read from its record: Slurm calls a job COMPLETED
-whose run failed, and many clusters have no database for `sacct`.
+`squeue` says whether a job is in the queue; the record says how its run ended. Slurm would call a job COMPLETED even if
+its run failed, and many clusters have no database for `sacct`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from hydra_plugins.xcls_launcher._slurm_job import SlurmJob, ask, exit_file
 from hydra_plugins.xcls_launcher._sweep import Sweep
 from xcls.config.schema import UserError
 
-MARK = "slurm:"  # before the id of a job, where sweep.json has its device
-OURS = ("gpu_type", "poll_s", "max_num_timeout", "submitit_folder")  # parameters that are no words for sbatch
+MARK = "slurm:"  # prefix of a Slurm id in the field `device` of sweep.json
+OURS = ("gpu_type", "poll_s", "max_num_timeout", "submitit_folder")  # parameters that are not for sbatch
 MOST_TASKS = 1000  # of one array: Slurm's default limit is 1001
-INHERITED = ("SLURM_", "SRUN_", "SUBMITIT_")  # variables of a job, which must not reach the jobs that it submits
-MOMENT = 0.2  # seconds after which a signal is noticed
+INHERITED = ("SLURM_", "SRUN_", "SUBMITIT_")  # prefixes of variables of a job that new jobs must not inherit
+MOMENT = 0.2  # seconds until a signal is noticed
 
 
 def submit_sweep(sweep: Sweep, params: dict[str, Any]) -> dict[Job, str]:
-    """Submits what waits and is not queued yet; gives the Slurm ids of all jobs to wait for. Raises UserError.
+    """Submits the waiting jobs that are not queued yet. Returns the Slurm ids of all queued jobs. Raises UserError.
 
-    Jobs that need a pretraining are an array of their own that depends on all of these, so that no job holds a GPU
-    while it waits. Only the report needs a baseline: no job waits for it.
+    Jobs that need a pretraining form their own array, which depends on all pretrainings, so that no job holds a GPU
+    while it waits. No job waits for a baseline, because only the report needs it.
     """
     ids = still_queued(sweep)
     fresh: list[str] = []
@@ -64,7 +64,7 @@ def submit_sweep(sweep: Sweep, params: dict[str, Any]) -> dict[Job, str]:
 def still_queued(sweep: Sweep) -> dict[Job, str]:
     """The Slurm ids of the jobs that an earlier launcher has submitted and that have not ended.
 
-    Raises UserError where Slurm does not say what is in its queue.
+    Raises UserError if squeue does not answer.
     """
     try:
         before = json.loads((sweep.folder / "sweep.json").read_text(encoding="utf-8"))
@@ -75,9 +75,7 @@ def still_queued(sweep: Sweep) -> dict[Job, str]:
     named = {folder: name[len(MARK) :] for folder, name in devices.items() if name.startswith(MARK)}
     there = queued() if named else {}
     if there is None:
-        raise UserError(
-            "squeue does not answer, so it is unknown which jobs of this sweep are queued already. Try again later."
-        )
+        raise UserError("squeue does not answer, so the queued jobs of this sweep are unknown. Try again later.")
     found = {}
     for job in sweep.jobs:
         name = named.get(job.folder, "")
@@ -87,7 +85,7 @@ def still_queued(sweep: Sweep) -> dict[Job, str]:
 
 
 def _packed(sweep: Sweep, job: Job) -> SlurmJob:
-    """What Slurm runs for `job`. A GPU is the job's own; the processors of a node are shared with others."""
+    """What Slurm runs for `job`. A job has its GPU alone, but shares the processors of a node."""
     return SlurmJob(
         command=job.command(sweep.root),
         directory=os.getcwd(),
@@ -100,9 +98,9 @@ def _packed(sweep: Sweep, job: Job) -> SlurmJob:
 
 
 def _submit(jobs: list[SlurmJob], sweep: Sweep, params: dict[str, Any], after: list[str]) -> list[str]:
-    """Submits `jobs` as arrays that start when the jobs `after` have ended. Gives their ids.
+    """Submits `jobs` as arrays that start when the jobs `after` have ended. Returns their ids.
 
-    Raises UserError with Slurm's own words where it refuses.
+    Raises UserError with Slurm's message if Slurm refuses them.
     """
     import submitit
 
@@ -112,8 +110,8 @@ def _submit(jobs: list[SlurmJob], sweep: Sweep, params: dict[str, Any], after: l
         given.update(gres=f"gpu:{params['gpu_type']}:{params['gpus_per_node']}", gpus_per_node=None)
     threads = "${SLURM_CPUS_PER_TASK:-1}"
     given["setup"] = [
-        f"export PYTHONPATH={shlex.quote(str(sweep.root))}${{PYTHONPATH:+:$PYTHONPATH}}",  # of SlurmJob
-        f"export SRUN_CPUS_PER_TASK={threads}",  # since Slurm 22.05 srun does not take it from the job by itself
+        f"export PYTHONPATH={shlex.quote(str(sweep.root))}${{PYTHONPATH:+:$PYTHONPATH}}",  # to find SlurmJob
+        f"export SRUN_CPUS_PER_TASK={threads}",  # since Slurm 22.05 srun does not inherit it from the job
         f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}",
         *(params["setup"] or []),
     ]
@@ -123,7 +121,7 @@ def _submit(jobs: list[SlurmJob], sweep: Sweep, params: dict[str, Any], after: l
         named["slurm_dependency"] = ":".join(["afterany", *after])
     handles: list[Any] = []
     try:
-        with _outside_a_job(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+        with _outside_a_job(), contextlib.redirect_stderr(io.StringIO()):  # submitit also prints its errors
             executor = submitit.AutoExecutor(
                 folder=sweep.folder / params["submitit_folder"],
                 cluster="slurm",
@@ -138,7 +136,7 @@ def _submit(jobs: list[SlurmJob], sweep: Sweep, params: dict[str, Any], after: l
         ask("scancel", *[handle.job_id for handle in handles])
         said = " ".join(re.sub(r"\b(sbatch|error):\s*", "", str(error)).split())
         raise UserError(
-            f"Slurm does not take these jobs: {said}. The settings are hydra.launcher.* "
+            f"Slurm refuses these jobs: {said}. The settings are hydra.launcher.* "
             "(conf/hydra/launcher/slurm.yaml); sinfo -o '%P %G %l' lists partitions, their GPUs and time limits."
         ) from error
     return [handle.job_id for handle in handles]
@@ -146,7 +144,7 @@ def _submit(jobs: list[SlurmJob], sweep: Sweep, params: dict[str, Any], after: l
 
 @contextlib.contextmanager
 def _outside_a_job() -> Iterator[None]:
-    """Hides the variables of the job that this process may be in, and this machine's GPUs."""
+    """Hides this machine's GPUs, and the Slurm variables if this process runs in a job itself."""
     inside = "SLURM_JOB_ID" in os.environ
     hidden = [name for name in os.environ if inside and name.startswith(INHERITED) and name != "SLURM_CONF"]
     before = {name: os.environ.pop(name) for name in (*hidden, "CUDA_VISIBLE_DEVICES") if name in os.environ}
@@ -157,7 +155,7 @@ def _outside_a_job() -> Iterator[None]:
 
 
 def queued() -> dict[str, str] | None:
-    """State (PENDING, RUNNING, …) of each of our jobs in the queue, by id (`12` or `12_3`); None without an answer."""
+    """Job id (`12` or `12_3`) -> state (PENDING, RUNNING, …) of the user's queued jobs; None if squeue fails."""
     answer = ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T")
     if answer is None:
         return None
@@ -165,15 +163,15 @@ def queued() -> dict[str, str] | None:
 
 
 def follow(sweep: Sweep, ids: dict[Job, str], poll_s: float) -> int:
-    """Waits until Slurm has none of these jobs (by their Slurm ids) any more, and looks every `poll_s` seconds.
+    """Waits until none of these jobs (by their Slurm ids) is in the queue; checks every `poll_s` seconds.
 
-    Gives 0, or the number of the signal that ended the watch; the jobs go on then.
+    Returns 0, or the number of the signal that ended the wait; the jobs continue then.
     """
     progress = Progress(sweep)
     progress.begin()
     with noted_signals() as signals:
         while (left := [job for job in ids if job.state in (WAITING, RUNNING)]) and not signals:
-            if (there := queued()) is not None:  # else Slurm is busy, or restarts
+            if (there := queued()) is not None:  # None: Slurm is busy or restarts
                 for job in left:
                     _look(sweep, job, ids[job], there.get(ids[job]), progress)
             progress.tick()
@@ -185,14 +183,14 @@ def follow(sweep: Sweep, ids: dict[Job, str], poll_s: float) -> int:
         return 0
     arrays = dict.fromkeys(ids[job].partition("_")[0] for job in left)
     progress.line(
-        f"\n{len(left)} jobs stay with Slurm and go on: make status, or squeue --me. The same command waits for them "
+        f"\n{len(left)} jobs continue in Slurm: see make status, or squeue --me. The same command waits for them "
         f"again.\nCancel them: scancel {' '.join(arrays)}"
     )
     return signals[0]
 
 
 def _look(sweep: Sweep, job: Job, name: str, state: str | None, progress: Progress) -> None:
-    """Takes note of the state in the queue of a job with the id `name`; None: it has left."""
+    """Updates `job`, whose Slurm id is `name`, from its state in the queue; None: it has left the queue."""
     if state is None:
         found = dict(re.findall(r"\b(JobState|Reason)=(\S+)", ask("scontrol", "-o", "show", "job", name) or ""))
         job.cause = f"Slurm ended job {name} ({', '.join(value for value in found.values() if value != 'None')})"

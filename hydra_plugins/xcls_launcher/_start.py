@@ -1,6 +1,6 @@
-"""`_start.py LAUNCHER COMMAND…` becomes COMMAND, which Linux asks to save and leave when its launcher dies.
+"""`_start.py LAUNCHER COMMAND…` becomes COMMAND. If the launcher dies, Linux sends it SIGTERM, and it saves and ends.
 
-By SIGTERM: it may come once for each thread of the launcher, and a second SIGINT would end a run that saves.
+Not SIGINT: the signal may come once per thread of the launcher, and a second SIGINT would end a run while it saves.
 """
 
 import ctypes
@@ -11,9 +11,9 @@ import sys
 if __name__ == "__main__":
     signal.signal(
         signal.SIGINT, signal.SIG_DFL
-    )  # a launcher in the background ignores it, and a job would inherit that
+    )  # a job inherits the setting of a background launcher, which ignores it
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() != int(sys.argv[1]):
-        sys.exit(128 + signal.SIGTERM)  # it is dead already
+        sys.exit(128 + signal.SIGTERM)  # the launcher is already dead
     os.execv(sys.argv[2], sys.argv[2:])

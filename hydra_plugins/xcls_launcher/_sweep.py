@@ -1,4 +1,4 @@
-"""A sweep, wherever it runs: its jobs, what each needs first, their states, and `sweep.json` with all of them.
+"""A sweep on any launcher: its jobs, their dependencies and states, and `sweep.json` with all of them.
 
 Hashes and folders come from `xcls.build.job_specs(cfg)`, called here for each job before the first one starts.
 """
@@ -46,7 +46,7 @@ class Sweep:
     root: Path  # the project
     launcher: str
     jobs: list[Job] = field(default_factory=list)
-    equal: int = 0  # cells of the grid that are equal to others, and left out
+    equal: int = 0  # duplicate cells of the grid, which are skipped
     started: float = field(default_factory=time.time)
 
     @property
@@ -60,11 +60,11 @@ class Sweep:
         return self.runs / "multirun" / self.name
 
     def log(self, job: Job) -> Path:
-        """The file for what `job` prints."""
+        """The file for the output of `job`."""
         return self.folder / "logs" / f"{job.number:03d}.txt"
 
     def write(self) -> None:
-        """Writes sweep.json, whole or not at all."""
+        """Writes sweep.json, completely or not at all."""
         content = {
             "name": self.name,
             "started": self.started,
@@ -76,12 +76,12 @@ class Sweep:
         write_atomic(self.folder / "sweep.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def ready(self) -> list[Job]:
-        """The waiting jobs whose needs have ended, in order. After a failed baseline a run begins all the same."""
+        """The waiting jobs whose needs have ended, in order. A failed baseline blocks no job."""
         ended = (DONE, SKIPPED, FAILED)
         return [job for job in self.jobs if job.state == WAITING and all(need.state in ended for need in job.needs)]
 
     def fail_blocked(self) -> list[Job]:
-        """Fails the waiting jobs whose pretraining failed, with that as their cause, and gives them."""
+        """Marks the waiting jobs whose pretraining failed as failed. Returns them."""
         found = []
         for job in self.jobs:
             bad = next((need for need in job.pretrainings if need.state == FAILED), None)
@@ -93,7 +93,7 @@ class Sweep:
         return found
 
     def prepare(self, job: Job) -> None:
-        """Writes what `job` reads in its folder, and empties its log. Call it before its process starts."""
+        """Writes the config.yaml of `job`, and empties its log. Call it before its process starts."""
         if job.spec.file is not None and job.spec.folder is not None:
             job.spec.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(job.spec.folder / "config.yaml", job.spec.file)
@@ -101,14 +101,14 @@ class Sweep:
         self.log(job).write_bytes(b"")
 
     def start(self, job: Job, device: str) -> None:
-        """`job` runs now, on `device`."""
+        """Marks `job` as running on `device`."""
         job.state, job.device, job.began = RUNNING, device, time.time()
         self.write()
 
     def end(self, job: Job, exit_code: int | None) -> None:
-        """`job` has ended: done, or failed with a cause from its record, its output or its exit code (128 + signal).
+        """Marks `job` as done, or failed with a cause from its record, its output or its exit code (128 + signal).
 
-        With exit_code None (unknown) the record alone decides. A job that died without a word gets a record of its end.
+        With exit_code None (unknown) only the record decides. If a job died without a final status, writes one.
         """
         job.exit_code = exit_code
         record = self._record(job)
@@ -125,12 +125,12 @@ class Sweep:
 
     @property
     def exit_code(self) -> int:
-        """0 where every job is done or was done before."""
+        """0 if every job is done or was done before, else 1."""
         return int(any(job.state not in (DONE, SKIPPED) for job in self.jobs))
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the sweep against a second process that runs the same one. Raises UserError."""
+        """Locks the sweep against a second process that runs the same one. Raises UserError."""
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ class Sweep:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            text = f"multirun/{self.name}: this sweep is running already. Wait for it, or choose another exp=…."
+            text = f"multirun/{self.name}: this sweep is already running. Wait for it, or choose another exp=…."
             raise UserError(text) from error
         try:
             yield
@@ -146,7 +146,7 @@ class Sweep:
             lock.release()
 
     def _record(self, job: Job) -> Record | None:
-        """The job's record; None where there is none of this job."""
+        """The job's record; None if there is none, or it belongs to another run."""
         try:
             record = read_record(self.runs / job.folder) if job.spec.hash else None
         except ValueError:
@@ -154,14 +154,14 @@ class Sweep:
         return record if record is not None and record.hash == job.spec.hash else None
 
     def _fail(self, job: Job, cause: str, status: str) -> None:
-        """`job` is a failure; a run that died without a word gets a record, so that it is a row of the report."""
+        """Marks `job` as failed; writes a final record for its run if it has none, so that the report shows it."""
         job.state, job.cause = FAILED, cause
         if job.spec.record is not None:
             write_end(self.runs / job.folder, job.spec.record, status, cause)
 
 
 class SweepLauncher(Launcher):
-    """What both launchers share: plan the sweep, hold it, run it, and end the process with its exit code."""
+    """Base of both launchers: plan the sweep, lock it, run it, and end the process with its exit code."""
 
     def __init__(self, **params: Any) -> None:
         self.params: dict[str, Any] = {
@@ -179,21 +179,20 @@ class SweepLauncher(Launcher):
 
     @abstractmethod
     def check_jobs(self, sweep: Sweep) -> None:
-        """Refuses jobs that cannot run there, before any begins. Raises UserError."""
+        """Refuses jobs that cannot run on this launcher, before any begins. Raises UserError."""
 
     @abstractmethod
     def run(self, sweep: Sweep) -> int:
-        """Runs every waiting job to its end. Gives 0, or the number of the signal that ended it early."""
+        """Runs every waiting job to its end. Returns 0, or the number of the signal that ended it early."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs every job that is not done. Ends the process with 1 where one did not complete, 128 + signal if
-        it was stopped.
+        """Runs every job that is not done. Ends the process with 1 if a job did not complete, 128 + signal if stopped.
 
-        Raises UserError or Hydra's errors for a bad configuration, or bad data, of any job; nothing has run then.
+        Raises UserError or Hydra's errors for a bad configuration or bad data of any job, before any job has run.
         """
         if self.config.hydra.sweeper.get("max_batch_size"):
             raise UserError(
-                "hydra.sweeper.max_batch_size: the launcher has a queue of its own. "
+                "hydra.sweeper.max_batch_size: the launcher has its own queue. "
                 "Use hydra.launcher.jobs, jobs_per_gpu or array_parallelism."
             )
         self.check()
@@ -208,11 +207,11 @@ class SweepLauncher(Launcher):
         ]
 
     def plan(self, job_overrides: Sequence[Sequence[str]]) -> Sweep:
-        """The sweep of these jobs: what they need first, equal cells once, what is completed. Writes nothing."""
+        """The sweep of these jobs and of the jobs that they need, without duplicates. Writes nothing."""
         from xcls.build import job_specs
 
         choices = self.config.hydra.runtime.choices
-        name = str(self.config.exp or choices.get("experiment") or "sweep")  # exp=5 is a number to Hydra
+        name = str(self.config.exp or choices.get("experiment") or "sweep")  # Hydra reads exp=5 as a number
         check_name("exp", name)
         refuse_secrets({"hydra.launcher": self.params})
         root = Path(str(sys.modules[self.task_function.__module__].__file__)).resolve().parent
@@ -224,7 +223,7 @@ class SweepLauncher(Launcher):
             specs = job_specs(config)
             for spec in specs:
                 if spec.hash in known:
-                    sweep.equal += spec is specs[-1]  # the cell itself; several may need what comes before it
+                    sweep.equal += spec is specs[-1]  # count only the cell itself: several cells may need the same job
                     continue
                 job = Job(
                     overrides=spec.overrides or words,
@@ -236,7 +235,7 @@ class SweepLauncher(Launcher):
                 if spec.action == "done" and spec.found is not None:
                     done = spec.found.status == "completed"
                     job.state = SKIPPED if done else FAILED
-                    job.cause = None if done else f"{spec.found.cause} (before; retry_failed=true runs it again)"
+                    job.cause = None if done else f"{spec.found.cause} (earlier; retry_failed=true runs it again)"
                 sweep.jobs.append(job)
                 if spec.hash is not None:
                     known[spec.hash] = job
@@ -244,7 +243,7 @@ class SweepLauncher(Launcher):
         return sweep
 
     def _compose(self, overrides: list[str]) -> DictConfig:
-        """A job's configuration as its process will compose it. Raises UserError where it holds a secret."""
+        """A job's configuration, as its process will compose it. Raises UserError if it contains a secret."""
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.num = 0
@@ -257,22 +256,22 @@ class SweepLauncher(Launcher):
 
 
 def refuse_secrets(tree: Any) -> None:
-    """Refuses a configuration that holds what looks like a secret, or the value of one in the environment.
+    """Refuses a configuration with the value of a secret of the environment. Raises UserError that names the keys.
 
-    The files of a sweep (sweep.json, Slurm's scripts) would hold it. Raises UserError that names the keys.
+    The files of a sweep (sweep.json, Slurm's scripts) would contain it.
     """
     values = flatten(tree)
     wrong = [key for key, value in values.items() if without_secrets(f"{key}={value}") != f"{key}={value}"]
     if wrong:
         raise UserError(
-            f"{', '.join(wrong)}: an API key, a token or a password, which the files of the sweep would hold. "
-            "Leave it in the environment, which every job has: WANDB_API_KEY, HF_TOKEN."
+            f"{', '.join(wrong)}: this is an API key, a token or a password; the files of the sweep would contain it. "
+            "Set it only in the environment, which every job inherits: WANDB_API_KEY, HF_TOKEN."
         )
 
 
 def in_order(jobs: list[Job]) -> list[Job]:
-    """The jobs in the order of their start, numbered: first what others need, pretraining before baselines; then, for
-    each seed, the mechanisms in turn, whatever order was typed: what slows the machine slows all mechanisms."""
+    """The jobs in starting order, numbered: first the needed ones, pretraining before baselines; then, for each seed
+    and cell, the mechanisms one after another, so that a slow phase of the machine affects all mechanisms."""
     rank = {"pretrain": 0, "baseline": 1}
     needed = {need for job in jobs for need in job.needs}
     seeds = {part: place for place, part in enumerate(dict.fromkeys(_seed(job) for job in jobs))}
@@ -290,12 +289,12 @@ def in_order(jobs: list[Job]) -> list[Job]:
 
 
 def _seed(job: Job) -> tuple[str, ...]:
-    """What was typed of the seed for this job."""
+    """The override of the seed of this job, if any."""
     return tuple(word for word in job.overrides if _key(word) == "seed")
 
 
 def _cell(job: Job) -> tuple[str, ...]:
-    """What was typed for this job, in any order, except its seed and its mechanism."""
+    """The sorted overrides of this job, without seed and mechanism."""
     return tuple(sorted(word for word in job.overrides if _key(word) not in ("seed", "attention")))
 
 

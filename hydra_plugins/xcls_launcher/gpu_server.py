@@ -34,7 +34,7 @@ class GpuServerLauncher(SweepLauncher):
     """Runs a sweep on this machine."""
 
     def check(self) -> None:
-        """Refuses impossible numbers of jobs, and a machine where leases cannot be kept. Raises UserError."""
+        """Refuses impossible numbers of jobs, and a machine without a folder for leases. Raises UserError."""
         from hydra_plugins.xcls_launcher._devices import take, visible_devices
 
         for key in ("jobs", "jobs_per_gpu"):
@@ -44,12 +44,12 @@ class GpuServerLauncher(SweepLauncher):
         if lease is not None:
             lease.release()
         self.devices = visible_devices(self.params["devices"])
-        if self.params["devices"] is not None:  # torch is asked about the devices that the jobs may see
+        if self.params["devices"] is not None:  # torch must see the same devices as the jobs
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices)
             os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
     def check_jobs(self, sweep: Sweep) -> None:
-        """Refuses GPUs that cannot do what the jobs are to do, and prints what `hardware=auto` has chosen.
+        """Refuses GPUs that cannot compute the jobs, and prints the choice of `hardware=auto`.
 
         Raises UserError.
         """
@@ -65,7 +65,7 @@ class GpuServerLauncher(SweepLauncher):
                 print(("WARNING: " if precision.warn else "") + precision.why, file=sys.stderr)
 
     def run(self, sweep: Sweep) -> int:
-        """Runs every waiting job to its end. Gives 0, or the number of the signal that ended it early."""
+        """Runs every waiting job to its end. Returns 0, or the number of the signal that ended it early."""
         from hydra_plugins.xcls_launcher._scheduler import LocalScheduler
 
         settings = {key: self.params[key] for key in ("jobs_per_gpu", "jobs", "grace_s")}

@@ -1,7 +1,7 @@
-"""The sweeper of every sweep: Hydra's own, without the file that it writes.
+"""The sweeper of every sweep: Hydra's own, without its file `multirun/multirun.yaml`.
 
-Hydra's sweeper writes the whole configuration into `multirun/multirun.yaml` before anything is checked: one file for
-all sweeps, written by refused ones too. What a sweep was made of is in `sweep.json` and in the records.
+Hydra's sweeper writes the configuration there before any check: one file for all sweeps, even refused ones. The
+configuration of a sweep is in `sweep.json` and in the records instead.
 """
 
 # No postponed annotations here: Hydra's scan for plugins executes this file outside sys.modules, where dataclasses
@@ -26,10 +26,10 @@ ConfigStore.instance().store(group="hydra/sweeper", name="xcls_grid", node=GridC
 
 
 class Grid(BasicSweeper):
-    """Every combination of the values that were listed."""
+    """Every combination of the listed values."""
 
     def sweep(self, arguments: List[str]) -> Any:
-        """Hands all jobs to the launcher, which composes every one before the first begins."""
+        """Passes all jobs to the launcher, which composes every one before the first begins."""
         assert self.hydra_context is not None and self.launcher is not None  # Hydra has called setup()
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         words = parser.parse_overrides([*self._parse_config(), *arguments])

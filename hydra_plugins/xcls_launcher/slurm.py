@@ -1,6 +1,6 @@
 """`hydra/launcher=slurm`: the jobs of a sweep as Slurm arrays, through hydra-submitit-launcher and submitit.
 
-The launcher may leave at any time: Slurm has everything that the jobs need.
+The launcher may end at any time: Slurm has everything that the jobs need.
 """
 
 # No postponed annotations here: Hydra's scan for plugins executes this file outside sys.modules, where dataclasses
@@ -19,7 +19,7 @@ from xcls.config.schema import UserError
 
 @dataclass
 class SlurmConf(SlurmQueueConf):
-    """`hydra.launcher.*`; see conf/hydra/launcher/slurm.yaml. What is not there is as in hydra-submitit-launcher."""
+    """`hydra.launcher.*`; see conf/hydra/launcher/slurm.yaml; other settings as in hydra-submitit-launcher."""
 
     _target_: str = "hydra_plugins.xcls_launcher.slurm.SlurmSweepLauncher"
     gpu_type: Optional[str] = None
@@ -30,7 +30,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="xcls_slurm", node=Slu
 
 
 class SlurmSweepLauncher(SweepLauncher):
-    """Gives a sweep to Slurm and follows it."""
+    """Submits a sweep to Slurm and follows it."""
 
     def check(self) -> None:
         """Refuses settings that cannot work, and a machine without Slurm. Raises UserError."""
@@ -48,7 +48,7 @@ class SlurmSweepLauncher(SweepLauncher):
             )
 
     def check_jobs(self, sweep: Sweep) -> None:
-        """Refuses `auto`: a node need not be like this machine, and the dtype is part of a run's identity.
+        """Refuses `auto`: a node may differ from this machine, and the dtype is part of a run's hash.
 
         Raises UserError.
         """
@@ -57,13 +57,13 @@ class SlurmSweepLauncher(SweepLauncher):
             auto = [f"hardware.{key}=auto" for key in ("device", "dtype") if config.get(f"hardware.{key}") == "auto"]
             if auto:
                 raise UserError(
-                    f"{', '.join(auto)}: the nodes of Slurm need not be like this machine. Name their hardware: "
+                    f"{', '.join(auto)}: the nodes of Slurm may differ from this machine. Name their hardware: "
                     "hardware=t4, v100, rtx, l4, a100, h100 or h200; without GPUs hardware=cpu hardware.dtype=fp32 "
                     "hydra.launcher.gpus_per_node=0."
                 )
 
     def run(self, sweep: Sweep) -> int:
-        """Submits what is neither done nor queued, and waits for all. Gives 0, or the signal that ended it."""
+        """Submits jobs that are neither done nor queued, and waits for all. Returns 0, or the signal that ended it."""
         from hydra_plugins.xcls_launcher._slurm_queue import follow, submit_sweep
 
         return follow(sweep, submit_sweep(sweep, self.params), self.params["poll_s"])

@@ -1,1 +1,1 @@
-"""What runs are and leave behind: record, hash, folder, status. Standard library only."""
+"""Runs on disk: record, hash, folder, status. Standard library only."""

@@ -1,7 +1,7 @@
-"""How glibc's allocator is told to keep freed memory. Standard library only.
+"""Makes glibc's allocator keep freed memory. Standard library only.
 
-glibc gives every large buffer back to the kernel, which clears its pages anew for the next one: a third of a training
-step on a CPU. Variables in the environment say otherwise to processes that start; `mallopt` says it to this one.
+By default glibc returns every large buffer to the kernel, which then clears the pages of the next one: a third of the
+time of a training step on a CPU. Environment variables change that for new processes, `mallopt` for this one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MALLOPT = {-4: 0, -1: -1, -2: 67_108_864}  # malloc.h: M_MMAP_MAX, M_TRIM_THRESH
 
 
 def environment_with(allocator: str, variables: dict[str, str]) -> dict[str, str]:
-    """`variables` so that freed memory is kept ('retain'), glibc's own way ('plain'), or as they are ('inherit')."""
+    """`variables` changed so that glibc keeps freed memory ('retain') or not ('plain'), or unchanged ('inherit')."""
     if allocator == "inherit":
         return dict(variables)
     others = {key: value for key, value in variables.items() if key not in RETAIN}
@@ -28,7 +28,7 @@ def environment_with(allocator: str, variables: dict[str, str]) -> dict[str, str
 
 
 def retain_memory() -> None:
-    """This process, and those that it starts, keep freed memory, unless one of the variables is set."""
+    """Makes this process and its child processes keep freed memory, unless one of the variables is set."""
     if sys.platform != "linux" or set(RETAIN) & set(os.environ):
         return
     os.environ.update(RETAIN)

@@ -1,6 +1,6 @@
-"""The code behind a `_target_`: its files, found without importing anything, and a hash of what they do.
+"""The code of a `_target_`: its files, found without importing anything, and a hash of that code.
 
-Comments, docstrings and layout do not change the hash, and every version of Python gives the same one.
+Comments, docstrings and layout do not change the hash. It is the same in every version of Python.
 Standard library only.
 """
 
@@ -14,13 +14,13 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Iterator
 
-OURS = ("xcls.attention", "xcls.position")  # the parts of this package that a mechanism consists of
+OURS = ("xcls.attention", "xcls.position")  # the parts of this package that belong to a mechanism
 INSTALLED = ("site-packages", "dist-packages")
-SKIPPED = {"ctx", "kind", "type_comment", "type_ignores"}  # fields that say nothing of what the code does
+SKIPPED = {"ctx", "kind", "type_comment", "type_ignores"}  # fields that do not change what the code does
 
 
 def module_file(module: str) -> Path | None:
-    """The source file of `module`; None where there is none. Neither it nor its packages are imported."""
+    """The source file of `module`; None if there is none. Imports neither the module nor its packages."""
     parts, spec, places = module.split("."), None, None
     for number, part in enumerate(parts, start=1):
         if not part.isidentifier() or number > 1 and places is None:
@@ -31,10 +31,10 @@ def module_file(module: str) -> Path | None:
 
 
 def code_files(target: str) -> dict[str, Path]:
-    """Module name -> file: the module of `target` (`package.module.Class`) and what it imports of the project, in turn.
+    """Module name -> file: the module of `target` (`package.module.Class`) and, recursively, the code that it imports.
 
-    Of this package that is what `OURS` names; of other packages, what is neither installed nor Python's own. Raises
-    SyntaxError where a file cannot be read as Python. An import by a computed name is not seen.
+    From this package it follows only OURS; from other packages, only modules that are neither installed nor part of
+    Python. Raises SyntaxError if a file is not valid Python. It does not see imports by a computed name.
     """
     found: dict[str, Path] = {}
     waiting = [target.rpartition(".")[0]]
@@ -51,7 +51,7 @@ def code_files(target: str) -> dict[str, Path]:
 
 
 def code_hash(target: str) -> str:
-    """sha256 in hex of the code behind `target`. Raises SyntaxError."""
+    """sha256 in hex of the code of `target`. Raises SyntaxError."""
     parts = [f"{module} {_read(path)[0]}\n" for module, path in code_files(target).items()]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
@@ -71,7 +71,7 @@ def _imported(names: tuple[tuple[int, str], ...], package: str) -> Iterator[str]
 
 
 def _read(path: Path) -> tuple[str, tuple[tuple[int, str], ...]]:
-    """The hash of one file and what it imports, as (level, name)."""
+    """The hash of one file, and its imports as (level, name)."""
     state = path.stat()
     return _parsed(path, state.st_mtime_ns, state.st_size)
 
@@ -83,7 +83,7 @@ def _parsed(path: Path, changed: int, size: int) -> tuple[str, tuple[tuple[int, 
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update({(0, alias.name): None for alias in node.names})
-        elif isinstance(node, ast.ImportFrom):  # what it imports from a package may be a module
+        elif isinstance(node, ast.ImportFrom):  # the imported name may be a module of the package
             base = node.module or ""
             names.update({(node.level, f"{base}.{alias.name}".lstrip(".")): None for alias in node.names})
             names[node.level, base] = None
@@ -93,15 +93,15 @@ def _parsed(path: Path, changed: int, size: int) -> tuple[str, tuple[tuple[int, 
 
 
 def _spell(value: object, words: list[str]) -> None:
-    """Appends a text to `words` that is the same for the same code. `ast.dump` differs between versions of Python.
+    """Appends words that are equal for equal code; `ast.dump` differs between versions of Python.
 
-    Empty fields are left out, since a newer Python has more of them, and so are docstrings (lone constants).
+    Skips empty fields, because newer versions of Python have more of them, and docstrings (constants as statements).
     """
     if isinstance(value, ast.AST):
         words.append(type(value).__name__)
         for name in value._fields:
             item = getattr(value, name, None)
-            if isinstance(value, ast.JoinedStr):  # Python 3.12 puts empty texts into some f-strings
+            if isinstance(value, ast.JoinedStr):  # Python 3.12 adds empty texts to some f-strings
                 item = [part for part in value.values if getattr(part, "value", None) != ""]
             if item == [] or name in SKIPPED or item is None and not isinstance(value, ast.Constant):
                 continue

@@ -1,19 +1,19 @@
-"""A file that could not be written: whether the disk is full, and what to do about it. Standard library only."""
+"""Errors when a file is written: is the disk full, and what can the user do. Standard library only."""
 
 from __future__ import annotations
 
 import errno
 
-FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # no room on the disk, or no more for this user
+FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # disk full, or quota of the user exceeded
 
 
 def is_full(error: OSError) -> bool:
-    """Whether there was no room, on the disk or in the user's quota."""
+    """Whether the disk was full or the user's quota was exceeded."""
     return error.errno in FULL
 
 
 def remedy(error: OSError, *, place: object) -> str:
-    """What to do: make room where there is none; else look at what the system says about `place`."""
+    """What to do: free space if the disk is full; else check that `place` exists and its permissions."""
     if is_full(error):
         return f"Make room on the disk of {place}"
-    return f"Check {place}: that it is there, and that it may be read and written"
+    return f"Check that {place} exists and that you can read and write it"

@@ -1,4 +1,4 @@
-"""May this run begin in its folder, go on there, or is it done? Decided before anything is written.
+"""Decides, before anything is written, whether a run starts in its folder, resumes there, or is done.
 
 Standard library only.
 """
@@ -15,12 +15,12 @@ from xcls.runs.record import Record, read_record
 
 DONE, RESUME, FRESH = "done", "resume", "fresh"
 STAGES = ("pretrain", "finetune", "multirun")  # the folders of all runs
-# What may lie in a folder before the first record is written. Editors leave copies of a config.yaml.
+# Files that a folder may contain before its first record; editors leave copies of config.yaml.
 BEFORE_RECORD = re.compile(r"\.lock|\.making|\.room|logs|\..+\.tmp|[.#]*config\.yaml.*")
 
 
 def read_or_refuse(folder: Path) -> Record:
-    """The record in `folder`. Raises UserError where there is none, or one that cannot be read."""
+    """The record in `folder`. Raises UserError if there is none, or it cannot be read."""
     try:
         return read_record(folder)
     except ValueError as error:
@@ -28,7 +28,7 @@ def read_or_refuse(folder: Path) -> Record:
 
 
 def check_case_collision(folder: Path) -> None:
-    """Refuses a name that differs from an existing one in case alone: on many systems both are one folder.
+    """Refuses a name that differs from an existing one only in upper and lower case: many systems take both as one.
 
     Raises UserError.
     """
@@ -36,13 +36,15 @@ def check_case_collision(folder: Path) -> None:
         names = os.listdir(place.parent) if place.parent.is_dir() else []
         equal = [name for name in names if name != place.name and name.casefold() == place.name.casefold()]
         if equal:
-            raise UserError(f"{place}: {equal[0]} exists, and the names differ in case alone. Choose another name.")
+            raise UserError(
+                f"{place}: {equal[0]} exists and differs only in upper and lower case. Choose another name."
+            )
         if place.parent.name in STAGES:
             break
 
 
 def rollback(folder: Path, kept: set[str]) -> None:
-    """Removes what a refused run has put into `folder`, all but the names in `kept`, and then empty folders."""
+    """Removes the files of a refused run from `folder`, except the names in `kept`; then removes empty folders."""
     for path in folder.iterdir():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -53,18 +55,18 @@ def rollback(folder: Path, kept: set[str]) -> None:
 
 
 def changed_code(record: Record, code: dict[str, str]) -> str:
-    """The parts (attention, position) whose code is no longer that of `record`, as text; '' where there are none."""
+    """The parts (attention, position) whose code has changed since `record`, as text; '' if none has."""
     return " and ".join(part for part, digest in code.items() if record.code.get(part, digest) != digest)
 
 
 def decide(
     folder: Path, digest: str, *, resume: bool, sweep: bool, retry_failed: bool, code: dict[str, str]
 ) -> tuple[str, Record | None]:
-    """What to do with `folder` for the run of hash `digest`: DONE, RESUME or FRESH, and the record found there.
+    """What to do with `folder` for the run with hash `digest`: DONE, RESUME or FRESH, and the record found there.
 
-    FRESH with a record is a run that has begun and has no checkpoint: it starts again, and keeps its history.
-    In a sweep resume is implied, and a failed run stays failed unless `retry_failed`. Raises UserError where an `exp`
-    has already run, or where the folder holds a run of another configuration or of another `code`.
+    FRESH with a record: the run has begun but has no checkpoint, so it starts again and keeps its history. A sweep
+    always resumes, and does not repeat failed runs unless `retry_failed`. Raises UserError if an `exp` has already run,
+    or if the folder contains a run with another configuration or other `code`.
     """
     check_case_collision(folder)
     if not (folder / "record.json").is_file():
@@ -73,9 +75,9 @@ def decide(
     record = read_or_refuse(folder)
     if record.hash != digest:
         changed = changed_code(record, code)
-        other = f"made with other code of {changed} than there is now" if changed else "of another configuration"
+        other = f"with older code of {changed}" if changed else "with another configuration"
         raise UserError(
-            f"{folder} holds a run {other} (hash {record.hash[:6]}, this one {digest[:6]}).\n"
+            f"{folder} contains a run {other} (hash {record.hash[:6]}, this one {digest[:6]}).\n"
             "Choose another exp=…, or move that folder away. Its settings: resolved_config.yaml."
         )
     if sweep and (record.status == "completed" or record.status == "failed" and not retry_failed):
@@ -90,13 +92,13 @@ def decide(
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuses a folder without a record that holds what no run puts there before its record: a user's own files, or
-    checkpoints of an unknown run. Raises UserError."""
+    """Refuses a folder that has no record but contains other files: a user's own, or checkpoints of an unknown run.
+    Raises UserError."""
     found = sorted(os.listdir(folder)) if folder.is_dir() else []
     foreign = [name for name in found if not BEFORE_RECORD.fullmatch(name)]
     if foreign:
         shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise UserError(
-            f"{folder} holds {shown}, but no record.json, so it is not the folder of a run. "
-            "Move what is in it away, or choose another exp=…."
+            f"{folder} contains {shown}, but no record.json, so it is not the folder of a run. "
+            "Move its content away, or choose another exp=…."
         )

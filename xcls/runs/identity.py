@@ -1,7 +1,7 @@
-"""Which run is this: its hash, its name, its folder. Plain functions of the configuration, shared by all who need them.
+"""The identity of a run: its hash, name and folder, as plain functions of the configuration.
 
-The hash covers what shapes the result and nothing else, so the same command from any folder or machine finds its run.
-The code of the attention mechanism and of the position encoding is part of it.
+The hash covers everything that influences the result and nothing else, so the same command finds its run from any
+folder or machine. It includes the code of the attention mechanism and of the position encoding.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ from typing import Any
 
 from xcls.runs.code_hash import code_hash
 
-CODED = ("attention", "position")  # the parts of a configuration whose code is part of the hash
+CODED = ("attention", "position")  # parts of a configuration whose code is in the hash
 STAGE_OF_MODE = {"pretrain": "pretraining", "finetune": "finetuning"}
-NOT_OF_ROWS = ("path", "extra", "source", "labels", "truncate")  # of the data set: in its fingerprint, or elsewhere
-ARCHITECTURE = ("attention", "position", "size", "tokenizer", "seq_len")  # what fine-tuning takes from pretraining
-# Of a stage's settings: when something is measured or saved, and how many rows go through at once outside training.
+NOT_OF_ROWS = (
+    "path",
+    "extra",
+    "source",
+    "labels",
+    "truncate",
+)  # keys of the data set that are in its fingerprint, or elsewhere in the hash
+ARCHITECTURE = ("attention", "position", "size", "tokenizer", "seq_len")  # fine-tuning takes it from pretraining
+# Settings of a stage that do not change the result: when to save, and the batch size of evaluations.
 NOT_SHAPING = (
     "checkpoint_every_steps",
     "checkpoint_every_epochs",
@@ -29,7 +35,7 @@ NOT_SHAPING = (
 
 
 def code_of(config: dict[str, Any]) -> dict[str, str]:
-    """The hash of the code of each part whose code shapes the result, `attention` and `position`; {} of a baseline."""
+    """The hashes of the code of `attention` and `position`, which influences the result; {} for a baseline."""
     if config["mode"] == "baseline":
         return {}
     return {part: code_hash(config[part]["_target_"]) for part in CODED}
@@ -44,10 +50,10 @@ def run_hash(
     parent: str | None = None,
     code: dict[str, str],
 ) -> str:
-    """sha256 in hex of the part of a resolved configuration (nested dict) that shapes the result of its mode.
+    """sha256 in hex of the part of a resolved configuration (nested dict) that influences the result of its mode.
 
-    `data` is the data fingerprint, `dtype` the resolved one, `vocabulary` the checksum of a vocabulary file that is
-    loaded, `parent` the hash of the pretraining run (None where there is none), `code` what `code_of` gives.
+    `data`: the data fingerprint; `dtype`: the resolved dtype; `vocabulary`: the checksum of a loaded vocabulary file;
+    `parent`: the hash of the pretraining run, or None; `code`: the result of `code_of`.
     """
     mode, dataset = config["mode"], config["dataset"]
     rows = {key: value for key, value in dataset.items() if key not in NOT_OF_ROWS}
@@ -83,9 +89,9 @@ def runs_root(project: Path) -> Path:
 
 
 def run_folder(config: dict[str, Any], choices: dict[str, str], digest: str, *, sweep: str | None, root: Path) -> Path:
-    """Where a run lives: `multirun/<sweep>/<run name>` in a sweep, else `pretrain/<exp>` or `finetune/<exp>`.
+    """The folder of a run: `multirun/<sweep>/<run name>` in a sweep, else `pretrain/<exp>` or `finetune/<exp>`.
 
-    A baseline and a single run without `exp` have a run name only: `multirun/baselines/…`, `<mode>/<flat run name>`.
+    Without `exp` it is `multirun/baselines/<run name>` for a baseline, else `<mode>/<flat run name>`.
     """
     name = run_name(config, choices, digest)
     if sweep is not None:

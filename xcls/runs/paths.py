@@ -1,4 +1,4 @@
-"""Paths and texts as a user types them: `~`, run folders by name or path, pipes, quotes. Standard library only."""
+"""Paths and texts on the command line: `~`, run folders by name or path, pipes, quotes. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Sequence
 
 from xcls.config.schema import UserError, nearest
 
-CONFIG = "resolved_config.yaml"  # what every run that has begun has in its folder
+CONFIG = "resolved_config.yaml"  # every run that has begun has it in its folder
 MOST_SHOWN = 12
 PLAIN = re.compile(r"(?!(null|true|false|inf|nan)$)[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE)
 
 
 def at(path: str | Path) -> Path:
-    """The path with `~` and `~name` written out. Raises UserError where there is no such person."""
+    """The path with `~` and `~name` expanded. Raises UserError if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -22,14 +22,14 @@ def at(path: str | Path) -> Path:
 
 
 def quoted(text: str) -> str:
-    """A text in the grammar of Hydra's command line: in quotes where it needs them."""
+    """A text in the grammar of Hydra's command line, in quotes if needed."""
     if PLAIN.fullmatch(text):
         return text
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def in_project(path: str | None, root: Path) -> str | None:
-    """The path, below `root` where it is there and not in the working directory."""
+    """The path; below `root` if it exists there and not in the working directory."""
     if path is None or at(path).exists() or not (root / at(path)).exists():
         return path
     return str(root / at(path))
@@ -61,7 +61,7 @@ def find_run(key: str, name: str, *, root: Path, stages: Sequence[str]) -> Path:
     found = [run for place in own for depth in (1, 2, 3) for run in _runs(place, depth, stages)]
     inside = [f"{name.rstrip('/')}/{run}" for run in dict.fromkeys(found)]
     if inside:
-        raise UserError(f"{key}={name}: this is no run but a folder with runs. Name one of them: {_listed(inside)}.")
+        raise UserError(f"{key}={name}: this is a folder with runs, not a run. Choose one of them: {_listed(inside)}.")
     said = " or ".join(f"{stage}/" for stage in stages)
     raise UserError(
         f"{key}={name}: no such run under {said}, and no run folder at that path.{nearest(name, known)} "
@@ -70,7 +70,7 @@ def find_run(key: str, name: str, *, root: Path, stages: Sequence[str]) -> Path:
 
 
 def _runs(folder: Path, depth: int, stages: Sequence[str] = ("",)) -> list[str]:
-    """The run folders so many levels below `folder` whose names begin with one of `stages`, relative to it, sorted."""
+    """The run folders `depth` levels below `folder` whose names begin with one of `stages`: relative paths, sorted."""
     found = sorted(file.parent for file in folder.glob("/".join(["*"] * depth + [CONFIG])))
     return [run.relative_to(folder).as_posix() for run in found if run.name.startswith(tuple(stages))]
 

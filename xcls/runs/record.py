@@ -1,7 +1,7 @@
-"""What a run leaves behind: `record.json`, which the report reads, and `events.jsonl`.
+"""The files of a run: `record.json`, which the report reads, and `events.jsonl`.
 
-Standard library only. A record is written at the start, at every evaluation and at the end, on failure too, always by
-write-then-rename, so that a reader meets a whole one at any instant.
+Standard library only. The record is written at the start, at every evaluation and at the end, also after a failure. It
+is written to a temporary file and renamed, so that a reader always finds a complete one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ STATUSES = ("running", "completed", "failed", "interrupted")
 MORE_TRAINING = (
     "Train longer (finetuning.max_steps or finetuning.epochs), or with another learning rate (finetuning.lr)."
 )
-PATCH = "code.patch"  # in a run's folder: what a clone of its commit lacks
-# Of the fields of a record in JSON:
+PATCH = "code.patch"  # in a run's folder: the code that is not in its commit
+# Annotation of a field -> its types in JSON:
 KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "list": list}
 
 
@@ -35,7 +35,7 @@ class Record:
     run: str  # the run's name: its folder relative to the sweep's or stage's folder
     mode: str  # pretrain, finetune, baseline, bench
     status: str  # one of STATUSES
-    hash: str  # sha256 of what shapes the result (identity.py), whole
+    hash: str  # full sha256 of what influences the result (identity.py)
     seed: int
     seq_len: int
     cause: str | None = None  # why it failed or was interrupted
@@ -64,23 +64,23 @@ class Record:
     faults: list[dict[str, Any]] = field(default_factory=list)
     # name -> sha256, for metrics.csv, predictions.parquet and code.patch
     files: dict[str, str] = field(default_factory=dict)
-    command: list[str] = field(default_factory=list)  # the overrides that compose this run again
+    command: list[str] = field(default_factory=list)  # the overrides that give this run again
     started: float = 0.0  # seconds since the epoch
     ended: float | None = None
     schema_version: int = SCHEMA_VERSION
 
 
 def is_guess(macro_f1: float | None, classes: int) -> bool:
-    """Whether a macro-F1 (share) over so many classes is no better than a guess.
+    """Whether a macro-F1 (share) over this number of classes is no better than a guess.
 
-    Labels drawn at random reach at most 1/classes on average, whatever their shares (the mean over classes of
-    2nt/(n+t), each at most (n+t)/2), and so does one class for all rows.
+    Random labels reach at most 1/classes on average, whatever their shares n and the shares t of the classes: F1 is the
+    mean over the classes of 2nt/(n+t), and each is at most (n+t)/2. Predicting one class for all rows is no better.
     """
     return macro_f1 is not None and macro_f1 <= 1 / max(classes, 1) + 1e-12
 
 
 def carry_over(record: Record, before: Record) -> None:
-    """Copies into the `record` of a resumed run what `before`, of its earlier part, says of the whole run."""
+    """After a resume, copies the values for the whole run from the earlier record `before` to `record`."""
     record.started, record.wandb_id, record.warnings = before.started, before.wandb_id, list(before.warnings)
     record.device["shared"] = bool(record.device.get("shared") or before.device.get("shared"))
     if before.device.get("attention_path"):
@@ -89,7 +89,7 @@ def carry_over(record: Record, before: Record) -> None:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: NaN and Inf become None, paths and the like strings, secrets `***`."""
+    """`value` in the types of JSON: NaN and Inf become None, paths and other objects strings, secrets `***`."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -106,7 +106,7 @@ def plain(value: Any) -> Any:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes `text` beside `path`, syncs it and renames it: a reader sees the old file or the new one, whole."""
+    """Writes `text` to a temporary file, syncs and renames it: a reader sees the complete old or new file."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -120,7 +120,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def no_formula(text: str) -> str:
-    """The text for a CSV file: with an apostrophe before it where a spreadsheet would run it as a formula."""
+    """The text for a CSV file: with an apostrophe in front if a spreadsheet would run it as a formula."""
     return f"'{text}" if re.match(r"[=+\-@\t\r](?!\d+(\.\d+)?$)", text) else text
 
 
@@ -133,7 +133,7 @@ def write_record(record: Record, folder: Path) -> None:
 
 
 def seal(content: dict[str, Any]) -> str:
-    """A checksum over the content of a record, by which the report sees that nobody has edited it since."""
+    """A checksum of a record's content; the report uses it to detect later edits."""
     sealed = {key: value for key, value in content.items() if key != "seal"}
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
 
@@ -141,7 +141,7 @@ def seal(content: dict[str, Any]) -> str:
 def read_record(folder: Path, *, sealed: bool = False) -> Record:
     """Reads `folder/record.json`. Raises ValueError (unreadable, a newer schema, a missing field) with the path.
 
-    `sealed`: refuse it too where its seal does not fit; a record without one is of an older version, and accepted.
+    `sealed`: also refuse a wrong seal. A record without a seal is from an older version and is accepted.
     """
     path = Path(folder) / "record.json"
     try:
@@ -151,7 +151,7 @@ def read_record(folder: Path, *, sealed: bool = False) -> Record:
         if int(raw.get("schema_version", 0)) > SCHEMA_VERSION:
             raise ValueError(f"schema_version {raw['schema_version']} is newer than {SCHEMA_VERSION}")
         if sealed and raw.get("seal", "") not in ("", seal(raw)):
-            raise ValueError("it was changed after the run wrote it: its seal does not fit")
+            raise ValueError("it was changed after the run wrote it: its seal does not match")
         known = {item.name for item in fields(Record)}
         record = Record(**{key: value for key, value in raw.items() if key in known})
         for item in fields(Record):
@@ -175,7 +175,7 @@ def sha256(path: Path) -> str:
 
 
 def parse_events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The events of these lines of events.jsonl; what is no event (a line that was cut off) is left out."""
+    """The events in these lines of events.jsonl; skips lines that are no event, such as one that was cut off."""
     for line in lines:
         try:
             event = json.loads(line)
@@ -186,7 +186,7 @@ def parse_events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 class Events:
-    """`events.jsonl`: everything that happened, one JSON object a line, appended and flushed at once."""
+    """`events.jsonl`: all events of a run, one JSON object per line, each written at once."""
 
     def __init__(self, folder: Path) -> None:
         self.path = Path(folder) / "events.jsonl"
@@ -197,11 +197,11 @@ class Events:
         with open(self.path, "a+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else "\n" + line  # after a line that a full disk has cut off
+                line = line if file.read(1) == b"\n" else "\n" + line  # a full disk may have cut the last line
             file.write((line + "\n").encode("utf-8", errors="replace"))
 
     def evaluated_steps(self) -> list[int]:
-        """The steps of the evaluations that count: all but those that a later `withdrawn` event names."""
+        """The steps of the evaluations that count: all without a later `withdrawn` event."""
         steps: dict[int, None] = {}
         for event in parse_events(self.path.read_bytes().splitlines() if self.path.exists() else []):
             if event["event"] == "eval" and "step" in event:

@@ -1,7 +1,6 @@
-"""reproduce.sh: the commands that make a run, or all runs of a report, again in a fresh clone, each from its whole
-configuration.
+"""reproduce.sh: the commands that repeat a run, or all runs of a report, in a fresh clone, from full configurations.
 
-Before any work the script checks that the data are the same, after it that the numbers are (`xcls.report.reproduce`).
+The script first checks that the data are the same, and at the end that the results are (`xcls.report.reproduce`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from xcls.runs.record import PATCH, Record, sha256
 from xcls.runs.spec import file_values
 
 TOLERANCE = 0.02
-TEMPLATES = "multirun/templates"  # configurations that the runs were made from, laid down again
+TEMPLATES = "multirun/templates"  # the script writes the configurations of the runs there
 ORDER = {"baseline": 0, "pretrain": 1, "finetune": 2}
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 Patches = Mapping[str, str]  # checksum -> text
@@ -28,7 +27,7 @@ NO_PATCHES: Patches = MappingProxyType({})
 
 
 def read_patch(folder: Path, record: Record) -> dict[str, str]:
-    """Checksum -> text of the `code.patch` of the run in `folder`; empty where it has none, or another one."""
+    """Checksum -> text of the `code.patch` of the run in `folder`; empty if there is none, or its checksum differs."""
     checksum, path = record.files.get(PATCH), folder / PATCH
     if checksum is None or not path.is_file() or sha256(path) != checksum:
         return {}
@@ -36,7 +35,7 @@ def read_patch(folder: Path, record: Record) -> dict[str, str]:
 
 
 def script_for(record: Record, origins: Sequence[Record] = (), *, patches: Patches = NO_PATCHES) -> str:
-    """The reproduce.sh of one run: set-up, data, the runs it starts from (`origins`), its command, the comparison."""
+    """The reproduce.sh of one run: setup, data, the runs it starts from (`origins`), its command, the comparison."""
     records = list({item.hash: item for item in [*origins, record]}.values())
     return _script(f"Makes the run {record.run} again.", records, patches)
 
@@ -44,7 +43,7 @@ def script_for(record: Record, origins: Sequence[Record] = (), *, patches: Patch
 def script(records: Sequence[Record], report: Sequence[str], *, patches: Patches = NO_PATCHES) -> str:
     """The reproduce.sh of a report: baselines, pretraining, fine-tuning, then `report.py` with the overrides `report`.
 
-    What did not complete is named in a comment and not run. `patches`: what `read_patch` gives of each run.
+    A comment names the runs that did not complete. `patches`: the results of `read_patch` for all runs.
     """
     by_hash = {record.hash: record for record in records}
     known = [record for record in records if record.mode in ORDER]
@@ -56,8 +55,7 @@ def script(records: Sequence[Record], report: Sequence[str], *, patches: Patches
 
 
 def command_for(record: Record) -> str:
-    """The lines that lay down the configuration of `record` and run it: in its sweep, on as many threads, in its
-    dtype."""
+    """The lines that write the configuration of `record` and run it: in its sweep, with its threads and dtype."""
     words = [f"mode={record.mode}"]
     sweep, exp = (record.config.get(name) for name in ("sweep", "exp"))
     path = f"{TEMPLATES}/{re.sub('[^0-9a-f]', '', record.hash)[:12] or 'run'}.yaml"
@@ -66,20 +64,20 @@ def command_for(record: Record) -> str:
     else:
         words.append(f"template={path}")
     words += [f"sweep={sweep}"] if sweep else [f"exp={exp}"] if exp else []
-    if record.config.get("pretrain") == "auto":  # the run of these settings, found by its hash
+    if record.config.get("pretrain") == "auto":  # the run is found by its hash
         words.append("pretrain=auto")
     elif record.pretrain is not None:
         words += [
             f"pretrain={record.pretrain.get('folder')}",
             f"checkpoint={record.pretrain.get('checkpoint') or 'best'}",
         ]
-    words.append("resume=true")  # this script, started again, goes on
+    words.append("resume=true")  # so that the script can be started again
     command = " ".join(shlex.quote(word) for word in ["run.py", *words])
     return f'{_file(record, path)}"$PYTHON" {command} "$@"\n'
 
 
 def expectation(record: Record) -> dict[str, Any]:
-    """What the checks need: where the data are and their fingerprint; what the run measured, and on what."""
+    """The values for the checks: place and fingerprint of the data; results of the run, and its device."""
     config = record.config
     source = {k.partition("dataset.source.")[2]: v for k, v in config.items() if k.startswith("dataset.source.")}
     given: dict[str, Any] = {name: config.get(f"dataset.{name}") for name in ("path", "text", "label")}
@@ -101,7 +99,7 @@ def _script(
     title: str, records: Sequence[Record], patches: Patches, lost: Sequence[Record] = (), report: str = ""
 ) -> str:
     commit, sources = _sources(records, patches)
-    # ASCII on lines of their own, so that no entry ends the heredoc.
+    # One ASCII line per entry, so that no entry ends the heredoc.
     wanted = ",\n".join(json.dumps(expectation(record), sort_keys=True) for record in records)
     notes = [f"# not run, {_line(r.status)} ({_line(r.cause or 'no cause')}): {_line(r.run)}\n" for r in lost]
     parts = {
@@ -119,10 +117,9 @@ def _script(
 
 
 def _sources(records: Sequence[Record], patches: Patches) -> tuple[str, str]:
-    """The commit that most of the runs were made at ('' where none is known), and the lines that lay down what it
-    lacks.
+    """The commit of most of the runs ('' if unknown), and the lines that apply their patch to it.
 
-    Runs that were made with other code are named when the script starts.
+    The script first names the runs that used other code.
     """
     states = [(record.commit, record.files.get(PATCH, "")) for record in reversed(records) if record.commit]
     if not states:
@@ -131,10 +128,10 @@ def _sources(records: Sequence[Record], patches: Patches) -> tuple[str, str]:
     name, checksum = state
     commit, notes = name.removesuffix("-dirty"), []
     if name != commit and checksum not in patches:
-        notes.append(f"these runs were made with changes of commit {commit} that are not at hand")
+        notes.append(f"these runs used changes to commit {commit} that are not available")
     for record in records:
         if record.commit and (record.commit, record.files.get(PATCH, "")) != state:
-            notes.append(f"{record.run} was made with other code ({record.commit}); see its own reproduce.sh")
+            notes.append(f"{record.run} used other code ({record.commit}); see its own reproduce.sh")
     lines = "".join(f"echo {shlex.quote(f'reproduce.sh: {_line(note)}')} >&2\n" for note in notes)
     if checksum in patches:
         mark = f"CHANGES_{checksum[:12]}"
@@ -143,7 +140,7 @@ def _sources(records: Sequence[Record], patches: Patches) -> tuple[str, str]:
 
 
 def _generation(record: Record, by_hash: dict[str, Record], depth: int = 0) -> int:
-    """How many runs of `by_hash` had to be made before this one."""
+    """The number of runs of `by_hash` that this one depends on, directly or not."""
     parent = by_hash.get(str((record.pretrain or {}).get("hash")))
     return 0 if parent is None or depth > 8 else 1 + _generation(parent, by_hash, depth + 1)
 
@@ -153,7 +150,7 @@ def _line(text: str) -> str:
 
 
 def _file(record: Record, path: str) -> str:
-    """The lines that write the configuration of `record` to `path`, unless it is there."""
+    """The lines that write the configuration of `record` to `path`, unless that file exists."""
     values = {**file_values(record.mode, record.config, record.choices), "study": record.config.get("study")}
     threads, dtype = record.device.get("threads"), record.device.get("dtype")
     if record.mode != "baseline" and record.device.get("kind") == "cpu" and isinstance(threads, int):
@@ -166,6 +163,6 @@ def _file(record: Record, path: str) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A value in YAML: as in JSON, but a float always has its point, or YAML 1.1 would read 1e-05 as text."""
+    """A value in YAML: as in JSON, but floats always with a decimal point, since YAML 1.1 reads 1e-05 as text."""
     text = json.dumps(value)
     return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text

@@ -1,6 +1,6 @@
-"""The status of one run, read from its folder alone: record.json, the end of events.jsonl, the lock.
+"""The status of one run, read only from its folder: record.json, the end of events.jsonl, the lock.
 
-Standard library only, and nothing is written: it works from another terminal, over ssh, and for jobs of a cluster.
+Standard library only, and it writes nothing: it works from another terminal, over ssh, and for jobs of a cluster.
 """
 
 from __future__ import annotations
@@ -14,18 +14,27 @@ from typing import Any, Iterator
 
 from xcls.runs.record import Record, parse_events, read_record
 
-STATES = ("running", "silent", "stale", "failed", "interrupted", "unreadable", "waiting", "done")  # in their order
+STATES = (
+    "running",
+    "silent",
+    "stale",
+    "failed",
+    "interrupted",
+    "unreadable",
+    "waiting",
+    "done",
+)  # in the order of the table
 BAD = ("stale", "failed", "unreadable")
 TAIL = 262_144  # bytes of events.jsonl that are read at most
-QUIET = 600.0  # seconds without an event that mean nothing yet
-DEPTH = 4  # folders below a starting point in which runs are sought
+QUIET = 600.0  # a run without events for this long (s) is not yet suspicious
+DEPTH = 4  # levels below a starting point that are searched for runs
 
 
 @dataclass
 class RunStatus:
-    """The status of one run. Times are seconds; None or 0 where nothing is known."""
+    """The status of one run. Times are seconds; None or 0 if unknown."""
 
-    name: str  # its folder below its sweep's, or what was typed
+    name: str  # its folder relative to the sweep's, or its overrides
     state: str  # one of STATES
     folder: Path | None = None
     kind: str = ""  # its mode
@@ -33,15 +42,15 @@ class RunStatus:
     steps: int = 0  # planned
     loss: float | None = None
     tokens_per_s: float | None = None
-    left: float | None = None  # seconds of training to come
+    left: float | None = None  # seconds of training that remain
     device: str = ""
     score: float | None = None  # macro-F1 on validation
-    note: str = ""  # the cause of a failure, or what else a user should know
+    note: str = ""  # the cause of a failure, or another remark
     lasted: float | None = None  # seconds that a completed run took
 
     @property
     def numbers(self) -> str:
-        """Step, loss and macro-F1 as far as they are known: `120/282 (43%) loss 0.5310 macro-F1 0.7100`."""
+        """Step, loss and macro-F1 if known: `120/282 (43%) loss 0.5310 macro-F1 0.7100`."""
         parts = [f"step {self.step}"] if self.step and not self.steps else []
         parts += [f"{self.step}/{self.steps} ({self.step / self.steps:.0%})"] if self.steps else []
         parts += [f"loss {self.loss:.4f}"] if self.loss is not None else []
@@ -50,19 +59,19 @@ class RunStatus:
 
     @property
     def pace(self) -> str:
-        """Speed, time left and device of a run under way as far as they are known: `1,234 tokens/s, 80 s left, cpu`."""
+        """Speed, time left and device of a running run, if known: `1,234 tokens/s, 80 s left, cpu`."""
         parts = [f"{self.tokens_per_s:,.0f} tokens/s"] if self.tokens_per_s is not None else []
         parts += [f"{duration(self.left)} left"] if self.left is not None else []
         return ", ".join([*parts, self.device] if self.device else parts)
 
 
 def run_folders(place: Path, depth: int = DEPTH, files: tuple[str, ...] = ("record.json",)) -> Iterator[Path]:
-    """The folders that hold one of `files`, at or below `place`, sorted. A run's folder is not searched further."""
+    """The folders with one of `files`, at or below `place`, sorted. It does not search inside a run's folder."""
     try:
         with os.scandir(place) as entries:
             found = list(entries)
     except OSError:
-        return  # gone meanwhile, or not readable
+        return  # deleted meanwhile, or not readable
     if any(entry.name in files for entry in found):
         yield place
     elif depth:
@@ -76,14 +85,14 @@ def read_run(folder: Path, name: str, now: float) -> RunStatus:
     try:
         record = read_record(folder)
         if record.status == "running" and not is_held(folder):
-            record = read_record(folder)  # it may have ended between the two looks
+            record = read_record(folder)  # it may have ended between the two reads
         return _of_record(record, folder, name, now)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         return RunStatus(name=name, state="unreadable", folder=folder, note=str(error).replace(f"{folder}/", ""))
 
 
 def _of_record(record: Record, folder: Path, name: str, now: float) -> RunStatus:
-    """The status that a record tells, with the events of a run that has not ended."""
+    """The status from a record, and from the events of a run that has not ended."""
     run = RunStatus(
         name=name,
         state=record.status,
@@ -105,7 +114,7 @@ def _of_record(record: Record, folder: Path, name: str, now: float) -> RunStatus
 
 
 def _follow(run: RunStatus, folder: Path, record: Record, now: float) -> None:
-    """Fills in what the events since the run's last start tell, and whether there is a process behind it."""
+    """Updates `run` from the events since its last start, and checks whether a process still runs it."""
     events = last_events(folder)
     steps = [event for event in events if event["event"] == "step" and isinstance(event.get("step"), int)]
     evaluations = [event for event in events if event["event"] == "eval"]
@@ -129,7 +138,7 @@ def _follow(run: RunStatus, folder: Path, record: Record, now: float) -> None:
     silent = now - max([*times[-1:], *written], default=0.0)
     if held is False and here:
         run.state = "stale"
-        run.note = "no process has this run: it was killed, or the machine stopped. The same command goes on."
+        run.note = "no process runs this: it was killed, or the machine stopped. The same command continues it."
     elif silent > max(QUIET, 3 * usual):
         run.note = f"silent for {duration(silent)}"
         if not held:
@@ -137,14 +146,14 @@ def _follow(run: RunStatus, folder: Path, record: Record, now: float) -> None:
 
 
 def _pace(steps: list[dict[str, Any]]) -> float | None:
-    """Seconds a step over these steps, evaluations included."""
+    """Seconds per step over these steps, evaluations included."""
     if len(steps) < 2 or steps[-1]["step"] <= steps[0]["step"]:
         return None
     return (steps[-1]["time"] - steps[0]["time"]) / (steps[-1]["step"] - steps[0]["step"])
 
 
 def last_events(folder: Path) -> list[dict[str, Any]]:
-    """The events since the run's last start, as far as the file's end reaches; incomplete lines are left out."""
+    """The events since the run's last start, from the last TAIL bytes of the file; skips incomplete lines."""
     try:
         with open(folder / "events.jsonl", "rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -3,8 +3,8 @@
 Standard library only.
 
 python -m xcls.runs.status [FOLDER …] [--all] [--watch [SECONDS]]
-Exit code: 0; 1 where a run has failed, is stale (its record says running, but no process has it) or cannot be read;
-2 for a folder that does not exist.
+Exit code: 0; 1 if a run has failed, is stale (its record says running, but no process runs it) or cannot be read;
+2 if a folder does not exist.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from typing import Any
 from xcls.runs.identity import runs_root
 from xcls.runs.run_status import BAD, STATES, RunStatus, duration, read_run, run_folders
 
-USUAL = ("multirun", "pretrain", "finetune")  # may be missing: nothing has run yet
-LISTED = {"running": 100, "waiting": 3, "done": 0}  # runs of one sweep in this state that are shown without --all
+USUAL = ("multirun", "pretrain", "finetune")  # may be missing if nothing has run yet
+LISTED = {"running": 100, "waiting": 3, "done": 0}  # number of runs per sweep and state that are shown without --all
 OTHERS = 20
-PIPED = 160  # columns where the output is no terminal
+PIPED = 160  # columns if the output is no terminal
 
 
 @dataclass
 class SweepStatus:
-    """A sweep, or the runs beside each other in one folder."""
+    """A sweep, or the runs of one folder."""
 
     name: str
     runs: list[RunStatus] = field(default_factory=list)
@@ -42,12 +42,12 @@ class SweepStatus:
     note: str = ""
 
     def count(self, *states: str) -> int:
-        """How many runs are in one of `states`."""
+        """The number of runs in one of `states`."""
         return sum(run.state in states for run in self.runs)
 
     @property
     def left(self) -> float | None:
-        """Seconds, estimated: running and waiting runs at the pace of completed ones. None without a basis."""
+        """Estimated seconds left: running and waiting runs at the pace of completed ones; None if unknown."""
         running = [run for run in self.runs if run.state == "running"]
         lasted = [run.lasted for run in self.runs if run.lasted and run.kind == "finetune"]
         known = [run.left for run in running if run.left is not None]
@@ -59,7 +59,7 @@ class SweepStatus:
 
 
 def read_all(places: list[Path], root: Path, now: float) -> list[SweepStatus]:
-    """Every run at or below `places` (run folders, sweep folders, folders of these), by sweep, in order of name."""
+    """Every run at or below `places` (run folders, sweep folders, folders of these), by sweep, sorted by name."""
     root, places = Path(os.path.abspath(root)), [Path(os.path.abspath(place)) for place in places]
     patterns = ("sweep.json", "*/sweep.json", "multirun/*/sweep.json")
     sweeps: dict[str, SweepStatus] = {}
@@ -76,7 +76,7 @@ def read_all(places: list[Path], root: Path, now: float) -> list[SweepStatus]:
 
 
 def read_sweep(folder: Path, root: Path, now: float) -> SweepStatus:
-    """The jobs of the sweep in `folder` as its sweep.json has them; none where that file is damaged."""
+    """The jobs of the sweep in `folder` from its sweep.json; none if that file is damaged."""
     sweep = SweepStatus(name=_below(folder, root))
     try:
         content = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
@@ -84,15 +84,15 @@ def read_sweep(folder: Path, root: Path, now: float) -> SweepStatus:
         alive = content["host"] != socket.gethostname() or _exists(int(content["pid"]))
         sweep.runs = [_job_status(entry, folder, now, alive) for entry in content["jobs"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        sweep.note = f"sweep.json cannot be read ({type(error).__name__}); these are the runs that have a record."
+        sweep.note = f"sweep.json cannot be read ({type(error).__name__}); this lists the runs that have a record."
         return sweep
     if not alive and sweep.count("waiting"):
-        sweep.note = "its launcher has ended. Jobs of a cluster go on; the same command starts the others."
+        sweep.note = "its launcher has ended. Jobs of a cluster continue; the same command starts the others."
     return sweep
 
 
 def _job_status(entry: dict[str, Any], sweep: Path, now: float, alive: bool) -> RunStatus:
-    """The status of a job of sweep.json: its record first, then its launcher's word. `alive`: that launcher runs."""
+    """The status of a job of sweep.json: from its record, else from its launcher. `alive`: the launcher is running."""
     state, cause = str(entry["state"]), str(entry["cause"] or "")
     if state not in ("waiting", "running", "done", "skipped", "failed"):
         raise ValueError(f"state {state}")
@@ -108,7 +108,7 @@ def _job_status(entry: dict[str, Any], sweep: Path, now: float, alive: bool) -> 
     else:
         run = read_run(folder, name, now)
         if alive and state in ("waiting", "running") and run.state in ("failed", "interrupted"):
-            run.state, run.note = state, f"again, after: {run.note}"  # its process has not yet opened the record
+            run.state, run.note = state, f"again, after: {run.note}"  # the new process has not yet written the record
         elif run.state == "failed":
             run.note = run.note or cause
     run.kind, run.device = str(entry["kind"]), str(entry["device"] or run.device)
@@ -116,7 +116,7 @@ def _job_status(entry: dict[str, Any], sweep: Path, now: float, alive: bool) -> 
 
 
 def _exists(pid: int) -> bool:
-    """Whether this machine has a process with this number."""
+    """Whether this machine has a process with this id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -127,12 +127,12 @@ def _exists(pid: int) -> bool:
 
 
 def _below(folder: Path, root: Path) -> str:
-    """`folder` relative to `root`, or whole where it is elsewhere."""
+    """`folder` relative to `root`, or the full path if it is elsewhere."""
     return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
 
 
 def table(sweeps: list[SweepStatus], width: int, *, everything: bool = False) -> list[str]:
-    """The lines of the table, none wider than `width`. A sweep in which all is done is one line."""
+    """The lines of the table, at most `width` wide. A completed sweep takes one line."""
     if not sweeps:
         return ["Nothing has run yet under multirun/, pretrain/, finetune/."]
     lines: list[str] = []
@@ -168,12 +168,12 @@ def _summary(sweep: SweepStatus) -> str:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of a run: the first one whole where it fits."""
+    """The lines of a run, wrapped to `width`."""
     return textwrap.wrap(text, width, initial_indent="  ", subsequent_indent=" " * 14, drop_whitespace=True)
 
 
 def main(words: list[str] | None = None) -> int:
-    """Prints the table once, or again and again until Ctrl-C. Gives the exit code."""
+    """Prints the table once, or repeatedly until Ctrl-C. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m xcls.runs.status", description="The status of all runs.")
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="run folders, sweeps, folders of these (all)")
     parser.add_argument("--all", action="store_true", help="list completed and all waiting runs too")

@@ -1,4 +1,4 @@
-"""A run in a process of its own, for another run or a job that waits for it. Standard library only."""
+"""Starts a run as a child process and waits for it. Standard library only."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PASSED_ON = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 def run_child(
     command: Sequence[str], environment: Mapping[str, str], *, cwd: str | None = None, log: str | None = None
 ) -> tuple[int, list[int]]:
-    """Runs a command to its end: its exit code (128 + signal if killed), and the signals that came meanwhile.
+    """Runs a command to its end. Returns its exit code (128 + signal if killed) and the signals that came meanwhile.
 
-    They are passed on, and the child waited for: it saves before it ends, where `subprocess.run` would kill it after a
-    quarter of a second. Ctrl-C reaches both processes and is passed on as SIGTERM, for a second Ctrl-C means "end at
-    once". `log`: the file that gets what it prints; without one it has this process's terminal.
+    It passes signals on and waits for the child, which saves before it ends; `subprocess.run` would kill it after a
+    quarter of a second. Ctrl-C reaches both processes, so it is passed on as SIGTERM: a second Ctrl-C would end the
+    child at once. `log`: the file for the child's output; without it the child uses this terminal.
     """
     came: list[int] = []
     child: subprocess.Popen[bytes] | None = None
@@ -39,7 +39,7 @@ def run_child(
             with open(log, "ab") as output:
                 streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
                 child = subprocess.Popen(command, env=dict(environment), cwd=cwd, **streams)
-        for number in list(came):  # while it was made
+        for number in list(came):  # signals that came while the child was started
             child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
         code = child.wait()
         return (code if code >= 0 else 128 - code), came

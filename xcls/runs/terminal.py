@@ -1,6 +1,6 @@
-"""What run.py and report.py owe to the terminal: exit codes, Ctrl-C, missing packages, readers that leave, encodings.
+"""Terminal behaviour of run.py and report.py: exit codes, Ctrl-C, missing packages, closed pipes, encodings.
 
-Standard library only, for both need it first.
+Standard library only, because both import it first.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from xcls.runs.redact import hide_secrets
 
 
 def end_early(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """sys.excepthook of a script: one line for Ctrl-C while it imports, and for packages missing outside .venv."""
+    """sys.excepthook of a script: one line for Ctrl-C during imports, and for packages missing outside .venv."""
     script = Path(sys.argv[0]).name
     if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] not in ("xcls", "hydra_plugins"):
         remedy = "Type `make setup`, then `source .venv/bin/activate` and the same command again."
         text, code = f"{sys.executable} has no package '{error.name}'. {remedy}", 2
     elif issubclass(kind, KeyboardInterrupt):
-        text, code = "interrupted before the run began.", 130
+        text, code = "interrupted before the run started.", 130
     else:
         return sys.__excepthook__(kind, error, trace)
     print(f"{script}: {text}", file=sys.stderr, flush=True)
-    os._exit(code)  # Python itself would end with a traceback
+    os._exit(code)  # a normal exit would print a traceback
 
 
 def exit_code(run: Callable[[], int], describe: Callable[[Exception], str | None]) -> int:
-    """Runs `run` and gives its exit code: 2 for an error that `describe` has a message for, 130 after Ctrl-C.
+    """Runs `run` and returns its exit code: 2 for an error that `describe` has a message for, 130 after Ctrl-C.
 
-    141 where the reader of standard output has left (`… | head`). Raises every other error.
+    141 if the reader of standard output has closed it (`… | head`). Raises every other error.
     """
     hide_secrets()
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no encoding
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout has no encoding
         sys.stdout.reconfigure(errors="replace")
     script = Path(sys.argv[0]).name
     try:
@@ -45,7 +45,7 @@ def exit_code(run: Callable[[], int], describe: Callable[[Exception], str | None
         print(f"{script}: {stop if stop.args else 'interrupted.'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would try once more to write what is left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries to write the rest at exit
         return 141
     except Exception as error:
         text = describe(error)
