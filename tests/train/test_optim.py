@@ -79,7 +79,8 @@ def test_decay_spares_norms_biases_embeddings_and_positions(position: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("schedule", "halfway", "end"), [("linear", 0.5, 0.0125), ("cosine", 0.5, 0.000385), ("constant", 1.0, 1.0)]
+    ("schedule", "halfway", "end"),
+    [("linear", 0.5, 0.0125), ("cosine", 0.5, 0.000385), ("constant", 1.0, 1.0), ("wsd", 1.0, 0.0625)],
 )
 def test_schedules(schedule: str, halfway: float, end: float) -> None:
     training = Training(lr=2.0, schedule=schedule, warmup=0.2)

@@ -128,7 +128,7 @@ class Training:
     weight_decay: float = within(0.0, 10.0)
     beta1: float = within(0.0, 0.9999)
     beta2: float = within(0.0, 0.99999)
-    schedule: str = one_of("linear", "cosine", "constant")
+    schedule: str = one_of("linear", "cosine", "constant", "wsd")
     warmup: float = within(0.0, 1.0)
     clip_norm: float = within(0.0)
     group_by_length: bool = free()

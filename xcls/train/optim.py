@@ -96,12 +96,13 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimize
     return torch.optim.Adafactor(groups, lr=training.lr)
 
 
-SCHEDULES: dict[
-    str, Callable[[float], float]
-] = {  # factor of the learning rate; share: of the steps after warm-up, 0..1
+COOLDOWN = 0.2  # share of the steps after warm-up in which `wsd` falls to 0
+# The factor of the learning rate after a share (0 to 1) of the steps that follow the warm-up.
+SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda share: 1.0 - share,
     "cosine": lambda share: 0.5 * (1.0 + math.cos(math.pi * share)),  # Loshchilov & Hutter 2017
     "constant": lambda share: 1.0,
+    "wsd": lambda share: min(1.0, (1.0 - share) / COOLDOWN),  # warm-up, stable, decay: Hu et al. 2024, section 4
 }
 
 
