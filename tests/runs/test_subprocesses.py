@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from xcls.runs.subprocesses import run_child
 
 CHILD = """
@@ -25,6 +27,17 @@ PARENT = """
 import os, sys
 from xcls.runs.subprocesses import run_child
 print(*run_child([sys.executable, "child.py"], os.environ))
+"""
+COUNTS = """
+import signal, sys, time
+came = []
+signal.signal(signal.SIGUSR1, lambda number, frame: came.append(number))
+open(sys.argv[1], "w").close()
+end = time.monotonic() + 20
+while not came and time.monotonic() < end:
+    time.sleep(0.01)
+time.sleep(0.3)
+sys.exit(len(came))
 """
 
 
@@ -46,3 +59,26 @@ def test_a_child_ends_by_itself_and_handlers_are_as_before() -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert run_child([sys.executable, "-c", "raise SystemExit(7)"], os.environ) == (7, [])
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("early", [True, False])
+def test_a_signal_is_passed_on_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
+    ready, popen = tmp_path / "ready", subprocess.Popen
+
+    class Child(popen):  # type: ignore[misc, valid-type]
+        def __init__(self, *command: object, **settings: object) -> None:
+            super().__init__(*command, **settings)
+            while not ready.exists():
+                assert self.poll() is None
+            if early:  # run_child has no child yet
+                signal.raise_signal(signal.SIGUSR1)
+
+        def wait(self, timeout: float | None = None) -> int:
+            if not early:
+                signal.raise_signal(signal.SIGUSR1)
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Child)
+    code, came = run_child([sys.executable, "-c", COUNTS, str(ready)], os.environ)
+    assert (code, came) == (1, [signal.SIGUSR1])

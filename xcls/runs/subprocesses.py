@@ -21,17 +21,23 @@ def run_child(
     child at once. `log`: the file for the child's output; without it the child uses this terminal.
     """
     came: list[int] = []
+    early: list[int] = []  # those that came before there was a child: it gets each of them once
     child: subprocess.Popen[bytes] | None = None
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if child is not None:
+    def pass_on(number: int) -> None:
+        if child is None:
+            early.append(number)
+        else:
             child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        pass_on(number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
         numbers = [getattr(signal, name) for name in PASSED_ON if hasattr(signal, name)]
-        before = {number: signal.signal(number, pass_on) for number in numbers}
+        before = {number: signal.signal(number, receive) for number in numbers}
     try:
         if log is None:
             child = subprocess.Popen(command, env=dict(environment), cwd=cwd)
@@ -39,8 +45,8 @@ def run_child(
             with open(log, "ab") as output:
                 streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
                 child = subprocess.Popen(command, env=dict(environment), cwd=cwd, **streams)
-        for number in list(came):  # signals that came while the child was started
-            child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+        for number in early:
+            pass_on(number)
         code = child.wait()
         return (code if code >= 0 else 128 - code), came
     finally:
