@@ -102,9 +102,8 @@ class LocalScheduler:
             return next((lease for lease in leases if lease is not None), None)
         if ours.count(CPU) >= self.jobs:
             return None
-        return (
-            Lease(CPU) if self.on_devices else take(CPU, self.jobs)
-        )  # with GPU jobs nobody measures the CPU, so no lock
+        # With GPU jobs nobody measures the CPU, so no lock
+        return Lease(CPU) if self.on_devices else take(CPU, self.jobs)
 
     def _start(self, job: Job, lease: Lease, on_device: bool) -> None:
         """Starts the process of `job`, which inherits `lease`."""

@@ -198,9 +198,8 @@ def distance_matrix(bias: Tensor, *, rows: int, columns: int, offset: int = 0) -
 
 
 UNKNOWN = 16 * 2**30  # bytes, assumed where a system does not report its memory
-MACHINE = (
-    os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else UNKNOWN
-)  # once: it can't be compiled
+# Once: it can't be compiled
+MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else UNKNOWN
 
 
 def memory_of(device: torch.device) -> int:

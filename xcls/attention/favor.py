@@ -33,9 +33,8 @@ def linear_attention(phi_q: Tensor, phi_k: Tensor, v: Tensor, masks: Masks, *, c
     Linear in N without `pairs`, with a causal mask, and with a bias; any other `pairs` needs the N x N kernel matrix.
     Features of padding tokens have no effect, but must be finite.
     """
-    values = zero_padding(
-        F.pad(v.to(phi_q.dtype), (0, 1), value=1.0), masks.padding
-    )  # [v, 1]: sums and their normaliser
+    # [v, 1]: sums and their normaliser
+    values = zero_padding(F.pad(v.to(phi_q.dtype), (0, 1), value=1.0), masks.padding)
     factor = None  # exp(bias) up to a constant per head, which cancels
     if masks.bias is not None:
         factor = (masks.bias - masks.bias.detach().amax(dim=-1, keepdim=True)).to(phi_q.dtype).exp()

@@ -64,9 +64,8 @@ class _HalfScores(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, summand: Tensor) -> Tensor:
         ctx.save_for_backward(q, k)
         ctx.shape = summand.shape
-        summand = torch.where(
-            summand == LOWEST_HALF, -3e4, summand / HEADROOM
-        )  # below every score, and so is their sum
+        # Below every score, and so is their sum
+        summand = torch.where(summand == LOWEST_HALF, -3e4, summand / HEADROOM)
         out = torch.baddbmm(summand, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5 / HEADROOM)
         return torch.lerp(out.amax(dim=-1, keepdim=True), out, HEADROOM)  # largest + 16 (score - largest), fp32 inside
 

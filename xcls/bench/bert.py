@@ -120,9 +120,8 @@ def train(meter: Meter, contender: Contender, prepared: Prepared, tokenizer: Tex
     import transformers
 
     transformers.logging.set_verbosity_error()
-    getattr(
-        transformers, MODELS[contender.stage]
-    )  # loads the code now, so that it does not count as memory of the training
+    # Loads the code now, so that it does not count as memory of the training
+    getattr(transformers, MODELS[contender.stage])
 
     class TimedTrainer(transformers.Trainer):
         """A Trainer that reports every batch to the meter."""

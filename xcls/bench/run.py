@@ -61,9 +61,8 @@ class Bench:
         self.attentions = plan.choose("attention", self.settings.attentions, nodes)
         threads = config.hardware.threads
         self.variables = environment(self.settings.allocator, threads)
-        self.plain = environment(
-            "plain", threads
-        )  # for trainings of transformers: default allocator, as their users have it
+        # For trainings of transformers: default allocator, as their users have it
+        self.plain = environment("plain", threads)
         self.rows: list[Row] = []
         self.machine: dict[str, dict[str, float]] = {}  # dtype -> rates
         self.started = time.time()

@@ -49,8 +49,8 @@ def shown(row: Row, key: str) -> str:
     if key.endswith(("share", "share_of_peak", "mfu")):
         return f"{value:.1%}"
     ends = [row.get(key.replace(stem, f"{stem}_{end}", 1)) for end in ("min", "max")]
-    told = [number(end) for end in ends if end is not None]
-    return (number(value) if value < 1e6 else f"{value:.3g}") + (f" ({'…'.join(told)})" if told else "")
+    limits = [number(end) for end in ends if end is not None]
+    return (number(value) if value < 1e6 else f"{value:.3g}") + (f" ({'…'.join(limits)})" if limits else "")
 
 
 def markdown(lines: Sequence[Line]) -> str:
@@ -59,11 +59,11 @@ def markdown(lines: Sequence[Line]) -> str:
     columns = [[name, *(line.get(name, NONE) for line in lines)] for name in names]
     columns = [[cell.replace("|", "\\|") for cell in column] for column in columns if set(column[1:]) != {NONE}]
     widths = [max(map(len, column)) for column in columns]
-    told = [
+    columns = [
         [cell.rjust(width) if place else cell.ljust(width) for cell in column]
         for place, (column, width) in enumerate(zip(columns, widths))
     ]
-    head, *others = (f"| {' | '.join(cells)} |" for cells in zip(*told))
+    head, *others = (f"| {' | '.join(cells)} |" for cells in zip(*columns))
     rule = "|" + "|".join("-" * (width + 1) + (":" if place else "-") for place, width in enumerate(widths)) + "|"
     return "\n".join([head, rule, *others])
 

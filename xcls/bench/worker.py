@@ -137,8 +137,8 @@ class Worker:
 def cause_of(error: BaseException) -> str:
     """The error as one line: type and the first two lines of its text, because the second often has the details."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = f"{type(error).__name__}: {' '.join(lines[:2])[:300]}" if lines else type(error).__name__
-    return f"out of memory: {told}" if is_out_of_memory(error) else told
+    message = f"{type(error).__name__}: {' '.join(lines[:2])[:300]}" if lines else type(error).__name__
+    return f"out of memory: {message}" if is_out_of_memory(error) else message
 
 
 def main(connection: Connection) -> None:

@@ -11,11 +11,8 @@ from xcls.runs.paths import quoted
 
 SWEEP = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-OF_FILES = (
-    "attention.",
-    "position.",
-    "dataset.source.",
-)  # their keys are the arguments of a class, which a file may choose
+# Their keys are the arguments of a class, which a file may choose
+OF_FILES = ("attention.", "position.", "dataset.source.")
 
 
 def prepare(words: Sequence[str], conf: Path, parse: Callable[[str], Any]) -> list[str]:

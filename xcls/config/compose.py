@@ -68,8 +68,9 @@ def compose_config(cfg: DictConfig) -> RunConfig:
         draft.merge_file(at(str(draft.values["template"])))
     elif mode == "pretrain" and exp is not None and not draft.values.get("sweep"):
         check_name("exp", str(exp))
-        if (draft.runs / "pretrain" / str(exp) / "config.yaml").is_file():
-            draft.merge_file(draft.runs / "pretrain" / str(exp) / "config.yaml")
+        file = draft.runs / "pretrain" / str(exp) / "config.yaml"
+        if file.is_file():
+            draft.merge_file(file)
     pretrain = draft.values.get("pretrain")
     if mode == "finetune" and pretrain is not None and pretrain != "auto":
         parent = find_run("pretrain", str(pretrain), root=draft.runs, stages=("pretrain", "finetune"))

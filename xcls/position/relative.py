@@ -21,9 +21,8 @@ class Relative(Position):
         super().__init__(**shape)
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window}")
-        self.table = nn.Parameter(
-            torch.randn(self.num_layers, self.num_heads, 2 * window + 1) * init_std
-        )  # [L, H, 2W+1]
+        # [L, H, 2W+1]
+        self.table = nn.Parameter(torch.randn(self.num_layers, self.num_heads, 2 * window + 1) * init_std)
 
     def bias(self, layer: int) -> Tensor:
         """bias[h, clip(j - i, -W, W) + W] for query i and key j: [H, 2W+1]."""

@@ -164,9 +164,8 @@ class Group:
         if measure.place == "metrics.test":
             scored = [(f1, -run.record.seed, run) for run in self.runs if (f1 := MACRO_F1.of(run.record)) is not None]
             best = measure.of(max(scored, key=lambda item: item[:2])[2].record) if scored else None
-        sd = (
-            statistics.stdev(values) if len(values) > 1 else None
-        )  # sums exactly: the order of the runs does not matter
+        # Sums exactly: the order of the runs does not matter
+        sd = statistics.stdev(values) if len(values) > 1 else None
         mean, median = statistics.fmean(values), statistics.median(values)
         middle = median if is_cost(measure.name) else mean
         return Stat(len(values), best, mean, sd, min(values), max(values), median, middle)

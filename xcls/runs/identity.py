@@ -16,13 +16,8 @@ from xcls.runs.code_hash import code_hash
 
 CODED = ("attention", "position")  # parts of a configuration whose code is in the hash
 STAGE_OF_MODE = {"pretrain": "pretraining", "finetune": "finetuning"}
-NOT_OF_ROWS = (
-    "path",
-    "extra",
-    "source",
-    "labels",
-    "truncate",
-)  # keys of the data set that are in its fingerprint, or elsewhere in the hash
+# Keys of the data set that are in its fingerprint, or elsewhere in the hash
+NOT_OF_ROWS = ("path", "extra", "source", "labels", "truncate")
 ARCHITECTURE = ("attention", "position", "size", "tokenizer", "seq_len")  # fine-tuning takes it from pretraining
 # Settings of a stage that do not change the result: when to save, and the batch size of evaluations.
 NOT_SHAPING = (

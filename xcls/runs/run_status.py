@@ -14,16 +14,8 @@ from typing import Any, Iterator
 
 from xcls.runs.record import Record, parse_events, read_record
 
-STATES = (
-    "running",
-    "silent",
-    "stale",
-    "failed",
-    "interrupted",
-    "unreadable",
-    "waiting",
-    "done",
-)  # in the order of the table
+# In the order of the table
+STATES = ("running", "silent", "stale", "failed", "interrupted", "unreadable", "waiting", "done")
 BAD = ("stale", "failed", "unreadable")
 TAIL = 262_144  # bytes of events.jsonl that are read at most
 QUIET = 600.0  # a run without events for this long (s) is not yet suspicious

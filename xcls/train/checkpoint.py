@@ -99,9 +99,8 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
                     raise summed.error
                 _sync(file)
             with open(path.with_name(SUMS), "ab") as sums:
-                sums.write(
-                    f"\n{summed.digest.hexdigest()}  {path.name}".encode()
-                )  # begins a new line, since a crash may have cut the last one
+                # Begins a new line, since a crash may have cut the last one
+                sums.write(f"\n{summed.digest.hexdigest()}  {path.name}".encode())
                 _sync(sums)
         with contextlib.suppress(OSError):  # so that the rename survives a power cut, if folders can be synced
             descriptor = os.open(path.parent, os.O_RDONLY)

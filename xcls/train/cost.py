@@ -134,9 +134,8 @@ def _least_absolute(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
     least = 1e-6 * float(values.mean()) if len(values) else 1.0
     fit, weights = np.zeros(terms.shape[1]), np.ones_like(values)
     for _ in range(ROUNDS):
-        root = np.asarray(
-            np.linalg.qr(np.column_stack([terms, values]) * weights[:, None], mode="r")
-        )  # T + 1 rows instead of S, with the same sum of squares
+        # T + 1 rows instead of S, with the same sum of squares
+        root = np.asarray(np.linalg.qr(np.column_stack([terms, values]) * weights[:, None], mode="r"))
         fit = nnls(root[:, :-1], root[:, -1])[0]
         weights = np.abs(values - terms @ fit).clip(least) ** -0.5
     return fit

@@ -18,12 +18,8 @@ from xcls.train.randomness import seed_everything
 from xcls.train.run_logger import RunLogger
 from xcls.train.stream import width_multiple
 
-SETTINGS = (
-    "compile",
-    "micro_batch",
-    "micro_tokens",
-    "gradient_checkpointing",
-)  # settings of the hardware that the record lists
+# Settings of the hardware that the record lists
+SETTINGS = ("compile", "micro_batch", "micro_tokens", "gradient_checkpointing")
 RESULTS = ("predictions.parquet", "head.safetensors")  # written at the end of a training; removed when it starts again
 
 

@@ -92,9 +92,8 @@ def batches_from(
         if workers == 0:
             yield from (rest[item] for item in range(len(rest)))
         else:
-            generator = torch.Generator().manual_seed(
-                0
-            )  # else the loader would draw its seed from torch's global generator
+            # Else the loader would draw its seed from torch's global generator
+            generator = torch.Generator().manual_seed(0)
             yield from DataLoader(
                 rest,
                 batch_size=None,

@@ -53,9 +53,8 @@ def mask_of(qk: Tensor, chunks: Chunks, masks: Masks) -> Tensor:
 
     def make() -> Tensor:
         own = torch.arange(chunks.number * size, device=qk.device).view(-1, size, 1)  # [T, C, 1]
-        seen = own[:, :1] + torch.arange(
-            -chunks.before * size, (1 + chunks.after) * size, device=qk.device
-        )  # [T, 1, K]
+        # [T, 1, K]
+        seen = own[:, :1] + torch.arange(-chunks.before * size, (1 + chunks.after) * size, device=qk.device)
         count = chunks.length if chunks.count is None else chunks.count.view(-1, 1, 1, 1)
         real = (seen >= 0) & (seen < count)  # [B, T, 1, K], or without B
         others = real & (own != seen)
